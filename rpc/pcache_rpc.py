@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The commands of pcache for SPDK's rpc.py and for spdk-rpc of the `spdk` Python package.
+
+    PYTHONPATH=rpc rpc.py --plugin pcache_rpc bdev_pcache_create -b Cache0 -B Aio0 -p /mnt/pmem0/c0
+"""
+
+import argparse
+
+from spdk.rpc.cmd_parser import print_dict, print_json, strip_globals
+
+
+def _call(args):
+    """One call of the method that the command is named after; what was not given is not sent."""
+    given = strip_globals(vars(args))
+    params = {name: value for name, value in given.items() if value is not None}
+    return args.client.call(args.called_rpc_name, params)
+
+
+def _print_text(args):
+    print_json(_call(args))
+
+
+def _print_object(args):
+    print_dict(_call(args))
+
+
+def _call_only(args):
+    _call(args)
+
+
+def _percent(text):
+    value = int(text)
+    if not 0 <= value <= 90:
+        raise argparse.ArgumentTypeError(f"{value} is not within 0 to 90")
+    return value
+
+
+def _add(subparsers, method, func, text):
+    parser = subparsers.add_parser(method, help=text, description=text)
+    parser.set_defaults(func=func)
+    return parser
+
+
+def _add_name(parser, required=True, text="Name of the cache bdev"):
+    parser.add_argument("-b", "--name", required=required, help=text)
+
+
+def _add_changeable_options(parser):
+    parser.add_argument(
+        "--gc-percent",
+        type=_percent,
+        metavar="0..90",
+        help="Share of used segments in percent above which clean ones are reclaimed. Default: 70",
+    )
+    parser.add_argument(
+        "--writeback-order",
+        choices=["strict", "relaxed"],
+        help="strict: the base respects the barriers (FLUSH, FUA) of the application at any moment. "
+        "relaxed: only between batches of write-back, and faster. Default: strict",
+    )
+
+
+def _add_create(subparsers):
+    parser = _add(
+        subparsers,
+        "bdev_pcache_create",
+        _print_text,
+        "Put a persistent-memory write-back and read cache in front of a bdev. An existing cache is "
+        "opened again, with all its data. If the base bdev does not exist yet, the cache appears "
+        "together with it",
+    )
+    _add_name(parser, text="Name of the cache bdev to create")
+    parser.add_argument(
+        "-B", "--base-bdev-name", required=True, help="Name of the bdev to cache; it is claimed"
+    )
+    parser.add_argument(
+        "-p",
+        "--cache-path",
+        required=True,
+        help="Cache device: a device-DAX node, or a file (on a DAX file system, tmpfs, hugetlbfs or "
+        "any other)",
+    )
+    parser.add_argument(
+        "-s",
+        "--cache-size-mib",
+        type=int,
+        help="Size in MiB of the file to create, if it does not exist",
+    )
+    parser.add_argument(
+        "--data-crc",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="Keep a checksum of all cached data. Fixed when the cache is formatted. Default: no",
+    )
+    parser.add_argument(
+        "--segment-size-kib",
+        type=int,
+        help="Size of a segment in KiB, a power of two. Fixed when the cache is formatted. "
+        "Default: 16384",
+    )
+    _add_changeable_options(parser)
+    parser.add_argument(
+        "--format",
+        choices=["auto", "never", "force"],
+        help="auto: format a blank cache device, open one that holds a cache, refuse anything else. "
+        "never: only open. force: format whatever it holds, dirty data included. Default: auto",
+    )
+
+
+def _add_delete(subparsers):
+    parser = _add(
+        subparsers,
+        "bdev_pcache_delete",
+        _call_only,
+        "Remove a cache bdev. Data that the base does not have yet stays in the cache device, and "
+        "is there again when the cache is created again",
+    )
+    _add_name(parser)
+    parser.add_argument(
+        "--drain",
+        action="store_true",
+        default=None,
+        help="Write all dirty data to the base first; afterwards the base can be used by itself",
+    )
+
+
+def _add_drain(subparsers):
+    parser = _add(
+        subparsers,
+        "bdev_pcache_flush_start",
+        _call_only,
+        "Start to write all data that is dirty now to the base, while I/O goes on",
+    )
+    _add_name(parser)
+    parser = _add(
+        subparsers,
+        "bdev_pcache_flush_status",
+        _print_object,
+        "Show how far the last bdev_pcache_flush_start has come",
+    )
+    _add_name(parser)
+
+
+def _add_stats(subparsers):
+    parser = _add(
+        subparsers, "bdev_pcache_get_stats", _print_object, "Show statistics of one or all caches"
+    )
+    _add_name(parser, required=False, text="Name of the cache bdev. Default: all of them")
+    parser = _add(
+        subparsers, "bdev_pcache_reset_stats", _call_only, "Set the statistics of a cache to zero"
+    )
+    _add_name(parser)
+
+
+def spdk_rpc_plugin_initialize(subparsers):
+    """Called by rpc.py and spdk-rpc."""
+    _add_create(subparsers)
+    _add_delete(subparsers)
+    parser = _add(
+        subparsers,
+        "bdev_pcache_get_bdevs",
+        _print_object,
+        "List caches, also those that wait for their base bdev",
+    )
+    _add_name(parser, required=False, text="Name of the cache bdev. Default: all of them")
+    _add_stats(subparsers)
+    _add_drain(subparsers)
+    parser = _add(
+        subparsers,
+        "bdev_pcache_set_options",
+        _call_only,
+        "Change options of a cache in use; the cache device remembers them",
+    )
+    _add_name(parser)
+    _add_changeable_options(parser)

@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include "shim.h"
+
+#include "spdk/accel.h"
+#include "spdk/log.h"
+#include "spdk/rpc.h"
+#include "spdk/thread.h"
+#include "spdk/util.h"
+#include "spdk/uuid.h"
+
+/* NVMe base specification, Read and Write commands: Force Unit Access is bit 30 of dword 12. */
+#define PCACHE_NVME_CDW12_FUA (1u << 30)
+
+#define PCACHE_PRODUCT_NAME "persistent-memory cache"
+
+const int pcache_module_anchor = 1;
+
+/* ---- the module ---- */
+
+static int
+module_init(void)
+{
+	return pcache_up_module_init();
+}
+
+static void
+module_fini_start(void)
+{
+	pcache_up_fini_start();
+}
+
+static void
+module_fini(void)
+{
+	pcache_up_module_fini();
+}
+
+static int
+module_config_json(struct spdk_json_write_ctx *w)
+{
+	pcache_up_config_json(w);
+	return 0;
+}
+
+static void module_examine_config(struct spdk_bdev *bdev);
+static void module_examine_disk(struct spdk_bdev *bdev);
+
+static struct spdk_bdev_module g_pcache_module = {
+	.name = "pcache",
+	.module_init = module_init,
+	.fini_start = module_fini_start,
+	.async_fini_start = true,
+	.module_fini = module_fini,
+	.config_json = module_config_json,
+	.examine_config = module_examine_config,
+	.examine_disk = module_examine_disk,
+};
+
+SPDK_BDEV_MODULE_REGISTER(pcache, &g_pcache_module)
+
+struct spdk_bdev_module *
+pcache_module(void)
+{
+	return &g_pcache_module;
+}
+
+static void
+module_examine_config(struct spdk_bdev *bdev)
+{
+	pcache_up_examine_config(bdev);
+	spdk_bdev_module_examine_done(&g_pcache_module);
+}
+
+static void
+module_examine_disk(struct spdk_bdev *bdev)
+{
+	if (!pcache_up_examine_disk(bdev)) {
+		spdk_bdev_module_examine_done(&g_pcache_module);
+	}
+}
+
+#define PCACHE_RPC(verb, method)                                                                   \
+	static void rpc_bdev_pcache_##verb(struct spdk_jsonrpc_request *request,                   \
+					   const struct spdk_json_val *params)                     \
+	{                                                                                          \
+		pcache_up_rpc(method, request, params);                                            \
+	}                                                                                          \
+	SPDK_RPC_REGISTER("bdev_pcache_" #verb, rpc_bdev_pcache_##verb, SPDK_RPC_RUNTIME)
+
+PCACHE_RPC(create, PCACHE_RPC_CREATE)
+PCACHE_RPC(delete, PCACHE_RPC_DELETE)
+PCACHE_RPC(get_bdevs, PCACHE_RPC_GET_BDEVS)
+PCACHE_RPC(get_stats, PCACHE_RPC_GET_STATS)
+PCACHE_RPC(reset_stats, PCACHE_RPC_RESET_STATS)
+PCACHE_RPC(flush_start, PCACHE_RPC_FLUSH_START)
+PCACHE_RPC(flush_status, PCACHE_RPC_FLUSH_STATUS)
+PCACHE_RPC(set_options, PCACHE_RPC_SET_OPTIONS)
+
+/* ---- channels ---- */
+
+struct pcache_channel {
+	void *state;
+};
+
+static int
+channel_create(void *io_device, void *ctx_buf)
+{
+	struct pcache_channel *channel = ctx_buf;
+
+	channel->state = pcache_up_channel_create(io_device);
+	return channel->state != NULL ? 0 : -ENOMEM;
+}
+
+static void
+channel_destroy(void *io_device, void *ctx_buf)
+{
+	struct pcache_channel *channel = ctx_buf;
+
+	pcache_up_channel_destroy(channel->state);
+}
+
+void *
+pcache_channel_state(struct spdk_io_channel *ch)
+{
+	struct pcache_channel *channel = spdk_io_channel_get_ctx(ch);
+
+	return channel->state;
+}
+
+void
+pcache_io_device_register(void *ctx, const char *name)
+{
+	spdk_io_device_register(ctx, channel_create, channel_destroy, sizeof(struct pcache_channel),
+				name);
+}
+
+/* ---- requests ---- */
+
+static enum pcache_io_kind
+io_kind(const struct spdk_bdev_io *bdev_io)
+{
+	switch (bdev_io->type) {
+	case SPDK_BDEV_IO_TYPE_READ:
+		return PCACHE_IO_READ;
+	case SPDK_BDEV_IO_TYPE_WRITE:
+		return PCACHE_IO_WRITE;
+	case SPDK_BDEV_IO_TYPE_FLUSH:
+		return PCACHE_IO_FLUSH;
+	case SPDK_BDEV_IO_TYPE_UNMAP:
+		return PCACHE_IO_UNMAP;
+	case SPDK_BDEV_IO_TYPE_WRITE_ZEROES:
+		return PCACHE_IO_WRITE_ZEROES;
+	case SPDK_BDEV_IO_TYPE_RESET:
+		return PCACHE_IO_RESET;
+	case SPDK_BDEV_IO_TYPE_ABORT:
+		return PCACHE_IO_ABORT;
+	default:
+		return PCACHE_IO_OTHER;
+	}
+}
+
+/* Only the parameters that the type has are read: they share memory with those of other types. */
+static void
+describe(const struct spdk_bdev_io *bdev_io, struct pcache_io *io)
+{
+	memset(io, 0, sizeof(*io));
+	io->kind = io_kind(bdev_io);
+
+	switch (io->kind) {
+	case PCACHE_IO_READ:
+		io->needs_buf = bdev_io->u.bdev.iovs[0].iov_base == NULL;
+		io->iovs = bdev_io->u.bdev.iovs;
+		io->iov_count = bdev_io->u.bdev.iovcnt;
+		break;
+	case PCACHE_IO_WRITE:
+		/*
+		 * The calls for a single buffer leave the dword as an earlier request of the pool
+		 * had it. A flag that nobody meant costs an epoch, one that is lost would cost order.
+		 */
+		io->fua = (bdev_io->u.bdev.nvme_cdw12.raw & PCACHE_NVME_CDW12_FUA) != 0;
+		io->iovs = bdev_io->u.bdev.iovs;
+		io->iov_count = bdev_io->u.bdev.iovcnt;
+		break;
+	case PCACHE_IO_ABORT:
+		io->abort_target = bdev_io->u.abort.bio_to_abort;
+		return;
+	case PCACHE_IO_FLUSH:
+	case PCACHE_IO_UNMAP:
+	case PCACHE_IO_WRITE_ZEROES:
+		break;
+	default:
+		return;
+	}
+	io->lba = bdev_io->u.bdev.offset_blocks;
+	io->block_count = bdev_io->u.bdev.num_blocks;
+}
+
+static void
+bdev_submit_request(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io)
+{
+	struct pcache_io io;
+
+	describe(bdev_io, &io);
+	pcache_up_submit(pcache_channel_state(ch), bdev_io, &io);
+}
+
+static void
+get_buf_done(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io, bool success)
+{
+	struct pcache_io io;
+
+	describe(bdev_io, &io);
+	pcache_up_buf_ready(pcache_channel_state(ch), bdev_io, &io, success);
+}
+
+void
+pcache_io_get_buf(struct spdk_bdev_io *bdev_io)
+{
+	spdk_bdev_io_get_buf(bdev_io, get_buf_done,
+			     bdev_io->u.bdev.num_blocks * bdev_io->bdev->blocklen);
+}
+
+/* ---- our bdevs ---- */
+
+static int
+bdev_destruct(void *ctx)
+{
+	return pcache_up_destruct(ctx);
+}
+
+/* A list of its own, never the base's answer: what is not here would bypass the cache. */
+static bool
+bdev_io_type_supported(void *ctx, enum spdk_bdev_io_type type)
+{
+	switch (type) {
+	case SPDK_BDEV_IO_TYPE_READ:
+	case SPDK_BDEV_IO_TYPE_WRITE:
+	case SPDK_BDEV_IO_TYPE_FLUSH:
+	case SPDK_BDEV_IO_TYPE_UNMAP:
+	case SPDK_BDEV_IO_TYPE_WRITE_ZEROES:
+	case SPDK_BDEV_IO_TYPE_RESET:
+	case SPDK_BDEV_IO_TYPE_ABORT:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static struct spdk_io_channel *
+bdev_get_io_channel(void *ctx)
+{
+	return spdk_get_io_channel(ctx);
+}
+
+static int
+bdev_dump_info_json(void *ctx, struct spdk_json_write_ctx *w)
+{
+	return pcache_up_dump_info(ctx, w);
+}
+
+static void
+bdev_write_config_json(struct spdk_bdev *bdev, struct spdk_json_write_ctx *w)
+{
+	pcache_up_write_config(bdev->ctxt, w);
+}
+
+static void
+bdev_dump_device_stat_json(void *ctx, struct spdk_json_write_ctx *w)
+{
+	pcache_up_dump_stat(ctx, w);
+}
+
+static void
+bdev_reset_device_stat(void *ctx)
+{
+	pcache_up_reset_stat(ctx);
+}
+
+static const struct spdk_bdev_fn_table g_pcache_fn_table = {
+	.destruct = bdev_destruct,
+	.submit_request = bdev_submit_request,
+	.io_type_supported = bdev_io_type_supported,
+	.get_io_channel = bdev_get_io_channel,
+	.dump_info_json = bdev_dump_info_json,
+	.write_config_json = bdev_write_config_json,
+	.dump_device_stat_json = bdev_dump_device_stat_json,
+	.reset_device_stat = bdev_reset_device_stat,
+};
+
+struct spdk_bdev *
+pcache_bdev_new(void *ctx, const struct pcache_bdev_params *params)
+{
+	struct spdk_bdev *bdev;
+
+	bdev = calloc(1, sizeof(*bdev));
+	if (bdev == NULL) {
+		return NULL;
+	}
+	bdev->name = strdup(params->name);
+	if (bdev->name == NULL) {
+		free(bdev);
+		return NULL;
+	}
+	bdev->product_name = PCACHE_PRODUCT_NAME;
+	/*
+	 * There is no volatile cache, yet hosts that see one send their barriers as FLUSH, and
+	 * the order in which the base is written follows them.
+	 */
+	bdev->write_cache = 1;
+	bdev->blocklen = params->block_size_bytes;
+	bdev->phys_blocklen = params->phys_block_size_bytes;
+	bdev->blockcnt = params->block_count;
+	bdev->write_unit_size = 1;
+	bdev->max_rw_size = params->rw_blocks_max;
+	bdev->max_unmap = params->unmap_blocks_max;
+	bdev->max_unmap_segments = 1;
+	bdev->max_write_zeroes = params->write_zeroes_blocks_max;
+	memcpy(&bdev->uuid, params->uuid, sizeof(bdev->uuid));
+	bdev->ctxt = ctx;
+	bdev->module = &g_pcache_module;
+	bdev->fn_table = &g_pcache_fn_table;
+	return bdev;
+}
+
+SPDK_STATIC_ASSERT(sizeof(struct spdk_uuid) == 16, "a uuid has 16 bytes");
+
+void
+pcache_bdev_free(struct spdk_bdev *bdev)
+{
+	free(bdev->name);
+	free(bdev);
+}
+
+/* ---- the base bdev ---- */
+
+bool
+pcache_bdev_is_called(const struct spdk_bdev *bdev, const char *name)
+{
+	const struct spdk_bdev_aliases_list *aliases = spdk_bdev_get_aliases(bdev);
+	const struct spdk_bdev_alias *alias;
+
+	if (strcmp(spdk_bdev_get_name(bdev), name) == 0) {
+		return true;
+	}
+	TAILQ_FOREACH(alias, aliases, tailq) {
+		if (strcmp(alias->alias.name, name) == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
+int
+pcache_claim(struct spdk_bdev_desc *desc, const char *owner)
+{
+	struct spdk_bdev_claim_opts opts;
+
+	spdk_bdev_claim_opts_init(&opts, sizeof(opts));
+	snprintf(opts.name, sizeof(opts.name), "pcache %s", owner);
+	return spdk_bdev_module_claim_bdev_desc(desc, SPDK_BDEV_CLAIM_READ_MANY_WRITE_ONE, &opts,
+						&g_pcache_module);
+}
+
+bool
+pcache_bdev_has_dif(const struct spdk_bdev *bdev)
+{
+	return spdk_bdev_get_dif_type(bdev) != SPDK_DIF_DISABLE;
+}
+
+void
+pcache_bdev_uuid(const struct spdk_bdev *bdev, uint8_t out[16])
+{
+	memcpy(out, spdk_bdev_get_uuid(bdev), 16);
+}
+
+SPDK_STATIC_ASSERT(_Alignof(struct spdk_bdev_io_wait_entry) <= _Alignof(void *),
+		   "the Rust side aligns the entry like a pointer");
+
+int
+pcache_queue_io_wait(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch,
+		     struct spdk_bdev_io_wait_entry *entry, spdk_bdev_io_wait_cb fn, void *arg)
+{
+	memset(entry, 0, sizeof(*entry));
+	entry->bdev = spdk_bdev_desc_get_bdev(desc);
+	entry->cb_fn = fn;
+	entry->cb_arg = arg;
+	return spdk_bdev_queue_io_wait(entry->bdev, ch, entry);
+}
+
+/* ---- the rest ---- */
+
+void
+pcache_log(int level, const char *file, size_t file_len, int line, const char *text,
+	   size_t text_len)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "%.*s", (int)file_len, file);
+	spdk_log(level, name, line, "pcache", "%.*s\n", (int)text_len, text);
+}
+
+void
+pcache_uuid_from(uint8_t out[16], const uint8_t *name, size_t len)
+{
+	/* 0f6d1c5a-6b8e-4f0c-9a5d-70636163 6865 ("pcache"): drawn once, never to change. */
+	static const uint8_t name_space[16] = {
+		0x0f, 0x6d, 0x1c, 0x5a, 0x6b, 0x8e, 0x4f, 0x0c,
+		0x9a, 0x5d, 0x70, 0x63, 0x61, 0x63, 0x68, 0x65,
+	};
+	struct spdk_uuid ns, uuid;
+
+	memcpy(&ns, name_space, sizeof(ns));
+	memset(&uuid, 0, sizeof(uuid));
+	spdk_uuid_generate_sha1(&uuid, &ns, (const char *)name, len);
+	memcpy(out, &uuid, sizeof(uuid));
+}
+
+void
+pcache_uuid_random(uint8_t out[16])
+{
+	struct spdk_uuid uuid;
+
+	spdk_uuid_generate(&uuid);
+	memcpy(out, &uuid, sizeof(uuid));
+}
+
+bool
+pcache_accel_copies_by_cpu(void)
+{
+	const char *module = NULL;
+
+	return spdk_accel_get_opc_module_name(SPDK_ACCEL_OPC_COPY, &module) == 0 &&
+	       module != NULL && strcmp(module, "software") == 0;
+}

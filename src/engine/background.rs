@@ -1,0 +1,109 @@
+//! The background: write-back, reclaiming, and options that are to be persisted. One thread runs it.
+
+use super::cache::{BACKGROUND_AGENT, Cache, lock};
+use super::io::{BaseError, BaseOpId, Outbox, Progress};
+use super::stats::Counters;
+use crate::gc::Gc;
+use crate::media::{Tails, persist_superblock};
+use crate::pmem::Pmem;
+use crate::units::{Agent, Now, Seq};
+use crate::writeback::{Context, Writeback};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Background<P: Pmem> {
+    cache: Arc<Cache<P>>,
+    tails: Tails,
+    writeback: Writeback,
+    gc: Gc,
+    stopping: bool,
+    now: Now,
+}
+
+impl<P: Pmem> Background<P> {
+    pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails) -> Self {
+        let writeback = Writeback::new(cache.segments.count());
+        Self { cache, tails, writeback, gc: Gc::default(), stopping: false, now: Now(0) }
+    }
+
+    /// Does a bounded piece of work.
+    pub fn poll(&mut self, now: Now, out: &mut Outbox) -> Progress {
+        self.now = now;
+        if self.stopping || self.cache.has_failed() {
+            return Progress::Idle;
+        }
+        self.persist_options();
+        let (order, gc_percent) = {
+            let superblock = lock(&self.cache.superblock);
+            (superblock.writeback_order, superblock.gc_percent)
+        };
+        let counters = counters(&self.cache);
+        let cache = &*self.cache;
+        let reclaimed = self.gc.poll(cache, &mut self.tails, BACKGROUND_AGENT, counters, gc_percent);
+        let mut context = Context {
+            cache,
+            tails: &mut self.tails,
+            agent: BACKGROUND_AGENT,
+            counters,
+            order,
+            urgent: self.gc.needs_writeback(),
+        };
+        let written = self.writeback.poll(&mut context, now, out);
+        if reclaimed == Progress::Busy { reclaimed } else { written }
+    }
+
+    /// A base operation has ended.
+    pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
+        let order = lock(&self.cache.superblock).writeback_order;
+        let mut context = Context {
+            cache: &*self.cache,
+            tails: &mut self.tails,
+            agent: BACKGROUND_AGENT,
+            counters: counters(&self.cache),
+            order,
+            urgent: false,
+        };
+        self.writeback.on_base_done(&mut context, op, result, self.now);
+    }
+
+    /// Starts nothing new from now on. What is under way ends.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Base operations that were asked for and have not ended.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.writeback.in_flight()
+    }
+
+    fn persist_options(&self) {
+        if !self.cache.superblock_changed.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let mut superblock = lock(&self.cache.superblock);
+        drop(persist_superblock(&self.cache.pmem, BACKGROUND_AGENT, &mut superblock));
+    }
+}
+
+impl<P: Pmem> Drop for Background<P> {
+    fn drop(&mut self) {
+        *lock(&self.cache.background_parts) = Some(self.tails);
+    }
+}
+
+fn counters<P>(cache: &Cache<P>) -> &Counters {
+    &cache.counters[cache.counters.len() - 1]
+}
+
+impl<P: Pmem> Cache<P> {
+    /// Makes the tails durable, then lets everybody know.
+    pub(crate) fn persist_tails(&self, tails: &mut Tails, agent: Agent) {
+        tails.seq_next_min = Seq(self.seq_next.load(Ordering::SeqCst));
+        tails.epoch_min = self.epoch.load(Ordering::SeqCst);
+        drop(tails.persist(&self.pmem, agent, &self.checksums));
+        self.dirty_tail.store(tails.dirty_tail.0, Ordering::Release);
+    }
+}

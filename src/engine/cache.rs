@@ -1,0 +1,413 @@
+//! The cache: what its channels and its background share.
+
+use super::config::{
+    BaseCaps, BaseIdentity, DataCrc, GC_PERCENT_MAX, OptionChange, WritebackOrder,
+};
+use super::grace::Grace;
+#[cfg(any(test, feature = "sim"))]
+use super::segments::SegmentState;
+use super::segments::Segments;
+use super::stats::{Counters, Stats};
+use super::stream::{Stream, StreamContext};
+use super::{Background, Channel};
+use crate::index::Index;
+use crate::media::{Checksums, Geometry, Place, Superblock, Tails};
+use crate::pmem::Pmem;
+use crate::units::{Agent, Epoch, Seq};
+use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::CachePadded;
+use serde::Serialize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The most channels that can be open at once.
+pub const CHANNEL_COUNT_MAX: u16 = 256;
+/// The largest write, in bytes, if the segments are large enough: it is atomic.
+pub const WRITE_SIZE_MAX_BYTES: u64 = 1 << 20;
+/// The largest unmap or write-zeroes request, in bytes.
+const UNMAP_SIZE_MAX_BYTES: u64 = 4 << 20;
+/// A write takes at most this part of a segment, so that little is wasted where one ends.
+const WRITE_SEGMENT_PARTS: u64 = 4;
+/// A cache of few segments has fewer streams, so that open segments do not hold all the space.
+const SEGMENTS_PER_STREAM: u32 = 4;
+
+/// The background's name in claims and fences; channels count from 1.
+pub(crate) const BACKGROUND_AGENT: Agent = Agent(CHANNEL_COUNT_MAX + 1);
+
+/// Whether a cache works.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
+pub enum Health {
+    /// All is well.
+    #[default]
+    Online,
+    /// Write-back meets errors and repeats; nothing is lost.
+    WritebackFailing(String),
+    /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them.
+    Degraded(String),
+    /// An internal error; every request fails, the media are as they were.
+    Failed(String),
+}
+
+/// How far a drain is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DrainStatus {
+    /// Whether one is running.
+    pub in_progress: bool,
+    /// Dirty bytes when it was asked for.
+    pub dirty_bytes_start: u64,
+    /// Dirty bytes now, those written since included.
+    pub dirty_bytes_left: u64,
+    /// Progress from 0 to 100.
+    pub percent: u8,
+    /// Why it does not get on, if something is wrong.
+    pub error: Option<String>,
+}
+
+/// A cache, described.
+#[derive(Clone, Debug, Serialize)]
+pub struct CacheInfo {
+    /// Of the cache, made at format: 32 hexadecimal digits.
+    pub uuid: String,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// Size of the cached device in blocks.
+    pub block_count: u64,
+    /// Size of the cache device in KiB.
+    pub cache_size_kib: u64,
+    /// Size of a segment in KiB.
+    pub segment_size_kib: u64,
+    /// Number of segments.
+    pub segment_count: u32,
+    /// Segments that hold nothing.
+    pub segments_free: u64,
+    /// Whether payloads carry checksums.
+    pub data_crc: bool,
+    /// Share of used segments, in percent, above which clean ones are reclaimed.
+    pub gc_percent: u8,
+    /// Order of write-back.
+    pub writeback_order: WritebackOrder,
+    /// Whether it works, and if not, why.
+    #[serde(flatten)]
+    pub health: Health,
+    /// Bytes that the base does not hold yet.
+    pub dirty_bytes: u64,
+    /// The log up to here is on the base.
+    pub dirty_tail: u64,
+    /// The end of the log.
+    pub seq_next: u64,
+    /// Barriers of the application so far.
+    pub epoch: u64,
+    /// DRAM of the index table in bytes.
+    pub index_bytes: u64,
+}
+
+/// Why an option was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// Out of range.
+    #[error("gc_percent {0} is out of range: it goes from 0 to {GC_PERCENT_MAX}")]
+    GcPercent(u8),
+}
+
+/// What recovery hands over.
+pub(crate) struct CacheParts<P> {
+    pub(crate) pmem: P,
+    pub(crate) superblock: Superblock,
+    pub(crate) tails: Tails,
+    pub(crate) base_caps: BaseCaps,
+    pub(crate) index: Index,
+    pub(crate) segments: Segments,
+    pub(crate) seq_next: Seq,
+    pub(crate) epoch: Epoch,
+    pub(crate) dirty_bytes: u64,
+    pub(crate) stream_count_max: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Drain {
+    /// Everything below this is to be written back; 0: nothing is asked for.
+    pub(crate) upto: AtomicU64,
+    bytes_start: AtomicU64,
+}
+
+/// A cache in use. Shared by its channels and its background; every method can be called from any thread.
+#[derive(Debug)]
+pub struct Cache<P> {
+    pub(crate) pmem: P,
+    pub(crate) geometry: Geometry,
+    pub(crate) checksums: Checksums,
+    pub(crate) base: BaseIdentity,
+    pub(crate) base_caps: BaseCaps,
+    pub(crate) data_crc: DataCrc,
+    pub(crate) index: Index,
+    pub(crate) segments: Segments,
+    pub(crate) streams: Box<[CachePadded<Mutex<Stream>>]>,
+    /// For each stream: no kset below this number is still to come from the batch under way; `u64::MAX`
+    /// while there is none.
+    pub(crate) stream_floors: Box<[CachePadded<AtomicU64>]>,
+    pub(crate) seq_next: CachePadded<AtomicU64>,
+    pub(crate) epoch: CachePadded<AtomicU64>,
+    /// Everything up to here is on the base, flushed, and the tails say so durably.
+    pub(crate) dirty_tail: CachePadded<AtomicU64>,
+    pub(crate) dirty_bytes: AtomicU64,
+    pub(crate) grace: Grace,
+    pub(crate) space_wanted: AtomicBool,
+    pub(crate) drain: Drain,
+    pub(crate) failed: AtomicBool,
+    /// What can be changed, and is persisted by the background.
+    pub(crate) superblock: Mutex<Superblock>,
+    pub(crate) superblock_changed: AtomicBool,
+    pub(crate) background_parts: Mutex<Option<Tails>>,
+    health: Mutex<Health>,
+    channel_ids: ArrayQueue<u16>,
+    pub(crate) counters: Box<[CachePadded<Counters>]>,
+    stats_start: Mutex<Stats>,
+}
+
+impl<P: Pmem> Cache<P> {
+    pub(crate) fn new(parts: CacheParts<P>) -> Arc<Self> {
+        let geometry = parts.superblock.geometry;
+        let stream_count =
+            (geometry.segment_count() / SEGMENTS_PER_STREAM).min(parts.stream_count_max).max(1);
+        let channel_ids = ArrayQueue::new(usize::from(CHANNEL_COUNT_MAX));
+        for id in 0..CHANNEL_COUNT_MAX {
+            // As many as there is room for.
+            let _ = channel_ids.push(id);
+        }
+        Arc::new(Self {
+            geometry,
+            checksums: Checksums::new(parts.superblock.uuid),
+            base: parts.superblock.base.clone(),
+            base_caps: parts.base_caps,
+            data_crc: parts.superblock.data_crc,
+            index: parts.index,
+            segments: parts.segments,
+            streams: (0..stream_count).map(|_| CachePadded::default()).collect(),
+            stream_floors: (0..stream_count)
+                .map(|_| CachePadded::new(AtomicU64::new(u64::MAX)))
+                .collect(),
+            seq_next: CachePadded::new(AtomicU64::new(parts.seq_next.0)),
+            epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
+            dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
+            dirty_bytes: AtomicU64::new(parts.dirty_bytes),
+            grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
+            space_wanted: AtomicBool::new(false),
+            drain: Drain { upto: AtomicU64::new(0), bytes_start: AtomicU64::new(0) },
+            failed: AtomicBool::new(false),
+            superblock: Mutex::new(parts.superblock),
+            superblock_changed: AtomicBool::new(false),
+            background_parts: Mutex::new(Some(parts.tails)),
+            health: Mutex::default(),
+            channel_ids,
+            counters: (0..=CHANNEL_COUNT_MAX).map(|_| CachePadded::default()).collect(),
+            stats_start: Mutex::default(),
+            pmem: parts.pmem,
+        })
+    }
+
+    /// A channel for one thread; `None` if [`CHANNEL_COUNT_MAX`] are open.
+    pub fn channel(self: &Arc<Self>) -> Option<Channel<P>> {
+        let id = self.channel_ids.pop()?;
+        Some(Channel::new(Arc::clone(self), id))
+    }
+
+    pub(crate) fn put_channel_id(&self, id: u16) {
+        let pushed = self.channel_ids.push(id);
+        debug_assert!(pushed.is_ok());
+    }
+
+    /// The background work; `None` if it is taken.
+    pub fn background(self: &Arc<Self>) -> Option<Background<P>> {
+        let tails = lock(&self.background_parts).take()?;
+        Some(Background::new(Arc::clone(self), tails))
+    }
+
+    pub(crate) fn stream_context(&self, agent: Agent) -> StreamContext<'_, P> {
+        StreamContext {
+            pmem: &self.pmem,
+            geometry: &self.geometry,
+            checksums: &self.checksums,
+            segments: &self.segments,
+            agent,
+        }
+    }
+
+    /// The largest write that a channel takes, in bytes. It is atomic.
+    pub fn write_size_max_bytes(&self) -> u64 {
+        WRITE_SIZE_MAX_BYTES.min(self.geometry.segment_size_bytes() / WRITE_SEGMENT_PARTS)
+    }
+
+    /// The largest unmap or write-zeroes request that a channel takes, in bytes. It is atomic.
+    pub fn unmap_size_max_bytes(&self) -> u64 {
+        UNMAP_SIZE_MAX_BYTES
+    }
+
+    /// What the base holds already: everything in a segment whose last kset was written back.
+    pub(crate) fn is_clean(&self, place: Place) -> bool {
+        let segment = self.segments.get(self.geometry.segment_of(place));
+        segment.last_seq() <= self.dirty_tail()
+    }
+
+    pub(crate) fn dirty_tail(&self) -> Seq {
+        Seq(self.dirty_tail.load(Ordering::Acquire))
+    }
+
+    /// Everything below this is in the log, durable, or never will be.
+    pub(crate) fn seq_settled(&self) -> Seq {
+        // The order matters: a batch that draws its number after this load draws one at or above it; one that
+        // drew before has set its floor before, and is seen below.
+        let next = self.seq_next.load(Ordering::SeqCst);
+        let floors = self.stream_floors.iter().map(|floor| floor.load(Ordering::SeqCst));
+        Seq(floors.min().unwrap_or(u64::MAX).min(next))
+    }
+
+    /// A barrier of the application: what is appended from now on belongs to the next epoch.
+    pub(crate) fn close_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A cache that is beyond repair at run time: every request fails from now on, nothing more is written.
+    pub fn poison(&self, reason: &str) {
+        self.failed.store(true, Ordering::Release);
+        self.set_health(Health::Failed(reason.to_owned()));
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_health(&self, health: Health) {
+        let mut current = lock(&self.health);
+        if !matches!(*current, Health::Failed(_)) || matches!(health, Health::Failed(_)) {
+            *current = health;
+        }
+    }
+
+    /// Whether it works.
+    pub fn health(&self) -> Health {
+        lock(&self.health).clone()
+    }
+
+    /// What it is and how it is.
+    pub fn info(&self) -> CacheInfo {
+        let superblock = lock(&self.superblock).clone();
+        CacheInfo {
+            uuid: superblock.uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
+            block_size: self.geometry.block_size_bytes(),
+            block_count: self.base.block_count,
+            cache_size_kib: superblock.device_size_bytes >> 10,
+            segment_size_kib: self.geometry.segment_size_bytes() >> 10,
+            segment_count: self.geometry.segment_count(),
+            segments_free: self.segments.free_count() as u64,
+            data_crc: self.data_crc == DataCrc::On,
+            gc_percent: superblock.gc_percent,
+            writeback_order: superblock.writeback_order,
+            health: self.health(),
+            dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
+            dirty_tail: self.dirty_tail().0,
+            seq_next: self.seq_next.load(Ordering::Relaxed),
+            epoch: self.epoch.load(Ordering::Relaxed),
+            index_bytes: self.index.table_size_bytes(),
+        }
+    }
+
+    /// Statistics since the creation or the last reset.
+    pub fn stats(&self) -> Stats {
+        self.stats_total().since(&lock(&self.stats_start))
+    }
+
+    /// Lets statistics start anew.
+    pub fn reset_stats(&self) {
+        *lock(&self.stats_start) = self.stats_total();
+    }
+
+    fn stats_total(&self) -> Stats {
+        let mut stats = Stats::default();
+        self.counters.iter().for_each(|counters| stats.add(counters));
+        stats
+    }
+
+    /// Changes options while in use. They take effect at once and are persisted by the background.
+    ///
+    /// # Errors
+    /// A value is out of range; nothing is changed.
+    pub fn change_options(&self, change: OptionChange) -> Result<(), OptionError> {
+        if let Some(gc_percent) = change.gc_percent
+            && gc_percent > GC_PERCENT_MAX
+        {
+            return Err(OptionError::GcPercent(gc_percent));
+        }
+        let mut superblock = lock(&self.superblock);
+        superblock.gc_percent = change.gc_percent.unwrap_or(superblock.gc_percent);
+        superblock.writeback_order = change.writeback_order.unwrap_or(superblock.writeback_order);
+        self.superblock_changed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Asks for everything that is dirty now to be written to the base. `false`: a drain is running already.
+    pub fn drain_start(&self) -> bool {
+        if self.drain_running() {
+            return false;
+        }
+        self.drain.bytes_start.store(self.dirty_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.drain.upto.store(self.seq_next.load(Ordering::SeqCst), Ordering::Release);
+        true
+    }
+
+    /// Whether a drain was asked for and is not done.
+    pub(crate) fn drain_running(&self) -> bool {
+        let upto = self.drain.upto.load(Ordering::Acquire);
+        upto != 0 && self.dirty_tail().0 + 1 < upto
+    }
+
+    /// How far the drain is that was asked for last.
+    pub fn drain_status(&self) -> DrainStatus {
+        let in_progress = self.drain_running();
+        let start = self.drain.bytes_start.load(Ordering::Relaxed);
+        let left = self.dirty_bytes.load(Ordering::Relaxed);
+        let done = start.saturating_sub(left);
+        let percent = if !in_progress { 100 } else { done * 100 / start.max(1) };
+        DrainStatus {
+            in_progress,
+            dirty_bytes_start: start,
+            dirty_bytes_left: left,
+            percent: u8::try_from(percent.min(if in_progress { 99 } else { 100 })).unwrap_or(99),
+            error: match self.health() {
+                Health::Online => None,
+                Health::WritebackFailing(reason)
+                | Health::Degraded(reason)
+                | Health::Failed(reason) => Some(reason),
+            },
+        }
+    }
+
+    /// Segments that are not free.
+    pub(crate) fn segments_used(&self) -> usize {
+        self.segments.count() - self.segments.free_count()
+    }
+
+    /// Checks that every segment is used for one thing only, and that the index names no dead segment. For
+    /// tests; while nothing else runs.
+    ///
+    /// # Panics
+    /// An invariant does not hold.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn check_invariants(&self) {
+        self.index.for_each_place(|place| {
+            let id = self.geometry.segment_of(place);
+            let state = self.segments.get(id).state();
+            assert!(
+                matches!(state, SegmentState::Open | SegmentState::Sealed | SegmentState::Reclaiming),
+                "INV-INDEX-2: the index names {place:?} in segment {id:?}, which is {state:?}"
+            );
+        });
+        let free = self.segments.ids().filter(|id| self.segments.get(*id).state() == SegmentState::Free);
+        assert_eq!(free.count(), self.segments.free_count(), "INV-SEG-2: free segments are in the queue");
+    }
+}
+
+/// A mutex of plain data: a panic of another holder does not make the data worse.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

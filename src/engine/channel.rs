@@ -1,0 +1,325 @@
+//! A channel: where the requests of one core go in and come out.
+
+use super::cache::Cache;
+use super::io::{BaseError, BaseOpId, Completion, HostIo, IoToken, Op, Outbox, Progress, Status};
+use super::read_path::{Miss, ReadState};
+use super::stats::Counters;
+use super::write_path::Batch;
+use crate::pmem::Pmem;
+use crate::units::{Agent, Now, Page};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Requests that a channel takes at once.
+pub(super) const REQUEST_COUNT_MAX: usize = 4096;
+/// Base reads that a channel has under way at once.
+pub(super) const MISS_COUNT_MAX: usize = 256;
+/// Completions of one poll, at most; the rest comes with the next.
+pub(super) const COMPLETIONS_PER_POLL: usize = 512;
+
+/// Number of a request in the channel's table.
+pub(super) type RequestId = u32;
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) io: HostIo,
+    /// For a read: how far it is.
+    pub(super) read: Option<ReadState>,
+}
+
+/// A fixed table with a free list.
+#[derive(Debug)]
+pub(super) struct Slab<T> {
+    items: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Slab<T> {
+    fn new(capacity: usize) -> Self {
+        let numbers = 0..u32::try_from(capacity).unwrap_or(u32::MAX);
+        Self { items: numbers.clone().map(|_| None).collect(), free: numbers.rev().collect() }
+    }
+
+    pub(super) fn insert(&mut self, item: T) -> Option<u32> {
+        let id = self.free.pop()?;
+        self.items[id as usize] = Some(item);
+        Some(id)
+    }
+
+    pub(super) fn get(&self, id: u32) -> Option<&T> {
+        self.items.get(id as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut T> {
+        self.items.get_mut(id as usize)?.as_mut()
+    }
+
+    pub(super) fn remove(&mut self, id: u32) -> Option<T> {
+        let item = self.items.get_mut(id as usize)?.take()?;
+        self.free.push(id);
+        Some(item)
+    }
+
+    pub(super) fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    pub(super) fn used_count(&self) -> usize {
+        self.items.len() - self.free.len()
+    }
+}
+
+/// One core's way into the cache. Used by one thread at a time.
+#[derive(Debug)]
+pub struct Channel<P: Pmem> {
+    cache: Arc<Cache<P>>,
+    core: Core,
+}
+
+/// The state of a channel, apart from the cache that it shares, so that methods can have both at once.
+#[derive(Debug)]
+pub(super) struct Core {
+    id: u16,
+    pub(super) requests: Slab<Request>,
+    /// Submitted since the last poll.
+    staged: VecDeque<RequestId>,
+    /// Reads that still have blocks to look up.
+    pub(super) reads: VecDeque<RequestId>,
+    /// Writes, unmaps and write-zeroes that are not in the log yet, first come first served.
+    pub(super) writes: VecDeque<RequestId>,
+    flushes: VecDeque<RequestId>,
+    aborted: VecDeque<RequestId>,
+    pub(super) misses: Slab<Miss>,
+    /// Base reads that have ended since the last poll.
+    pub(super) misses_done: VecDeque<u32>,
+    /// Read fills for the next batch; empty between polls.
+    pub(super) fills: VecDeque<u32>,
+    pub(super) batch: Batch,
+}
+
+impl<P: Pmem> Channel<P> {
+    pub(super) fn new(cache: Arc<Cache<P>>, id: u16) -> Self {
+        Self { cache, core: Core::new(id) }
+    }
+
+    /// Takes a request; the next poll works on it. A request outside of the device or above the limits of
+    /// the [`Cache`] completes as failed.
+    ///
+    /// # Errors
+    /// The table of requests is full; the request is handed back.
+    pub fn submit(&mut self, io: HostIo) -> Result<(), HostIo> {
+        let read = match io.op {
+            Op::Read(cursor) => Some(ReadState::new(cursor)),
+            _ => None,
+        };
+        match self.core.requests.insert(Request { io, read }) {
+            Some(id) => {
+                self.core.staged.push_back(id);
+                Ok(())
+            }
+            None => Err(io),
+        }
+    }
+
+    /// Requests that were submitted and have not completed.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.core.requests.used_count()
+    }
+
+    /// Runs everything that can run: finished base reads, reads, writes in batches, flushes. Bounded; what is
+    /// left over comes with the next poll.
+    pub fn poll(&mut self, _now: Now, out: &mut Outbox) -> Progress {
+        if self.core.requests.used_count() == 0 {
+            return Progress::Idle;
+        }
+        let before = (out.completions.len(), out.base.len());
+        let (core, cache) = (&mut self.core, &*self.cache);
+        core.sort_staged(cache, out);
+        if cache.has_failed() {
+            core.fail_all(cache, out);
+        } else {
+            let who = usize::from(core.id);
+            cache.grace.enter(who);
+            core.finish_misses(cache, out);
+            core.poll_reads(cache, out);
+            core.poll_writes(cache, out);
+            core.poll_flushes(cache, out);
+            cache.grace.leave(who);
+        }
+        if (out.completions.len(), out.base.len()) == before {
+            Progress::Idle
+        } else {
+            Progress::Busy
+        }
+    }
+
+    /// A base operation has ended; the next poll goes on with it.
+    pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
+        if let Some(miss) = self.core.misses.get_mut(op.0) {
+            miss.result = Some(result);
+            self.core.misses_done.push_back(op.0);
+        }
+    }
+
+    /// Gives up a request of which nothing has been done yet. `true`: it completes as aborted with the next
+    /// poll. `false`: it is unknown, or too far on, and completes by itself.
+    pub fn abort(&mut self, token: IoToken) -> bool {
+        let core = &mut self.core;
+        for queue in [&mut core.staged, &mut core.writes] {
+            let wanted =
+                |id: &RequestId| core.requests.get(*id).is_some_and(|req| req.io.token == token);
+            if let Some(at) = queue.iter().position(wanted)
+                && let Some(id) = queue.remove(at)
+            {
+                core.aborted.push_back(id);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// As [`Channel::abort`], for all requests.
+    pub fn abort_waiting(&mut self) {
+        let core = &mut self.core;
+        core.aborted.extend(core.staged.drain(..));
+        core.aborted.extend(core.writes.drain(..));
+    }
+}
+
+impl<P: Pmem> Drop for Channel<P> {
+    fn drop(&mut self) {
+        self.cache.put_channel_id(self.core.id);
+    }
+}
+
+impl Core {
+    fn new(id: u16) -> Self {
+        let queue = || VecDeque::with_capacity(REQUEST_COUNT_MAX);
+        Self {
+            id,
+            requests: Slab::new(REQUEST_COUNT_MAX),
+            staged: queue(),
+            reads: queue(),
+            writes: queue(),
+            flushes: queue(),
+            aborted: queue(),
+            misses: Slab::new(MISS_COUNT_MAX),
+            misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
+            fills: VecDeque::with_capacity(MISS_COUNT_MAX),
+            batch: Batch::new(),
+        }
+    }
+
+    /// In claims; never 0.
+    pub(super) fn owner(&self) -> u16 {
+        self.id + 1
+    }
+
+    /// In fences.
+    pub(super) fn agent(&self) -> Agent {
+        Agent(self.id + 1)
+    }
+
+    /// The stream that this core appends to unless another core is using it.
+    pub(super) fn home_stream(&self, stream_count: usize) -> usize {
+        usize::from(self.id) % stream_count
+    }
+
+    pub(super) fn counters<'a, P>(&self, cache: &'a Cache<P>) -> &'a Counters {
+        &cache.counters[usize::from(self.id)]
+    }
+
+    /// Sorts new requests by kind and asks for the memory that they will need.
+    fn sort_staged<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        while let Some(id) = self.aborted.pop_front() {
+            self.complete(cache, id, Status::Aborted, out);
+        }
+        while out.completions.len() < COMPLETIONS_PER_POLL
+            && let Some(id) = self.staged.pop_front()
+        {
+            let Some(request) = self.requests.get(id) else { continue };
+            let io = request.io;
+            if !is_in_range(cache, &io) {
+                self.complete(cache, id, Status::Failed, out);
+                continue;
+            }
+            match io.op {
+                Op::Flush => self.flushes.push_back(id),
+                Op::Read(_) => {
+                    prefetch(cache, &io);
+                    self.reads.push_back(id);
+                }
+                Op::Write(..) | Op::WriteZeroes | Op::Unmap => {
+                    prefetch(cache, &io);
+                    self.writes.push_back(id);
+                }
+            }
+        }
+    }
+
+    /// A flush has nothing to make durable: whatever completed is. It closes the epoch, so that write-back
+    /// keeps the barrier.
+    fn poll_flushes<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        if self.flushes.is_empty() {
+            return;
+        }
+        cache.close_epoch();
+        while let Some(id) = self.flushes.pop_front() {
+            self.counters(cache).flushes.add(1);
+            self.complete(cache, id, Status::Success, out);
+        }
+    }
+
+    /// Ends a request.
+    pub(super) fn complete<P>(
+        &mut self,
+        cache: &Cache<P>,
+        id: RequestId,
+        status: Status,
+        out: &mut Outbox,
+    ) {
+        if let Some(request) = self.requests.remove(id) {
+            if status == Status::Failed {
+                self.counters(cache).failed.add(1);
+            }
+            out.completions.push(Completion { token: request.io.token, status });
+        }
+    }
+
+    /// After an internal error: nothing is attempted any more. Reads with base reads under way end when these
+    /// do.
+    fn fail_all<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        while let Some(id) = self.writes.pop_front() {
+            self.complete(cache, id, Status::Failed, out);
+        }
+        while let Some(id) = self.flushes.pop_front() {
+            self.complete(cache, id, Status::Failed, out);
+        }
+        while let Some(id) = self.reads.pop_front() {
+            self.give_up_read(cache, id, out);
+        }
+        while let Some(op) = self.misses_done.pop_front() {
+            self.settle_miss(cache, op, out);
+        }
+    }
+}
+
+fn is_in_range<P: Pmem>(cache: &Cache<P>, io: &HostIo) -> bool {
+    let bytes_max = match io.op {
+        Op::Flush => return true,
+        Op::Read(_) => u64::MAX,
+        Op::Write(..) => cache.write_size_max_bytes(),
+        Op::WriteZeroes | Op::Unmap => cache.unmap_size_max_bytes(),
+    };
+    let end = io.lba.0.checked_add(io.len_blocks);
+    io.len_blocks > 0
+        && end.is_some_and(|end| end <= cache.base.block_count)
+        && cache.geometry.bytes(io.len_blocks) <= bytes_max
+}
+
+fn prefetch<P: Pmem>(cache: &Cache<P>, io: &HostIo) {
+    let page = Page(io.lba.0 / u64::from(cache.geometry.blocks_per_page()));
+    cache.index.prefetch(cache.index.locate(page));
+}

@@ -1,0 +1,96 @@
+//! Options of a cache, and what it knows of its base device.
+
+use serde::{Deserialize, Serialize};
+
+/// When a cache device is formatted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FormatPolicy {
+    /// If it is blank; a cache is opened, anything else refused.
+    #[default]
+    Auto,
+    /// Never; a blank device is refused too.
+    Never,
+    /// Always, whatever it holds. Dirty data of a previous cache is lost.
+    Force,
+}
+
+/// In which order dirty data reaches the base device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WritebackOrder {
+    /// The barriers of the application (FLUSH, FUA) are kept on the base at any moment.
+    #[default]
+    Strict,
+    /// The base is an exact past state between batches only.
+    Relaxed,
+}
+
+/// Whether payloads carry checksums. Fixed at format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataCrc {
+    /// No checksums of payloads; metadata always has them.
+    #[default]
+    Off,
+    /// A CRC-32C of each payload, verified before it is written back and on request at reads.
+    On,
+}
+
+/// The default share of used segments, in percent, above which clean ones are reclaimed.
+pub const GC_PERCENT_DEFAULT: u8 = 70;
+/// The highest value that can be set for it.
+pub const GC_PERCENT_MAX: u8 = 90;
+
+/// What to open, and how. `None` means: what the media say; at format: the default.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The device in front of which the cache stands.
+    pub base: BaseIdentity,
+    /// What the base device can do.
+    pub base_caps: BaseCaps,
+    /// When to format.
+    pub format: FormatPolicy,
+    /// The uuid for a new cache: random, from the adapter.
+    pub new_uuid: [u8; 16],
+    /// Checksums of payloads. A value other than that on the media is refused.
+    pub data_crc: Option<DataCrc>,
+    /// Size of a segment in bytes: a power of two. A value other than that on the media is refused.
+    pub segment_size_bytes: Option<u64>,
+    /// See [`GC_PERCENT_DEFAULT`]. 0 to 90.
+    pub gc_percent: Option<u8>,
+    /// Order of write-back.
+    pub writeback_order: Option<WritebackOrder>,
+    /// How many cores may append at once, at most; fewer on a small cache.
+    pub stream_count_max: u32,
+}
+
+/// By what a cache knows its base device again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseIdentity {
+    /// The bdev's uuid. Random at each start for many kinds of bdev.
+    pub uuid: [u8; 16],
+    /// The bdev's name, up to 255 bytes.
+    pub name: String,
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_size_bytes: u32,
+    /// Size in blocks.
+    pub block_count: u64,
+}
+
+/// Which operations the base device supports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BaseCaps {
+    /// FLUSH. Without it the base is taken for write-through.
+    pub flush: bool,
+    /// UNMAP. Without it, unmapped blocks are zeroed on the base.
+    pub unmap: bool,
+}
+
+/// Options that can be changed while the cache is in use. `None` leaves a value as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OptionChange {
+    /// See [`GC_PERCENT_DEFAULT`].
+    pub gc_percent: Option<u8>,
+    /// Order of write-back.
+    pub writeback_order: Option<WritebackOrder>,
+}

@@ -1,0 +1,32 @@
+//! The engine: a cache as a value that is driven by events.
+//!
+//! - [`crate::recovery::Opening`] turns a cache device into a [`Cache`].
+//! - A [`Channel`] per core takes host requests and answers with completions and base reads.
+//! - One [`Background`] writes dirty data back and reclaims segments.
+//!
+//! Nothing here blocks, spins, spawns or asks for the time.
+
+mod background;
+mod cache;
+mod channel;
+mod config;
+mod grace;
+mod io;
+mod read_path;
+mod segments;
+mod stats;
+mod stream;
+mod write_path;
+
+pub use background::Background;
+pub use cache::{
+    CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, OptionError, WRITE_SIZE_MAX_BYTES,
+};
+pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
+pub use channel::Channel;
+pub use config::*;
+pub(crate) use grace::Ticket;
+pub use io::*;
+pub(crate) use segments::{SegmentStart, SegmentState, Segments};
+pub use stats::Stats;
+pub(crate) use stats::Counters;

@@ -1,0 +1,193 @@
+//! What is known of each segment while the cache is in use.
+
+use crate::media::{Geometry, SegmentInfo};
+use crate::units::{Generation, SegId, Seq};
+use crossbeam_queue::ArrayQueue;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+/// What a segment is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SegmentState {
+    /// Holds nothing; its generation is fresh.
+    Free,
+    /// A stream appends to it.
+    Open,
+    /// Full; its info says how full.
+    Sealed,
+    /// Being emptied.
+    Reclaiming,
+}
+
+impl SegmentState {
+    fn from_code(code: u8) -> Self {
+        match code {
+            0 => SegmentState::Free,
+            1 => SegmentState::Open,
+            2 => SegmentState::Sealed,
+            _ => SegmentState::Reclaiming,
+        }
+    }
+}
+
+/// One segment. Written by whoever owns it (its stream, the background), read by all.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    state: AtomicU8,
+    generation: AtomicU64,
+    info_update: AtomicU64,
+    /// Byte offset behind the last durable kset.
+    key_end: AtomicU32,
+    kset_count: AtomicU32,
+    first_seq: AtomicU64,
+    /// Set before anything of the kset is published: a place in a segment whose `last_seq` is not above the
+    /// dirty tail is clean for sure.
+    last_seq: AtomicU64,
+}
+
+/// How a segment was found, or starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SegmentStart {
+    pub(crate) state: SegmentState,
+    pub(crate) info: SegmentInfo,
+    pub(crate) key_end: u32,
+    pub(crate) kset_count: u32,
+    pub(crate) first_seq: Seq,
+    pub(crate) last_seq: Seq,
+}
+
+impl Segment {
+    fn new(start: &SegmentStart) -> Self {
+        Self {
+            state: AtomicU8::new(start.state as u8),
+            generation: AtomicU64::new(start.info.generation.0),
+            info_update: AtomicU64::new(start.info.update),
+            key_end: AtomicU32::new(start.key_end),
+            kset_count: AtomicU32::new(start.kset_count),
+            first_seq: AtomicU64::new(start.first_seq.0),
+            last_seq: AtomicU64::new(start.last_seq.0),
+        }
+    }
+
+    pub(crate) fn state(&self) -> SegmentState {
+        SegmentState::from_code(self.state.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_state(&self, state: SegmentState) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn info_update(&self) -> u64 {
+        self.info_update.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_info(&self, info: &SegmentInfo) {
+        self.generation.store(info.generation.0, Ordering::Release);
+        self.info_update.store(info.update, Ordering::Relaxed);
+    }
+
+    pub(crate) fn key_end(&self) -> u32 {
+        self.key_end.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn kset_count(&self) -> u32 {
+        self.kset_count.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_key_end(&self, key_end: u32, kset_count: u32) {
+        self.kset_count.store(kset_count, Ordering::Relaxed);
+        self.key_end.store(key_end, Ordering::Release);
+    }
+
+    pub(crate) fn first_seq(&self) -> Seq {
+        Seq(self.first_seq.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn last_seq(&self) -> Seq {
+        Seq(self.last_seq.load(Ordering::Acquire))
+    }
+
+    /// Notes that a kset of this number goes into the segment.
+    pub(crate) fn note_seq(&self, seq: Seq) {
+        if self.kset_count.load(Ordering::Relaxed) == 0 {
+            self.first_seq.store(seq.0, Ordering::Release);
+        }
+        self.last_seq.store(seq.0, Ordering::Release);
+    }
+}
+
+/// All segments, and which of them are free or newly opened.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    table: Box<[Segment]>,
+    free: ArrayQueue<SegId>,
+    opened: ArrayQueue<SegId>,
+}
+
+impl Segments {
+    /// From how they were found, one for each segment. Those with ksets behind the dirty tail count as newly
+    /// opened.
+    pub(crate) fn new(geometry: &Geometry, starts: &[SegmentStart], dirty_tail: Seq) -> Self {
+        let capacity = geometry.segment_count() as usize;
+        let segments = Self {
+            table: starts.iter().map(Segment::new).collect(),
+            free: ArrayQueue::new(capacity),
+            opened: ArrayQueue::new(capacity),
+        };
+        for id in segments.ids() {
+            let segment = segments.get(id);
+            if segment.state() == SegmentState::Free {
+                segments.put_free(id);
+            } else if segment.last_seq() > dirty_tail {
+                segments.tell_opened(id);
+            }
+        }
+        segments
+    }
+
+    pub(crate) fn get(&self, id: SegId) -> &Segment {
+        &self.table[id.index()]
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = SegId> + use<> {
+        (0..u32::try_from(self.table.len()).unwrap_or(u32::MAX)).map(SegId)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(crate) fn free_count(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Hands a segment back whose generation is fresh.
+    pub(crate) fn put_free(&self, id: SegId) {
+        let segment = self.get(id);
+        segment.set_key_end(crate::media::KEYS_START_BYTES, 0);
+        segment.set_state(SegmentState::Free);
+        let pushed = self.free.push(id);
+        assert!(pushed.is_ok(), "INV-SEG-1: a segment is freed once");
+    }
+
+    /// Takes a free segment for a stream, and tells the background of it.
+    pub(crate) fn open_next(&self) -> Option<SegId> {
+        let id = self.free.pop()?;
+        self.get(id).set_state(SegmentState::Open);
+        self.tell_opened(id);
+        Some(id)
+    }
+
+    fn tell_opened(&self, id: SegId) {
+        let pushed = self.opened.push(id);
+        assert!(pushed.is_ok(), "INV-SEG-1: a segment is opened once before it is freed");
+    }
+
+    /// The next segment that was opened since the last call.
+    pub(crate) fn next_opened(&self) -> Option<SegId> {
+        self.opened.pop()
+    }
+}

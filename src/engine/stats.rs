@@ -1,0 +1,100 @@
+//! Counters, always on. Each channel has a set of its own that it alone writes; readers add them up.
+
+use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter with one writer: no locked instruction.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(crate) fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// The counters of one channel, or of the background.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $($(#[doc = $doc])+ pub(crate) $name: Counter,)+
+        }
+
+        /// Statistics of a cache since its creation or the last reset. Counts of requests, bytes of data.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        pub struct Stats {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Stats {
+            pub(crate) fn add(&mut self, counters: &Counters) {
+                $(self.$name = self.$name.wrapping_add(counters.$name.get());)+
+            }
+
+            /// What has come since `earlier`.
+            #[must_use]
+            pub fn since(&self, earlier: &Stats) -> Stats {
+                Stats { $($name: self.$name.wrapping_sub(earlier.$name),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Read requests answered from the cache alone.
+    read_hits,
+    /// Read requests answered in part from the cache.
+    read_partial_hits,
+    /// Read requests answered from the base alone.
+    read_misses,
+    /// Bytes read by the host.
+    read_bytes,
+    /// Write requests.
+    writes,
+    /// Bytes written by the host.
+    write_bytes,
+    /// UNMAP requests.
+    unmaps,
+    /// WRITE_ZEROES requests.
+    write_zeroes,
+    /// FLUSH requests.
+    flushes,
+    /// Writes with FUA.
+    fua_writes,
+    /// Batches appended to the log.
+    batches,
+    /// Keys appended to the log.
+    keys,
+    /// Read fills put into the cache, in bytes.
+    fill_bytes,
+    /// Read fills given up: overtaken by a write, or no room.
+    fills_dropped,
+    /// Polls in which a request had to wait because another core was at the same page.
+    conflicts,
+    /// Polls in which a write had to wait for room in the cache.
+    space_waits,
+    /// Requests that failed.
+    failed,
+    /// Bytes read from the base for misses.
+    base_read_bytes,
+    /// Bytes written back to the base.
+    writeback_bytes,
+    /// Dirty bytes that were overwritten before they were written back.
+    absorbed_bytes,
+    /// Write-back batches finished.
+    writeback_batches,
+    /// Operations on the base that write-back had to repeat.
+    writeback_retries,
+    /// Segments reclaimed.
+    segments_reclaimed,
+    /// Payloads whose checksum was wrong.
+    crc_errors,
+    /// Reads of the cache's memory that failed.
+    poisoned_reads,
+}

@@ -1,0 +1,83 @@
+//! A stream: the open segment to which a core appends. Keys grow up, data grow down, until they meet.
+
+use super::segments::{SegmentState, Segments};
+use crate::media::{
+    ChecksumSeed, Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, kset_size_bytes,
+};
+use crate::pmem::Pmem;
+use crate::units::{Agent, SegId, Seq};
+
+/// The open segment of a stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenSegment {
+    pub(crate) id: SegId,
+    pub(crate) kset_seed: ChecksumSeed,
+    pub(crate) payload_seed: ChecksumSeed,
+    /// Byte offset of the next kset.
+    pub(crate) key_off: u32,
+    /// Byte offset of the lowest payload.
+    pub(crate) data_off: u32,
+    /// Number of the next kset.
+    pub(crate) kset_index: u32,
+}
+
+impl OpenSegment {
+    /// Whether a kset of so many keys and so many bytes of payload still fit.
+    pub(crate) fn has_room(&self, key_count: usize, payload_bytes: u64) -> bool {
+        let room = u64::from(self.data_off - self.key_off);
+        kset_size_bytes(key_count) as u64 + payload_bytes <= room
+    }
+}
+
+/// Who appends where. Locked by one core for the time of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    pub(crate) open: Option<OpenSegment>,
+}
+
+/// What a stream needs to know of the cache.
+pub(crate) struct StreamContext<'a, P> {
+    pub(crate) pmem: &'a P,
+    pub(crate) geometry: &'a Geometry,
+    pub(crate) checksums: &'a Checksums,
+    pub(crate) segments: &'a Segments,
+    pub(crate) agent: Agent,
+}
+
+impl Stream {
+    /// Seals the open segment, if there is one with anything in it, and opens a free one. `false`: none is
+    /// free; the stream then has no open segment.
+    pub(crate) fn advance<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
+        self.seal(context);
+        let Some(id) = context.segments.open_next() else { return false };
+        let generation = context.segments.get(id).generation().0;
+        let size = context.geometry.segment_size_bytes();
+        self.open = Some(OpenSegment {
+            id,
+            kset_seed: context.checksums.kset(id.0, generation),
+            payload_seed: context.checksums.payload(id.0, generation),
+            key_off: KEYS_START_BYTES,
+            data_off: u32::try_from(size).unwrap_or(u32::MAX),
+            kset_index: 0,
+        });
+        true
+    }
+
+    /// Records in the info of the open segment how much it holds, so that damage in it is told from the end
+    /// of the log. All its ksets are durable already.
+    pub(crate) fn seal<P: Pmem>(&mut self, context: &StreamContext<'_, P>) {
+        let Some(open) = self.open.take() else { return };
+        let segment = context.segments.get(open.id);
+        let last_seq: Seq = segment.last_seq();
+        let mut info = SegmentInfo {
+            generation: segment.generation(),
+            sealed: Some(Sealed { kset_count: open.kset_index, last_seq }),
+            update: segment.info_update(),
+        };
+        let durable =
+            info.persist(context.pmem, context.agent, context.geometry, context.checksums, open.id);
+        drop(durable);
+        segment.set_info(&info);
+        segment.set_state(SegmentState::Sealed);
+    }
+}

@@ -1,0 +1,223 @@
+//! Reclaiming of segments, ahead of need.
+//!
+//! The oldest segment that is wholly on the base is emptied: its pages leave the index, everybody who might
+//! still read them leaves, and then, in this order and each step durable before the next,
+//!
+//! 1. the key tail passes the segment: after a cut, no older copy of any of its blocks counts as cached;
+//! 2. its generation goes up: everything in it is dead;
+//! 3. it is free.
+
+use crate::engine::{Cache, Counters, Progress, SegmentState, Ticket};
+use crate::index::Claim;
+use crate::media::{
+    KEYS_START_BYTES, Key, KsetContext, KsetReader, SegmentInfo, Tails,
+};
+use crate::pmem::Pmem;
+use crate::units::{Agent, Generation, Page, SegId, Seq};
+use std::sync::atomic::Ordering;
+
+/// Pages that one poll looks up, at most.
+const PAGES_PER_POLL: u32 = 1024;
+/// So many segments are kept free besides one for each stream.
+const FREE_SEGMENTS_EXTRA: usize = 2;
+
+/// The segment that is being emptied.
+#[derive(Clone, Copy, Debug)]
+struct Victim {
+    id: SegId,
+    off: u32,
+    kset_index: u32,
+    /// The next key of those that were read, and the next page of it.
+    key_at: usize,
+    page_at: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Idle,
+    Emptying(Victim),
+    /// Nobody finds its pages any more; some may still be reading them.
+    Waiting(SegId, Ticket),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Gc {
+    state: State,
+    reader: KsetReader,
+    keys: Vec<Key>,
+    needs_writeback: bool,
+}
+
+impl Default for Gc {
+    fn default() -> Self {
+        Self {
+            state: State::Idle,
+            reader: KsetReader::default(),
+            keys: Vec::with_capacity(crate::media::KSET_KEYS_MAX),
+            needs_writeback: false,
+        }
+    }
+}
+
+impl Gc {
+    /// Space is wanted, and nothing can be reclaimed before more is written back.
+    pub(crate) fn needs_writeback(&self) -> bool {
+        self.needs_writeback
+    }
+
+    pub(crate) fn poll<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        tails: &mut Tails,
+        agent: Agent,
+        counters: &Counters,
+        gc_percent: u8,
+    ) -> Progress {
+        match self.state {
+            State::Idle => self.choose(cache, gc_percent),
+            State::Emptying(victim) => self.empty(cache, victim, agent),
+            State::Waiting(id, ticket) if cache.grace.passed(ticket) => {
+                free(cache, tails, agent, id);
+                counters.segments_reclaimed.add(1);
+                cache.space_wanted.store(false, Ordering::Release);
+                self.state = State::Idle;
+                Progress::Busy
+            }
+            State::Waiting(..) => Progress::Idle,
+        }
+    }
+
+    fn choose<P: Pmem>(&mut self, cache: &Cache<P>, gc_percent: u8) -> Progress {
+        let segments = &cache.segments;
+        let short = segments.free_count() < cache.streams.len() + FREE_SEGMENTS_EXTRA;
+        let above = cache.segments_used() * 100 > segments.count() * usize::from(gc_percent);
+        let wanted = cache.space_wanted.load(Ordering::Acquire);
+        self.needs_writeback = false;
+        if !(short || above || wanted) {
+            return Progress::Idle;
+        }
+        let dirty_tail = cache.dirty_tail();
+        let sealed =
+            segments.ids().filter(|id| segments.get(*id).state() == SegmentState::Sealed);
+        let clean = sealed.filter(|id| segments.get(*id).last_seq() <= dirty_tail);
+        let Some(id) = clean.min_by_key(|id| segments.get(*id).last_seq()) else {
+            self.needs_writeback = true;
+            if dirty_tail.0 + 1 >= cache.seq_settled().0 {
+                // Everything is clean: a writer that waits for the index finds room now.
+                cache.space_wanted.store(false, Ordering::Release);
+            }
+            return Progress::Idle;
+        };
+        segments.get(id).set_state(SegmentState::Reclaiming);
+        self.keys.clear();
+        self.state = State::Emptying(Victim {
+            id,
+            off: KEYS_START_BYTES,
+            kset_index: 0,
+            key_at: 0,
+            page_at: 0,
+        });
+        Progress::Busy
+    }
+
+    /// Takes the pages of the victim out of the index, some in each poll.
+    fn empty<P: Pmem>(&mut self, cache: &Cache<P>, mut victim: Victim, agent: Agent) -> Progress {
+        let mut budget = PAGES_PER_POLL;
+        while budget > 0 {
+            if let Some(key) = self.keys.get(victim.key_at) {
+                let key = *key;
+                if !evict_key(cache, &mut victim, &key, agent, &mut budget) {
+                    break;
+                }
+                continue;
+            }
+            if victim.off >= cache.segments.get(victim.id).key_end() {
+                self.state = State::Waiting(victim.id, cache.grace.ticket());
+                return Progress::Busy;
+            }
+            if !self.read_kset(cache, &mut victim) {
+                // Its keys are unreadable, so it cannot be emptied: it is never used again. What it holds is
+                // on the base as well.
+                self.state = State::Idle;
+                return Progress::Idle;
+            }
+        }
+        self.state = State::Emptying(victim);
+        Progress::Busy
+    }
+
+    fn read_kset<P: Pmem>(&mut self, cache: &Cache<P>, victim: &mut Victim) -> bool {
+        let context = KsetContext::new(
+            &cache.geometry,
+            cache.base.block_count,
+            &cache.checksums,
+            victim.id,
+            cache.segments.get(victim.id).generation(),
+        );
+        self.keys.clear();
+        let kset = self.reader.read(
+            &cache.pmem,
+            &context,
+            victim.off,
+            victim.kset_index,
+            &mut self.keys,
+        );
+        let Ok(kset) = kset else { return false };
+        victim.off += kset.size_bytes;
+        victim.kset_index += 1;
+        victim.key_at = 0;
+        victim.page_at = 0;
+        true
+    }
+}
+
+/// Takes the pages of one key out of the index, as far as they still lie in the victim. `false`: somebody is
+/// at the page; again with the next poll.
+fn evict_key<P: Pmem>(
+    cache: &Cache<P>,
+    victim: &mut Victim,
+    key: &Key,
+    agent: Agent,
+    budget: &mut u32,
+) -> bool {
+    let per_page = u64::from(cache.geometry.blocks_per_page());
+    let first = key.lba.0 / per_page;
+    let end = (key.lba.0 + u64::from(key.len_blocks)).div_ceil(per_page);
+    while first + victim.page_at < end {
+        if *budget == 0 {
+            return false;
+        }
+        *budget -= 1;
+        let at = cache.index.locate(Page(first + victim.page_at));
+        if cache.index.claim(at, agent.0) != Claim::Taken {
+            return false;
+        }
+        cache.index.evict(at, |place| cache.geometry.segment_of(place) == victim.id);
+        cache.index.release(at.bucket(), agent.0);
+        victim.page_at += 1;
+    }
+    victim.key_at += 1;
+    victim.page_at = 0;
+    true
+}
+
+/// Frees an emptied segment.
+fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
+    let segment = cache.segments.get(id);
+    // 1. The key tail. An older copy of one of its blocks, still intact in another segment, is dead from here
+    //    on; without this a cut would bring it back.
+    let last_seq: Seq = segment.last_seq();
+    tails.key_tail = tails.key_tail.max(last_seq);
+    cache.persist_tails(tails, agent);
+    // 2. The generation: nothing in it is valid any more.
+    let mut info = SegmentInfo {
+        generation: Generation(segment.generation().0 + 1),
+        sealed: None,
+        update: segment.info_update(),
+    };
+    drop(info.persist(&cache.pmem, agent, &cache.geometry, &cache.checksums, id));
+    segment.set_info(&info);
+    // 3. Free for a stream.
+    cache.segments.put_free(id);
+}

@@ -1,0 +1,364 @@
+//! Ksets: the atomic unit of the log. A header and the keys of one batch, in one checksum.
+
+use super::{Checksums, Geometry, KEYS_START_BYTES};
+use crate::media::ChecksumSeed;
+use crate::pmem::{LINE_SIZE_BYTES, Pmem, Poisoned};
+use crate::units::{Epoch, Generation, Lba, SegId, Seq};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+/// Size of the header of a kset.
+pub const KSET_HEADER_SIZE_BYTES: usize = size_of::<KsetHeaderOnMedia>();
+/// Size of a key.
+pub const KEY_SIZE_BYTES: usize = size_of::<KeyOnMedia>();
+/// The most keys in a kset. One write of the largest size at any alignment must fit.
+pub const KSET_KEYS_MAX: usize = 512;
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct KsetHeaderOnMedia {
+    /// CRC-32C of the rest of the header and of the keys.
+    crc: U32,
+    key_count: U32,
+    /// Number of the kset in its segment, from 0.
+    kset_index: U32,
+    rsv: [u8; 4],
+    seq: U64,
+    epoch: U64,
+}
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct KeyOnMedia {
+    lba: U64,
+    len_blocks: U32,
+    /// Of the payload: blocks from the start of the segment.
+    place: U32,
+    /// Of the payload; 0 without payload checksums.
+    crc: U32,
+    kind: u8,
+    rsv: [u8; 3],
+}
+
+const _: () = {
+    assert!(size_of::<KsetHeaderOnMedia>() == 32);
+    assert!(size_of::<KeyOnMedia>() == 24);
+    // One key and its header share a line.
+    assert!(size_of::<KsetHeaderOnMedia>() + size_of::<KeyOnMedia>() <= LINE_SIZE_BYTES as usize);
+};
+
+/// Bytes that a kset of so many keys takes on the media.
+#[must_use]
+pub fn kset_size_bytes(key_count: usize) -> usize {
+    (KSET_HEADER_SIZE_BYTES + key_count * KEY_SIZE_BYTES).next_multiple_of(LINE_SIZE_BYTES as usize)
+}
+
+/// What a key says of its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// Written by the host: the payload is to be written back. Lies within one page.
+    Data,
+    /// A copy of what the base holds. Lies within one page.
+    Fill,
+    /// The blocks read as zeroes, and the base is to be zeroed. No payload.
+    Zeroes,
+    /// As `Zeroes`, but the base is to discard the blocks.
+    Unmap,
+}
+
+impl KeyKind {
+    fn code(self) -> u8 {
+        match self {
+            KeyKind::Data => 1,
+            KeyKind::Fill => 2,
+            KeyKind::Zeroes => 3,
+            KeyKind::Unmap => 4,
+        }
+    }
+
+    /// Whether there is a payload in the segment.
+    #[must_use]
+    pub fn has_payload(self) -> bool {
+        matches!(self, KeyKind::Data | KeyKind::Fill)
+    }
+
+    /// Whether the base has to be told.
+    #[must_use]
+    pub fn is_dirty(self) -> bool {
+        !matches!(self, KeyKind::Fill)
+    }
+}
+
+/// A decoded key: in range of the base device, its payload in range of the segment's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// First block.
+    pub lba: Lba,
+    /// Number of blocks, from 1.
+    pub len_blocks: u32,
+    /// What it says.
+    pub kind: KeyKind,
+    /// Byte offset of the payload in the segment; 0 without payload.
+    pub payload_off: u32,
+    /// Checksum of the payload; 0 where there is none.
+    pub crc: u32,
+}
+
+/// Builds the bytes of a kset. Reused; allocates once.
+#[derive(Debug)]
+pub struct KsetBuilder {
+    bytes: Vec<u8>,
+    key_count: u32,
+}
+
+impl Default for KsetBuilder {
+    fn default() -> Self {
+        let mut bytes = Vec::with_capacity(kset_size_bytes(KSET_KEYS_MAX));
+        bytes.resize(KSET_HEADER_SIZE_BYTES, 0);
+        Self { bytes, key_count: 0 }
+    }
+}
+
+impl KsetBuilder {
+    /// Forgets all keys.
+    pub fn clear(&mut self) {
+        self.bytes.truncate(KSET_HEADER_SIZE_BYTES);
+        self.key_count = 0;
+    }
+
+    /// Appends a key.
+    pub fn push(&mut self, key: &Key, block_shift: u32) {
+        debug_assert!((self.key_count as usize) < KSET_KEYS_MAX);
+        let mut media = KeyOnMedia::new_zeroed();
+        media.lba.set(key.lba.0);
+        media.len_blocks.set(key.len_blocks);
+        media.place.set(key.payload_off >> block_shift);
+        media.crc.set(key.crc);
+        media.kind = key.kind.code();
+        self.bytes.extend_from_slice(media.as_bytes());
+        self.key_count += 1;
+    }
+
+    /// The finished bytes: checksummed, padded to whole lines.
+    pub fn finish(&mut self, seed: ChecksumSeed, kset_index: u32, seq: Seq, epoch: Epoch) -> &[u8] {
+        let mut header = KsetHeaderOnMedia::new_zeroed();
+        header.key_count.set(self.key_count);
+        header.kset_index.set(kset_index);
+        header.seq.set(seq.0);
+        header.epoch.set(epoch.0);
+        self.bytes[..KSET_HEADER_SIZE_BYTES].copy_from_slice(header.as_bytes());
+        let crc = seed.checksum(&self.bytes[4..]);
+        header.crc.set(crc);
+        self.bytes[..KSET_HEADER_SIZE_BYTES].copy_from_slice(header.as_bytes());
+        let padded = self.bytes.len().next_multiple_of(LINE_SIZE_BYTES as usize);
+        self.bytes.resize(padded, 0);
+        &self.bytes
+    }
+}
+
+/// The header of a valid kset, and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kset {
+    /// Number in its segment.
+    pub kset_index: u32,
+    /// Place in the global order.
+    pub seq: Seq,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Byte offset in the segment.
+    pub off: u32,
+    /// Bytes it takes.
+    pub size_bytes: u32,
+    /// Number of keys.
+    pub key_count: u32,
+}
+
+/// Why there is no valid kset at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KsetError {
+    /// Not a kset, or not the one that must come next. The end of the log, unless more is known.
+    #[error("there is no valid kset")]
+    Invalid,
+    /// Its checksum is good, but a key in it cannot be.
+    #[error("a key of the kset is out of range")]
+    KeyRange,
+    /// The memory cannot be read.
+    #[error(transparent)]
+    Poisoned(#[from] Poisoned),
+}
+
+/// Reads the ksets of one segment. Owns the buffer; allocates once.
+#[derive(Debug)]
+pub struct KsetReader {
+    buf: Vec<u8>,
+}
+
+impl Default for KsetReader {
+    fn default() -> Self {
+        Self { buf: vec![0; kset_size_bytes(KSET_KEYS_MAX)] }
+    }
+}
+
+/// Which segment, and under which rules its ksets are valid.
+#[derive(Clone, Copy, Debug)]
+pub struct KsetContext<'a> {
+    geometry: &'a Geometry,
+    base_block_count: u64,
+    segment: SegId,
+    seed: ChecksumSeed,
+}
+
+impl<'a> KsetContext<'a> {
+    /// For a segment under a generation.
+    #[must_use]
+    pub fn new(
+        geometry: &'a Geometry,
+        base_block_count: u64,
+        checksums: &Checksums,
+        segment: SegId,
+        generation: Generation,
+    ) -> Self {
+        let seed = checksums.kset(segment.0, generation.0);
+        Self { geometry, base_block_count, segment, seed }
+    }
+}
+
+impl KsetContext<'_> {
+    /// The segment.
+    #[must_use]
+    pub fn segment(&self) -> SegId {
+        self.segment
+    }
+}
+
+impl KsetReader {
+    /// Reads the kset number `kset_index` at byte `off` of the segment, and pushes its keys on `keys`.
+    ///
+    /// # Errors
+    /// There is no such kset; `keys` is as it was.
+    pub fn read<P: Pmem>(
+        &mut self,
+        pmem: &P,
+        context: &KsetContext<'_>,
+        off: u32,
+        kset_index: u32,
+        keys: &mut Vec<Key>,
+    ) -> Result<Kset, KsetError> {
+        let kset = self.load(pmem, context, off, |index| index == kset_index)?;
+        let keys_before = keys.len();
+        let bytes = &self.buf[KSET_HEADER_SIZE_BYTES..];
+        for media in bytes.chunks_exact(KEY_SIZE_BYTES).take(kset.key_count as usize) {
+            let key = KeyOnMedia::read_from_bytes(media).ok();
+            let Some(key) = key.and_then(|key| decode_key(context, &kset, &key)) else {
+                keys.truncate(keys_before);
+                return Err(KsetError::KeyRange);
+            };
+            keys.push(key);
+        }
+        Ok(kset)
+    }
+
+    /// Looks for a valid kset with a number above `kset_index` within `window_bytes` behind byte `off`: there is none where the
+    /// log ends, so one that is found says that what comes before it is damaged.
+    ///
+    /// # Errors
+    /// The memory cannot be read.
+    pub fn find_later<P: Pmem>(
+        &mut self,
+        pmem: &P,
+        context: &KsetContext<'_>,
+        off: u32,
+        kset_index: u32,
+        window_bytes: u32,
+    ) -> Result<Option<u32>, Poisoned> {
+        let window_end = u64::from(off) + u64::from(window_bytes);
+        let end = context.geometry.segment_size_bytes().min(window_end + 1);
+        let mut at = u64::from(off) + LINE_SIZE_BYTES;
+        while at < end {
+            let here = u32::try_from(at).unwrap_or(u32::MAX);
+            match self.load(pmem, context, here, |index| index > kset_index) {
+                Ok(_) => return Ok(Some(here)),
+                Err(KsetError::Poisoned(error)) => return Err(error),
+                Err(_) => at += LINE_SIZE_BYTES,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Leaves the bytes of the kset at `off` in the buffer if its number is wanted and its checksum good.
+    fn load<P: Pmem>(
+        &mut self,
+        pmem: &P,
+        context: &KsetContext<'_>,
+        off: u32,
+        wanted: impl Fn(u32) -> bool,
+    ) -> Result<Kset, KsetError> {
+        let size = context.geometry.segment_size_bytes();
+        let room = size.saturating_sub(u64::from(off));
+        if off < KEYS_START_BYTES || room < LINE_SIZE_BYTES {
+            return Err(KsetError::Invalid);
+        }
+        let at = context.geometry.segment_off(context.segment).plus(u64::from(off));
+        let line = LINE_SIZE_BYTES as usize;
+        pmem.read(at, &mut self.buf[..line])?;
+        let header = KsetHeaderOnMedia::read_from_prefix(&self.buf);
+        let (header, _) = header.map_err(|_| KsetError::Invalid)?;
+        let (count, index) = (header.key_count.get(), header.kset_index.get());
+        if count == 0 || count as usize > KSET_KEYS_MAX || !wanted(index) {
+            return Err(KsetError::Invalid);
+        }
+        let padded = kset_size_bytes(count as usize);
+        if padded as u64 > room {
+            return Err(KsetError::Invalid);
+        }
+        pmem.read(at.plus(LINE_SIZE_BYTES), &mut self.buf[line..padded])?;
+        let used = KSET_HEADER_SIZE_BYTES + count as usize * KEY_SIZE_BYTES;
+        if context.seed.checksum(&self.buf[4..used]) != header.crc.get() {
+            return Err(KsetError::Invalid);
+        }
+        Ok(Kset {
+            kset_index: index,
+            seq: Seq(header.seq.get()),
+            epoch: Epoch(header.epoch.get()),
+            off,
+            size_bytes: u32::try_from(padded).map_err(|_| KsetError::Invalid)?,
+            key_count: count,
+        })
+    }
+}
+
+fn decode_key(context: &KsetContext<'_>, kset: &Kset, media: &KeyOnMedia) -> Option<Key> {
+    let geometry = context.geometry;
+    let kind = match media.kind {
+        1 => KeyKind::Data,
+        2 => KeyKind::Fill,
+        3 => KeyKind::Zeroes,
+        4 => KeyKind::Unmap,
+        _ => return None,
+    };
+    let (lba, len) = (media.lba.get(), u64::from(media.len_blocks.get()));
+    let end = lba.checked_add(len)?;
+    if len == 0 || end > context.base_block_count {
+        return None;
+    }
+    let place = u64::from(media.place.get());
+    if kind.has_payload() {
+        let per_page = u64::from(geometry.blocks_per_page());
+        let keys_end = u64::from(kset.off) + u64::from(kset.size_bytes);
+        if lba / per_page != (end - 1) / per_page
+            || geometry.bytes(place) < keys_end
+            || geometry.bytes(place + len) > geometry.segment_size_bytes()
+        {
+            return None;
+        }
+    } else if place != 0 {
+        return None;
+    }
+    Some(Key {
+        lba: Lba(lba),
+        len_blocks: media.len_blocks.get(),
+        kind,
+        payload_off: u32::try_from(geometry.bytes(place)).ok()?,
+        crc: media.crc.get(),
+    })
+}

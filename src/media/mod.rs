@@ -1,0 +1,25 @@
+//! What lies on the cache device, and its checked decoding. `docs/FORMAT.md` is the normative description.
+//!
+//! Types ending in `OnMedia` are the bytes; they never leave this module undecoded. Every number is range
+//! checked while it is decoded.
+
+mod checksum;
+mod kset;
+mod layout;
+mod pair;
+mod segment_info;
+mod superblock;
+mod tails;
+
+pub use checksum::{ChecksumSeed, Checksums};
+pub use kset::{
+    KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind, Kset, KsetBuilder, KsetContext, KsetError,
+    KsetReader, kset_size_bytes,
+};
+pub use layout::{
+    Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENTS_START_MIN_BYTES, SEGMENT_SIZE_MAX_BYTES,
+};
+pub use pair::{CopyState, PairError};
+pub use segment_info::{Sealed, SegmentInfo};
+pub use superblock::{HeaderState, Superblock, SuperblockError, load_header, persist_superblock, persist_unfinished_mark};
+pub use tails::{Tails, WITNESS_COUNT, Witness};

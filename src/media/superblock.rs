@@ -1,0 +1,311 @@
+//! The superblock: what the cache is, and whose.
+//!
+//! Formatting must be safe against a cut at any store, and must never take foreign data for its own. The
+//! word at offset 0 of the first copy turns to [`UNFINISHED_MARK`] first; the second copy is the first to
+//! become valid, and with it the cache exists.
+
+use super::layout::{SEGMENTS_START_MIN_BYTES, SUPERBLOCK_OFFS};
+use super::pair::{PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
+use super::{Checksums, Geometry, GeometryError, PairError};
+use crate::engine::{BaseIdentity, DataCrc, WritebackOrder};
+use crate::pmem::{Durable, Pmem, Poisoned};
+use crate::units::{Agent, PmemOff};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+const MAGIC: [u8; 8] = *b"pcache\r\n";
+/// Word 0 of a device that is being formatted.
+const UNFINISHED_MARK: [u8; 8] = *b"unfinish";
+/// The version of the format that this code writes and reads.
+const FORMAT_VERSION: u32 = 1;
+/// No feature is defined yet: a flag that is set says that newer code wrote the cache.
+const FEATURES_INCOMPAT_KNOWN: u64 = 0;
+const FEATURES_RO_COMPAT_KNOWN: u64 = 0;
+const BASE_NAME_MAX_BYTES: usize = 255;
+
+const OPTION_DATA_CRC: u32 = 1;
+
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct SuperblockOnMedia {
+    /// `word` is the format version.
+    header: PairHeaderOnMedia,
+    magic: [u8; 8],
+    features_compat: U64,
+    features_ro_compat: U64,
+    features_incompat: U64,
+    uuid: [u8; 16],
+    device_size: U64,
+    segments_start: U64,
+    segment_size: U64,
+    segment_count: U32,
+    block_size: U32,
+    options: U32,
+    gc_percent: u8,
+    writeback_order: u8,
+    rsv0: [u8; 2],
+    base_uuid: [u8; 16],
+    base_block_count: U64,
+    base_name_len: U32,
+    rsv1: [u8; 4],
+    base_name: [u8; 256],
+    rsv2: [u8; 120],
+}
+
+const _: () = {
+    assert!(size_of::<SuperblockOnMedia>() == 512);
+    assert!(core::mem::offset_of!(SuperblockOnMedia, magic) == 16);
+    assert!(core::mem::offset_of!(SuperblockOnMedia, base_name) == 136);
+};
+
+impl PairRecord for SuperblockOnMedia {
+    fn header(&self) -> &PairHeaderOnMedia {
+        &self.header
+    }
+    fn header_mut(&mut self) -> &mut PairHeaderOnMedia {
+        &mut self.header
+    }
+}
+
+/// The decoded superblock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Random, made at format.
+    pub uuid: [u8; 16],
+    /// Size of the device when it was formatted, in bytes.
+    pub device_size_bytes: u64,
+    /// Where segments lie.
+    pub geometry: Geometry,
+    /// Checksums of payloads.
+    pub data_crc: DataCrc,
+    /// See `GC_PERCENT_DEFAULT`.
+    pub gc_percent: u8,
+    /// Order of write-back.
+    pub writeback_order: WritebackOrder,
+    /// The base device.
+    pub base: BaseIdentity,
+    /// Number of the last update.
+    pub update: u64,
+}
+
+/// What the header area of a device holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderState {
+    /// Zeroes, nothing else.
+    Blank,
+    /// A format that was cut short. Holds no cache.
+    Unfinished,
+    /// A cache; `true` if a copy of the superblock must be repaired.
+    Cache(Box<Superblock>, bool),
+}
+
+/// Why the header area cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SuperblockError {
+    /// Something else lives here.
+    #[error(
+        "the cache device holds foreign data: its first {SEGMENTS_START_MIN_BYTES} bytes are neither blank nor a cache; only format=force would overwrite them"
+    )]
+    Foreign,
+    /// It was a cache.
+    #[error("the superblock of the cache is damaged: {0}")]
+    Damaged(PairError),
+    /// The device cannot be read.
+    #[error(transparent)]
+    Poisoned(#[from] Poisoned),
+    /// Another version.
+    #[error("the cache has format version {found}; this version of pcache knows version {known}")]
+    Version {
+        /// On the media.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// Newer features.
+    #[error(
+        "the cache uses format features {unknown:#x} that this version of pcache does not know"
+    )]
+    Features {
+        /// The unknown flags.
+        unknown: u64,
+    },
+    /// Numbers that cannot be.
+    #[error("the superblock names an impossible geometry: {0}")]
+    Geometry(#[from] GeometryError),
+    /// The device is smaller than the cache on it.
+    #[error(
+        "the cache was made on a device of {expected} bytes, but the device has {found}: it was truncated"
+    )]
+    Truncated {
+        /// When it was formatted.
+        expected: u64,
+        /// Now.
+        found: u64,
+    },
+    /// A field holds a value that is not defined.
+    #[error("field {field} of the superblock holds {value}, which is not defined")]
+    Field {
+        /// Its name.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+}
+
+/// Finds out what a device holds.
+///
+/// # Errors
+/// Nothing that can be used as it is; the text says what.
+pub fn load_header<P: Pmem>(pmem: &P) -> Result<HeaderState, SuperblockError> {
+    if pmem.len_bytes() < SEGMENTS_START_MIN_BYTES {
+        let (device, segment) = (pmem.len_bytes(), 1 << 20);
+        return Err(GeometryError::TooSmall { device, segment, needed: 5 << 20 }.into());
+    }
+    match load_pair::<P, SuperblockOnMedia>(pmem, SUPERBLOCK_OFFS, Checksums::superblock()) {
+        Ok(loaded) => {
+            let superblock = decode(&loaded.record, pmem.len_bytes())?;
+            Ok(HeaderState::Cache(Box::new(superblock), loaded.needs_repair))
+        }
+        Err(error) => without_superblock(pmem, error),
+    }
+}
+
+/// Tells blank, unfinished, damaged and foreign apart.
+fn without_superblock<P: Pmem>(
+    pmem: &P,
+    error: PairError,
+) -> Result<HeaderState, SuperblockError> {
+    let mut header = vec![0; SEGMENTS_START_MIN_BYTES as usize];
+    pmem.read(PmemOff(0), &mut header)?;
+    let (mark, magic) = (&header[0..8], &header[16..24]);
+    let marked = mark == UNFINISHED_MARK;
+    let ours = magic == MAGIC;
+    let rest_is_zero = header[8..16].iter().chain(&header[24..]).all(|&byte| byte == 0);
+    let mark_is_zero = mark == [0; 8];
+    let magic_is_zero = magic == [0; 8];
+    if rest_is_zero && mark_is_zero && magic_is_zero {
+        Ok(HeaderState::Blank)
+    } else if (marked && ours)
+        || (rest_is_zero && (marked || mark_is_zero) && (ours || magic_is_zero))
+    {
+        Ok(HeaderState::Unfinished)
+    } else if ours || error.copies.contains(&super::CopyState::Poisoned) {
+        Err(SuperblockError::Damaged(error))
+    } else {
+        Err(SuperblockError::Foreign)
+    }
+}
+
+/// Marks the device as being formatted. Whatever cache it held is gone once this returns.
+pub fn persist_unfinished_mark<P: Pmem>(
+    pmem: &P,
+    agent: Agent,
+) -> Result<Durable, Poisoned> {
+    // 1. The second copy first: while the first is valid, the old cache still exists.
+    pmem.store(agent, SUPERBLOCK_OFFS[1], &[0; 512]);
+    drop(pmem.fence(agent));
+    // 2. One word decides. The others of the line keep their values or, on a blank device, get the magic.
+    let mut line = [0; 64];
+    pmem.read(SUPERBLOCK_OFFS[0], &mut line)?;
+    line[0..8].copy_from_slice(&UNFINISHED_MARK);
+    line[16..24].copy_from_slice(&MAGIC);
+    pmem.store(agent, SUPERBLOCK_OFFS[0], &line);
+    Ok(pmem.fence(agent))
+}
+
+/// Writes both copies, the second first: as long as the first carries the mark, it is the second that makes
+/// the cache exist. Durable when it returns.
+pub fn persist_superblock<P: Pmem>(
+    pmem: &P,
+    agent: Agent,
+    superblock: &mut Superblock,
+) -> Durable {
+    superblock.update += 1;
+    let offs = [SUPERBLOCK_OFFS[1], SUPERBLOCK_OFFS[0]];
+    let media = encode(superblock);
+    persist_pair(pmem, agent, offs, Checksums::superblock(), superblock.update, media)
+}
+
+fn encode(superblock: &Superblock) -> SuperblockOnMedia {
+    let geometry = &superblock.geometry;
+    let mut media = SuperblockOnMedia::new_zeroed();
+    media.header.word.set(FORMAT_VERSION);
+    media.magic = MAGIC;
+    media.uuid = superblock.uuid;
+    media.device_size.set(superblock.device_size_bytes);
+    media.segments_start.set(geometry.segments_start_bytes());
+    media.segment_size.set(geometry.segment_size_bytes());
+    media.segment_count.set(geometry.segment_count());
+    media.block_size.set(geometry.block_size_bytes());
+    media.options.set(match superblock.data_crc {
+        DataCrc::On => OPTION_DATA_CRC,
+        DataCrc::Off => 0,
+    });
+    media.gc_percent = superblock.gc_percent;
+    media.writeback_order = match superblock.writeback_order {
+        WritebackOrder::Strict => 0,
+        WritebackOrder::Relaxed => 1,
+    };
+    media.base_uuid = superblock.base.uuid;
+    media.base_block_count.set(superblock.base.block_count);
+    let name = superblock.base.name.as_bytes();
+    let len = name.len().min(BASE_NAME_MAX_BYTES);
+    media.base_name[..len].copy_from_slice(&name[..len]);
+    media.base_name_len.set(u32::try_from(len).unwrap_or(0));
+    media
+}
+
+fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, SuperblockError> {
+    let version = media.header.word.get();
+    if media.magic != MAGIC || version != FORMAT_VERSION {
+        return Err(SuperblockError::Version { found: version, known: FORMAT_VERSION });
+    }
+    let unknown = (media.features_incompat.get() & !FEATURES_INCOMPAT_KNOWN)
+        | (media.features_ro_compat.get() & !FEATURES_RO_COMPAT_KNOWN);
+    if unknown != 0 {
+        return Err(SuperblockError::Features { unknown });
+    }
+    let expected = media.device_size.get();
+    if device < expected {
+        return Err(SuperblockError::Truncated { expected, found: device });
+    }
+    let geometry = Geometry::from_media(
+        expected,
+        media.segments_start.get(),
+        media.segment_size.get(),
+        u64::from(media.segment_count.get()),
+        media.block_size.get(),
+    )?;
+    let field = |field, value| SuperblockError::Field { field, value };
+    let options = media.options.get();
+    if options & !OPTION_DATA_CRC != 0 {
+        return Err(field("options", u64::from(options)));
+    }
+    if media.gc_percent > crate::engine::GC_PERCENT_MAX {
+        return Err(field("gc_percent", u64::from(media.gc_percent)));
+    }
+    let writeback_order = match media.writeback_order {
+        0 => WritebackOrder::Strict,
+        1 => WritebackOrder::Relaxed,
+        other => return Err(field("writeback_order", u64::from(other))),
+    };
+    let len = media.base_name_len.get();
+    let name = usize::try_from(len).ok().and_then(|len| media.base_name.get(..len));
+    let name = name.and_then(|name| std::str::from_utf8(name).ok());
+    let name = name.ok_or_else(|| field("base_name_len", u64::from(len)))?;
+    Ok(Superblock {
+        uuid: media.uuid,
+        device_size_bytes: expected,
+        geometry,
+        data_crc: if options & OPTION_DATA_CRC != 0 { DataCrc::On } else { DataCrc::Off },
+        gc_percent: media.gc_percent,
+        writeback_order,
+        base: BaseIdentity {
+            uuid: media.base_uuid,
+            name: name.to_owned(),
+            block_size_bytes: media.block_size.get(),
+            block_count: media.base_block_count.get(),
+        },
+        update: media.header.update.get(),
+    })
+}

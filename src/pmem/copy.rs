@@ -1,0 +1,490 @@
+//! The copies between a caller's memory and the cache device: non-temporal stores, which go past the cache
+//! and so need no flush, only the fence.
+//!
+//! Which instruction is used is decided once, at run time, by what the CPU has. Left out on purpose:
+//! `movdir64b` (never measured to win here) and everything temporal with `clwb`, which runs at less than a
+//! third of the speed.
+
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::OnceLock;
+
+use super::LINE_SIZE_BYTES;
+use super::iov::IovCursor;
+
+const LINE: usize = LINE_SIZE_BYTES as usize;
+
+/// Size of the stack buffer through which a payload goes when it is checksummed: fits in the L1 cache.
+const BOUNCE_SIZE_BYTES: usize = 4096;
+
+/// One way to store lines past the cache.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernel {
+    name: &'static str,
+    /// `(dst, src, len_bytes)`: as [`Kernel::store`].
+    stream: unsafe fn(*mut u8, *const u8, usize),
+    /// `(dst, src, crc)`: stores [`BOUNCE_SIZE_BYTES`] bytes and returns their checksum, in one pass.
+    store_block: Option<unsafe fn(*mut u8, *const u8, u32) -> u32>,
+}
+
+/// A line's worth of bytes, put together from several elements of a scatter list.
+#[repr(C, align(64))]
+struct LineBuf([u8; LINE]);
+
+#[repr(C, align(64))]
+struct Bounce(MaybeUninit<[u8; BOUNCE_SIZE_BYTES]>);
+
+impl Kernel {
+    /// The best kernel of this CPU.
+    pub(super) fn best() -> Self {
+        static BEST: OnceLock<Kernel> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available()[0])
+    }
+
+    /// All kernels that this CPU can run, the best first; never empty.
+    pub(super) fn available() -> Vec<Self> {
+        arch::kernels()
+    }
+
+    /// For the log and for benches.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Stores `len_bytes` bytes from `src` to `dst`. They are durable after [`fence`] on the same CPU.
+    ///
+    /// # Safety
+    /// `dst` is aligned to [`LINE`], `len_bytes` is a multiple of it, `dst` is valid for writes and `src`
+    /// for reads of that many bytes, and they do not overlap.
+    pub(super) unsafe fn store(&self, dst: *mut u8, src: *const u8, len_bytes: usize) {
+        // SAFETY: `stream` has the contract of this function, and `available` lists only kernels whose
+        // instructions this CPU has.
+        unsafe { (self.stream)(dst, src, len_bytes) }
+    }
+
+    /// Stores the next `len_bytes` bytes of the caller's memory to `dst`, and advances `src`. Each is read
+    /// once.
+    ///
+    /// # Panics
+    /// The scatter list ends before.
+    ///
+    /// # Safety
+    /// For `dst` and `len_bytes` as [`Kernel::store`].
+    pub(super) unsafe fn store_from(&self, dst: *mut u8, src: &mut IovCursor, len_bytes: usize) {
+        let mut dst = dst;
+        let mut line = LineBuf([0; LINE]);
+        let mut line_used = 0;
+        src.chunks(len_bytes, |piece, piece_len_bytes| {
+            let (mut piece, mut left) = (piece.cast_const(), piece_len_bytes);
+            if line_used > 0 {
+                let head = left.min(LINE - line_used);
+                // SAFETY: `head` readable bytes are left of the piece.
+                unsafe { line.fill(line_used, piece, head) };
+                line_used += head;
+                piece = piece.wrapping_add(head);
+                left -= head;
+                if line_used == LINE {
+                    // SAFETY: a line of the target is still to come, as all bytes of all pieces together
+                    // are `len_bytes`.
+                    unsafe { self.store(dst, line.0.as_ptr(), LINE) };
+                    dst = dst.wrapping_add(LINE);
+                    line_used = 0;
+                }
+            }
+            // The whole lines: none if the piece went up in the line above.
+            let bulk = left / LINE * LINE;
+            // SAFETY: `bulk` readable bytes are left of the piece, and as many of the target.
+            unsafe { self.store(dst, piece, bulk) };
+            dst = dst.wrapping_add(bulk);
+            if left > bulk {
+                // SAFETY: `left - bulk` readable bytes are left of the piece behind its whole lines.
+                unsafe { line.fill(0, piece.wrapping_add(bulk), left - bulk) };
+                line_used = left - bulk;
+            }
+        });
+        assert_eq!(
+            line_used, 0,
+            "the length of a store is a multiple of a line"
+        );
+    }
+
+    /// As [`Kernel::store_from`]; returns `crc32c(seed, the bytes stored)`.
+    ///
+    /// # Panics
+    /// The scatter list ends before.
+    ///
+    /// # Safety
+    /// For `dst` and `len_bytes` as [`Kernel::store`].
+    pub(super) unsafe fn store_from_crc(
+        &self,
+        dst: *mut u8,
+        src: &mut IovCursor,
+        len_bytes: usize,
+        seed: u32,
+    ) -> u32 {
+        let mut bounce = Bounce(MaybeUninit::uninit());
+        let mut crc = seed;
+        let mut done = 0;
+        while done < len_bytes {
+            let step = (len_bytes - done).min(BOUNCE_SIZE_BYTES);
+            if let Some(store_block) = self.store_block
+                && step == BOUNCE_SIZE_BYTES
+                && let Some(block) = src.contiguous(step)
+            {
+                // SAFETY: a block is left of the target, and `block` is one of readable memory; `available`
+                // lists only what this CPU can run.
+                crc = unsafe { store_block(dst.wrapping_add(done), block, crc) };
+                done += step;
+                continue;
+            }
+            let bytes = bounce.read(src, step);
+            crc = crc32c::crc32c_append(crc, bytes);
+            // SAFETY: `step` bytes are left of the target, and it is a multiple of a line, since both
+            // `len_bytes` and the size of the bounce buffer are.
+            unsafe { self.store(dst.wrapping_add(done), bytes.as_ptr(), step) };
+            done += step;
+        }
+        crc
+    }
+}
+
+impl LineBuf {
+    /// Copies `len_bytes` bytes from `src` to `at`.
+    ///
+    /// # Safety
+    /// `src` is valid for reads of that many bytes.
+    unsafe fn fill(&mut self, at: usize, src: *const u8, len_bytes: usize) {
+        let dst = &mut self.0[at..at + len_bytes];
+        // SAFETY: `src` by the contract; `dst` is a local of that many bytes.
+        unsafe { ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), len_bytes) }
+    }
+}
+
+impl Bounce {
+    /// The next `len_bytes` bytes of the caller's memory: read here, once, whatever becomes of them there.
+    fn read(&mut self, src: &mut IovCursor, len_bytes: usize) -> &[u8] {
+        assert!(
+            len_bytes <= BOUNCE_SIZE_BYTES,
+            "the bounce buffer is large enough"
+        );
+        let buf = self.0.as_mut_ptr().cast::<u8>();
+        // SAFETY: `buf` is a local of at least `len_bytes` bytes.
+        unsafe { src.read_into_ptr(buf, len_bytes) };
+        // SAFETY: no instruction at all. It hides from the compiler that the buffer equals the caller's
+        // memory: without it, LLVM may drop the copy and let the checksum and the store read the source once
+        // each, and a guest that changes it in between would make a checksum error of a good write.
+        unsafe { std::arch::asm!("/* {0} */", in(reg) buf, options(nostack, preserves_flags)) };
+        // SAFETY: `read_into_ptr` has initialised the first `len_bytes` bytes.
+        unsafe { std::slice::from_raw_parts(buf, len_bytes) }
+    }
+}
+
+/// Waits until the lines that this CPU has streamed are in the persistence domain.
+pub(super) fn fence() {
+    arch::fence();
+}
+
+/// Hints that the line at `ptr` will be read. Never faults.
+pub(super) fn prefetch(ptr: *const u8) {
+    arch::prefetch(ptr);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod arch {
+    use std::arch::x86_64::{
+        __m128i, __m256i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence,
+        _mm_stream_si128, _mm256_loadu_si256, _mm256_stream_si256, _mm512_loadu_si512,
+        _mm512_stream_si512,
+    };
+
+    use super::super::fused;
+    use super::{Kernel, LINE};
+
+    const _: () = assert!(fused::BLOCK_SIZE_BYTES == super::BOUNCE_SIZE_BYTES);
+
+    pub(super) fn kernels() -> Vec<Kernel> {
+        let mut kernels = Vec::new();
+        if is_x86_feature_detected!("avx512f") {
+            let stream = stream_avx512;
+            kernels.push(Kernel {
+                name: "avx512",
+                stream,
+                store_block: fused::available(),
+            });
+        }
+        if is_x86_feature_detected!("avx2") {
+            let stream = stream_avx2;
+            kernels.push(Kernel {
+                name: "avx2",
+                stream,
+                store_block: fused::available(),
+            });
+        }
+        kernels.push(Kernel {
+            name: "sse2",
+            stream: stream_sse2,
+            store_block: None,
+        });
+        kernels
+    }
+
+    /// # Safety
+    /// As [`Kernel::store`].
+    unsafe fn stream_sse2(dst: *mut u8, src: *const u8, len_bytes: usize) {
+        const STEP: usize = size_of::<__m128i>();
+        for at in (0..len_bytes).step_by(LINE) {
+            let from = |i: usize| src.wrapping_add(at + i * STEP).cast::<__m128i>();
+            let to = |i: usize| dst.wrapping_add(at + i * STEP).cast::<__m128i>();
+            // SAFETY: a whole line is left at `at` of both, by the contract; any alignment will do.
+            let line = unsafe {
+                [
+                    _mm_loadu_si128(from(0)),
+                    _mm_loadu_si128(from(1)),
+                    _mm_loadu_si128(from(2)),
+                    _mm_loadu_si128(from(3)),
+                ]
+            };
+            for (i, part) in line.into_iter().enumerate() {
+                // SAFETY: as above; `dst` is aligned to a line, so this part is aligned to its size.
+                unsafe { _mm_stream_si128(to(i), part) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernel::store`]; and the CPU has AVX2.
+    #[target_feature(enable = "avx2")]
+    unsafe fn stream_avx2(dst: *mut u8, src: *const u8, len_bytes: usize) {
+        const STEP: usize = size_of::<__m256i>();
+        for at in (0..len_bytes).step_by(LINE) {
+            let from = src.wrapping_add(at).cast::<__m256i>();
+            let to = dst.wrapping_add(at).cast::<__m256i>();
+            // SAFETY: a whole line is left at `at` of the source, by the contract; any alignment will do.
+            let low = unsafe { _mm256_loadu_si256(from) };
+            // SAFETY: as above.
+            let high = unsafe { _mm256_loadu_si256(from.wrapping_byte_add(STEP)) };
+            // SAFETY: a whole line is left of the target, which is aligned to a line.
+            unsafe { _mm256_stream_si256(to, low) };
+            // SAFETY: as above.
+            unsafe { _mm256_stream_si256(to.wrapping_byte_add(STEP), high) };
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernel::store`]; and the CPU has AVX-512F.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn stream_avx512(dst: *mut u8, src: *const u8, len_bytes: usize) {
+        for at in (0..len_bytes).step_by(LINE) {
+            // SAFETY: a whole line is left at `at` of the source, by the contract; any alignment will do.
+            let line = unsafe { _mm512_loadu_si512(src.wrapping_add(at).cast::<__m512i>()) };
+            // SAFETY: a whole line is left of the target, which is aligned to a line.
+            unsafe { _mm512_stream_si512(dst.wrapping_add(at).cast::<__m512i>(), line) };
+        }
+    }
+
+    #[inline]
+    pub(super) fn fence() {
+        // SAFETY: a barrier; every x86-64 has SSE.
+        unsafe { _mm_sfence() };
+    }
+
+    #[inline]
+    pub(super) fn prefetch(ptr: *const u8) {
+        // SAFETY: a prefetch has no effect on memory and ignores addresses that are not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) };
+    }
+}
+
+/// Written after the manuals and compiled only: no such machine with persistent memory was at hand.
+///
+/// Armv8 has no store that is sure to go past the cache, so lines are stored and then cleaned, to the point
+/// of persistence where the CPU knows one (FEAT_DPB), else to the point of coherency.
+#[cfg(target_arch = "aarch64")]
+mod arch {
+    use std::arch::asm;
+
+    use super::{Kernel, LINE};
+
+    pub(super) fn kernels() -> Vec<Kernel> {
+        let mut kernels = Vec::new();
+        if std::arch::is_aarch64_feature_detected!("dpb") {
+            kernels.push(Kernel {
+                name: "dc cvap",
+                stream: store_cvap,
+                store_block: None,
+            });
+        }
+        kernels.push(Kernel {
+            name: "dc cvac",
+            stream: store_cvac,
+            store_block: None,
+        });
+        kernels
+    }
+
+    /// # Safety
+    /// As [`Kernel::store`]; and the CPU has FEAT_DPB.
+    unsafe fn store_cvap(dst: *mut u8, src: *const u8, len_bytes: usize) {
+        // SAFETY: by the contract.
+        unsafe { std::ptr::copy_nonoverlapping(src, dst, len_bytes) };
+        // Server cores have lines of 64 bytes or longer.
+        for at in (0..len_bytes).step_by(LINE) {
+            // SAFETY: cleans (`dc cvap`, spelt out for old assemblers) a line that was just stored to.
+            unsafe {
+                asm!("sys #3, c7, c12, #1, {0}", in(reg) dst.wrapping_add(at),
+                     options(nostack, preserves_flags));
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernel::store`].
+    unsafe fn store_cvac(dst: *mut u8, src: *const u8, len_bytes: usize) {
+        // SAFETY: by the contract.
+        unsafe { std::ptr::copy_nonoverlapping(src, dst, len_bytes) };
+        for at in (0..len_bytes).step_by(LINE) {
+            // SAFETY: cleans a line that was just stored to; Linux allows it in user space.
+            unsafe {
+                asm!("dc cvac, {0}", in(reg) dst.wrapping_add(at), options(nostack, preserves_flags));
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn fence() {
+        // The widest barrier: the cleaned lines have left the inner shareable domain when it completes.
+        // SAFETY: a barrier.
+        unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
+    }
+
+    #[inline]
+    pub(super) fn prefetch(ptr: *const u8) {
+        // SAFETY: a prefetch has no effect on memory and ignores addresses that are not mapped.
+        unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) ptr, options(nostack, preserves_flags)) };
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("pcache knows how to persist a store on x86-64 and aarch64 only");
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::super::IovBuf;
+    use super::*;
+
+    /// A target with a line before and behind it that must stay as it is.
+    #[repr(C, align(64))]
+    struct Target([u8; 16384]);
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 31 + i / 253) as u8).collect()
+    }
+
+    fn check_stored(target: &Target, want: &[u8], what: &str) {
+        let (before, rest) = target.0.split_at(LINE);
+        let (stored, behind) = rest.split_at(want.len());
+        assert!(
+            before.iter().all(|byte| *byte == 0xcc),
+            "{what}: a store before the target"
+        );
+        assert!(stored == want, "{what}: {} bytes differ", want.len());
+        assert!(
+            behind.iter().all(|byte| *byte == 0xcc),
+            "{what}: a store behind the target"
+        );
+    }
+
+    #[test]
+    fn every_kernel_stores_what_it_is_given_from_any_alignment() {
+        let source = pattern(8192 + 64);
+        for kernel in Kernel::available() {
+            for skew in 0..64 {
+                for len in [0, 64, 128, 192, 448, 4096, 4160, 8192] {
+                    let mut target = Target([0xcc; 16384]);
+                    let want = &source[skew..skew + len];
+                    let dst = target.0.as_mut_ptr().wrapping_add(LINE);
+                    // SAFETY: the target is aligned to a line and has room for a line and `len` bytes.
+                    unsafe { kernel.store(dst, want.as_ptr(), len) };
+                    fence();
+                    check_stored(&target, want, kernel.name());
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_kernel_stores_scattered_sources_and_knows_their_checksum(
+            lines in 0usize..160,
+            skip in 0usize..130,
+            cuts in vec(0usize..10_500, 0..20),
+            seed: u32,
+        ) {
+            let len = lines * LINE;
+            let source = pattern(skip + len + 5);
+            let want = &source[skip..skip + len];
+            let buf = IovBuf::new(&source, &cuts);
+            for kernel in Kernel::available() {
+                let mut target = Target([0xcc; 16384]);
+                let dst = target.0.as_mut_ptr().wrapping_add(LINE);
+                let mut cursor = buf.cursor();
+                cursor.advance(skip);
+                // SAFETY: the target is aligned to a line and has room for a line and `len` bytes.
+                unsafe { kernel.store_from(dst, &mut cursor, len) };
+                fence();
+                check_stored(&target, want, kernel.name());
+                prop_assert_eq!(cursor.remaining(), 5);
+
+                let mut target = Target([0xcc; 16384]);
+                let dst = target.0.as_mut_ptr().wrapping_add(LINE);
+                let mut cursor = buf.cursor();
+                cursor.advance(skip);
+                // SAFETY: as above.
+                let crc = unsafe { kernel.store_from_crc(dst, &mut cursor, len, seed) };
+                fence();
+                check_stored(&target, want, kernel.name());
+                prop_assert_eq!(crc, crc32c::crc32c_append(seed, want));
+                prop_assert_eq!(cursor.remaining(), 5);
+            }
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_what_was_stored_while_the_source_changes() {
+        use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+        // Atomics, so that the racing writer is well-defined on its side.
+        let source: Vec<AtomicU64> = (0..1024).map(AtomicU64::new).collect();
+        let iov = libc::iovec {
+            iov_base: source.as_ptr().cast_mut().cast(),
+            iov_len: source.len() * 8,
+        };
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut round = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    round += 1;
+                    for word in &source {
+                        word.store(round, Ordering::Relaxed);
+                    }
+                }
+            });
+            for _ in 0..2000 {
+                let mut target = Target([0xcc; 16384]);
+                // SAFETY: the element names `source`, which outlives the cursor.
+                let mut cursor = unsafe { IovCursor::new(&raw const iov, 1) };
+                let dst = target.0.as_mut_ptr();
+                // SAFETY: the target is aligned to a line and larger than the source.
+                let crc = unsafe { Kernel::best().store_from_crc(dst, &mut cursor, 8192, 7) };
+                fence();
+                let stored = std::hint::black_box(&target.0[..8192]);
+                assert_eq!(crc, crc32c::crc32c_append(7, stored));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}

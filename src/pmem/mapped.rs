@@ -1,0 +1,385 @@
+//! The real mapping.
+//!
+//! What an agent stores it must fence on the same CPU: `sfence` waits for the stores of its own CPU only.
+//! Store and fence within one poller call, and it holds: a migration of the thread by the kernel in between
+//! does no harm, since a context switch drains the store buffers too.
+//!
+//! A poisoned line, or a file that somebody truncates, ends in a SIGBUS that nobody catches yet; all reads
+//! go through [`Mapping::read`], so that they can be guarded in one place.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::{self, NonNull};
+
+use super::backing::{self, Opened};
+use super::copy::{self, Kernel};
+use super::dax::{Backing, Durability};
+use super::regions::LiveRegion;
+use super::{Durable, IovCursor, MapError, MapRequest, MemSlice, Pmem, Poisoned, bounds};
+use crate::units::{Agent, PmemOff};
+
+/// Alignment of the mapping's address: a huge page, without which neither the page tables nor the DMA
+/// translation can use huge pages.
+const MAP_ALIGN_BYTES: usize = 2 << 20;
+
+/// How much [`MappedPmem::populate_next`] does at once: some 20 ms of page faults.
+const POPULATE_STEP_BYTES: usize = 64 << 20;
+
+/// How far the population of the mapping has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PopulateProgress {
+    /// Bytes whose pages are there.
+    pub done_bytes: u64,
+    /// Size of the mapping.
+    pub total_bytes: u64,
+}
+
+/// A cache device, mapped and locked. Unmapped and unlocked when dropped.
+#[derive(Debug)]
+pub struct MappedPmem {
+    /// Before `_file`: unmapped first, then unlocked.
+    map: Mapping,
+    kernel: Kernel,
+    backing: Backing,
+    durability: Durability,
+    reason: &'static str,
+    populated_bytes: usize,
+    _file: File,
+}
+
+impl MappedPmem {
+    /// Opens or creates a cache device, locks it against every other opener, and maps it. Blocks for as long
+    /// as the file system takes to allocate the space.
+    ///
+    /// # Errors
+    /// See [`MapError`]. A file that was created is removed again.
+    pub fn open(request: &MapRequest) -> Result<Self, MapError> {
+        let mut opened = backing::open(request)?;
+        let map_sync = MapSync::probe(&opened);
+        let map = Mapping::new(&opened, map_sync).map_err(|error| MapError::Io {
+            path: request.path.clone(),
+            what: "map",
+            error,
+        })?;
+        map.advise(opened.backing);
+        if let Some(created) = opened.created.take() {
+            created.keep();
+        }
+        let (durability, reason) = durability_of(&opened, map_sync);
+        Ok(Self {
+            map,
+            kernel: Kernel::best(),
+            backing: opened.backing,
+            durability,
+            reason,
+            populated_bytes: 0,
+            _file: opened.file,
+        })
+    }
+
+    /// What a completed write survives.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// Why, as a clause for the log.
+    #[must_use]
+    pub fn durability_reason(&self) -> &'static str {
+        self.reason
+    }
+
+    /// What is mapped. Decides whether it may be given to devices for DMA.
+    #[must_use]
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// The instruction that stores lines, for the log.
+    #[must_use]
+    pub fn store_kernel_name(&self) -> &'static str {
+        self.kernel.name()
+    }
+
+    /// Makes the page tables (and, on a file system, the pages) of the next 64 MiB, so that I/O does not
+    /// have to. Returns `None` when there is nothing left to do. Optional, and of no effect on kernels
+    /// before 5.14. Blocks for some tens of milliseconds, so it belongs before the start of I/O.
+    pub fn populate_next(&mut self) -> Option<PopulateProgress> {
+        let left = self.map.len_bytes - self.populated_bytes;
+        if left == 0 {
+            return None;
+        }
+        let step = left.min(POPULATE_STEP_BYTES);
+        // Populating for writes would make all pages of an ordinary file dirty, and the kernel write them.
+        let advice = match (self.backing, self.durability) {
+            (Backing::File, Durability::Process) => libc::MADV_POPULATE_READ,
+            _ => libc::MADV_POPULATE_WRITE,
+        };
+        let from = self.map.base().wrapping_add(self.populated_bytes);
+        // SAFETY: `step` bytes from there on lie inside the mapping. Populating changes no content, and does
+        // not fault on a page that cannot be had: it fails.
+        let failed = unsafe { libc::madvise(from.cast(), step, advice) } != 0;
+        // Any failure but a poisoned page would be met by the next slice again, and the first touch of a
+        // page makes it all the same: give up.
+        self.populated_bytes = if failed {
+            self.map.len_bytes
+        } else {
+            self.populated_bytes + step
+        };
+        Some(PopulateProgress {
+            done_bytes: self.populated_bytes as u64,
+            total_bytes: self.len_bytes(),
+        })
+    }
+
+    fn at(&self, off: PmemOff, len_bytes: u64) -> *mut u8 {
+        self.map
+            .base()
+            .wrapping_add(bounds::range_at(off, len_bytes, self.len_bytes()))
+    }
+
+    fn lines_at(&self, off: PmemOff, len_bytes: u64) -> *mut u8 {
+        self.map
+            .base()
+            .wrapping_add(bounds::lines_at(off, len_bytes, self.len_bytes()))
+    }
+}
+
+impl Pmem for MappedPmem {
+    fn len_bytes(&self) -> u64 {
+        self.map.len_bytes as u64
+    }
+
+    fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned> {
+        let src = self.at(off, buf.len() as u64);
+        // SAFETY: `at` has checked that the bytes at `src` lie inside the mapping, which lives as long as
+        // `self`; `buf` is a reference, of which none reaches into the mapping.
+        unsafe {
+            self.map.read(src, |src| {
+                ptr::copy_nonoverlapping(src, buf.as_mut_ptr(), buf.len())
+            })
+        }
+    }
+
+    fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
+        let src = self.at(off, len_bytes);
+        // SAFETY: as in `read`; that the caller's memory does not overlap is the contract of
+        // `IovCursor::new`.
+        unsafe {
+            self.map
+                .read(src, |src| dst.write_from_ptr(src, len_bytes as usize))
+        }
+    }
+
+    fn store(&self, _agent: Agent, off: PmemOff, bytes: &[u8]) {
+        let dst = self.lines_at(off, bytes.len() as u64);
+        // SAFETY: `lines_at` has checked that the target lies inside the mapping, which lives as long as
+        // `self`, and that both of its ends are multiples of a line; the mapping starts on a page. `bytes`
+        // is a reference, of which none reaches into the mapping.
+        unsafe { self.kernel.store(dst, bytes.as_ptr(), bytes.len()) }
+    }
+
+    fn store_from(&self, _agent: Agent, off: PmemOff, src: &mut IovCursor, len_bytes: u64) {
+        let dst = self.lines_at(off, len_bytes);
+        // SAFETY: as in `store`.
+        unsafe { self.kernel.store_from(dst, src, len_bytes as usize) }
+    }
+
+    fn store_from_crc(
+        &self,
+        _agent: Agent,
+        off: PmemOff,
+        src: &mut IovCursor,
+        len_bytes: u64,
+        seed: u32,
+    ) -> u32 {
+        let dst = self.lines_at(off, len_bytes);
+        // SAFETY: as in `store`.
+        unsafe {
+            self.kernel
+                .store_from_crc(dst, src, len_bytes as usize, seed)
+        }
+    }
+
+    fn fence(&self, _agent: Agent) -> Durable {
+        copy::fence();
+        Durable { _only_by_fence: () }
+    }
+
+    fn slice(&self, off: PmemOff, len_bytes: u64) -> MemSlice {
+        MemSlice::new(self.at(off, len_bytes), len_bytes as usize)
+    }
+
+    fn prefetch(&self, off: PmemOff) {
+        copy::prefetch(self.at(off, 1));
+    }
+}
+
+/// Whether stores reach the medium without a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MapSync {
+    /// The mapping is made with MAP_SYNC: the file system has nothing left to persist for a page once it can
+    /// be stored to.
+    Yes,
+    /// An ordinary shared mapping.
+    No,
+}
+
+impl MapSync {
+    /// Tries a small mapping, since a failed one at a fixed address could leave a hole behind.
+    fn probe(opened: &Opened) -> Self {
+        let fd = opened.file.as_raw_fd();
+        let len = opened.align_bytes as usize;
+        let flags = libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC;
+        // SAFETY: a new mapping, wherever the kernel finds room, touches no memory in use.
+        let at = unsafe { libc::mmap(ptr::null_mut(), len, PROT, flags, fd, 0) };
+        if at == libc::MAP_FAILED {
+            return Self::No;
+        }
+        // SAFETY: the mapping was made just above with this length, and nobody has its address.
+        unsafe { libc::munmap(at, len) };
+        Self::Yes
+    }
+
+    fn flags(self) -> i32 {
+        match self {
+            Self::Yes => libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC,
+            Self::No => libc::MAP_SHARED,
+        }
+    }
+}
+
+const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+fn durability_of(opened: &Opened, map_sync: MapSync) -> (Durability, &'static str) {
+    match (opened.backing, map_sync) {
+        (Backing::Tmpfs | Backing::Hugetlbfs, _) => (Durability::Process, "it is ordinary memory"),
+        (Backing::File, MapSync::No) => (
+            Durability::Process,
+            "the file cannot be mapped with MAP_SYNC: it is not on DAX",
+        ),
+        (Backing::DevDax, _) | (Backing::File, MapSync::Yes) => {
+            if opened.domain.covers_write_queue() {
+                (
+                    Durability::Power,
+                    "it is persistent memory and the platform declares its domain",
+                )
+            } else {
+                let reason = "the platform does not declare a persistence domain for this memory";
+                (Durability::Process, reason)
+            }
+        }
+    }
+}
+
+/// The address range.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len_bytes: usize,
+    /// `None` only inside of `drop`.
+    live: Option<LiveRegion>,
+}
+
+// SAFETY: a mapping is memory shared by all threads. Nothing refers to it: it is only copied from and to.
+// Which lines are stored and read at the same time, and by whom, is the engine's affair; the worst that can
+// come of it is a mixture of old and new bytes.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the whole device at an address that allows huge pages.
+    fn new(opened: &Opened, map_sync: MapSync) -> io::Result<Self> {
+        let too_large = || io::Error::from_raw_os_error(libc::ENOMEM);
+        let len_bytes = usize::try_from(opened.size_bytes).map_err(|_| too_large())?;
+        let align = MAP_ALIGN_BYTES.max(opened.align_bytes as usize);
+        let reserved_bytes = len_bytes.checked_add(align).ok_or_else(too_large)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, wherever the kernel finds room, touches no memory in use.
+        let reserved = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                reserved_bytes,
+                libc::PROT_NONE,
+                flags,
+                -1,
+                0,
+            )
+        };
+        if reserved == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let head_bytes = reserved.addr().next_multiple_of(align) - reserved.addr();
+        let start = reserved.wrapping_byte_add(head_bytes);
+        let flags = map_sync.flags() | libc::MAP_FIXED;
+        // SAFETY: replaces part of the reservation, which nobody else knows of: `head_bytes` is below
+        // `align`, so `len_bytes` are left behind it.
+        let mapped =
+            unsafe { libc::mmap(start, len_bytes, PROT, flags, opened.file.as_raw_fd(), 0) };
+        let error = io::Error::last_os_error();
+        Self::unmap(reserved, head_bytes);
+        Self::unmap(start.wrapping_byte_add(len_bytes), align - head_bytes);
+        if mapped == libc::MAP_FAILED {
+            // The middle stays reserved: the kernel may or may not have unmapped it, and if so, somebody
+            // else may have it by now. It costs addresses only.
+            return Err(error);
+        }
+        let base = NonNull::new(start.cast()).ok_or_else(too_large)?;
+        let live = Some(LiveRegion::new(base.as_ptr(), len_bytes));
+        Ok(Self {
+            base,
+            len_bytes,
+            live,
+        })
+    }
+
+    /// Gives back a part of the reservation.
+    fn unmap(start: *mut libc::c_void, len_bytes: usize) {
+        if len_bytes > 0 {
+            // SAFETY: called by `new` with the parts of its reservation before and behind the mapping.
+            unsafe { libc::munmap(start, len_bytes) };
+        }
+    }
+
+    /// Hints, all of which may fail.
+    fn advise(&self, backing: Backing) {
+        let advise = |advice| {
+            // SAFETY: the range is this mapping; none of the advices below changes its content.
+            unsafe { libc::madvise(self.base().cast(), self.len_bytes, advice) };
+        };
+        // A core file of a crashed target should not hold the whole cache.
+        advise(libc::MADV_DONTDUMP);
+        // A forked child is a second owner: it had better crash than store.
+        advise(libc::MADV_DONTFORK);
+        if backing == Backing::Tmpfs {
+            advise(libc::MADV_HUGEPAGE);
+        }
+    }
+
+    fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// The only way to read: `copy` copies from `src`, which lies inside the mapping.
+    ///
+    /// # Safety
+    /// `src` and what `copy` reads from it lie inside the mapping.
+    unsafe fn read(&self, src: *const u8, copy: impl FnOnce(*const u8)) -> Result<(), Poisoned> {
+        copy(src);
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // Waits for readers of slices; later ones are refused.
+        drop(self.live.take());
+        // SAFETY: the range was mapped by `new`, once, and `self` goes now; no references to it exist.
+        unsafe { libc::munmap(self.base().cast(), self.len_bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! Persistent memory: the mapping, non-temporal stores, fences. One of the two islands of unsafe code.
+//!
+//! The engine is generic over [`Pmem`]. `MappedPmem` is the real mapping; `sim::SimPmem` models which
+//! stores would survive a power cut.
+
+mod backing;
+pub(crate) mod bounds;
+mod copy;
+mod dax;
+#[cfg(target_arch = "x86_64")]
+mod fused;
+#[cfg(any(test, feature = "sim"))]
+mod heap;
+mod hint;
+mod iov;
+mod mapped;
+mod regions;
+
+pub use backing::{MapError, MapRequest};
+pub use dax::{Backing, Durability};
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use heap::simulated_fence;
+#[cfg(any(test, feature = "sim"))]
+pub use heap::{HeapRegion, IovBuf};
+pub(crate) use hint::prefetch_line;
+pub use iov::{IovCursor, MemSlice};
+pub use mapped::{MappedPmem, PopulateProgress};
+
+use crate::units::{Agent, PmemOff};
+
+/// Every store to the cache device starts at a multiple of this and has a multiple of it as its length,
+/// so that no line is ever stored in part.
+pub const LINE_SIZE_BYTES: u64 = 64;
+
+/// Proof that everything its agent stored before was fenced. Made by [`Pmem::fence`] alone; an
+/// acknowledgement of a write asks for one.
+#[must_use]
+#[derive(Debug)]
+pub struct Durable {
+    _only_by_fence: (),
+}
+
+/// The memory under a cache line cannot be read (poisoned, or the mapping has lost its backing).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the cache device cannot be read at offset {:#x}", .at.0)]
+pub struct Poisoned {
+    /// Where the first unreadable line begins.
+    pub at: PmemOff,
+}
+
+/// A byte-addressable persistent memory region. Offsets are bytes from the start of the region; a range
+/// outside of it is a bug of the caller and panics before anything is touched.
+///
+/// All stores are non-temporal: they are pending until the same agent's next [`Pmem::fence`], and until
+/// then any subset of their aligned 8-byte words may survive a power cut.
+pub trait Pmem: Send + Sync + 'static {
+    /// Size of the region in bytes.
+    fn len_bytes(&self) -> u64;
+
+    /// Copies `buf.len()` bytes at `off` into `buf`.
+    ///
+    /// # Errors
+    /// The memory is poisoned; `buf` then holds unspecified bytes.
+    fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned>;
+
+    /// Copies `len_bytes` bytes at `off` to the caller's memory at the cursor, and advances the cursor.
+    ///
+    /// # Errors
+    /// The memory is poisoned; what lies under the cursor then holds unspecified bytes.
+    fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned>;
+
+    /// Stores `bytes` at `off`. Both ends are multiples of [`LINE_SIZE_BYTES`].
+    fn store(&self, agent: Agent, off: PmemOff, bytes: &[u8]);
+
+    /// Stores `len_bytes` bytes from the caller's memory at the cursor to `off`, and advances the cursor.
+    /// Both ends of the target are multiples of [`LINE_SIZE_BYTES`]; the source may lie anywhere.
+    fn store_from(&self, agent: Agent, off: PmemOff, src: &mut IovCursor, len_bytes: u64);
+
+    /// As [`Pmem::store_from`], and returns `crc32c(seed, the bytes stored)`. Each source byte is read
+    /// once, so that the checksum is that of what was stored even while the caller changes its memory.
+    fn store_from_crc(
+        &self,
+        agent: Agent,
+        off: PmemOff,
+        src: &mut IovCursor,
+        len_bytes: u64,
+        seed: u32,
+    ) -> u32;
+
+    /// Waits until everything that `agent` stored is in the persistence domain.
+    fn fence(&self, agent: Agent) -> Durable;
+
+    /// The memory itself, as the source of a write to the base device.
+    fn slice(&self, off: PmemOff, len_bytes: u64) -> MemSlice;
+
+    /// Hints that the line at `off` will be read soon.
+    fn prefetch(&self, off: PmemOff);
+}

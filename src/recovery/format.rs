@@ -1,0 +1,63 @@
+//! Formatting. A cut at any store leaves the old cache, or a device that is known to hold none, or the new
+//! cache.
+
+use super::error::OpenError;
+use super::opening::OpenStep;
+use crate::engine::BACKGROUND_AGENT;
+use crate::media::{
+    Checksums, SegmentInfo, Superblock, Tails, WITNESS_COUNT, Witness, persist_superblock,
+    persist_unfinished_mark,
+};
+use crate::pmem::Pmem;
+use crate::units::{Generation, SegId};
+
+/// Segment infos that one poll writes.
+const SEGMENTS_PER_POLL: u32 = 256;
+
+#[derive(Debug)]
+pub(super) struct Formatting {
+    tails: Tails,
+    marked: bool,
+    next_segment: u32,
+}
+
+impl Formatting {
+    pub(super) fn new(witness: [Witness; WITNESS_COUNT]) -> Self {
+        Self { tails: Tails { witness, ..Tails::empty() }, marked: false, next_segment: 0 }
+    }
+
+    pub(super) fn into_tails(self) -> Tails {
+        self.tails
+    }
+
+    /// A slice of the work; `None` when the cache exists.
+    pub(super) fn poll<P: Pmem>(
+        &mut self,
+        pmem: &P,
+        superblock: &mut Superblock,
+    ) -> Result<Option<OpenStep>, OpenError> {
+        let checksums = Checksums::new(superblock.uuid);
+        let agent = BACKGROUND_AGENT;
+        // 1. From here on there is no cache on the device.
+        if !self.marked {
+            drop(persist_unfinished_mark(pmem, agent)?);
+            self.marked = true;
+        }
+        // 2. Every segment gets an info under the new uuid: nothing of an older cache passes any more.
+        let count = superblock.geometry.segment_count();
+        let end = (self.next_segment + SEGMENTS_PER_POLL).min(count);
+        for segment in self.next_segment..end {
+            let mut info = SegmentInfo { generation: Generation(1), sealed: None, update: 0 };
+            drop(info.persist(pmem, agent, &superblock.geometry, &checksums, SegId(segment)));
+        }
+        self.next_segment = end;
+        if end < count {
+            return Ok(Some(OpenStep::Working { done: u64::from(end), total: u64::from(count) }));
+        }
+        // 3. The tails of an empty log.
+        drop(self.tails.persist(pmem, agent, &checksums));
+        // 4. The superblock: with its first valid copy the cache exists.
+        drop(persist_superblock(pmem, agent, superblock));
+        Ok(None)
+    }
+}

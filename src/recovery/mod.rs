@@ -1,0 +1,14 @@
+//! From a cache device to a cache: format a blank one, or find out what an existing one holds.
+//!
+//! Opening goes in steps. Everything up to and including the witness only reads: a cache that is refused is
+//! left as it was. Repairs come last, each of them idempotent, so that a cut during recovery changes nothing.
+
+mod error;
+mod format;
+mod opening;
+mod rebuild;
+mod scan;
+mod witness;
+
+pub use error::OpenError;
+pub use opening::{OpenStep, Opening};

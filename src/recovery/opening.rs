@@ -1,0 +1,327 @@
+//! Opening, step by step. Each poll does a bounded slice of work.
+
+use super::error::OpenError;
+use super::format::Formatting;
+use super::rebuild::Rebuild;
+use super::scan::Scan;
+use super::witness::{WitnessCheck, WitnessStep};
+use crate::engine::{
+    BaseError, BaseIdentity, Cache, CacheParts, DataCrc, FormatPolicy, GC_PERCENT_DEFAULT,
+    GC_PERCENT_MAX, OpenOptions,
+};
+use crate::index::{BASE_PAGES_MAX, Index};
+use crate::media::{
+    Checksums, Geometry, HeaderState, Superblock, SuperblockError, Tails, load_header,
+};
+use crate::pmem::Pmem;
+use crate::units::{Lba, PAGE_SIZE_BYTES};
+use std::sync::Arc;
+
+/// What a poll of [`Opening`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenStep {
+    /// Poll again.
+    Working {
+        /// Units of work that are done.
+        done: u64,
+        /// Of so many in this phase.
+        total: u64,
+    },
+    /// Read these blocks from the base, then call [`Opening::on_base_block`].
+    ReadBase {
+        /// To be handed back.
+        slot: u32,
+        /// First block.
+        lba: Lba,
+        /// Number of blocks: 4 KiB at most.
+        len_blocks: u64,
+    },
+    /// A base read is under way.
+    AwaitingBase,
+    /// [`Opening::finish`] can be called.
+    Ready,
+}
+
+/// What an open or format has come to.
+enum Phase {
+    /// Samples of the base become the first witness.
+    Sampling(WitnessCheck),
+    Formatting(Formatting),
+    Scanning(Scan),
+    Rebuilding(Rebuild),
+    /// The base is compared with the witness.
+    Checking(WitnessCheck, Rebuild),
+    Repairing(Rebuild),
+    Ready(Rebuild),
+    /// An error was returned.
+    Failed,
+}
+
+/// A cache device on its way to a cache.
+pub struct Opening<P: Pmem> {
+    pmem: P,
+    options: OpenOptions,
+    superblock: Superblock,
+    superblock_needs_repair: bool,
+    phase: Phase,
+}
+
+impl<P: Pmem> std::fmt::Debug for Opening<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opening").field("superblock", &self.superblock).finish_non_exhaustive()
+    }
+}
+
+impl<P: Pmem> Opening<P> {
+    /// Looks at the header area and decides what to do. Writes nothing.
+    ///
+    /// # Errors
+    /// The device, the base or an option does not fit.
+    pub fn begin(pmem: P, options: OpenOptions) -> Result<Self, OpenError> {
+        check_options(&options)?;
+        let header = match (load_header(&pmem), options.format) {
+            // Whatever it holds, it is to be overwritten.
+            (Err(SuperblockError::Geometry(error)), _) => return Err(error.into()),
+            (Ok(_), FormatPolicy::Force) => HeaderState::Blank,
+            (Err(SuperblockError::Poisoned(error)), FormatPolicy::Force) => {
+                return Err(error.into());
+            }
+            (Err(_), FormatPolicy::Force) => HeaderState::Blank,
+            (header, _) => header?,
+        };
+        match header {
+            HeaderState::Blank | HeaderState::Unfinished => {
+                if options.format == FormatPolicy::Never {
+                    return Err(OpenError::Blank);
+                }
+                let superblock = new_superblock(&pmem, &options)?;
+                let check = WitnessCheck::sample(&superblock);
+                Ok(Self {
+                    pmem,
+                    options,
+                    superblock,
+                    superblock_needs_repair: false,
+                    phase: Phase::Sampling(check),
+                })
+            }
+            HeaderState::Cache(superblock, needs_repair) => {
+                check_pair(&superblock, &options)?;
+                let checksums = Checksums::new(superblock.uuid);
+                let (tails, repair) = Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
+                let scan = Scan::new(&superblock, tails, repair)?;
+                Ok(Self {
+                    pmem,
+                    options,
+                    superblock: *superblock,
+                    superblock_needs_repair: needs_repair,
+                    phase: Phase::Scanning(scan),
+                })
+            }
+        }
+    }
+
+    /// Does a slice of the work.
+    ///
+    /// # Errors
+    /// The cache cannot be opened. Nothing was written, unless a format had begun.
+    pub fn poll(&mut self) -> Result<OpenStep, OpenError> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Failed);
+        let (phase, step) = self.advance(phase)?;
+        self.phase = phase;
+        Ok(step)
+    }
+
+    fn advance(&mut self, phase: Phase) -> Result<(Phase, OpenStep), OpenError> {
+        let again = OpenStep::Working { done: 0, total: 1 };
+        Ok(match phase {
+            Phase::Sampling(mut check) => match check.poll()? {
+                WitnessStep::Done => {
+                    let formatting = Formatting::new(check.into_witness());
+                    (Phase::Formatting(formatting), again)
+                }
+                WitnessStep::Step(step) => (Phase::Sampling(check), step),
+            },
+            Phase::Formatting(mut formatting) => {
+                match formatting.poll(&self.pmem, &mut self.superblock)? {
+                    Some(step) => (Phase::Formatting(formatting), step),
+                    None => {
+                        let scan = Scan::new(&self.superblock, formatting.into_tails(), false)?;
+                        (Phase::Scanning(scan), again)
+                    }
+                }
+            }
+            Phase::Scanning(mut scan) => match scan.poll(&self.pmem, &self.superblock)? {
+                Some(step) => (Phase::Scanning(scan), step),
+                None => (Phase::Rebuilding(Rebuild::new(scan, &self.superblock)?), again),
+            },
+            Phase::Rebuilding(mut rebuild) => match rebuild.poll(&self.pmem, &self.superblock)? {
+                Some(step) => (Phase::Rebuilding(rebuild), step),
+                None => {
+                    let check = WitnessCheck::compare(&self.superblock, rebuild.witness())?;
+                    (Phase::Checking(check, rebuild), again)
+                }
+            },
+            Phase::Checking(mut check, rebuild) => match check.poll()? {
+                WitnessStep::Done => {
+                    self.adopt_options();
+                    (Phase::Repairing(rebuild), again)
+                }
+                WitnessStep::Step(step) => (Phase::Checking(check, rebuild), step),
+            },
+            Phase::Repairing(mut rebuild) => {
+                if std::mem::take(&mut self.superblock_needs_repair) {
+                    rebuild.repair_superblock(&self.pmem, &mut self.superblock);
+                }
+                match rebuild.repair(&self.pmem, &self.superblock) {
+                    Some(step) => (Phase::Repairing(rebuild), step),
+                    None => (Phase::Ready(rebuild), OpenStep::Ready),
+                }
+            }
+            Phase::Ready(rebuild) => (Phase::Ready(rebuild), OpenStep::Ready),
+            Phase::Failed => unreachable!("an opening that failed is not polled again"),
+        })
+    }
+
+    /// Options and the base's identity, as far as they may change, go into the superblock.
+    fn adopt_options(&mut self) {
+        let before = self.superblock.clone();
+        let superblock = &mut self.superblock;
+        superblock.base = self.options.base.clone();
+        superblock.gc_percent = self.options.gc_percent.unwrap_or(superblock.gc_percent);
+        superblock.writeback_order =
+            self.options.writeback_order.unwrap_or(superblock.writeback_order);
+        self.superblock_needs_repair |= *superblock != before;
+    }
+
+    /// The blocks that a [`OpenStep::ReadBase`] asked for.
+    pub fn on_base_block(&mut self, slot: u32, result: Result<&[u8], BaseError>) {
+        if let Phase::Sampling(check) | Phase::Checking(check, _) = &mut self.phase {
+            check.on_base_block(slot, result);
+        }
+    }
+
+    /// The cache, after [`OpenStep::Ready`].
+    ///
+    /// # Panics
+    /// Called before that.
+    pub fn finish(self) -> Arc<Cache<P>> {
+        let Phase::Ready(rebuild) = self.phase else {
+            panic!("an opening is finished when it is ready, not before")
+        };
+        Cache::new(rebuild.into_parts(
+            self.pmem,
+            self.superblock,
+            self.options.base_caps,
+            self.options.stream_count_max,
+        ))
+    }
+}
+
+impl Rebuild {
+    #[expect(clippy::needless_pass_by_value, reason = "the parts move into the cache")]
+    fn into_parts<P: Pmem>(
+        self,
+        pmem: P,
+        superblock: Superblock,
+        base_caps: crate::engine::BaseCaps,
+        stream_count_max: u32,
+    ) -> CacheParts<P> {
+        let found = self.into_found(&superblock.geometry);
+        CacheParts {
+            pmem,
+            superblock: superblock.clone(),
+            tails: found.tails,
+            base_caps,
+            index: found.index,
+            segments: found.segments,
+            seq_next: found.seq_next,
+            epoch: found.epoch,
+            dirty_bytes: found.dirty_bytes,
+            stream_count_max,
+        }
+    }
+}
+
+fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
+    let bad = |name, value: String, expected: &str| {
+        Err(OpenError::BadOption { name, value, expected: expected.to_owned() })
+    };
+    if let Some(gc_percent) = options.gc_percent
+        && gc_percent > GC_PERCENT_MAX
+    {
+        return bad("gc_percent", gc_percent.to_string(), "it goes from 0 to 90");
+    }
+    if options.base.name.is_empty() || options.base.name.len() > 255 {
+        let expected = "the name of a base device has 1 to 255 bytes";
+        return bad("base_bdev_name", options.base.name.clone(), expected);
+    }
+    let blocks_per_page = u64::from(PAGE_SIZE_BYTES / options.base.block_size_bytes.clamp(512, 4096));
+    let pages = options.base.block_count.div_ceil(blocks_per_page);
+    if pages == 0 {
+        return bad("num_blocks", "0".to_owned(), "the base device is empty");
+    }
+    if pages > BASE_PAGES_MAX {
+        return Err(OpenError::BaseTooLarge { pages, max: BASE_PAGES_MAX });
+    }
+    Ok(())
+}
+
+fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock, OpenError> {
+    let device = pmem.len_bytes();
+    let segment = options
+        .segment_size_bytes
+        .unwrap_or_else(|| Geometry::segment_size_default_bytes(device));
+    Ok(Superblock {
+        uuid: options.new_uuid,
+        device_size_bytes: device,
+        geometry: Geometry::plan(device, segment, options.base.block_size_bytes)?,
+        data_crc: options.data_crc.unwrap_or_default(),
+        gc_percent: options.gc_percent.unwrap_or(GC_PERCENT_DEFAULT),
+        writeback_order: options.writeback_order.unwrap_or_default(),
+        base: options.base.clone(),
+        update: 0,
+    })
+}
+
+/// Whether cache and base, and the options that are fixed, belong together.
+fn check_pair(superblock: &Superblock, options: &OpenOptions) -> Result<(), OpenError> {
+    let (ours, given): (&BaseIdentity, &BaseIdentity) = (&superblock.base, &options.base);
+    let wrong = |what, expected: String, found: String| {
+        Err(OpenError::WrongBase { what, expected, found })
+    };
+    if ours.block_size_bytes != given.block_size_bytes {
+        let (ours, given) = (ours.block_size_bytes, given.block_size_bytes);
+        return wrong("block size", ours.to_string(), given.to_string());
+    }
+    if ours.block_count != given.block_count {
+        let (ours, given) = (ours.block_count, given.block_count);
+        return wrong("number of blocks", ours.to_string(), given.to_string());
+    }
+    // Many kinds of bdev get a random uuid at each start: a changed one alone says nothing.
+    if ours.uuid != given.uuid && ours.name != given.name {
+        return wrong("name", ours.name.clone(), given.name.clone());
+    }
+    let mismatch = |name, media: String, asked: String| {
+        Err(OpenError::OptionMismatch { name, media, asked })
+    };
+    if let Some(asked) = options.data_crc
+        && asked != superblock.data_crc
+    {
+        let text = |crc: DataCrc| (crc == DataCrc::On).to_string();
+        return mismatch("data_crc", text(superblock.data_crc), text(asked));
+    }
+    if let Some(asked) = options.segment_size_bytes
+        && asked != superblock.geometry.segment_size_bytes()
+    {
+        let kib = |bytes: u64| (bytes >> 10).to_string();
+        let media = superblock.geometry.segment_size_bytes();
+        return mismatch("segment_size_kib", kib(media), kib(asked));
+    }
+    Ok(())
+}
+
+/// An empty index for a cache.
+pub(super) fn new_index(superblock: &Superblock, factor: u64) -> Index {
+    let per_page = u64::from(superblock.geometry.blocks_per_page());
+    Index::new(superblock.geometry, superblock.base.block_count.div_ceil(per_page), factor)
+}

@@ -1,0 +1,105 @@
+//! The witness at open: a few blocks of the base are read and compared with what the cache knows of them.
+
+use super::error::OpenError;
+use super::opening::OpenStep;
+use crate::engine::BaseError;
+use crate::media::{Superblock, WITNESS_COUNT, Witness};
+use crate::units::Lba;
+
+/// How far the reading is.
+pub(super) enum WitnessStep {
+    Step(OpenStep),
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The checksums are taken down.
+    Sample,
+    /// They are compared.
+    Compare,
+}
+
+/// Reads the blocks of a witness, one after the other.
+pub(super) struct WitnessCheck {
+    purpose: Purpose,
+    witness: [Witness; WITNESS_COUNT],
+    next: usize,
+    awaiting: bool,
+    error: Option<OpenError>,
+}
+
+impl WitnessCheck {
+    /// For a new cache: blocks spread over the base.
+    pub(super) fn sample(superblock: &Superblock) -> Self {
+        let per_page = superblock.geometry.blocks_per_page();
+        let pages = superblock.base.block_count / u64::from(per_page);
+        let witness = std::array::from_fn(|number| {
+            let page = (pages.saturating_sub(1) / WITNESS_COUNT as u64) * number as u64;
+            let fresh = page > 0 || number == 0;
+            let len_blocks = if pages > 0 && fresh { per_page } else { 0 };
+            Witness { lba: Lba(page * u64::from(per_page)), len_blocks, crc: 0 }
+        });
+        Self { purpose: Purpose::Sample, witness, next: 0, awaiting: false, error: None }
+    }
+
+    /// For an existing one. Entries under dirty data were left out.
+    pub(super) fn compare(
+        superblock: &Superblock,
+        witness: [Witness; WITNESS_COUNT],
+    ) -> Result<Self, OpenError> {
+        let per_page = superblock.geometry.blocks_per_page();
+        for entry in &witness {
+            let end = entry.lba.0.checked_add(u64::from(entry.len_blocks));
+            if entry.len_blocks > per_page || end.is_none_or(|end| end > superblock.base.block_count)
+            {
+                return Err(OpenError::TailsRange { field: "witness", value: entry.lba.0 });
+            }
+        }
+        Ok(Self { purpose: Purpose::Compare, witness, next: 0, awaiting: false, error: None })
+    }
+
+    pub(super) fn into_witness(self) -> [Witness; WITNESS_COUNT] {
+        self.witness
+    }
+
+    pub(super) fn poll(&mut self) -> Result<WitnessStep, OpenError> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        if self.awaiting {
+            return Ok(WitnessStep::Step(OpenStep::AwaitingBase));
+        }
+        while self.next < WITNESS_COUNT {
+            let entry = self.witness[self.next];
+            if entry.len_blocks > 0 {
+                self.awaiting = true;
+                return Ok(WitnessStep::Step(OpenStep::ReadBase {
+                    slot: self.next as u32,
+                    lba: entry.lba,
+                    len_blocks: u64::from(entry.len_blocks),
+                }));
+            }
+            self.next += 1;
+        }
+        Ok(WitnessStep::Done)
+    }
+
+    pub(super) fn on_base_block(&mut self, slot: u32, result: Result<&[u8], BaseError>) {
+        if !self.awaiting || slot as usize != self.next {
+            return;
+        }
+        let entry = &mut self.witness[self.next];
+        self.awaiting = false;
+        self.next += 1;
+        match (result.map(crc32c::crc32c), self.purpose) {
+            (Ok(crc), Purpose::Sample) => entry.crc = crc,
+            (Ok(crc), Purpose::Compare) if crc == entry.crc => {}
+            (Ok(found), Purpose::Compare) => {
+                let (lba, expected) = (entry.lba, entry.crc);
+                self.error = Some(OpenError::Witness { lba, expected, found });
+            }
+            (Err(error), _) => self.error = Some(OpenError::BaseRead { lba: entry.lba, error }),
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! Operations on the base bdev, from their start to their end, on one SPDK thread.
+//!
+//! SPDK's completions only note what has ended; the owner's poller collects it ([`BaseQueue::advance`]) and
+//! tells the engine. So nothing is ever re-entered. A shortage of SPDK's own requests is waited for here;
+//! the engine never hears of it. An operation that needs a bounce buffer and finds none waits its turn.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use libc::iovec;
+use spdk_sys as sys;
+
+use super::base::Base;
+use super::memory::DmaBuf;
+use super::trampoline::guard;
+use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest};
+use crate::pmem::{IovCursor, MemSlice};
+
+/// Elements of one scatter list handed to the base, at most: below the kernel's limit (1024), and few enough
+/// for a device's own list. A longer write goes in several parts.
+const IOV_COUNT_MAX: usize = 128;
+/// Operations that are ready for use from the start.
+const OP_COUNT_START: u32 = 32;
+
+/// Room for SPDK's wait entry.
+const WAIT_ENTRY_WORDS: usize =
+    (sys::PCACHE_WAIT_ENTRY_SIZE_BYTES as usize).div_ceil(size_of::<*mut c_void>());
+
+/// Where the data of an operation is.
+#[derive(Debug)]
+enum Payload {
+    /// UNMAP, WRITE_ZEROES, FLUSH.
+    None,
+    Read(IovCursor),
+    /// `Op::sources`.
+    Write,
+}
+
+/// What an operation does; a copy of the request's kind.
+#[derive(Clone, Copy, Debug)]
+enum Verb {
+    Read,
+    Write,
+    Unmap,
+    WriteZeroes,
+    Flush,
+}
+
+/// An operation under way. Never moves: SPDK has its address.
+#[derive(Debug)]
+struct Op {
+    /// SPDK's, while the operation waits for one of SPDK's requests.
+    wait_entry: [*mut c_void; WAIT_ENTRY_WORDS],
+    queue: NonNull<BaseQueue>,
+    index: u32,
+    id: BaseOpId,
+    verb: Verb,
+    payload: Payload,
+    /// What is still to do.
+    lba: u64,
+    blocks_left: u64,
+    /// Of these: under way.
+    part_blocks: u64,
+    iovs: Vec<iovec>,
+    sources: Vec<MemSlice>,
+    /// The first source that is not used up, and how much of it is.
+    source_at: (usize, usize),
+    bounce: Option<DmaBuf>,
+}
+
+/// Whether base writes are copied to bounce buffers first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copying {
+    Direct,
+    Bounced,
+}
+
+/// The base operations of a channel or of the background.
+#[derive(Debug)]
+pub(super) struct BaseQueue {
+    base: Arc<Base>,
+    channel: NonNull<sys::spdk_io_channel>,
+    copying: Copying,
+    in_flight: Cell<usize>,
+    /// Whether `advance` has anything to do.
+    news: Cell<bool>,
+    inner: RefCell<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ops: Vec<NonNull<Op>>,
+    free: Vec<u32>,
+    bounce: Vec<DmaBuf>,
+    /// Parts that SPDK has completed.
+    landed: Vec<(u32, Result<(), BaseError>)>,
+    /// Taken by `advance` in exchange for `landed`, so that both keep their memory.
+    landed_spare: Vec<(u32, Result<(), BaseError>)>,
+    /// To be submitted again with the next `advance`.
+    retry: VecDeque<u32>,
+    /// Waiting for a bounce buffer, in order.
+    bounce_queue: VecDeque<u32>,
+}
+
+impl BaseQueue {
+    /// A queue on the current SPDK thread; it is dropped on that thread too. `bounce` empty: base writes go
+    /// out from where their data are. `None`: the base has no channel to give.
+    pub(super) fn new(base: Arc<Base>, bounce: Vec<DmaBuf>) -> Option<Rc<Self>> {
+        // SAFETY: the descriptor is open while `base` lives.
+        let channel = NonNull::new(unsafe { sys::spdk_bdev_get_io_channel(base.desc()) })?;
+        let copying = if bounce.is_empty() { Copying::Direct } else { Copying::Bounced };
+        let queue = Rc::new(Self {
+            base,
+            channel,
+            copying,
+            in_flight: Cell::new(0),
+            news: Cell::new(false),
+            inner: RefCell::new(Inner { bounce, ..Inner::default() }),
+        });
+        for _ in 0..OP_COUNT_START {
+            let op = queue.new_op();
+            queue.release(op);
+        }
+        Some(queue)
+    }
+
+    /// Operations that were started and whose end `advance` has not told yet.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    /// Starts an operation. `sources` is the outbox's list.
+    pub(super) fn start(&self, request: &BaseRequest, sources: &[MemSlice]) {
+        let free = self.inner.borrow_mut().free.pop();
+        let index = free.unwrap_or_else(|| self.new_op());
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.with_op(index, |op| op.fill(request, sources));
+        self.start_part(index);
+    }
+
+    /// Goes on with whatever SPDK has completed, and calls `ended` for each operation that is at its end.
+    pub(super) fn advance(&self, mut ended: impl FnMut(BaseOpId, Result<(), BaseError>)) {
+        if !self.news.replace(false) {
+            return;
+        }
+        let retry_count = self.inner.borrow().retry.len();
+        for _ in 0..retry_count {
+            let next = self.inner.borrow_mut().retry.pop_front();
+            if let Some(index) = next {
+                self.submit(index);
+            }
+        }
+        let mut landed = {
+            let inner = &mut *self.inner.borrow_mut();
+            mem::swap(&mut inner.landed, &mut inner.landed_spare);
+            mem::take(&mut inner.landed_spare)
+        };
+        for (index, result) in landed.drain(..) {
+            if self.part_done(index, result) {
+                let id = self.with_op(index, |op| op.id);
+                self.finish(index);
+                ended(id, result);
+            } else {
+                self.start_part(index);
+            }
+        }
+        self.inner.borrow_mut().landed_spare = landed;
+    }
+
+    /// Whether the operation is at its end.
+    fn part_done(&self, index: u32, result: Result<(), BaseError>) -> bool {
+        self.with_op(index, |op| {
+            op.lba += op.part_blocks;
+            op.blocks_left -= op.part_blocks;
+            result.is_err() || op.blocks_left == 0 || matches!(op.verb, Verb::Flush)
+        })
+    }
+
+    fn finish(&self, index: u32) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        let bounce = self.with_op(index, |op| {
+            op.sources.clear();
+            op.payload = Payload::None;
+            op.bounce.take()
+        });
+        self.release(index);
+        let Some(buffer) = bounce else { return };
+        let next = {
+            let mut inner = self.inner.borrow_mut();
+            inner.bounce.push(buffer);
+            inner.bounce_queue.pop_front()
+        };
+        if let Some(waiting) = next {
+            self.start_part(waiting);
+        }
+    }
+
+    /// Prepares the next part of an operation and submits it, unless there is no bounce buffer for it.
+    fn start_part(&self, index: u32) {
+        if self.with_op(index, |op| op.needs_bounce(self.copying)) {
+            let buffer = self.inner.borrow_mut().bounce.pop();
+            match buffer {
+                Some(buffer) => self.with_op(index, |op| op.bounce = Some(buffer)),
+                None => {
+                    self.inner.borrow_mut().bounce_queue.push_back(index);
+                    return;
+                }
+            }
+        }
+        let block_size = self.base.facts.identity.block_size_bytes as usize;
+        if self.with_op(index, |op| op.prepare(block_size)) {
+            self.submit(index);
+        } else {
+            log::error!("a base write is not made of whole blocks");
+            self.land(index, Err(BaseError::Io));
+        }
+    }
+
+    /// Hands the prepared part to SPDK.
+    fn submit(&self, index: u32) {
+        let op = self.op(index);
+        let rc = self.call(op);
+        if rc == 0 {
+            return;
+        }
+        if rc != -libc::ENOMEM {
+            self.land(index, Err(self.base.error(-rc)));
+            return;
+        }
+        // SAFETY: the entry is inside the operation, which does not move or end before `resume` is called;
+        // it is aligned like a pointer and large enough (`WAIT_ENTRY_WORDS`). The channel is ours.
+        let rc = unsafe {
+            sys::pcache_queue_io_wait(
+                self.base.desc(),
+                self.channel.as_ptr(),
+                (&raw mut (*op.as_ptr()).wait_entry).cast(),
+                Some(resume),
+                op.as_ptr().cast(),
+            )
+        };
+        if rc != 0 {
+            // It was not for want of SPDK's requests: something else is short. Try again soon.
+            self.inner.borrow_mut().retry.push_back(index);
+            self.news.set(true);
+        }
+    }
+
+    fn call(&self, op: NonNull<Op>) -> c_int {
+        let (desc, channel, arg) = (self.base.desc(), self.channel.as_ptr(), op.as_ptr().cast());
+        let done: sys::spdk_bdev_io_completion_cb = Some(part_landed);
+        // SAFETY: the operation is ours alone until SPDK is called below; only fields are read.
+        let (verb, lba, blocks, iovs, iov_count) = unsafe {
+            let op = &mut *op.as_ptr();
+            let count = c_int::try_from(op.iovs.len()).unwrap_or(c_int::MAX);
+            (op.verb, op.lba, op.part_blocks, op.iovs.as_mut_ptr(), count)
+        };
+        // SAFETY: descriptor and channel are open and belong together and to this thread. The scatter list
+        // lies in the operation, which stays as it is until `part_landed` is called with it; the memory it
+        // names is the caller's until the engine hears of the end (read), pinned by the engine until then,
+        // or the operation's own bounce buffer (write).
+        unsafe {
+            match verb {
+                Verb::Read => sys::spdk_bdev_readv_blocks(
+                    desc, channel, iovs, iov_count, lba, blocks, done, arg,
+                ),
+                Verb::Write => sys::spdk_bdev_writev_blocks(
+                    desc, channel, iovs, iov_count, lba, blocks, done, arg,
+                ),
+                Verb::Unmap => sys::spdk_bdev_unmap_blocks(desc, channel, lba, blocks, done, arg),
+                Verb::WriteZeroes => {
+                    sys::spdk_bdev_write_zeroes_blocks(desc, channel, lba, blocks, done, arg)
+                }
+                Verb::Flush => sys::spdk_bdev_flush_blocks(desc, channel, lba, blocks, done, arg),
+            }
+        }
+    }
+
+    fn land(&self, index: u32, result: Result<(), BaseError>) {
+        self.inner.borrow_mut().landed.push((index, result));
+        self.news.set(true);
+    }
+
+    /// Makes room for one more operation. The number of operations that a queue ever has under way is soon
+    /// reached and not exceeded, so this ends with the warm-up.
+    fn new_op(&self) -> u32 {
+        let mut inner = self.inner.borrow_mut();
+        let index = u32::try_from(inner.ops.len()).unwrap_or(u32::MAX);
+        let op = Box::new(Op::new(NonNull::from(self), index));
+        inner.ops.push(NonNull::from(Box::leak(op)));
+        // So that releasing it cannot allocate.
+        let count = inner.ops.len();
+        let missing = count.saturating_sub(inner.free.len());
+        inner.free.reserve(missing);
+        index
+    }
+
+    fn release(&self, index: u32) {
+        self.inner.borrow_mut().free.push(index);
+    }
+
+    fn op(&self, index: u32) -> NonNull<Op> {
+        self.inner.borrow().ops[index as usize]
+    }
+
+    fn with_op<R>(&self, index: u32, body: impl FnOnce(&mut Op) -> R) -> R {
+        let op = self.op(index);
+        // SAFETY: operations live as long as the queue (`drop` frees them); `body` calls neither SPDK nor
+        // the queue, so nobody else refers to the operation meanwhile.
+        body(unsafe { &mut *op.as_ptr() })
+    }
+}
+
+impl Drop for BaseQueue {
+    fn drop(&mut self) {
+        // Owners wait for this: SPDK would otherwise complete into freed memory.
+        if self.in_flight.get() != 0 {
+            log::error!("{} base operations are abandoned: their memory is lost", self.in_flight.get());
+            return;
+        }
+        for op in self.inner.get_mut().ops.drain(..) {
+            // SAFETY: leaked by `new_op`, freed once, and not under way.
+            drop(unsafe { Box::from_raw(op.as_ptr()) });
+        }
+        // SAFETY: got in `new` on this thread, put once.
+        unsafe { sys::spdk_put_io_channel(self.channel.as_ptr()) }
+    }
+}
+
+impl Op {
+    fn new(queue: NonNull<BaseQueue>, index: u32) -> Self {
+        Self {
+            wait_entry: [std::ptr::null_mut(); WAIT_ENTRY_WORDS],
+            queue,
+            index,
+            id: BaseOpId(0),
+            verb: Verb::Flush,
+            payload: Payload::None,
+            lba: 0,
+            blocks_left: 0,
+            part_blocks: 0,
+            iovs: Vec::with_capacity(IOV_COUNT_MAX),
+            sources: Vec::new(),
+            source_at: (0, 0),
+            bounce: None,
+        }
+    }
+
+    fn fill(&mut self, request: &BaseRequest, sources: &[MemSlice]) {
+        self.id = request.op;
+        self.lba = request.lba.0;
+        self.blocks_left = request.len_blocks;
+        self.part_blocks = 0;
+        self.source_at = (0, 0);
+        self.sources.clear();
+        (self.verb, self.payload) = match request.kind {
+            BaseKind::Read(cursor) => (Verb::Read, Payload::Read(cursor)),
+            BaseKind::Write { first_source, source_count } => {
+                let first = first_source as usize;
+                self.sources.extend_from_slice(&sources[first..first + source_count as usize]);
+                (Verb::Write, Payload::Write)
+            }
+            BaseKind::Unmap => (Verb::Unmap, Payload::None),
+            BaseKind::WriteZeroes => (Verb::WriteZeroes, Payload::None),
+            BaseKind::Flush => (Verb::Flush, Payload::None),
+        };
+    }
+
+    fn needs_bounce(&self, copying: Copying) -> bool {
+        copying == Copying::Bounced && matches!(self.payload, Payload::Write) && self.bounce.is_none()
+    }
+
+    /// Makes the scatter list of the next part. `false`: what there is to write is no whole number of blocks.
+    fn prepare(&mut self, block_size: usize) -> bool {
+        self.iovs.clear();
+        match self.payload {
+            Payload::None => self.part_blocks = self.blocks_left,
+            Payload::Read(cursor) => {
+                self.part_blocks = self.blocks_left;
+                cursor.fill_iovecs(self.part_blocks as usize * block_size, &mut self.iovs);
+            }
+            Payload::Write => {
+                let len_bytes = match self.bounce.as_ref().map(|buf| (buf.as_ptr(), buf.len_bytes())) {
+                    None => self.gather(),
+                    Some((to, room_bytes)) => self.copy_to_bounce(to, room_bytes),
+                };
+                self.part_blocks = (len_bytes / block_size) as u64;
+                return len_bytes > 0
+                    && len_bytes.is_multiple_of(block_size)
+                    && self.part_blocks <= self.blocks_left;
+            }
+        }
+        true
+    }
+
+    /// The next sources as a scatter list. Returns their length in bytes.
+    fn gather(&mut self) -> usize {
+        let first = self.source_at.0;
+        let end = self.sources.len().min(first + IOV_COUNT_MAX);
+        self.iovs.extend(self.sources[first..end].iter().map(MemSlice::as_iovec));
+        self.source_at = (end, 0);
+        self.iovs.iter().map(|iov| iov.iov_len).sum()
+    }
+
+    /// Copies the next sources to the bounce buffer. Returns how many bytes that was.
+    fn copy_to_bounce(&mut self, to: *mut u8, room_bytes: usize) -> usize {
+        let mut filled = 0;
+        while filled < room_bytes
+            && let Some(source) = self.sources.get(self.source_at.0)
+        {
+            let used = self.source_at.1;
+            let len = (source.len_bytes() - used).min(room_bytes - filled);
+            // SAFETY: the cache device stays mapped while operations on its base are under way; `filled +
+            // len` is at most the buffer's length, and the buffer is DMA memory apart from the mapping.
+            unsafe { source.part(used, len).copy_to_ptr(to.wrapping_add(filled)) };
+            filled += len;
+            self.source_at =
+                if used + len == source.len_bytes() { (self.source_at.0 + 1, 0) } else { (self.source_at.0, used + len) };
+        }
+        self.iovs.push(iovec { iov_base: to.cast(), iov_len: filled });
+        filled
+    }
+}
+
+/// SPDK has completed a part.
+unsafe extern "C" fn part_landed(bdev_io: *mut sys::spdk_bdev_io, success: bool, arg: *mut c_void) {
+    guard(
+        (),
+        || {
+            // SAFETY: `arg` is the operation that `call` passed, which waits for this call; its queue is not
+            // dropped before. The request is SPDK's and is given back once, here.
+            let (queue, index) = unsafe {
+                sys::spdk_bdev_free_io(bdev_io);
+                let op = arg.cast::<Op>();
+                ((*op).queue.as_ref(), (*op).index)
+            };
+            let result = if success { Ok(()) } else { Err(queue.base.error(0)) };
+            queue.land(index, result);
+        },
+        |_| (),
+    );
+}
+
+/// SPDK has a request to give again.
+unsafe extern "C" fn resume(arg: *mut c_void) {
+    guard(
+        (),
+        || {
+            // SAFETY: `arg` is the operation that `submit` queued, which waits for this call; its queue is
+            // not dropped before.
+            let (queue, index) = unsafe {
+                let op = arg.cast::<Op>();
+                ((*op).queue.as_ref(), (*op).index)
+            };
+            queue.submit(index);
+        },
+        |_| (),
+    );
+}

@@ -1,0 +1,409 @@
+//! A channel: one SPDK thread's way into a cache. Host requests come in by the trampolines, the poller runs
+//! what was staged, starts base reads and completes.
+//!
+//! A completion may submit the next request at once, on the same stack. So no borrow of the channel's state
+//! is held while SPDK is called: the engine is borrowed for its own calls only, and its outbox is taken out
+//! before it is worked off.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use spdk_sys as sys;
+
+use super::base_queue::BaseQueue;
+use super::node::Node;
+use super::thread::{Polled, Poller, now};
+use super::trampoline::guard;
+use crate::engine::{
+    Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, Progress, Status,
+};
+use crate::pmem::{IovCursor, MappedPmem};
+use crate::units::Lba;
+
+/// Requests that a channel takes at once; what comes beyond is handed back to SPDK, which repeats it.
+const REQUEST_COUNT_MAX: u32 = 4096;
+
+/// Requests that have not been completed, by number. The number is what the engine calls them by; after a
+/// panic in the engine the table is what they are found by.
+#[derive(Debug)]
+struct Requests {
+    slots: Vec<*mut sys::spdk_bdev_io>,
+    free: Vec<u32>,
+}
+
+impl Requests {
+    fn new() -> Self {
+        Self {
+            slots: vec![ptr::null_mut(); REQUEST_COUNT_MAX as usize],
+            free: (0..REQUEST_COUNT_MAX).rev().collect(),
+        }
+    }
+
+    fn insert(&mut self, bdev_io: *mut sys::spdk_bdev_io) -> Option<IoToken> {
+        let index = self.free.pop()?;
+        self.slots[index as usize] = bdev_io;
+        Some(IoToken(u64::from(index)))
+    }
+
+    /// `None`: no such request is open.
+    fn remove(&mut self, token: IoToken) -> Option<NonNull<sys::spdk_bdev_io>> {
+        let index = u32::try_from(token.0).ok()?;
+        let slot = self.slots.get_mut(index as usize)?;
+        let found = NonNull::new(mem::replace(slot, ptr::null_mut()))?;
+        self.free.push(index);
+        Some(found)
+    }
+
+    fn find(&self, bdev_io: *mut sys::spdk_bdev_io) -> Option<IoToken> {
+        let index = self.slots.iter().position(|slot| *slot == bdev_io)?;
+        Some(IoToken(index as u64))
+    }
+
+    fn any(&self) -> Option<IoToken> {
+        let index = self.slots.iter().position(|slot| !slot.is_null())?;
+        Some(IoToken(index as u64))
+    }
+}
+
+/// Whether the engine may be asked anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Health {
+    Sound,
+    /// A panic left it in an unknown state. It is not touched again, and every request fails.
+    Broken,
+}
+
+/// What belongs to an SPDK channel. Confined to its SPDK thread.
+#[derive(Debug)]
+pub(super) struct ChannelState {
+    node: Arc<Node>,
+    engine: RefCell<Channel<MappedPmem>>,
+    requests: RefCell<Requests>,
+    outbox: Cell<Option<Box<Outbox>>>,
+    base: std::rc::Rc<BaseQueue>,
+    health: Cell<Health>,
+    /// Whether the poller has anything to look after.
+    awake: Cell<bool>,
+    /// Aborts that were granted; completed after their targets.
+    aborts: RefCell<Vec<NonNull<sys::spdk_bdev_io>>>,
+    /// A reset that waits for this channel to run empty.
+    reset: Cell<*mut sys::spdk_io_channel_iter>,
+    poller: RefCell<Option<Poller>>,
+}
+
+/// Makes the state of a channel. NULL: impossible, the reason is in the log.
+///
+/// # Safety
+/// `ctx` is the node of a registered io_device.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pcache_up_channel_create(ctx: *mut c_void) -> *mut c_void {
+    guard(
+        ptr::null_mut(),
+        || {
+            // SAFETY: by the contract of this function; the io_device holds a reference to the node.
+            let node = unsafe { Node::from_ctx(ctx) };
+            let name = node.name.clone();
+            match ChannelState::new(node) {
+                Some(state) => Box::into_raw(state).cast(),
+                None => {
+                    log::error!("{name}: no further channel can be opened");
+                    ptr::null_mut()
+                }
+            }
+        },
+        |_| ptr::null_mut(),
+    )
+}
+
+/// # Safety
+/// `state` is from `pcache_up_channel_create`, on the thread that made it, and is not used any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pcache_up_channel_destroy(state: *mut c_void) {
+    // SAFETY: made by `Box::into_raw` in `pcache_up_channel_create`; by the contract its last use.
+    guard((), || unsafe { Box::from_raw(state.cast::<ChannelState>()) }.close(), |_| ());
+}
+
+/// # Safety
+/// `state` is the state of a channel of this thread; `bdev_io` was submitted to it, as `io` describes.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pcache_up_submit(
+    state: *mut c_void,
+    bdev_io: *mut sys::spdk_bdev_io,
+    io: *const sys::pcache_io,
+) {
+    // SAFETY: by the contract of this function; nothing makes a `&mut` of a channel's state.
+    let (state, io) = unsafe { (&*state.cast::<ChannelState>(), &*io) };
+    guard((), || state.submit(bdev_io, io), |why| state.on_panic(why));
+}
+
+/// # Safety
+/// As `pcache_up_submit`; the request is a read for which `pcache_io_get_buf` was called.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pcache_up_buf_ready(
+    state: *mut c_void,
+    bdev_io: *mut sys::spdk_bdev_io,
+    io: *const sys::pcache_io,
+    success: bool,
+) {
+    // SAFETY: by the contract of this function; nothing makes a `&mut` of a channel's state.
+    let (state, io) = unsafe { (&*state.cast::<ChannelState>(), &*io) };
+    guard(
+        (),
+        || if success { state.stage(bdev_io, io) } else { complete(bdev_io, Status::Failed) },
+        |why| state.on_panic(why),
+    );
+}
+
+unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
+    // SAFETY: registered with the channel's state, which unregisters the poller before it goes.
+    let state = unsafe { &*arg.cast::<ChannelState>() };
+    // The common case of an idle channel.
+    if !state.awake.get() {
+        return Polled::Idle.code();
+    }
+    let polled = guard(
+        Polled::Idle,
+        || state.poll(),
+        |why| {
+            state.on_panic(why);
+            Polled::Busy
+        },
+    );
+    polled.code()
+}
+
+impl ChannelState {
+    fn new(node: Arc<Node>) -> Option<Box<Self>> {
+        let engine = node.cache.channel()?;
+        // Reads go straight to the caller's memory: nothing is bounced.
+        let base = BaseQueue::new(Arc::clone(&node.base), Vec::new())?;
+        let state = Box::new(Self {
+            node,
+            engine: RefCell::new(engine),
+            requests: RefCell::new(Requests::new()),
+            outbox: Cell::new(Some(Box::new(Outbox::new()))),
+            base,
+            health: Cell::new(Health::Sound),
+            awake: Cell::new(false),
+            aborts: RefCell::new(Vec::with_capacity(16)),
+            reset: Cell::new(ptr::null_mut()),
+            poller: RefCell::new(None),
+        });
+        let arg = ptr::from_ref(state.as_ref()).cast_mut().cast();
+        // SAFETY: the state is boxed and drops its poller first.
+        let poller = unsafe { Poller::register(poll, arg, 0, c"pcache_channel") }?;
+        *state.poller.borrow_mut() = Some(poller);
+        Some(state)
+    }
+
+    /// The end. SPDK has completed all requests before.
+    fn close(self: Box<Self>) {
+        *self.poller.borrow_mut() = None;
+        self.continue_reset();
+        let open = self.requests.borrow().any().is_some();
+        if open || self.base.in_flight() != 0 {
+            log::error!("{}: a channel is closed with requests under way", self.node.name);
+        }
+    }
+
+    fn submit(&self, bdev_io: *mut sys::spdk_bdev_io, io: &sys::pcache_io) {
+        match io.kind {
+            sys::PCACHE_IO_READ if io.needs_buf => {
+                // SAFETY: a read without memory, on its own thread; ends in `pcache_up_buf_ready`.
+                unsafe { sys::pcache_io_get_buf(bdev_io) }
+            }
+            sys::PCACHE_IO_RESET => self.start_reset(bdev_io),
+            sys::PCACHE_IO_ABORT => self.abort(bdev_io, io.abort_target),
+            _ => self.stage(bdev_io, io),
+        }
+    }
+
+    /// Hands the request to the engine; the next poll works on it.
+    fn stage(&self, bdev_io: *mut sys::spdk_bdev_io, io: &sys::pcache_io) {
+        // SAFETY: SPDK keeps array and memory valid, on any thread, until the request is completed, which
+        // happens after the engine has said so, and forms no Rust references to them. A caller that names
+        // the mapping itself as its buffer is none of SPDK's: nobody else knows its address.
+        let cursor = || unsafe { IovCursor::new(io.iovs, io.iov_count as usize) };
+        let op = match io.kind {
+            sys::PCACHE_IO_READ => Op::Read(cursor()),
+            sys::PCACHE_IO_WRITE => Op::Write(cursor(), if io.fua { Fua::Yes } else { Fua::No }),
+            sys::PCACHE_IO_FLUSH => Op::Flush,
+            sys::PCACHE_IO_UNMAP => Op::Unmap,
+            sys::PCACHE_IO_WRITE_ZEROES => Op::WriteZeroes,
+            _ => return complete(bdev_io, Status::Failed),
+        };
+        if self.health.get() == Health::Broken {
+            return complete(bdev_io, Status::Failed);
+        }
+        let Some(token) = self.requests.borrow_mut().insert(bdev_io) else {
+            return complete_as(bdev_io, sys::SPDK_BDEV_IO_STATUS_NOMEM);
+        };
+        let host_io = HostIo { token, op, lba: Lba(io.lba), len_blocks: io.block_count };
+        let refused = self.engine.borrow_mut().submit(host_io).is_err();
+        self.awake.set(true);
+        if refused {
+            self.requests.borrow_mut().remove(token);
+            complete_as(bdev_io, sys::SPDK_BDEV_IO_STATUS_NOMEM);
+        }
+    }
+
+    fn poll(&self) -> Polled {
+        if self.health.get() == Health::Broken {
+            return self.fail_all();
+        }
+        // Taken out, so that a completion can stage further requests meanwhile.
+        let mut outbox = self.outbox.take().unwrap_or_default();
+        // The targets of these complete with this poll.
+        let abort_count = self.aborts.borrow().len();
+        let progress = {
+            let mut engine = self.engine.borrow_mut();
+            self.base.advance(|op, result| engine.on_base_done(op, result));
+            let progress = engine.poll(now(), &mut outbox);
+            if self.node.base.is_gone() && engine.outstanding() > 0 {
+                // Whoever waits for the base to make room would wait for ever.
+                engine.abort_waiting();
+            }
+            progress
+        };
+        for request in &outbox.base {
+            self.base.start(request, &outbox.sources);
+        }
+        for completion in &outbox.completions {
+            self.complete(*completion);
+        }
+        outbox.clear();
+        self.outbox.set(Some(outbox));
+        self.complete_aborts(abort_count);
+        if self.engine.borrow().outstanding() == 0 {
+            self.continue_reset();
+            if progress == Progress::Idle && self.base.in_flight() == 0 {
+                self.awake.set(false);
+            }
+        }
+        if progress == Progress::Busy { Polled::Busy } else { Polled::Idle }
+    }
+
+    fn complete(&self, completion: Completion) {
+        let found = self.requests.borrow_mut().remove(completion.token);
+        match found {
+            Some(bdev_io) => complete(bdev_io.as_ptr(), completion.status),
+            None => log::error!("{}: a request was completed twice", self.node.name),
+        }
+    }
+
+    fn abort(&self, bdev_io: *mut sys::spdk_bdev_io, target: *mut sys::spdk_bdev_io) {
+        let token = self.requests.borrow().find(target);
+        let granted = self.health.get() == Health::Sound
+            && token.is_some_and(|token| self.engine.borrow_mut().abort(token));
+        match NonNull::new(bdev_io).filter(|_| granted) {
+            // After its target, which completes with the next poll.
+            Some(bdev_io) => {
+                self.aborts.borrow_mut().push(bdev_io);
+                self.awake.set(true);
+            }
+            None => complete(bdev_io, Status::Failed),
+        }
+    }
+
+    fn complete_aborts(&self, count: usize) {
+        for _ in 0..count {
+            let bdev_io = self.aborts.borrow_mut().remove(0);
+            complete(bdev_io.as_ptr(), Status::Success);
+        }
+    }
+
+    /// A reset: on every channel what has not begun is given up, the rest is waited for.
+    fn start_reset(&self, bdev_io: *mut sys::spdk_bdev_io) {
+        let device = Arc::as_ptr(&self.node).cast_mut().cast();
+        // SAFETY: the node is the registered io_device of this channel. SPDK has one reset of a bdev under
+        // way at a time, and keeps the request until it is completed.
+        unsafe {
+            sys::spdk_for_each_channel(device, Some(reset_channel), bdev_io.cast(), Some(reset_done));
+        }
+    }
+
+    fn reset(&self, iter: *mut sys::spdk_io_channel_iter) {
+        if self.health.get() == Health::Sound {
+            self.engine.borrow_mut().abort_waiting();
+        }
+        self.reset.set(iter);
+        // The poll that finds the channel empty goes on.
+        self.awake.set(true);
+    }
+
+    fn continue_reset(&self) {
+        let iter = self.reset.replace(ptr::null_mut());
+        if !iter.is_null() {
+            // SAFETY: SPDK handed the iterator to `reset_channel` on this thread and waits for this call.
+            unsafe { sys::spdk_for_each_channel_continue(iter, 0) }
+        }
+    }
+
+    /// After a panic: all requests fail, as soon as no base read can write into their memory any more.
+    fn fail_all(&self) -> Polled {
+        self.base.advance(|_, _| {});
+        if self.base.in_flight() > 0 {
+            return Polled::Idle;
+        }
+        loop {
+            let token = self.requests.borrow().any();
+            let found = token.and_then(|token| self.requests.borrow_mut().remove(token));
+            let Some(bdev_io) = found else { break };
+            complete(bdev_io.as_ptr(), Status::Failed);
+        }
+        let abort_count = self.aborts.borrow().len();
+        self.complete_aborts(abort_count);
+        self.continue_reset();
+        self.awake.set(false);
+        Polled::Busy
+    }
+
+    fn on_panic(&self, why: &str) {
+        self.health.set(Health::Broken);
+        self.awake.set(true);
+        self.node.cache.poison(why);
+        log::error!("{}: stopped after an internal error; its data are safe on the cache device", self.node.name);
+    }
+}
+
+/// # Safety
+/// Called by SPDK with an iterator over the channels of a node.
+unsafe extern "C" fn reset_channel(iter: *mut sys::spdk_io_channel_iter) {
+    // SAFETY: the iterator is at a channel of this thread; its state lives as long as the channel.
+    let state = unsafe {
+        let channel = sys::spdk_io_channel_iter_get_channel(iter);
+        &*sys::pcache_channel_state(channel).cast::<ChannelState>()
+    };
+    guard((), || state.reset(iter), |why| {
+        state.on_panic(why);
+        state.reset.set(iter);
+    });
+}
+
+/// # Safety
+/// Called by SPDK at the end of the iteration that `start_reset` began, on the thread of the reset.
+unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, status: c_int) {
+    // SAFETY: the context is the reset request, which is completed once, here.
+    let bdev_io = unsafe { sys::spdk_io_channel_iter_get_ctx(iter) }.cast();
+    complete(bdev_io, if status == 0 { Status::Success } else { Status::Failed });
+}
+
+fn complete(bdev_io: *mut sys::spdk_bdev_io, status: Status) {
+    complete_as(
+        bdev_io,
+        match status {
+            Status::Success => sys::SPDK_BDEV_IO_STATUS_SUCCESS,
+            Status::Failed => sys::SPDK_BDEV_IO_STATUS_FAILED,
+            Status::Aborted => sys::SPDK_BDEV_IO_STATUS_ABORTED,
+        },
+    );
+}
+
+fn complete_as(bdev_io: *mut sys::spdk_bdev_io, status: sys::spdk_bdev_io_status) {
+    // SAFETY: a request that SPDK handed to this channel and that has not been completed: callers take it out
+    // of the table first, or never put it in.
+    unsafe { sys::spdk_bdev_io_complete(bdev_io, status) }
+}

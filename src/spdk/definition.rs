@@ -1,0 +1,237 @@
+//! What `bdev_pcache_create` was told: enough to open the cache, now or when its base device turns up.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::json::{Members, RpcError};
+use super::params::Params;
+use crate::engine::{
+    CacheInfo, DataCrc, FormatPolicy, GC_PERCENT_MAX, OptionChange, WritebackOrder,
+};
+
+/// The longest name of a cache, in bytes. SPDK has no limit of its own; its tools print names in columns,
+/// and NVMe-oF and iSCSI derive shorter ones from them.
+const NAME_LEN_MAX: usize = 255;
+/// The longest name of a base device, in bytes: what fits into a superblock.
+const BASE_NAME_LEN_MAX: usize = 255;
+
+/// The smallest cache device that makes sense.
+pub(super) const CACHE_SIZE_MIB_MIN: u64 = 8;
+/// The largest that can be asked for: 16 TiB.
+const CACHE_SIZE_MIB_MAX: u64 = 16 << 20;
+/// The smallest segment: a write of 64 KiB, which is to be atomic, has to fit into a quarter of one.
+const SEGMENT_SIZE_KIB_MIN: u64 = 256;
+/// The largest: offsets within a segment are 32 bits wide.
+const SEGMENT_SIZE_KIB_MAX: u64 = 1 << 20;
+
+const FORMATS: &[(&str, FormatPolicy)] = &[
+    ("auto", FormatPolicy::Auto),
+    ("never", FormatPolicy::Never),
+    ("force", FormatPolicy::Force),
+];
+
+const ORDERS: &[(&str, WritebackOrder)] =
+    &[("strict", WritebackOrder::Strict), ("relaxed", WritebackOrder::Relaxed)];
+
+/// A cache as the user described it. `None`: not given; what the media say holds, or the default.
+#[derive(Clone, Debug)]
+pub(super) struct Definition {
+    /// Of the cache's bdev.
+    pub(super) name: String,
+    /// Name or alias (uuid) of the bdev behind the cache.
+    pub(super) base_bdev_name: String,
+    /// The cache device.
+    pub(super) cache_path: PathBuf,
+    pub(super) cache_size_mib: Option<u64>,
+    pub(super) data_crc: Option<DataCrc>,
+    pub(super) segment_size_kib: Option<u64>,
+    pub(super) gc_percent: Option<u8>,
+    pub(super) writeback_order: Option<WritebackOrder>,
+    pub(super) format: FormatPolicy,
+}
+
+impl Definition {
+    /// From the parameters of `bdev_pcache_create`.
+    pub(super) fn from_params(members: Members) -> Result<Self, RpcError> {
+        let mut params = Params::new(members);
+        let name = params.needed_text("name")?;
+        let base_bdev_name = params.needed_text("base_bdev_name")?;
+        let cache_path = params.needed_text("cache_path")?;
+        let definition = Self {
+            cache_size_mib: params
+                .number("cache_size_mib", CACHE_SIZE_MIB_MIN..=CACHE_SIZE_MIB_MAX)?,
+            data_crc: params
+                .flag("data_crc")?
+                .map(|on| if on { DataCrc::On } else { DataCrc::Off }),
+            segment_size_kib: params
+                .number("segment_size_kib", SEGMENT_SIZE_KIB_MIN..=SEGMENT_SIZE_KIB_MAX)?,
+            gc_percent: gc_percent(&mut params)?,
+            writeback_order: params.choice("writeback_order", ORDERS)?,
+            format: params.choice("format", FORMATS)?.unwrap_or_default(),
+            name,
+            base_bdev_name,
+            cache_path: PathBuf::from(cache_path),
+        };
+        params.finish()?;
+        definition.check()?;
+        Ok(definition)
+    }
+
+    fn check(&self) -> Result<(), RpcError> {
+        check_name("name", &self.name, NAME_LEN_MAX)?;
+        check_name("base_bdev_name", &self.base_bdev_name, BASE_NAME_LEN_MAX)?;
+        if self.name == self.base_bdev_name {
+            return Err(RpcError::invalid_params(format!(
+                "name and base_bdev_name are both {:?}: the cache needs a name of its own",
+                self.name
+            )));
+        }
+        if !self.cache_path.is_absolute() || has_nul(&self.cache_path) {
+            return Err(RpcError::invalid_params(format!(
+                "cache_path is {:?}: an absolute path is needed",
+                self.cache_path
+            )));
+        }
+        match self.segment_size_kib {
+            Some(size_kib) if !size_kib.is_power_of_two() => {
+                Err(RpcError::invalid_params(format!(
+                    "segment_size_kib is {size_kib}: a power of two is needed"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The size of a file to be created.
+    pub(super) fn cache_size_bytes(&self) -> Option<u64> {
+        self.cache_size_mib.map(|mib| mib << 20)
+    }
+
+    /// The cache was opened: from now on the definition describes that very cache, and nothing may be
+    /// formatted in its place.
+    pub(super) fn settle(&mut self, info: &CacheInfo) {
+        self.format = FormatPolicy::Never;
+        self.data_crc = Some(if info.data_crc { DataCrc::On } else { DataCrc::Off });
+        self.segment_size_kib = Some(info.segment_size_kib);
+        self.gc_percent = Some(info.gc_percent);
+        self.writeback_order = Some(info.writeback_order);
+    }
+
+    /// The call that makes the same cache again.
+    ///
+    /// A configuration is loaded again and again. So it never says that something is to be formatted by
+    /// force, and once the cache exists it says that nothing is to be formatted at all: should the cache
+    /// device be lost or exchanged, loading fails instead of starting over with an empty cache in front of
+    /// a base device that lacks the dirty data.
+    pub(super) fn to_config(&self) -> Value {
+        let format = match self.format {
+            FormatPolicy::Force => FormatPolicy::Auto,
+            other => other,
+        };
+        let mut params = json!({
+            "name": self.name,
+            "base_bdev_name": self.base_bdev_name,
+            "cache_path": self.cache_path.to_string_lossy(),
+            "format": format,
+        });
+        let mut put = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                params[name] = value;
+            }
+        };
+        put("cache_size_mib", self.cache_size_mib.map(Value::from));
+        put("data_crc", self.data_crc.map(|crc| Value::from(crc == DataCrc::On)));
+        put("segment_size_kib", self.segment_size_kib.map(Value::from));
+        put("gc_percent", self.gc_percent.map(Value::from));
+        put("writeback_order", self.writeback_order.map(|order| json!(order)));
+        json!({ "method": "bdev_pcache_create", "params": params })
+    }
+}
+
+/// Takes the parameters of `bdev_pcache_set_options` that say what to change.
+pub(super) fn option_change(params: &mut Params) -> Result<OptionChange, RpcError> {
+    let change = OptionChange {
+        gc_percent: gc_percent(params)?,
+        writeback_order: params.choice("writeback_order", ORDERS)?,
+    };
+    if change == OptionChange::default() {
+        return Err(RpcError::invalid_params(
+            "there is nothing to change: give gc_percent, writeback_order or both",
+        ));
+    }
+    Ok(change)
+}
+
+fn gc_percent(params: &mut Params) -> Result<Option<u8>, RpcError> {
+    let percent = params.number("gc_percent", 0..=u64::from(GC_PERCENT_MAX))?;
+    // In range, as just checked.
+    Ok(percent.and_then(|percent| u8::try_from(percent).ok()))
+}
+
+fn check_name(parameter: &str, name: &str, len_max: usize) -> Result<(), RpcError> {
+    let wrong = if name.is_empty() {
+        Some("a name of at least one character is needed".to_owned())
+    } else if name.len() > len_max {
+        Some(format!("a name of at most {len_max} bytes is needed"))
+    } else if name.chars().any(char::is_control) {
+        Some("a name without control characters is needed".to_owned())
+    } else {
+        None
+    };
+    match wrong {
+        Some(right) => Err(RpcError::invalid_params(format!("{parameter} is {name:?}: {right}"))),
+        None => Ok(()),
+    }
+}
+
+fn has_nul(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().contains(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Definition, RpcError> {
+        Definition::from_params(serde_json::from_str(text).unwrap())
+    }
+
+    const LEAST: &str = r#"{"name": "P0", "base_bdev_name": "B0", "cache_path": "/dev/dax0.0"}"#;
+
+    #[test]
+    fn the_least_that_is_needed() {
+        let definition = parse(LEAST).unwrap();
+        assert_eq!(definition.format, FormatPolicy::Auto);
+        assert!(definition.cache_size_mib.is_none());
+    }
+
+    #[test]
+    fn every_bad_parameter_is_named() {
+        for (extra, named) in [
+            (r#""name": """#, "name is"),
+            (r#""name": "B0""#, "both"),
+            (r#""cache_path": "relative""#, "cache_path is"),
+            (r#""cache_size_mib": 7"#, "cache_size_mib is 7"),
+            (r#""segment_size_kib": 300"#, "segment_size_kib is 300"),
+            (r#""gc_percent": 91"#, "gc_percent is 91"),
+            (r#""writeback_order": "lazy""#, "writeback_order is \"lazy\""),
+            (r#""format": true"#, "format is true"),
+            (r#""data_crc": 1"#, "data_crc is 1"),
+            (r#""mode": "wb""#, "mode"),
+        ] {
+            let mut members: Members = serde_json::from_str(LEAST).unwrap();
+            let more: Members = serde_json::from_str(&format!("{{{extra}}}")).unwrap();
+            members.0.extend(more.0);
+            let error = Definition::from_params(members).unwrap_err();
+            assert!(error.message.contains(named), "{extra}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn a_saved_configuration_never_formats_by_force() {
+        let mut definition = parse(LEAST).unwrap();
+        definition.format = FormatPolicy::Force;
+        assert_eq!(definition.to_config()["params"]["format"], "auto");
+    }
+}

@@ -1,0 +1,186 @@
+//! JSON between SPDK's parser and writer and `serde_json`.
+
+use std::ffi::{CString, c_int, c_void};
+use std::fmt;
+use std::ptr::NonNull;
+
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::{Map, Value};
+use spdk_sys as sys;
+
+/// An error for the caller of an RPC: a JSON-RPC code or a negative errno, and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RpcError {
+    pub(super) code: i32,
+    pub(super) message: String,
+}
+
+impl RpcError {
+    /// The parameters are wrong: the message names the parameter, its value and what would be right.
+    pub(super) fn invalid_params(message: impl Into<String>) -> Self {
+        Self { code: sys::SPDK_JSONRPC_ERROR_INVALID_PARAMS, message: message.into() }
+    }
+
+    /// The operation failed; `errno` is positive.
+    pub(super) fn errno(errno: i32, message: impl Into<String>) -> Self {
+        Self { code: -errno, message: message.into() }
+    }
+
+    fn internal(message: impl Into<String>) -> Self {
+        Self { code: sys::SPDK_JSONRPC_ERROR_INTERNAL_ERROR, message: message.into() }
+    }
+}
+
+impl fmt::Display for RpcError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// An RPC that waits for its answer. It gets exactly one: if it is dropped without, an internal error.
+#[derive(Debug)]
+pub(super) struct Request(Option<NonNull<sys::spdk_jsonrpc_request>>);
+
+impl Request {
+    /// # Safety
+    /// `request` is one that SPDK handed to a method's handler and that nobody has answered.
+    pub(super) unsafe fn from_raw(request: NonNull<sys::spdk_jsonrpc_request>) -> Self {
+        Self(Some(request))
+    }
+
+    /// Answers.
+    pub(super) fn answer(mut self, result: Result<Value, RpcError>) {
+        match result {
+            Ok(value) => self.send_result(&value),
+            Err(error) => self.send_error(&error),
+        }
+    }
+
+    fn send_result(&mut self, value: &Value) {
+        let Some(request) = self.0.take() else { return };
+        let text = value.to_string();
+        // SAFETY: the request is unanswered (it was still in `self`); the text is one whole JSON value and
+        // is copied.
+        unsafe {
+            let writer = sys::spdk_jsonrpc_begin_result(request.as_ptr());
+            sys::spdk_json_write_val_raw(writer, text.as_ptr().cast(), text.len());
+            sys::spdk_jsonrpc_end_result(request.as_ptr(), writer);
+        }
+    }
+
+    fn send_error(&mut self, error: &RpcError) {
+        let Some(request) = self.0.take() else { return };
+        // A text from the outside (a file name) may hold a NUL, which C's strings cannot.
+        let message = CString::new(error.message.replace('\0', "\\0")).unwrap_or_default();
+        // SAFETY: the request is unanswered (it was still in `self`); the message is copied.
+        unsafe {
+            sys::spdk_jsonrpc_send_error_response(request.as_ptr(), error.code, message.as_ptr());
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.send_error(&RpcError::internal("internal error of the pcache module; see the log"));
+    }
+}
+
+/// The members of a JSON object, each name once.
+#[derive(Debug, Default)]
+pub(super) struct Members(pub(super) Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Once;
+        impl<'de> Visitor<'de> for Once {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with named parameters")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Members, A::Error> {
+                let mut members = Map::new();
+                while let Some((name, value)) = access.next_entry::<String, Value>()? {
+                    if members.contains_key(&name) {
+                        return Err(A::Error::custom(format!("{name} is given twice")));
+                    }
+                    members.insert(name, value);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Once)
+    }
+}
+
+/// The parameters of an RPC.
+///
+/// # Safety
+/// `params` is NULL or a parsed value as SPDK hands it to a method's handler.
+pub(super) unsafe fn members_of(params: *const sys::spdk_json_val) -> Result<Members, RpcError> {
+    if params.is_null() {
+        return Ok(Members::default());
+    }
+    let mut text: Vec<u8> = Vec::new();
+    // SAFETY: the writer appends to `text`, which outlives it; `params` by the contract of this function.
+    let rc = unsafe {
+        let writer = sys::spdk_json_write_begin(Some(append), (&raw mut text).cast(), 0);
+        if writer.is_null() {
+            return Err(RpcError::errno(libc::ENOMEM, "there is no memory to read the parameters"));
+        }
+        let written = sys::spdk_json_write_val(writer, params);
+        let ended = sys::spdk_json_write_end(writer);
+        if written != 0 { written } else { ended }
+    };
+    if rc != 0 {
+        return Err(RpcError::invalid_params("the parameters cannot be read"));
+    }
+    serde_json::from_slice(&text)
+        .map_err(|error| RpcError::invalid_params(format!("the parameters are wrong: {error}")))
+}
+
+/// Called by SPDK's writer with a piece of its output.
+unsafe extern "C" fn append(ctx: *mut c_void, data: *const c_void, size: usize) -> c_int {
+    if size > 0 {
+        // SAFETY: `ctx` is the vector that `members_of` passed in, which nobody else uses meanwhile; `data`
+        // has `size` bytes by the writer's contract.
+        unsafe {
+            let text = &mut *ctx.cast::<Vec<u8>>();
+            text.extend_from_slice(std::slice::from_raw_parts(data.cast(), size));
+        }
+    }
+    0
+}
+
+/// A place in a JSON text that SPDK is writing.
+#[derive(Debug)]
+pub(super) struct Writer(NonNull<sys::spdk_json_write_ctx>);
+
+impl Writer {
+    /// # Safety
+    /// `writer` is one that SPDK handed to a callback, and it is used during that callback only.
+    pub(super) unsafe fn from_raw(writer: NonNull<sys::spdk_json_write_ctx>) -> Self {
+        Self(writer)
+    }
+
+    /// Writes a value, where one is due.
+    pub(super) fn value(&mut self, value: &impl Serialize) {
+        // What is written here are maps with text keys and numbers: they cannot fail to serialise.
+        let text = serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned());
+        // SAFETY: the writer is valid (contract of `from_raw`); the text is one whole value and is copied.
+        unsafe {
+            sys::spdk_json_write_val_raw(self.0.as_ptr(), text.as_ptr().cast(), text.len());
+        }
+    }
+
+    /// Writes a member, inside an object.
+    pub(super) fn member(&mut self, name: &str, value: &impl Serialize) {
+        // SAFETY: the writer is valid (contract of `from_raw`); the name is copied.
+        unsafe {
+            sys::spdk_json_write_name_raw(self.0.as_ptr(), name.as_ptr().cast(), name.len());
+        }
+        self.value(value);
+    }
+}

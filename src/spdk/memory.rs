@@ -1,0 +1,153 @@
+//! How the base device reaches the cache device's memory: directly, or through bounce buffers.
+//!
+//! A base bdev may hand the addresses it is given to a device. That works only for memory that SPDK can
+//! translate for devices and that stays where it is: device-DAX and hugetlbfs mappings that were registered.
+//! Bdevs that copy with the CPU or by system calls take any address. All others get their data from bounce
+//! buffers.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::ptr::{self, NonNull};
+
+use spdk_sys as sys;
+
+use super::base::BaseFacts;
+use crate::pmem::{Backing, MappedPmem, Pmem};
+use crate::units::PmemOff;
+
+/// Size of a bounce buffer, and so of the largest base write through one.
+pub(super) const BOUNCE_SIZE_BYTES: usize = 1 << 20;
+/// How many there are, if there is memory for them; 32 MiB keep any base device busy.
+const BOUNCE_COUNT: usize = 32;
+/// Alignment of DMA memory: a page, for devices that need it.
+const DMA_ALIGN_BYTES: usize = 4096;
+/// SPDK's translation for devices goes by pieces of this size.
+const TRANSLATION_UNIT_BYTES: usize = 2 << 20;
+/// What `spdk_vtophys` returns for an address that devices cannot reach (a macro that bindgen cannot read).
+const VTOPHYS_ERROR: u64 = u64::MAX;
+
+/// Bdev modules that move data with the CPU or by system calls, whatever the address.
+const CPU_ONLY_MODULES: &[&str] = &["aio", "null", "uring"];
+/// Copies by the accel framework, which may use a device.
+const ACCEL_MODULE: &str = "malloc";
+
+/// How the data of base writes get from the mapping to the base device.
+#[derive(Debug)]
+pub(super) enum Access {
+    /// The base device never sees the addresses: it copies with the CPU.
+    Cpu,
+    /// Devices can read the mapping; it stays registered for as long as this lives.
+    Registered {
+        /// Unregisters when dropped.
+        _registration: Registration,
+    },
+    /// Through buffers that devices can read.
+    Bounce(Vec<DmaBuf>),
+}
+
+impl Access {
+    /// Decides. `None`: bounce buffers are needed, and there is no memory for them.
+    pub(super) fn choose(pmem: &MappedPmem, base: &BaseFacts) -> Option<Self> {
+        let module = base.module_name.as_str();
+        // SAFETY: no arguments; the accel framework is up before any bdev module.
+        let accel_is_cpu = || unsafe { sys::pcache_accel_copies_by_cpu() };
+        if CPU_ONLY_MODULES.contains(&module) || (module == ACCEL_MODULE && accel_is_cpu()) {
+            return Some(Self::Cpu);
+        }
+        // Pages of a file can be moved or taken away by its file system while a device still reads them,
+        // even where a translation is offered for them.
+        if matches!(pmem.backing(), Backing::DevDax | Backing::Hugetlbfs)
+            && let Some(registration) = Registration::new(pmem)
+        {
+            return Some(Self::Registered { _registration: registration });
+        }
+        let buffers: Vec<_> =
+            (0..BOUNCE_COUNT).map_while(|_| DmaBuf::new(BOUNCE_SIZE_BYTES)).collect();
+        (!buffers.is_empty()).then_some(Self::Bounce(buffers))
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("written by the CPU, from the cache device"),
+            Self::Registered { .. } => f.write_str("written by DMA, from the cache device"),
+            Self::Bounce(buffers) => write!(f, "written through {} bounce buffers", buffers.len()),
+        }
+    }
+}
+
+/// The mapping, known to SPDK as memory for devices.
+#[derive(Debug)]
+pub(super) struct Registration {
+    start: NonNull<c_void>,
+    len_bytes: usize,
+}
+
+impl Registration {
+    /// `None` if devices cannot reach all of it.
+    fn new(pmem: &MappedPmem) -> Option<Self> {
+        let all = pmem.slice(PmemOff(0), pmem.len_bytes());
+        // Whole units only: what is left over at the end would not be translated.
+        let start = NonNull::new(all.as_ptr().cast::<c_void>())?;
+        let len_bytes = all.len_bytes();
+        if !len_bytes.is_multiple_of(TRANSLATION_UNIT_BYTES) {
+            return None;
+        }
+        // SAFETY: the range is mapped, and stays so for longer than this registration: its owner drops it
+        // before the cache.
+        let rc = unsafe { sys::spdk_mem_register(start.as_ptr(), len_bytes) };
+        if rc != 0 {
+            return None;
+        }
+        // Success says nothing about the translation. Dropping `this` undoes the registration.
+        let this = Self { start, len_bytes };
+        let reachable = (0..len_bytes).step_by(TRANSLATION_UNIT_BYTES).all(|offset| {
+            let at = this.start.as_ptr().cast::<u8>().wrapping_add(offset);
+            // SAFETY: looks the address up in a table; nothing is read through it.
+            unsafe { sys::spdk_vtophys(at.cast(), ptr::null_mut()) != VTOPHYS_ERROR }
+        });
+        reachable.then_some(this)
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // SAFETY: registered in `new`, with this address and length, and not unregistered since.
+        let rc = unsafe { sys::spdk_mem_unregister(self.start.as_ptr(), self.len_bytes) };
+        if rc != 0 {
+            log::warn!("the cache device's memory cannot be unregistered: error {rc}");
+        }
+    }
+}
+
+/// Memory that devices can reach.
+#[derive(Debug)]
+pub(super) struct DmaBuf {
+    start: NonNull<u8>,
+    len_bytes: usize,
+}
+
+impl DmaBuf {
+    /// `None`: there is not enough.
+    pub(super) fn new(len_bytes: usize) -> Option<Self> {
+        // SAFETY: no pointer but NULL is passed.
+        let start = unsafe { sys::spdk_dma_malloc(len_bytes, DMA_ALIGN_BYTES, ptr::null_mut()) };
+        NonNull::new(start.cast()).map(|start| Self { start, len_bytes })
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    pub(super) fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        // SAFETY: from `spdk_dma_malloc`, freed once; its owners hold it for as long as an operation uses it.
+        unsafe { sys::spdk_dma_free(self.start.as_ptr().cast()) }
+    }
+}

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the end-to-end tests and the demo need to run unmodified SPDK applications with pcache."""
+
+from .ackclient import AckClient, ClientResult
+from .bdevperf import Bdevperf, WorkloadResult
+from .host import App, AppFailed, Host
+from .paths import ROOT
+from .rpc import Rpc, RpcConnectionLost, RpcError
+from .targets import IscsiTarget, NvmfTarget
+from .util import free_port, wait_until
+
+__all__ = [
+    "ROOT",
+    "AckClient",
+    "App",
+    "AppFailed",
+    "Bdevperf",
+    "ClientResult",
+    "Host",
+    "IscsiTarget",
+    "NvmfTarget",
+    "Rpc",
+    "RpcConnectionLost",
+    "RpcError",
+    "WorkloadResult",
+    "free_port",
+    "wait_until",
+]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""bdevperf as a tool: start it with a configuration, run workloads on it, read its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .host import App, AppFailed, Host
+from .rpc import RpcError
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """The sums over all jobs of one workload."""
+
+    iops: float
+    mibps: float
+    latency_us: float
+    latency_us_max: float
+    io_failed: int
+
+
+class Bdevperf:
+    """A bdevperf that waits for workloads.
+
+    It runs on every bdev that nobody has claimed, so a cache keeps its base out of the way.
+    """
+
+    def __init__(self, host: Host, bdevs: list[dict[str, Any]], *, cores: int = 1, **options: Any):
+        arguments = ["-z", "-q", "1", "-o", "4096", "-w", "randread", "-t", "1"]
+        if cores > 1:
+            # Every core works on every bdev, instead of one core on each.
+            arguments.append("-C")
+        self.app: App = host.start(
+            "bdevperf", bdevs=bdevs, cores=cores, arguments=arguments, **options
+        )
+
+    def run(
+        self, workload: str, *, io_size: int, queue_depth: int, seconds: int, read_percent: int = 0
+    ) -> WorkloadResult:
+        """Runs a workload; a failed I/O or a mismatch of a verify raises `AppFailed`."""
+        params: dict[str, Any] = {
+            "workload_type": workload,
+            # The RPC takes this one as a text.
+            "io_size": str(io_size),
+            "queue_depth": queue_depth,
+            "time_in_sec": seconds,
+        }
+        if workload in ("rw", "randrw"):
+            params["rw_percentage"] = read_percent
+        try:
+            answer = self.app.rpc.call("perform_tests", params)
+        except RpcError as error:
+            raise AppFailed(f"{workload} {io_size}: {error}\n{self.app.log_tail()}") from error
+        jobs = answer["results"]
+        if not jobs or any(job["status"] != "finished" for job in jobs):
+            raise AppFailed(f"{workload} {io_size}: {jobs}\n{self.app.log_tail()}")
+        iops = sum(job["iops"] for job in jobs)
+        return WorkloadResult(
+            iops=iops,
+            mibps=sum(job["mibps"] for job in jobs),
+            latency_us=sum(job["avg_latency_us"] * job["iops"] for job in jobs) / max(iops, 1.0),
+            latency_us_max=max(job["max_latency_us"] for job in jobs),
+            io_failed=sum(job["io_failed"] for job in jobs),
+        )
+
+    def stop(self) -> None:
+        """Ends it in good order."""
+        self.app.stop()

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Hugepages, if this machine has or grants them; else ordinary memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PAGE_MIB = 2
+# What one application takes with the small iSCSI pools of `Host` and a modest malloc bdev; two
+# or three run at a time.
+APP_MIB = 768
+_WANTED_MIB = 3 * APP_MIB
+# Reserving must leave the machine this much.
+_SPARE_MIB = 4096
+_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+
+
+def _meminfo_mib(key: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) // 1024
+    return 0
+
+
+def hugetlbfs_mount() -> Path | None:
+    """Where 2 MiB hugepages are mounted."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mount, kind, options, *_ = line.split()
+        if kind == "hugetlbfs" and "pagesize=1024M" not in options:
+            return Path(mount)
+    return None
+
+
+class Hugepages:
+    """The machine's hugepages, and those that were reserved for the tests."""
+
+    def __init__(self, allowed: bool) -> None:
+        self.mount = hugetlbfs_mount() if allowed and _POOL.is_dir() else None
+        self._reserved_before: int | None = None
+        if self.mount is not None:
+            self._reserve()
+
+    def free_mib(self) -> int:
+        """What is free now."""
+        if self.mount is None:
+            return 0
+        return int((_POOL / "free_hugepages").read_text()) * _PAGE_MIB
+
+    def _reserve(self) -> None:
+        missing_mib = _WANTED_MIB - self.free_mib()
+        if missing_mib <= 0 or _meminfo_mib("MemAvailable") < missing_mib + _SPARE_MIB:
+            return
+        count = int((_POOL / "nr_hugepages").read_text())
+        try:
+            (_POOL / "nr_hugepages").write_text(str(count + missing_mib // _PAGE_MIB + 1))
+        except OSError:
+            return
+        self._reserved_before = count
+
+    def release(self) -> None:
+        """Gives back what was reserved here."""
+        if self._reserved_before is not None:
+            (_POOL / "nr_hugepages").write_text(str(self._reserved_before))
+            self._reserved_before = None
+
+    def arguments(self) -> list[str]:
+        """The memory options for one more application."""
+        if self.free_mib() >= APP_MIB:
+            # Unlinked at once: nothing to clean up after a SIGKILL.
+            return ["-s", "256", "--huge-unlink", "--huge-dir", str(self.mount)]
+        return ["--no-huge", "-s", "1024"]
+
+    def remove_leftovers(self, pid: int) -> None:
+        """Deletes the files that a killed application left: hugepages, and its trace buffer."""
+        leftovers = list(Path("/dev/shm").glob(f"*_trace.pid{pid}"))
+        if self.mount is not None:
+            leftovers += self.mount.glob(f"spdk_pid{pid}map_*")
+        for file in leftovers:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A cache, its base, a client: what most tests are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .ackclient import AckClient, ClientResult
+from .host import App, Host
+from .rpc import Rpc
+from .targets import IscsiTarget
+from .util import wait_until
+
+MIB = 1 << 20
+
+CACHE = "Cache0"
+BASE = "Base0"
+
+
+@dataclass
+class Storage:
+    """What is on the media: a base file, a cache file, and how they are opened.
+
+    The defaults make a small cache of small segments, so that segments wrap, are written back and
+    reclaimed within seconds.
+    """
+
+    folder: Path
+    block_size: int = 512
+    base_mib: int = 128
+    cache_mib: int = 64
+    options: dict[str, Any] = field(default_factory=lambda: {"segment_size_kib": 1024})
+
+    @property
+    def base_file(self) -> Path:
+        """The file behind the base."""
+        return self.folder / "base.img"
+
+    @property
+    def cache_file(self) -> Path:
+        """The file that plays the persistent memory."""
+        return self.folder / "cache.pmem"
+
+    def aio_base(self, name: str = BASE) -> dict[str, Any]:
+        """The base as a file: it survives the application."""
+        params = {
+            "name": name,
+            "filename": str(self.base_file),
+            "block_size": self.block_size,
+            "fallocate": True,
+        }
+        return {"method": "bdev_aio_create", "params": params}
+
+    def malloc_base(self, name: str = BASE) -> dict[str, Any]:
+        """The base as memory of the application: fast, and gone with it."""
+        params = {
+            "name": name,
+            "num_blocks": self.base_mib * MIB // self.block_size,
+            "block_size": self.block_size,
+        }
+        return {"method": "bdev_malloc_create", "params": params}
+
+    def cache_params(self, base: str = BASE, **overrides: Any) -> dict[str, Any]:
+        """The parameters of bdev_pcache_create. An override of None leaves a parameter out."""
+        params = {
+            "name": CACHE,
+            "base_bdev_name": base,
+            "cache_path": str(self.cache_file),
+            "cache_size_mib": self.cache_mib,
+            **self.options,
+            **overrides,
+        }
+        return {name: value for name, value in params.items() if value is not None}
+
+    def cache(self, base: str = BASE, **overrides: Any) -> dict[str, Any]:
+        """The cache, as an entry of a configuration file."""
+        return {"method": "bdev_pcache_create", "params": self.cache_params(base, **overrides)}
+
+    def client(self, seed: int = 1, *, fill_base: bool = True) -> AckClient:
+        """A client with a new journal, and a base file with content from before the cache."""
+        client = AckClient(
+            self.folder / "journal",
+            block_size=self.block_size,
+            block_count=self.base_mib * MIB // self.block_size,
+            seed=seed,
+        )
+        client.create(self.base_file if fill_base else None)
+        return client
+
+
+@dataclass
+class Session:
+    """An spdk_tgt with the cache in it, exported over iSCSI."""
+
+    app: App
+    target: IscsiTarget
+
+    @property
+    def rpc(self) -> Rpc:
+        """Of the application."""
+        return self.app.rpc
+
+    @property
+    def url(self) -> str:
+        """For the client."""
+        return self.target.url
+
+
+def start_session(host: Host, bdevs: list[dict[str, Any]], bdev: str = CACHE, **options: Any) -> Session:
+    """Starts spdk_tgt with these bdevs and exports `bdev`."""
+    app = host.start("spdk_tgt", bdevs=bdevs, **options)
+    wait_online(app.rpc, bdev)
+    return Session(app, IscsiTarget(app, bdev))
+
+
+def bdev_info(rpc: Rpc, name: str) -> dict[str, Any] | None:
+    """The entry of bdev_get_bdevs, if there is that bdev."""
+    return next((bdev for bdev in rpc.bdev_get_bdevs() if bdev["name"] == name), None)
+
+
+def cache_info(rpc: Rpc, name: str = CACHE) -> dict[str, Any] | None:
+    """The entry of bdev_pcache_get_bdevs, also for a cache that has no bdev now."""
+    return next((bdev for bdev in rpc.bdev_pcache_get_bdevs() if bdev["name"] == name), None)
+
+
+def wait_online(rpc: Rpc, name: str = CACHE, timeout_s: float = 30.0) -> dict[str, Any]:
+    """Until the bdev is there: recovery may take a while after create has answered."""
+    return wait_until(lambda: bdev_info(rpc, name), f"{name} comes online", timeout_s)
+
+
+def drain(rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0) -> dict[str, Any]:
+    """bdev_pcache_flush_start, and until it is done."""
+    rpc.bdev_pcache_flush_start(name=name)
+
+    def finished() -> dict[str, Any] | None:
+        status = rpc.bdev_pcache_flush_status(name=name)
+        return None if status["in_progress"] else status
+
+    return wait_until(finished, f"{name} is drained", timeout_s)
+
+
+def digest(path: Path) -> str | None:
+    """To see whether a file was changed; None if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def assert_intact(result: ClientResult) -> None:
+    """The client got what it was promised."""
+    assert result.exit_code == 0, f"{result.summary}\n{result.complaints}"

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Exports a bdev to clients in other processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .host import App
+from .util import free_port
+
+_HOST = "127.0.0.1"
+
+
+class IscsiTarget:
+    """An iSCSI target with one LUN. `number` tells several of one application apart."""
+
+    def __init__(self, app: App, bdev: str, number: int = 1) -> None:
+        self.port = free_port()
+        self.iqn = f"iqn.2016-06.io.spdk:pcache{number}"
+        rpc = app.rpc
+        portals = [{"host": _HOST, "port": str(self.port)}]
+        rpc.iscsi_create_portal_group(tag=number, portals=portals)
+        rpc.iscsi_create_initiator_group(tag=number, initiators=["ANY"], netmasks=["ANY"])
+        rpc.iscsi_create_target_node(
+            name=self.iqn,
+            alias_name=f"pcache{number}",
+            pg_ig_maps=[{"pg_tag": number, "ig_tag": number}],
+            luns=[{"bdev_name": bdev, "lun_id": 0}],
+            queue_depth=64,
+            disable_chap=True,
+        )
+
+    @property
+    def url(self) -> str:
+        """For an initiator."""
+        return f"iscsi://{_HOST}:{self.port}/{self.iqn}/0"
+
+
+class NvmfTarget:
+    """An NVMe-oF/TCP subsystem with one namespace."""
+
+    NQN = "nqn.2016-06.io.spdk:pcache"
+
+    def __init__(self, app: App, bdev: str) -> None:
+        self.port = free_port()
+        rpc = app.rpc
+        # The default number of shared buffers takes half a gigabyte.
+        rpc.nvmf_create_transport(trtype="TCP", num_shared_buffers=1023)
+        rpc.nvmf_create_subsystem(nqn=self.NQN, allow_any_host=True, serial_number="PCACHE0")
+        rpc.nvmf_subsystem_add_ns(nqn=self.NQN, namespace={"bdev_name": bdev})
+        rpc.nvmf_subsystem_add_listener(nqn=self.NQN, listen_address=self._address())
+
+    def _address(self) -> dict[str, str]:
+        return {
+            "trtype": "TCP",
+            "adrfam": "IPv4",
+            "traddr": _HOST,
+            "trsvcid": str(self.port),
+        }
+
+    def attach_config(self, name: str) -> dict[str, Any]:
+        """The entry with which another SPDK application attaches it; its bdev is `name`n1."""
+        params = {"name": name, "subnqn": self.NQN, **self._address()}
+        return {"method": "bdev_nvme_attach_controller", "params": params}

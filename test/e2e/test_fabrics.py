@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A cache exported by one application and used by another over NVMe-oF/TCP, and over iSCSI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import Bdevperf, Host, IscsiTarget, NvmfTarget
+from harness.scenario import CACHE, Storage, assert_intact, drain, wait_online
+
+
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_nvmf_tcp(host: Host, need_app, media: Path, block_size: int):
+    need_app("bdevperf")
+    storage = Storage(media, block_size=block_size)
+    target_app = host.start("nvmf_tgt", bdevs=[storage.malloc_base(), storage.cache()])
+    wait_online(target_app.rpc, CACHE)
+    target = NvmfTarget(target_app, CACHE)
+    bdevperf = Bdevperf(host, [target.attach_config("Remote")], first_core=1)
+    for io_size in (4096, 64 << 10, 256 << 10):
+        result = bdevperf.run("verify", io_size=io_size, queue_depth=32, seconds=2)
+        assert result.io_failed == 0
+    result = bdevperf.run("randrw", io_size=4096, queue_depth=32, seconds=1, read_percent=50)
+    assert result.io_failed == 0
+    # NVMe-oF namespaces take these two as DATASET MANAGEMENT and WRITE ZEROES.
+    for workload in ("unmap", "write_zeroes", "flush"):
+        result = bdevperf.run(workload, io_size=4096, queue_depth=8, seconds=1)
+        assert result.io_failed == 0
+    bdevperf.stop()
+    target_app.stop()
+
+
+def test_iscsi(host: Host, media: Path, seed: int):
+    storage = Storage(media)
+    client = storage.client(seed)
+    app = host.start("iscsi_tgt", bdevs=[storage.aio_base(), storage.cache()], cores=2)
+    wait_online(app.rpc, CACHE)
+    target = IscsiTarget(app, CACHE)
+    assert_intact(client.verify(target.url))
+    assert_intact(client.write(target.url, seconds=3, depth=64, io_bytes="512:262144"))
+    assert_intact(client.verify(target.url))
+    drain(app.rpc)
+    assert_intact(client.verify_file(storage.base_file))
+    app.stop()
