@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The commands of pcache for SPDK's rpc.py and for spdk-rpc of the `spdk` Python package.
 
-    PYTHONPATH=rpc rpc.py --plugin pcache_rpc bdev_pcache_create -b Cache0 -B Aio0 -p /mnt/pmem0/c0
+PYTHONPATH=rpc rpc.py --plugin pcache_rpc bdev_pcache_create -b Cache0 -B Aio0 -p /mnt/pmem0/c0
 """
 
 import argparse
@@ -95,8 +95,7 @@ def _add_create(subparsers):
     parser.add_argument(
         "--segment-size-kib",
         type=int,
-        help="Size of a segment in KiB, a power of two. Fixed when the cache is formatted. "
-        "Default: 16384",
+        help="Size of a segment in KiB, a power of two. Fixed when the cache is formatted. Default: 16384",
     )
     _add_changeable_options(parser)
     parser.add_argument(
@@ -142,13 +141,9 @@ def _add_drain(subparsers):
 
 
 def _add_stats(subparsers):
-    parser = _add(
-        subparsers, "bdev_pcache_get_stats", _print_object, "Show statistics of one or all caches"
-    )
+    parser = _add(subparsers, "bdev_pcache_get_stats", _print_object, "Show statistics of one or all caches")
     _add_name(parser, required=False, text="Name of the cache bdev. Default: all of them")
-    parser = _add(
-        subparsers, "bdev_pcache_reset_stats", _call_only, "Set the statistics of a cache to zero"
-    )
+    parser = _add(subparsers, "bdev_pcache_reset_stats", _call_only, "Set the statistics of a cache to zero")
     _add_name(parser)
 
 

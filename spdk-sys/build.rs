@@ -84,7 +84,11 @@ const TYPES: &[&str] = &[
     "spdk_thread_poller_rc",
 ];
 
-const VARS: &[&str] = &["PCACHE_.*", "SPDK_JSONRPC_ERROR_.*", "SPDK_VERSION_(MAJOR|MINOR|PATCH)"];
+const VARS: &[&str] = &[
+    "PCACHE_.*",
+    "SPDK_JSONRPC_ERROR_.*",
+    "SPDK_VERSION_(MAJOR|MINOR|PATCH)",
+];
 
 fn main() {
     for file in ["build.rs", "shim.c", "shim.h", "wrapper.h", "spdk.sh"] {
@@ -96,7 +100,10 @@ fn main() {
     let include = include_dir();
     // Another SPDK put in the same place has other layouts.
     for header in ["version.h", "bdev_module.h", "config.h"] {
-        println!("cargo:rerun-if-changed={}", include.join("spdk").join(header).display());
+        println!(
+            "cargo:rerun-if-changed={}",
+            include.join("spdk").join(header).display()
+        );
     }
     println!("cargo:include={}", include.display());
     compile_shim(&include);
@@ -105,7 +112,8 @@ fn main() {
 
 /// Where the headers of the SPDK to build for are.
 fn include_dir() -> PathBuf {
-    let script = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("spdk.sh");
+    let script =
+        PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("spdk.sh");
     // The script prints assignments for a shell to evaluate.
     let output = Command::new("bash")
         .arg("-c")
@@ -124,7 +132,10 @@ fn include_dir() -> PathBuf {
     let (kind, dir, prefix) = (next(), next(), next());
     let candidates = if kind == "tree" {
         // The generated config.h lies in one of the two, depending on the release.
-        vec![Path::new(&dir).join("build/include"), Path::new(&dir).join("include")]
+        vec![
+            Path::new(&dir).join("build/include"),
+            Path::new(&dir).join("include"),
+        ]
     } else {
         let mut found = vec![Path::new(&prefix).join("include")];
         found.extend(pkg_config_include());
@@ -132,15 +143,23 @@ fn include_dir() -> PathBuf {
     };
     candidates
         .iter()
-        .find(|path| path.join("spdk/bdev_module.h").exists() && path.join("spdk/config.h").exists())
-        .unwrap_or_else(|| panic!("no spdk/bdev_module.h and spdk/config.h in any of {candidates:?}"))
+        .find(|path| {
+            path.join("spdk/bdev_module.h").exists() && path.join("spdk/config.h").exists()
+        })
+        .unwrap_or_else(|| {
+            panic!("no spdk/bdev_module.h and spdk/config.h in any of {candidates:?}")
+        })
         .clone()
 }
 
 fn pkg_config_include() -> Option<PathBuf> {
-    let output = Command::new("pkg-config").args(["--cflags-only-I", "spdk_bdev"]).output().ok()?;
+    let output = Command::new("pkg-config")
+        .args(["--cflags-only-I", "spdk_bdev"])
+        .output()
+        .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    text.split_whitespace().find_map(|flag| flag.strip_prefix("-I").map(PathBuf::from))
+    text.split_whitespace()
+        .find_map(|flag| flag.strip_prefix("-I").map(PathBuf::from))
 }
 
 fn compile_shim(include: &Path) {

@@ -9,9 +9,7 @@
 
 use crate::engine::{Cache, Counters, Progress, SegmentState, Ticket};
 use crate::index::Claim;
-use crate::media::{
-    KEYS_START_BYTES, Key, KsetContext, KsetReader, SegmentInfo, Tails,
-};
+use crate::media::{KEYS_START_BYTES, Key, KsetContext, KsetReader, SegmentInfo, Tails};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Generation, Page, SegId, Seq};
 use std::sync::atomic::Ordering;
@@ -98,8 +96,9 @@ impl Gc {
             return Progress::Idle;
         }
         let dirty_tail = cache.dirty_tail();
-        let sealed =
-            segments.ids().filter(|id| segments.get(*id).state() == SegmentState::Sealed);
+        let sealed = segments
+            .ids()
+            .filter(|id| segments.get(*id).state() == SegmentState::Sealed);
         let clean = sealed.filter(|id| segments.get(*id).last_seq() <= dirty_tail);
         let Some(id) = clean.min_by_key(|id| segments.get(*id).last_seq()) else {
             self.needs_writeback = true;
@@ -193,7 +192,9 @@ fn evict_key<P: Pmem>(
         if cache.index.claim(at, agent.0) != Claim::Taken {
             return false;
         }
-        cache.index.evict(at, |place| cache.geometry.segment_of(place) == victim.id);
+        cache
+            .index
+            .evict(at, |place| cache.geometry.segment_of(place) == victim.id);
         cache.index.release(at.bucket(), agent.0);
         victim.page_at += 1;
     }

@@ -8,7 +8,10 @@ pub mod engine;
 mod gc;
 mod index;
 pub mod media;
-#[expect(unsafe_code, reason = "mapping, non-temporal stores, caller's memory: island 1 of 2")]
+#[expect(
+    unsafe_code,
+    reason = "mapping, non-temporal stores, caller's memory: island 1 of 2"
+)]
 pub mod pmem;
 pub mod recovery;
 #[cfg(any(test, feature = "sim"))]

@@ -25,7 +25,14 @@ pub struct Background<P: Pmem> {
 impl<P: Pmem> Background<P> {
     pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails) -> Self {
         let writeback = Writeback::new(cache.segments.count());
-        Self { cache, tails, writeback, gc: Gc::default(), stopping: false, now: Now(0) }
+        Self {
+            cache,
+            tails,
+            writeback,
+            gc: Gc::default(),
+            stopping: false,
+            now: Now(0),
+        }
     }
 
     /// Does a bounded piece of work.
@@ -41,7 +48,13 @@ impl<P: Pmem> Background<P> {
         };
         let counters = counters(&self.cache);
         let cache = &*self.cache;
-        let reclaimed = self.gc.poll(cache, &mut self.tails, BACKGROUND_AGENT, counters, gc_percent);
+        let reclaimed = self.gc.poll(
+            cache,
+            &mut self.tails,
+            BACKGROUND_AGENT,
+            counters,
+            gc_percent,
+        );
         let mut context = Context {
             cache,
             tails: &mut self.tails,
@@ -51,7 +64,11 @@ impl<P: Pmem> Background<P> {
             urgent: self.gc.needs_writeback(),
         };
         let written = self.writeback.poll(&mut context, now, out);
-        if reclaimed == Progress::Busy { reclaimed } else { written }
+        if reclaimed == Progress::Busy {
+            reclaimed
+        } else {
+            written
+        }
     }
 
     /// A base operation has ended.
@@ -65,7 +82,8 @@ impl<P: Pmem> Background<P> {
             order,
             urgent: false,
         };
-        self.writeback.on_base_done(&mut context, op, result, self.now);
+        self.writeback
+            .on_base_done(&mut context, op, result, self.now);
     }
 
     /// Starts nothing new from now on. What is under way ends.
@@ -84,7 +102,11 @@ impl<P: Pmem> Background<P> {
             return;
         }
         let mut superblock = lock(&self.cache.superblock);
-        drop(persist_superblock(&self.cache.pmem, BACKGROUND_AGENT, &mut superblock));
+        drop(persist_superblock(
+            &self.cache.pmem,
+            BACKGROUND_AGENT,
+            &mut superblock,
+        ));
     }
 }
 

@@ -168,8 +168,9 @@ pub struct Cache<P> {
 impl<P: Pmem> Cache<P> {
     pub(crate) fn new(parts: CacheParts<P>) -> Arc<Self> {
         let geometry = parts.superblock.geometry;
-        let stream_count =
-            (geometry.segment_count() / SEGMENTS_PER_STREAM).min(parts.stream_count_max).max(1);
+        let stream_count = (geometry.segment_count() / SEGMENTS_PER_STREAM)
+            .min(parts.stream_count_max)
+            .max(1);
         let channel_ids = ArrayQueue::new(usize::from(CHANNEL_COUNT_MAX));
         for id in 0..CHANNEL_COUNT_MAX {
             // As many as there is room for.
@@ -193,14 +194,19 @@ impl<P: Pmem> Cache<P> {
             dirty_bytes: AtomicU64::new(parts.dirty_bytes),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
-            drain: Drain { upto: AtomicU64::new(0), bytes_start: AtomicU64::new(0) },
+            drain: Drain {
+                upto: AtomicU64::new(0),
+                bytes_start: AtomicU64::new(0),
+            },
             failed: AtomicBool::new(false),
             superblock: Mutex::new(parts.superblock),
             superblock_changed: AtomicBool::new(false),
             background_parts: Mutex::new(Some(parts.tails)),
             health: Mutex::default(),
             channel_ids,
-            counters: (0..=CHANNEL_COUNT_MAX).map(|_| CachePadded::default()).collect(),
+            counters: (0..=CHANNEL_COUNT_MAX)
+                .map(|_| CachePadded::default())
+                .collect(),
             stats_start: Mutex::default(),
             pmem: parts.pmem,
         })
@@ -258,7 +264,10 @@ impl<P: Pmem> Cache<P> {
         // The order matters: a batch that draws its number after this load draws one at or above it; one that
         // drew before has set its floor before, and is seen below.
         let next = self.seq_next.load(Ordering::SeqCst);
-        let floors = self.stream_floors.iter().map(|floor| floor.load(Ordering::SeqCst));
+        let floors = self
+            .stream_floors
+            .iter()
+            .map(|floor| floor.load(Ordering::SeqCst));
         Seq(floors.min().unwrap_or(u64::MAX).min(next))
     }
 
@@ -293,7 +302,11 @@ impl<P: Pmem> Cache<P> {
     pub fn info(&self) -> CacheInfo {
         let superblock = lock(&self.superblock).clone();
         CacheInfo {
-            uuid: superblock.uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
+            uuid: superblock
+                .uuid
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
             block_size: self.geometry.block_size_bytes(),
             block_count: self.base.block_count,
             cache_size_kib: superblock.device_size_bytes >> 10,
@@ -324,7 +337,9 @@ impl<P: Pmem> Cache<P> {
 
     fn stats_total(&self) -> Stats {
         let mut stats = Stats::default();
-        self.counters.iter().for_each(|counters| stats.add(counters));
+        self.counters
+            .iter()
+            .for_each(|counters| stats.add(counters));
         stats
     }
 
@@ -350,8 +365,12 @@ impl<P: Pmem> Cache<P> {
         if self.drain_running() {
             return false;
         }
-        self.drain.bytes_start.store(self.dirty_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.drain.upto.store(self.seq_next.load(Ordering::SeqCst), Ordering::Release);
+        self.drain
+            .bytes_start
+            .store(self.dirty_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.drain
+            .upto
+            .store(self.seq_next.load(Ordering::SeqCst), Ordering::Release);
         true
     }
 
@@ -367,7 +386,11 @@ impl<P: Pmem> Cache<P> {
         let start = self.drain.bytes_start.load(Ordering::Relaxed);
         let left = self.dirty_bytes.load(Ordering::Relaxed);
         let done = start.saturating_sub(left);
-        let percent = if !in_progress { 100 } else { done * 100 / start.max(1) };
+        let percent = if !in_progress {
+            100
+        } else {
+            done * 100 / start.max(1)
+        };
         DrainStatus {
             in_progress,
             dirty_bytes_start: start,
@@ -398,12 +421,22 @@ impl<P: Pmem> Cache<P> {
             let id = self.geometry.segment_of(place);
             let state = self.segments.get(id).state();
             assert!(
-                matches!(state, SegmentState::Open | SegmentState::Sealed | SegmentState::Reclaiming),
+                matches!(
+                    state,
+                    SegmentState::Open | SegmentState::Sealed | SegmentState::Reclaiming
+                ),
                 "INV-INDEX-2: the index names {place:?} in segment {id:?}, which is {state:?}"
             );
         });
-        let free = self.segments.ids().filter(|id| self.segments.get(*id).state() == SegmentState::Free);
-        assert_eq!(free.count(), self.segments.free_count(), "INV-SEG-2: free segments are in the queue");
+        let free = self
+            .segments
+            .ids()
+            .filter(|id| self.segments.get(*id).state() == SegmentState::Free);
+        assert_eq!(
+            free.count(),
+            self.segments.free_count(),
+            "INV-SEG-2: free segments are in the queue"
+        );
     }
 }
 

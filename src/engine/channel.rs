@@ -38,7 +38,10 @@ pub(super) struct Slab<T> {
 impl<T> Slab<T> {
     fn new(capacity: usize) -> Self {
         let numbers = 0..u32::try_from(capacity).unwrap_or(u32::MAX);
-        Self { items: numbers.clone().map(|_| None).collect(), free: numbers.rev().collect() }
+        Self {
+            items: numbers.clone().map(|_| None).collect(),
+            free: numbers.rev().collect(),
+        }
     }
 
     pub(super) fn insert(&mut self, item: T) -> Option<u32> {
@@ -59,10 +62,6 @@ impl<T> Slab<T> {
         let item = self.items.get_mut(id as usize)?.take()?;
         self.free.push(id);
         Some(item)
-    }
-
-    pub(super) fn has_free(&self) -> bool {
-        !self.free.is_empty()
     }
 
     pub(super) fn used_count(&self) -> usize {
@@ -100,7 +99,10 @@ pub(super) struct Core {
 
 impl<P: Pmem> Channel<P> {
     pub(super) fn new(cache: Arc<Cache<P>>, id: u16) -> Self {
-        Self { cache, core: Core::new(id) }
+        Self {
+            cache,
+            core: Core::new(id),
+        }
     }
 
     /// Takes a request; the next poll works on it. A request outside of the device or above the limits of
@@ -168,8 +170,11 @@ impl<P: Pmem> Channel<P> {
     pub fn abort(&mut self, token: IoToken) -> bool {
         let core = &mut self.core;
         for queue in [&mut core.staged, &mut core.writes] {
-            let wanted =
-                |id: &RequestId| core.requests.get(*id).is_some_and(|req| req.io.token == token);
+            let wanted = |id: &RequestId| {
+                core.requests
+                    .get(*id)
+                    .is_some_and(|req| req.io.token == token)
+            };
             if let Some(at) = queue.iter().position(wanted)
                 && let Some(id) = queue.remove(at)
             {
@@ -239,7 +244,9 @@ impl Core {
         while out.completions.len() < COMPLETIONS_PER_POLL
             && let Some(id) = self.staged.pop_front()
         {
-            let Some(request) = self.requests.get(id) else { continue };
+            let Some(request) = self.requests.get(id) else {
+                continue;
+            };
             let io = request.io;
             if !is_in_range(cache, &io) {
                 self.complete(cache, id, Status::Failed, out);
@@ -284,7 +291,10 @@ impl Core {
             if status == Status::Failed {
                 self.counters(cache).failed.add(1);
             }
-            out.completions.push(Completion { token: request.io.token, status });
+            out.completions.push(Completion {
+                token: request.io.token,
+                status,
+            });
         }
     }
 

@@ -22,7 +22,9 @@ impl Grace {
     pub(crate) fn new(participant_count: usize) -> Self {
         Self {
             now: CachePadded::new(AtomicU64::new(1)),
-            inside: (0..participant_count).map(|_| CachePadded::new(AtomicU64::new(0))).collect(),
+            inside: (0..participant_count)
+                .map(|_| CachePadded::new(AtomicU64::new(0)))
+                .collect(),
         }
     }
 

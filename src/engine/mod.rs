@@ -16,17 +16,19 @@ mod read_path;
 mod segments;
 mod stats;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod write_path;
 
 pub use background::Background;
+pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
 pub use cache::{
     CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, OptionError, WRITE_SIZE_MAX_BYTES,
 };
-pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
 pub use channel::Channel;
 pub use config::*;
 pub(crate) use grace::Ticket;
 pub use io::*;
 pub(crate) use segments::{SegmentStart, SegmentState, Segments};
-pub use stats::Stats;
 pub(crate) use stats::Counters;
+pub use stats::Stats;

@@ -29,7 +29,14 @@ pub(super) struct ReadState {
 
 impl ReadState {
     pub(super) fn new(cursor: IovCursor) -> Self {
-        Self { cursor, done_blocks: 0, pending: 0, hit: false, missed: false, failed: false }
+        Self {
+            cursor,
+            done_blocks: 0,
+            pending: 0,
+            hit: false,
+            missed: false,
+            failed: false,
+        }
     }
 }
 
@@ -59,7 +66,9 @@ struct Run {
 impl Run {
     fn continues(&self, source: BlockMap) -> bool {
         match (self.source, source) {
-            (BlockMap::Mapped(first), BlockMap::Mapped(next)) => first.0 + self.len_blocks == next.0,
+            (BlockMap::Mapped(first), BlockMap::Mapped(next)) => {
+                first.0 + self.len_blocks == next.0
+            }
             (BlockMap::Zero(_), BlockMap::Zero(_)) | (BlockMap::Absent, BlockMap::Absent) => true,
             _ => false,
         }
@@ -85,7 +94,9 @@ impl Core {
             if out.completions.len() >= COMPLETIONS_PER_POLL {
                 return;
             }
-            let Some(id) = self.reads.pop_front() else { return };
+            let Some(id) = self.reads.pop_front() else {
+                return;
+            };
             match self.run_read(cache, id, out) {
                 Ok(()) => self.end_read_if_done(cache, id, out),
                 Err(Blocked) => self.reads.push_back(id),
@@ -100,8 +111,12 @@ impl Core {
         id: RequestId,
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
-        let Some(request) = self.requests.get(id) else { return Ok(()) };
-        let Some(state) = request.read else { return Ok(()) };
+        let Some(request) = self.requests.get(id) else {
+            return Ok(());
+        };
+        let Some(state) = request.read else {
+            return Ok(());
+        };
         let (first, len) = (request.io.lba.0, request.io.len_blocks);
         let mut reader = Reader {
             cache,
@@ -163,7 +178,11 @@ impl Core {
             Some(run) if run.continues(source) => run.len_blocks += 1,
             _ => {
                 self.end_run(reader, out)?;
-                reader.run = Some(Run { source, lba, len_blocks: 1 });
+                reader.run = Some(Run {
+                    source,
+                    lba,
+                    len_blocks: 1,
+                });
                 reader.version_count = 0;
             }
         }
@@ -183,7 +202,9 @@ impl Core {
         reader: &mut Reader<'_, P>,
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
-        let Some(run) = reader.run.take() else { return Ok(()) };
+        let Some(run) = reader.run.take() else {
+            return Ok(());
+        };
         let bytes = reader.cache.geometry.bytes(run.len_blocks);
         match run.source {
             BlockMap::Mapped(place) => self.serve_hit(reader, &run, place, bytes, out)?,
@@ -207,7 +228,11 @@ impl Core {
     ) -> Result<(), Blocked> {
         let cache = reader.cache;
         let mut cursor = reader.state.cursor;
-        if cache.pmem.read_to(cache.geometry.place_off(place), &mut cursor, bytes).is_ok() {
+        if cache
+            .pmem
+            .read_to(cache.geometry.place_off(place), &mut cursor, bytes)
+            .is_ok()
+        {
             reader.state.cursor = cursor;
             reader.state.hit = true;
             return Ok(());
@@ -257,7 +282,10 @@ impl Core {
     /// Looks at the base reads that have ended. Those that may be put into the cache wait for the batch.
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(op) = self.misses_done.pop_front() {
-            let fill = self.misses.get(op).is_some_and(|miss| miss.admitted && miss.result == Some(Ok(())));
+            let fill = self
+                .misses
+                .get(op)
+                .is_some_and(|miss| miss.admitted && miss.result == Some(Ok(())));
             if fill {
                 self.fills.push_back(op);
             } else {
@@ -268,7 +296,9 @@ impl Core {
 
     /// A miss is dealt with; so is its request, if it was the last.
     pub(super) fn settle_miss<P: Pmem>(&mut self, cache: &Cache<P>, op: u32, out: &mut Outbox) {
-        let Some(miss) = self.misses.remove(op) else { return };
+        let Some(miss) = self.misses.remove(op) else {
+            return;
+        };
         let request = self.requests.get_mut(miss.request);
         if let Some(state) = request.and_then(|request| request.read.as_mut()) {
             state.pending -= 1;
@@ -278,7 +308,9 @@ impl Core {
     }
 
     fn end_read_if_done<P: Pmem>(&mut self, cache: &Cache<P>, id: RequestId, out: &mut Outbox) {
-        let Some(request) = self.requests.get(id) else { return };
+        let Some(request) = self.requests.get(id) else {
+            return;
+        };
         let Some(state) = request.read else { return };
         let len = request.io.len_blocks;
         if state.pending > 0 || state.done_blocks < len {
@@ -291,7 +323,11 @@ impl Core {
             _ => counters.read_hits.add(1),
         }
         counters.read_bytes.add(cache.geometry.bytes(len));
-        let status = if state.failed { Status::Failed } else { Status::Success };
+        let status = if state.failed {
+            Status::Failed
+        } else {
+            Status::Success
+        };
         self.complete(cache, id, status, out);
     }
 

@@ -37,8 +37,6 @@ pub(crate) struct Segment {
     info_update: AtomicU64,
     /// Byte offset behind the last durable kset.
     key_end: AtomicU32,
-    kset_count: AtomicU32,
-    first_seq: AtomicU64,
     /// Set before anything of the kset is published: a place in a segment whose `last_seq` is not above the
     /// dirty tail is clean for sure.
     last_seq: AtomicU64,
@@ -50,8 +48,6 @@ pub(crate) struct SegmentStart {
     pub(crate) state: SegmentState,
     pub(crate) info: SegmentInfo,
     pub(crate) key_end: u32,
-    pub(crate) kset_count: u32,
-    pub(crate) first_seq: Seq,
     pub(crate) last_seq: Seq,
 }
 
@@ -62,8 +58,6 @@ impl Segment {
             generation: AtomicU64::new(start.info.generation.0),
             info_update: AtomicU64::new(start.info.update),
             key_end: AtomicU32::new(start.key_end),
-            kset_count: AtomicU32::new(start.kset_count),
-            first_seq: AtomicU64::new(start.first_seq.0),
             last_seq: AtomicU64::new(start.last_seq.0),
         }
     }
@@ -93,17 +87,8 @@ impl Segment {
         self.key_end.load(Ordering::Acquire)
     }
 
-    pub(crate) fn kset_count(&self) -> u32 {
-        self.kset_count.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_key_end(&self, key_end: u32, kset_count: u32) {
-        self.kset_count.store(kset_count, Ordering::Relaxed);
+    pub(crate) fn set_key_end(&self, key_end: u32) {
         self.key_end.store(key_end, Ordering::Release);
-    }
-
-    pub(crate) fn first_seq(&self) -> Seq {
-        Seq(self.first_seq.load(Ordering::Acquire))
     }
 
     pub(crate) fn last_seq(&self) -> Seq {
@@ -112,9 +97,6 @@ impl Segment {
 
     /// Notes that a kset of this number goes into the segment.
     pub(crate) fn note_seq(&self, seq: Seq) {
-        if self.kset_count.load(Ordering::Relaxed) == 0 {
-            self.first_seq.store(seq.0, Ordering::Release);
-        }
         self.last_seq.store(seq.0, Ordering::Release);
     }
 }
@@ -167,7 +149,7 @@ impl Segments {
     /// Hands a segment back whose generation is fresh.
     pub(crate) fn put_free(&self, id: SegId) {
         let segment = self.get(id);
-        segment.set_key_end(crate::media::KEYS_START_BYTES, 0);
+        segment.set_key_end(crate::media::KEYS_START_BYTES);
         segment.set_state(SegmentState::Free);
         let pushed = self.free.push(id);
         assert!(pushed.is_ok(), "INV-SEG-1: a segment is freed once");
@@ -183,7 +165,10 @@ impl Segments {
 
     fn tell_opened(&self, id: SegId) {
         let pushed = self.opened.push(id);
-        assert!(pushed.is_ok(), "INV-SEG-1: a segment is opened once before it is freed");
+        assert!(
+            pushed.is_ok(),
+            "INV-SEG-1: a segment is opened once before it is freed"
+        );
     }
 
     /// The next segment that was opened since the last call.

@@ -49,7 +49,9 @@ impl Stream {
     /// free; the stream then has no open segment.
     pub(crate) fn advance<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
         self.seal(context);
-        let Some(id) = context.segments.open_next() else { return false };
+        let Some(id) = context.segments.open_next() else {
+            return false;
+        };
         let generation = context.segments.get(id).generation().0;
         let size = context.geometry.segment_size_bytes();
         self.open = Some(OpenSegment {
@@ -71,11 +73,19 @@ impl Stream {
         let last_seq: Seq = segment.last_seq();
         let mut info = SegmentInfo {
             generation: segment.generation(),
-            sealed: Some(Sealed { kset_count: open.kset_index, last_seq }),
+            sealed: Some(Sealed {
+                kset_count: open.kset_index,
+                last_seq,
+            }),
             update: segment.info_update(),
         };
-        let durable =
-            info.persist(context.pmem, context.agent, context.geometry, context.checksums, open.id);
+        let durable = info.persist(
+            context.pmem,
+            context.agent,
+            context.geometry,
+            context.checksums,
+            open.id,
+        );
         drop(durable);
         segment.set_info(&info);
         segment.set_state(SegmentState::Sealed);

@@ -124,9 +124,14 @@ impl Core {
     fn lock_stream<'a, P>(&self, cache: &'a Cache<P>) -> Option<(usize, MutexGuard<'a, Stream>)> {
         let count = cache.streams.len();
         let home = self.home_stream(count);
-        (0..count).map(|step| (home + step) % count).find_map(|number| {
-            cache.streams[number].try_lock().ok().map(|stream| (number, stream))
-        })
+        (0..count)
+            .map(|step| (home + step) % count)
+            .find_map(|number| {
+                cache.streams[number]
+                    .try_lock()
+                    .ok()
+                    .map(|stream| (number, stream))
+            })
     }
 
     /// Builds and commits one batch. `true`: there may be more to do.
@@ -153,7 +158,9 @@ impl Core {
 
     fn gather_writes<P: Pmem>(&mut self, cache: &Cache<P>, stream: &mut Stream) -> bool {
         while let Some(id) = self.writes.pop_front() {
-            let Some(request) = self.requests.get(id) else { continue };
+            let Some(request) = self.requests.get(id) else {
+                continue;
+            };
             let io = request.io;
             match self.admit(cache, stream, io.lba, io.len_blocks, has_payload(&io)) {
                 Ok(()) => {
@@ -181,13 +188,21 @@ impl Core {
 
     fn gather_fills<P: Pmem>(&mut self, cache: &Cache<P>, stream: &mut Stream, out: &mut Outbox) {
         for _ in 0..self.fills.len() {
-            let Some(op) = self.fills.pop_front() else { return };
-            let Some(miss) = self.misses.get(op) else { continue };
+            let Some(op) = self.fills.pop_front() else {
+                return;
+            };
+            let Some(miss) = self.misses.get(op) else {
+                continue;
+            };
             let (lba, len_blocks, versions) = (miss.lba, miss.len_blocks, miss.versions);
             let claims_before = self.batch.claims.len();
             let reserved_before = self.batch.reserved.len();
             let room = cache.segments.free_count() >= FILL_FREE_SEGMENTS_MIN;
-            if room && self.admit(cache, stream, lba, len_blocks, HasPayload::Yes).is_ok() {
+            if room
+                && self
+                    .admit(cache, stream, lba, len_blocks, HasPayload::Yes)
+                    .is_ok()
+            {
                 if self.is_fresh(cache, lba, len_blocks, &versions, claims_before) {
                     self.batch.items.push(Item::Fill(op));
                     continue;
@@ -213,11 +228,13 @@ impl Core {
         claims_before: usize,
     ) -> bool {
         let claimed_now = &self.batch.claims[claims_before..];
-        pages(cache, lba, len_blocks).zip(versions).all(|(page, version)| {
-            let at = cache.index.locate(page);
-            // A bucket claimed earlier in this batch may be about to be published to.
-            cache.index.version(at) == *version && claimed_now.contains(&at.bucket())
-        })
+        pages(cache, lba, len_blocks)
+            .zip(versions)
+            .all(|(page, version)| {
+                let at = cache.index.locate(page);
+                // A bucket claimed earlier in this batch may be about to be published to.
+                cache.index.version(at) == *version && claimed_now.contains(&at.bucket())
+            })
     }
 
     /// Claims, reserves and makes room for an extent, or leaves everything as it was.
@@ -231,8 +248,7 @@ impl Core {
     ) -> Result<(), Refusal> {
         let need = need(cache, lba, len_blocks, payload);
         self.make_log_room(cache, stream, &need)?;
-        let (claims_before, reserved_before) =
-            (self.batch.claims.len(), self.batch.reserved.len());
+        let (claims_before, reserved_before) = (self.batch.claims.len(), self.batch.reserved.len());
         for page in pages(cache, lba, len_blocks) {
             if let Err(refusal) = self.claim_page(cache, page) {
                 self.roll_back(cache, claims_before, reserved_before);
@@ -261,7 +277,10 @@ impl Core {
             return Err(Refusal::BatchFull);
         }
         let fits = |stream: &Stream| {
-            stream.open.as_ref().is_some_and(|open| open.has_room(key_count, payload_bytes))
+            stream
+                .open
+                .as_ref()
+                .is_some_and(|open| open.has_room(key_count, payload_bytes))
         };
         if fits(stream) {
             return Ok(());
@@ -330,8 +349,14 @@ impl Core {
         drop(cache.pmem.fence(agent));
 
         // 2. The kset. From the fence on, recovery finds the whole batch; before it, nothing of it.
-        let off = cache.geometry.segment_off(open.id).plus(u64::from(open.key_off));
-        let bytes = self.batch.kset.finish(open.kset_seed, open.kset_index, seq, epoch);
+        let off = cache
+            .geometry
+            .segment_off(open.id)
+            .plus(u64::from(open.key_off));
+        let bytes = self
+            .batch
+            .kset
+            .finish(open.kset_seed, open.kset_index, seq, epoch);
         cache.pmem.store(agent, off, bytes);
         let durable = cache.pmem.fence(agent);
         // A kset is some kilobytes long.
@@ -344,8 +369,10 @@ impl Core {
         for bucket in self.batch.claims.drain(..) {
             cache.index.release(bucket, owner);
         }
-        cache.dirty_bytes.fetch_add(self.batch.dirty_bytes, Ordering::Relaxed);
-        segment.set_key_end(open.key_off, open.kset_index);
+        cache
+            .dirty_bytes
+            .fetch_add(self.batch.dirty_bytes, Ordering::Relaxed);
+        segment.set_key_end(open.key_off);
         floor.store(u64::MAX, Ordering::SeqCst);
         let counters = self.counters(cache);
         counters.batches.add(1);
@@ -357,7 +384,9 @@ impl Core {
         for at in 0..self.batch.items.len() {
             match self.batch.items[at] {
                 Item::Write(id) => {
-                    let Some(request) = self.requests.get(id) else { continue };
+                    let Some(request) = self.requests.get(id) else {
+                        continue;
+                    };
                     let io = request.io;
                     match io.op {
                         Op::Write(cursor, _) => {
@@ -371,7 +400,9 @@ impl Core {
                     }
                 }
                 Item::Fill(op) => {
-                    let Some(miss) = self.misses.get(op) else { continue };
+                    let Some(miss) = self.misses.get(op) else {
+                        continue;
+                    };
                     let extent = (miss.lba, miss.len_blocks, KeyKind::Fill);
                     let cursor = miss.cursor;
                     self.store_payload(cache, open, extent, cursor);
@@ -396,7 +427,12 @@ impl Core {
         let mut payload_off = open.data_off;
         if cache.data_crc == DataCrc::Off {
             let bytes = geometry.bytes(len_blocks);
-            cache.pmem.store_from(agent, start.plus(u64::from(payload_off)), &mut cursor, bytes);
+            cache.pmem.store_from(
+                agent,
+                start.plus(u64::from(payload_off)),
+                &mut cursor,
+                bytes,
+            );
         }
         for (page_lba, page_blocks) in page_pieces(cache, lba, len_blocks) {
             let bytes = page_blocks << shift;
@@ -410,7 +446,13 @@ impl Core {
                     open.payload_seed.0,
                 ),
             };
-            let key = Key { lba: page_lba, len_blocks: page_blocks, kind, payload_off, crc };
+            let key = Key {
+                lba: page_lba,
+                len_blocks: page_blocks,
+                kind,
+                payload_off,
+                crc,
+            };
             self.batch.kset.push(&key, shift);
             self.batch.keys.push(key);
             payload_off += bytes;
@@ -420,7 +462,13 @@ impl Core {
     fn push_key<P: Pmem>(&mut self, cache: &Cache<P>, io: &HostIo, kind: KeyKind) {
         // Limited to a few MiB.
         let len_blocks = io.len_blocks as u32;
-        let key = Key { lba: io.lba, len_blocks, kind, payload_off: 0, crc: 0 };
+        let key = Key {
+            lba: io.lba,
+            len_blocks,
+            kind,
+            payload_off: 0,
+            crc: 0,
+        };
         self.batch.kset.push(&key, cache.geometry.block_shift());
         self.batch.keys.push(key);
     }
@@ -430,8 +478,11 @@ impl Core {
         let per_page = u64::from(cache.geometry.blocks_per_page());
         for key in &self.batch.keys {
             let place = cache.geometry.place(open.id, key.payload_off);
-            let target =
-                if key.kind.has_payload() { Target::Mapped(place) } else { Target::Zero(place) };
+            let target = if key.kind.has_payload() {
+                Target::Mapped(place)
+            } else {
+                Target::Zero(place)
+            };
             for (lba, len_blocks) in page_pieces(cache, key.lba, u64::from(key.len_blocks)) {
                 let at = index.locate(Page(lba.0 / per_page));
                 index.publish(at, (lba.0 % per_page) as u32, len_blocks, target);
@@ -440,12 +491,7 @@ impl Core {
     }
 
     /// Completes what the batch was made of. Asks for the proof that it is durable.
-    fn complete_batch<P: Pmem>(
-        &mut self,
-        cache: &Cache<P>,
-        _durable: &Durable,
-        out: &mut Outbox,
-    ) {
+    fn complete_batch<P: Pmem>(&mut self, cache: &Cache<P>, _durable: &Durable, out: &mut Outbox) {
         if self.batch.fua {
             // Nothing that is submitted after a FUA write has completed may reach the base before it.
             cache.close_epoch();
@@ -475,7 +521,9 @@ impl Core {
         match io.op {
             Op::Write(_, fua) => {
                 counters.writes.add(1);
-                counters.write_bytes.add(cache.geometry.bytes(io.len_blocks));
+                counters
+                    .write_bytes
+                    .add(cache.geometry.bytes(io.len_blocks));
                 counters.fua_writes.add(u64::from(fua == Fua::Yes));
             }
             Op::WriteZeroes => counters.write_zeroes.add(1),
@@ -492,7 +540,11 @@ enum HasPayload {
 }
 
 fn has_payload(io: &HostIo) -> HasPayload {
-    if matches!(io.op, Op::Write(..)) { HasPayload::Yes } else { HasPayload::No }
+    if matches!(io.op, Op::Write(..)) {
+        HasPayload::Yes
+    } else {
+        HasPayload::No
+    }
 }
 
 fn need<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64, payload: HasPayload) -> Need {
@@ -503,7 +555,11 @@ fn need<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64, payload: HasPayloa
             payload_bytes: cache.geometry.bytes(len_blocks),
             page_count,
         },
-        HasPayload::No => Need { key_count: 1, payload_bytes: 0, page_count },
+        HasPayload::No => Need {
+            key_count: 1,
+            payload_bytes: 0,
+            page_count,
+        },
     }
 }
 

@@ -1,7 +1,8 @@
 //! The table itself: look-up, claim, reserve, publish, evict.
 
 use super::bucket::{
-    BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, SlotKind, SlotLayout, TAG_AND_PAYLOAD_BITS_MAX, Version,
+    BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, SlotKind, SlotLayout, TAG_AND_PAYLOAD_BITS_MAX,
+    Version,
 };
 use crate::media::{Geometry, Place};
 use crate::units::Page;
@@ -114,16 +115,24 @@ impl Lines {
     /// Zeroed memory; the system provides it when it is first touched.
     fn new(line_count: usize) -> Self {
         let words = AtomicU64::new_vec_zeroed((line_count + 1) * 8).unwrap_or_default();
-        assert!(!words.is_empty(), "no memory for an index of {line_count} lines");
+        assert!(
+            !words.is_empty(),
+            "no memory for an index of {line_count} lines"
+        );
         let misaligned_words = (words.as_ptr() as usize % 64) / 8;
-        Self { words, start: (8 - misaligned_words) % 8 }
+        Self {
+            words,
+            start: (8 - misaligned_words) % 8,
+        }
     }
 
     #[inline]
     fn line(&self, line: usize) -> &[AtomicU64; 8] {
         let at = self.start + line * 8;
         // A slice of eight words always converts; the index is in range by construction.
-        self.words[at..at + 8].try_into().unwrap_or_else(|_| unreachable!())
+        self.words[at..at + 8]
+            .try_into()
+            .unwrap_or_else(|_| unreachable!())
     }
 }
 
@@ -145,7 +154,8 @@ impl Index {
     /// An empty index for a base of `base_page_count` pages, at most [`BASE_PAGES_MAX`]. `factor` enlarges
     /// it beyond what the cache device has room for.
     pub(crate) fn new(geometry: Geometry, base_page_count: u64, factor: u64) -> Self {
-        let cache_pages = u64::from(geometry.segment_count()) * (geometry.segment_room_bytes() / 4096);
+        let cache_pages =
+            u64::from(geometry.segment_count()) * (geometry.segment_room_bytes() / 4096);
         let pages = cache_pages.min(base_page_count).max(1) * factor;
         let slots = pages * 100 / LOAD_PERCENT;
         let bucket_count = (slots / BUCKET_SLOTS as u64 + 1).max(2 * PROBE_MAX as u64);
@@ -184,8 +194,15 @@ impl Index {
         // Two hashes are 2^(64 - bits) apart or more, so within a bucket their low parts differ by
         // bucket_count times that: the upper tag_bits of them are different.
         let low = wide as u64;
-        let tag = if self.layout.tag_bits == 0 { 0 } else { low >> (64 - self.layout.tag_bits) };
-        SlotRef { bucket: (wide >> 64) as usize, tag }
+        let tag = if self.layout.tag_bits == 0 {
+            0
+        } else {
+            low >> (64 - self.layout.tag_bits)
+        };
+        SlotRef {
+            bucket: (wide >> 64) as usize,
+            tag,
+        }
     }
 
     /// Asks for the home bucket of a page to be brought into the cache.
@@ -202,7 +219,11 @@ impl Index {
     fn bucket_at(&self, home: usize, distance: usize) -> usize {
         let bucket = home + distance;
         let count = self.bucket_count as usize;
-        if bucket >= count { bucket - count } else { bucket }
+        if bucket >= count {
+            bucket - count
+        } else {
+            bucket
+        }
     }
 
     /// The slot of a page: bucket and number of the slot, and its value.
@@ -228,11 +249,18 @@ impl Index {
     #[inline]
     pub(crate) fn lookup(&self, at: SlotRef) -> Option<Lookup> {
         let meta = Meta(self.meta(at.bucket).load(Ordering::Acquire));
-        let version = if meta.owner() == 0 { meta.version() } else { Version::UNSTABLE };
+        let version = if meta.owner() == 0 {
+            meta.version()
+        } else {
+            Version::UNSTABLE
+        };
         let mut found = self.find(at);
         for _ in 0..SPLIT_READ_TRIES {
             let Some((bucket, slot, value)) = found else {
-                return Some(Lookup { map: PageMap::Whole(BlockMap::Absent), version });
+                return Some(Lookup {
+                    map: PageMap::Whole(BlockMap::Absent),
+                    version,
+                });
             };
             let place = Place(self.layout.payload(value));
             let map = match self.layout.kind(value) {
@@ -306,7 +334,8 @@ impl Index {
     /// Gives up a claim. What was published before becomes visible, and the version counts up.
     #[inline]
     pub(crate) fn release(&self, bucket: usize, owner: u16) {
-        self.meta(bucket).fetch_add(Meta::release_delta(owner), Ordering::Release);
+        self.meta(bucket)
+            .fetch_add(Meta::release_delta(owner), Ordering::Release);
     }
 
     /// Makes sure that the page has a slot, for the holder of the claim. `true`: a new one was taken, which
@@ -321,7 +350,9 @@ impl Index {
             for word in &self.buckets.line(bucket)[1..] {
                 let free = word.load(Ordering::Relaxed) == 0;
                 if free
-                    && word.compare_exchange(0, slot, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                    && word
+                        .compare_exchange(0, slot, Ordering::AcqRel, Ordering::Relaxed)
+                        .is_ok()
                 {
                     self.count_passed(at.bucket, distance, Meta::ONE_PASSED);
                     return Ok(true);
@@ -334,7 +365,8 @@ impl Index {
     /// Adds `delta` to the bookkeeping of the buckets between a page's home and where it lies.
     fn count_passed(&self, home: usize, distance: usize, delta: u64) {
         for passed in 0..distance {
-            self.meta(self.bucket_at(home, passed)).fetch_add(delta, Ordering::AcqRel);
+            self.meta(self.bucket_at(home, passed))
+                .fetch_add(delta, Ordering::AcqRel);
         }
     }
 
@@ -350,11 +382,19 @@ impl Index {
     fn remove(&self, bucket: usize, slot: usize, value: u64) {
         let distance = self.layout.distance(value);
         self.buckets.line(bucket)[slot].store(0, Ordering::Release);
-        self.count_passed(self.home_of(bucket, distance), distance, Meta::ONE_PASSED.wrapping_neg());
+        self.count_passed(
+            self.home_of(bucket, distance),
+            distance,
+            Meta::ONE_PASSED.wrapping_neg(),
+        );
     }
 
     fn home_of(&self, bucket: usize, distance: usize) -> usize {
-        if bucket >= distance { bucket - distance } else { bucket + self.bucket_count as usize - distance }
+        if bucket >= distance {
+            bucket - distance
+        } else {
+            bucket + self.bucket_count as usize - distance
+        }
     }
 
     /// Sets `len_blocks` blocks of a page from block `first` on, for the holder of the claim. The page has a
@@ -385,8 +425,12 @@ impl Index {
             line[(first + block) as usize].store(sub, Ordering::Release);
         }
         if self.layout.kind(value) != SlotKind::Split {
-            let life = self.split_lives.fetch_add(1, Ordering::Relaxed) & self.layout.payload_mask();
-            word.store(self.layout.with(value, SlotKind::Split, life), Ordering::Release);
+            let life =
+                self.split_lives.fetch_add(1, Ordering::Relaxed) & self.layout.payload_mask();
+            word.store(
+                self.layout.with(value, SlotKind::Split, life),
+                Ordering::Release,
+            );
         }
     }
 
@@ -443,7 +487,10 @@ impl Index {
             let bucket = self.bucket_at(at.bucket, distance);
             for slot in 1..BUCKET_WORDS {
                 let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
-                if matches!(self.layout.kind(value), SlotKind::Empty | SlotKind::Reserved) {
+                if matches!(
+                    self.layout.kind(value),
+                    SlotKind::Empty | SlotKind::Reserved
+                ) {
                     continue;
                 }
                 let home = self.home_of(bucket, self.layout.distance(value));
@@ -484,12 +531,6 @@ impl Index {
                 }
             }
         }
-    }
-
-    /// Pages that have a slot. For checks and statistics; not exact while others write.
-    pub(crate) fn page_count(&self) -> u64 {
-        let words = (0..self.bucket_count as usize).flat_map(|b| &self.buckets.line(b)[1..]);
-        words.filter(|word| word.load(Ordering::Relaxed) != 0).count() as u64
     }
 }
 

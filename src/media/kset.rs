@@ -115,7 +115,10 @@ impl Default for KsetBuilder {
     fn default() -> Self {
         let mut bytes = Vec::with_capacity(kset_size_bytes(KSET_KEYS_MAX));
         bytes.resize(KSET_HEADER_SIZE_BYTES, 0);
-        Self { bytes, key_count: 0 }
+        Self {
+            bytes,
+            key_count: 0,
+        }
     }
 }
 
@@ -195,7 +198,9 @@ pub struct KsetReader {
 
 impl Default for KsetReader {
     fn default() -> Self {
-        Self { buf: vec![0; kset_size_bytes(KSET_KEYS_MAX)] }
+        Self {
+            buf: vec![0; kset_size_bytes(KSET_KEYS_MAX)],
+        }
     }
 }
 
@@ -219,7 +224,12 @@ impl<'a> KsetContext<'a> {
         generation: Generation,
     ) -> Self {
         let seed = checksums.kset(segment.0, generation.0);
-        Self { geometry, base_block_count, segment, seed }
+        Self {
+            geometry,
+            base_block_count,
+            segment,
+            seed,
+        }
     }
 }
 
@@ -247,7 +257,10 @@ impl KsetReader {
         let kset = self.load(pmem, context, off, |index| index == kset_index)?;
         let keys_before = keys.len();
         let bytes = &self.buf[KSET_HEADER_SIZE_BYTES..];
-        for media in bytes.chunks_exact(KEY_SIZE_BYTES).take(kset.key_count as usize) {
+        for media in bytes
+            .chunks_exact(KEY_SIZE_BYTES)
+            .take(kset.key_count as usize)
+        {
             let key = KeyOnMedia::read_from_bytes(media).ok();
             let Some(key) = key.and_then(|key| decode_key(context, &kset, &key)) else {
                 keys.truncate(keys_before);
@@ -298,7 +311,10 @@ impl KsetReader {
         if off < KEYS_START_BYTES || room < LINE_SIZE_BYTES {
             return Err(KsetError::Invalid);
         }
-        let at = context.geometry.segment_off(context.segment).plus(u64::from(off));
+        let at = context
+            .geometry
+            .segment_off(context.segment)
+            .plus(u64::from(off));
         let line = LINE_SIZE_BYTES as usize;
         pmem.read(at, &mut self.buf[..line])?;
         let header = KsetHeaderOnMedia::read_from_prefix(&self.buf);

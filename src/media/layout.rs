@@ -77,9 +77,16 @@ impl Geometry {
         {
             return Err(GeometryError::SegmentSize(segment_size_bytes));
         }
-        let start = SEGMENTS_START_MIN_BYTES.next_multiple_of(segment_size_bytes.min(SEGMENT_ALIGN_BYTES));
+        let start =
+            SEGMENTS_START_MIN_BYTES.next_multiple_of(segment_size_bytes.min(SEGMENT_ALIGN_BYTES));
         let count = device_size_bytes.saturating_sub(start) / segment_size_bytes;
-        Self::from_media(device_size_bytes, start, segment_size_bytes, count, block_size_bytes)
+        Self::from_media(
+            device_size_bytes,
+            start,
+            segment_size_bytes,
+            count,
+            block_size_bytes,
+        )
     }
 
     /// The geometry that a superblock names.
@@ -218,8 +225,7 @@ impl Geometry {
     /// How many bits a place needs.
     #[must_use]
     pub fn place_bits(&self) -> u32 {
-        let places =
-            (u64::from(self.segment_count) << self.segment_shift) >> self.block_shift;
+        let places = (u64::from(self.segment_count) << self.segment_shift) >> self.block_shift;
         64 - places.leading_zeros()
     }
 
@@ -253,8 +259,14 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused_with_the_numbers() {
-        assert_eq!(Geometry::plan(1 << 30, 3 << 20, 512), Err(GeometryError::SegmentSize(3 << 20)));
-        assert_eq!(Geometry::plan(1 << 30, 1 << 20, 520), Err(GeometryError::BlockSize(520)));
+        assert_eq!(
+            Geometry::plan(1 << 30, 3 << 20, 512),
+            Err(GeometryError::SegmentSize(3 << 20))
+        );
+        assert_eq!(
+            Geometry::plan(1 << 30, 1 << 20, 520),
+            Err(GeometryError::BlockSize(520))
+        );
         assert!(matches!(
             Geometry::plan(1 << 20, 1 << 20, 512),
             Err(GeometryError::TooSmall { needed, .. }) if needed == (4 << 20) + (1 << 20)

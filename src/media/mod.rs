@@ -13,13 +13,17 @@ mod tails;
 
 pub use checksum::{ChecksumSeed, Checksums};
 pub use kset::{
-    KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind, Kset, KsetBuilder, KsetContext, KsetError,
-    KsetReader, kset_size_bytes,
+    KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind, Kset, KsetBuilder,
+    KsetContext, KsetError, KsetReader, kset_size_bytes,
 };
 pub use layout::{
-    Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENTS_START_MIN_BYTES, SEGMENT_SIZE_MAX_BYTES,
+    Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENT_SIZE_MAX_BYTES,
+    SEGMENTS_START_MIN_BYTES,
 };
 pub use pair::{CopyState, PairError};
 pub use segment_info::{Sealed, SegmentInfo};
-pub use superblock::{HeaderState, Superblock, SuperblockError, load_header, persist_superblock, persist_unfinished_mark};
+pub use superblock::{
+    HeaderState, Superblock, SuperblockError, load_header, persist_superblock,
+    persist_unfinished_mark,
+};
 pub use tails::{Tails, WITNESS_COUNT, Witness};

@@ -23,7 +23,9 @@ pub(super) struct PairHeaderOnMedia {
 }
 
 /// A record that is kept in two copies.
-pub(super) trait PairRecord: FromBytes + FromZeros + IntoBytes + Immutable + KnownLayout + Copy {
+pub(super) trait PairRecord:
+    FromBytes + FromZeros + IntoBytes + Immutable + KnownLayout + Copy
+{
     fn header(&self) -> &PairHeaderOnMedia;
     fn header_mut(&mut self) -> &mut PairHeaderOnMedia;
 }
@@ -68,12 +70,21 @@ pub(super) fn load_pair<P: Pmem, R: PairRecord>(
         (Ok(a), Ok(b)) if a.header().update.get() >= b.header().update.get() => a,
         (_, Ok(b)) => b,
         (Ok(a), Err(_)) => a,
-        (Err(a), Err(b)) => return Err(PairError { copies: [*a, *b], offs }),
+        (Err(a), Err(b)) => {
+            return Err(PairError {
+                copies: [*a, *b],
+                offs,
+            });
+        }
     };
     let same = |copy: &Result<R, CopyState>| {
-        copy.as_ref().is_ok_and(|copy| copy.as_bytes() == newest.as_bytes())
+        copy.as_ref()
+            .is_ok_and(|copy| copy.as_bytes() == newest.as_bytes())
     };
-    Ok(Loaded { record: *newest, needs_repair: !(same(&read[0]) && same(&read[1])) })
+    Ok(Loaded {
+        record: *newest,
+        needs_repair: !(same(&read[0]) && same(&read[1])),
+    })
 }
 
 fn load_copy<P: Pmem, R: PairRecord>(
@@ -82,7 +93,8 @@ fn load_copy<P: Pmem, R: PairRecord>(
     seed: ChecksumSeed,
 ) -> Result<R, CopyState> {
     let mut record = R::new_zeroed();
-    pmem.read(off, record.as_mut_bytes()).map_err(|Poisoned { .. }| CopyState::Poisoned)?;
+    pmem.read(off, record.as_mut_bytes())
+        .map_err(|Poisoned { .. }| CopyState::Poisoned)?;
     if seed.checksum(&record.as_bytes()[4..]) == record.header().crc.get() {
         Ok(record)
     } else {

@@ -98,6 +98,13 @@ impl SegmentInfo {
             media.last_seq.set(sealed.last_seq.0);
         }
         let seed = checksums.segment_info(segment.0);
-        persist_pair(pmem, agent, geometry.info_offs(segment), seed, self.update, media)
+        persist_pair(
+            pmem,
+            agent,
+            geometry.info_offs(segment),
+            seed,
+            self.update,
+            media,
+        )
     }
 }

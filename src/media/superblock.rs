@@ -159,28 +159,36 @@ pub enum SuperblockError {
 pub fn load_header<P: Pmem>(pmem: &P) -> Result<HeaderState, SuperblockError> {
     if pmem.len_bytes() < SEGMENTS_START_MIN_BYTES {
         let (device, segment) = (pmem.len_bytes(), 1 << 20);
-        return Err(GeometryError::TooSmall { device, segment, needed: 5 << 20 }.into());
+        return Err(GeometryError::TooSmall {
+            device,
+            segment,
+            needed: 5 << 20,
+        }
+        .into());
     }
     match load_pair::<P, SuperblockOnMedia>(pmem, SUPERBLOCK_OFFS, Checksums::superblock()) {
         Ok(loaded) => {
             let superblock = decode(&loaded.record, pmem.len_bytes())?;
-            Ok(HeaderState::Cache(Box::new(superblock), loaded.needs_repair))
+            Ok(HeaderState::Cache(
+                Box::new(superblock),
+                loaded.needs_repair,
+            ))
         }
         Err(error) => without_superblock(pmem, error),
     }
 }
 
 /// Tells blank, unfinished, damaged and foreign apart.
-fn without_superblock<P: Pmem>(
-    pmem: &P,
-    error: PairError,
-) -> Result<HeaderState, SuperblockError> {
+fn without_superblock<P: Pmem>(pmem: &P, error: PairError) -> Result<HeaderState, SuperblockError> {
     let mut header = vec![0; SEGMENTS_START_MIN_BYTES as usize];
     pmem.read(PmemOff(0), &mut header)?;
     let (mark, magic) = (&header[0..8], &header[16..24]);
     let marked = mark == UNFINISHED_MARK;
     let ours = magic == MAGIC;
-    let rest_is_zero = header[8..16].iter().chain(&header[24..]).all(|&byte| byte == 0);
+    let rest_is_zero = header[8..16]
+        .iter()
+        .chain(&header[24..])
+        .all(|&byte| byte == 0);
     let mark_is_zero = mark == [0; 8];
     let magic_is_zero = magic == [0; 8];
     if rest_is_zero && mark_is_zero && magic_is_zero {
@@ -197,10 +205,7 @@ fn without_superblock<P: Pmem>(
 }
 
 /// Marks the device as being formatted. Whatever cache it held is gone once this returns.
-pub fn persist_unfinished_mark<P: Pmem>(
-    pmem: &P,
-    agent: Agent,
-) -> Result<Durable, Poisoned> {
+pub fn persist_unfinished_mark<P: Pmem>(pmem: &P, agent: Agent) -> Result<Durable, Poisoned> {
     // 1. The second copy first: while the first is valid, the old cache still exists.
     pmem.store(agent, SUPERBLOCK_OFFS[1], &[0; 512]);
     drop(pmem.fence(agent));
@@ -215,15 +220,18 @@ pub fn persist_unfinished_mark<P: Pmem>(
 
 /// Writes both copies, the second first: as long as the first carries the mark, it is the second that makes
 /// the cache exist. Durable when it returns.
-pub fn persist_superblock<P: Pmem>(
-    pmem: &P,
-    agent: Agent,
-    superblock: &mut Superblock,
-) -> Durable {
+pub fn persist_superblock<P: Pmem>(pmem: &P, agent: Agent, superblock: &mut Superblock) -> Durable {
     superblock.update += 1;
     let offs = [SUPERBLOCK_OFFS[1], SUPERBLOCK_OFFS[0]];
     let media = encode(superblock);
-    persist_pair(pmem, agent, offs, Checksums::superblock(), superblock.update, media)
+    persist_pair(
+        pmem,
+        agent,
+        offs,
+        Checksums::superblock(),
+        superblock.update,
+        media,
+    )
 }
 
 fn encode(superblock: &Superblock) -> SuperblockOnMedia {
@@ -258,7 +266,10 @@ fn encode(superblock: &Superblock) -> SuperblockOnMedia {
 fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, SuperblockError> {
     let version = media.header.word.get();
     if media.magic != MAGIC || version != FORMAT_VERSION {
-        return Err(SuperblockError::Version { found: version, known: FORMAT_VERSION });
+        return Err(SuperblockError::Version {
+            found: version,
+            known: FORMAT_VERSION,
+        });
     }
     let unknown = (media.features_incompat.get() & !FEATURES_INCOMPAT_KNOWN)
         | (media.features_ro_compat.get() & !FEATURES_RO_COMPAT_KNOWN);
@@ -267,7 +278,10 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
     }
     let expected = media.device_size.get();
     if device < expected {
-        return Err(SuperblockError::Truncated { expected, found: device });
+        return Err(SuperblockError::Truncated {
+            expected,
+            found: device,
+        });
     }
     let geometry = Geometry::from_media(
         expected,
@@ -290,14 +304,20 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
         other => return Err(field("writeback_order", u64::from(other))),
     };
     let len = media.base_name_len.get();
-    let name = usize::try_from(len).ok().and_then(|len| media.base_name.get(..len));
+    let name = usize::try_from(len)
+        .ok()
+        .and_then(|len| media.base_name.get(..len));
     let name = name.and_then(|name| std::str::from_utf8(name).ok());
     let name = name.ok_or_else(|| field("base_name_len", u64::from(len)))?;
     Ok(Superblock {
         uuid: media.uuid,
         device_size_bytes: expected,
         geometry,
-        data_crc: if options & OPTION_DATA_CRC != 0 { DataCrc::On } else { DataCrc::Off },
+        data_crc: if options & OPTION_DATA_CRC != 0 {
+            DataCrc::On
+        } else {
+            DataCrc::Off
+        },
         gc_percent: media.gc_percent,
         writeback_order,
         base: BaseIdentity {

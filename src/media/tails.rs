@@ -82,7 +82,11 @@ impl Tails {
             key_tail: Seq(0),
             seq_next_min: Seq(1),
             epoch_min: 0,
-            witness: [Witness { lba: Lba(0), len_blocks: 0, crc: 0 }; WITNESS_COUNT],
+            witness: [Witness {
+                lba: Lba(0),
+                len_blocks: 0,
+                crc: 0,
+            }; WITNESS_COUNT],
             update: 0,
         }
     }
@@ -122,6 +126,13 @@ impl Tails {
             to.len_blocks.set(from.len_blocks);
             to.crc.set(from.crc);
         }
-        persist_pair(pmem, agent, TAILS_OFFS, checksums.tails(), self.update, media)
+        persist_pair(
+            pmem,
+            agent,
+            TAILS_OFFS,
+            checksums.tails(),
+            self.update,
+            media,
+        )
     }
 }

@@ -272,8 +272,8 @@ mod tests {
 
     #[test]
     fn a_dax_device_is_described_by_sysfs() {
-        let sysfs = dax_tree(Some("memory_controller\n")).sysfs_owned();
-        let (_tree, sysfs) = sysfs;
+        let tree = dax_tree(Some("memory_controller\n"));
+        let sysfs = tree.sysfs();
         let dev = libc::makedev(252, 3);
         let want = DaxDevice {
             size_bytes: 4 << 30,
@@ -285,13 +285,6 @@ mod tests {
             PersistenceDomain::MemoryController
         );
         assert_eq!(sysfs.dax_device(libc::makedev(252, 4)), None);
-    }
-
-    impl Tree {
-        fn sysfs_owned(self) -> (Self, Sysfs) {
-            let sysfs = self.sysfs();
-            (self, sysfs)
-        }
     }
 
     #[test]

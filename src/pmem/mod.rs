@@ -7,6 +7,7 @@ mod backing;
 pub(crate) mod bounds;
 mod copy;
 mod dax;
+mod error;
 #[cfg(target_arch = "x86_64")]
 mod fused;
 #[cfg(any(test, feature = "sim"))]
@@ -16,8 +17,9 @@ mod iov;
 mod mapped;
 mod regions;
 
-pub use backing::{MapError, MapRequest};
+pub use backing::MapRequest;
 pub use dax::{Backing, Durability};
+pub use error::MapError;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use heap::simulated_fence;
 #[cfg(any(test, feature = "sim"))]

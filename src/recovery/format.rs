@@ -23,7 +23,14 @@ pub(super) struct Formatting {
 
 impl Formatting {
     pub(super) fn new(witness: [Witness; WITNESS_COUNT]) -> Self {
-        Self { tails: Tails { witness, ..Tails::empty() }, marked: false, next_segment: 0 }
+        Self {
+            tails: Tails {
+                witness,
+                ..Tails::empty()
+            },
+            marked: false,
+            next_segment: 0,
+        }
     }
 
     pub(super) fn into_tails(self) -> Tails {
@@ -47,12 +54,25 @@ impl Formatting {
         let count = superblock.geometry.segment_count();
         let end = (self.next_segment + SEGMENTS_PER_POLL).min(count);
         for segment in self.next_segment..end {
-            let mut info = SegmentInfo { generation: Generation(1), sealed: None, update: 0 };
-            drop(info.persist(pmem, agent, &superblock.geometry, &checksums, SegId(segment)));
+            let mut info = SegmentInfo {
+                generation: Generation(1),
+                sealed: None,
+                update: 0,
+            };
+            drop(info.persist(
+                pmem,
+                agent,
+                &superblock.geometry,
+                &checksums,
+                SegId(segment),
+            ));
         }
         self.next_segment = end;
         if end < count {
-            return Ok(Some(OpenStep::Working { done: u64::from(end), total: u64::from(count) }));
+            return Ok(Some(OpenStep::Working {
+                done: u64::from(end),
+                total: u64::from(count),
+            }));
         }
         // 3. The tails of an empty log.
         drop(self.tails.persist(pmem, agent, &checksums));

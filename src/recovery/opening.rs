@@ -68,7 +68,9 @@ pub struct Opening<P: Pmem> {
 
 impl<P: Pmem> std::fmt::Debug for Opening<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opening").field("superblock", &self.superblock).finish_non_exhaustive()
+        f.debug_struct("Opening")
+            .field("superblock", &self.superblock)
+            .finish_non_exhaustive()
     }
 }
 
@@ -152,7 +154,10 @@ impl<P: Pmem> Opening<P> {
             }
             Phase::Scanning(mut scan) => match scan.poll(&self.pmem, &self.superblock)? {
                 Some(step) => (Phase::Scanning(scan), step),
-                None => (Phase::Rebuilding(Rebuild::new(scan, &self.superblock)?), again),
+                None => (
+                    Phase::Rebuilding(Rebuild::new(scan, &self.superblock)?),
+                    again,
+                ),
             },
             Phase::Rebuilding(mut rebuild) => match rebuild.poll(&self.pmem, &self.superblock)? {
                 Some(step) => (Phase::Rebuilding(rebuild), step),
@@ -188,8 +193,10 @@ impl<P: Pmem> Opening<P> {
         let superblock = &mut self.superblock;
         superblock.base = self.options.base.clone();
         superblock.gc_percent = self.options.gc_percent.unwrap_or(superblock.gc_percent);
-        superblock.writeback_order =
-            self.options.writeback_order.unwrap_or(superblock.writeback_order);
+        superblock.writeback_order = self
+            .options
+            .writeback_order
+            .unwrap_or(superblock.writeback_order);
         self.superblock_needs_repair |= *superblock != before;
     }
 
@@ -218,7 +225,10 @@ impl<P: Pmem> Opening<P> {
 }
 
 impl Rebuild {
-    #[expect(clippy::needless_pass_by_value, reason = "the parts move into the cache")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the parts move into the cache"
+    )]
     fn into_parts<P: Pmem>(
         self,
         pmem: P,
@@ -244,7 +254,11 @@ impl Rebuild {
 
 fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
     let bad = |name, value: String, expected: &str| {
-        Err(OpenError::BadOption { name, value, expected: expected.to_owned() })
+        Err(OpenError::BadOption {
+            name,
+            value,
+            expected: expected.to_owned(),
+        })
     };
     if let Some(gc_percent) = options.gc_percent
         && gc_percent > GC_PERCENT_MAX
@@ -255,13 +269,17 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
         let expected = "the name of a base device has 1 to 255 bytes";
         return bad("base_bdev_name", options.base.name.clone(), expected);
     }
-    let blocks_per_page = u64::from(PAGE_SIZE_BYTES / options.base.block_size_bytes.clamp(512, 4096));
+    let blocks_per_page =
+        u64::from(PAGE_SIZE_BYTES / options.base.block_size_bytes.clamp(512, 4096));
     let pages = options.base.block_count.div_ceil(blocks_per_page);
     if pages == 0 {
         return bad("num_blocks", "0".to_owned(), "the base device is empty");
     }
     if pages > BASE_PAGES_MAX {
-        return Err(OpenError::BaseTooLarge { pages, max: BASE_PAGES_MAX });
+        return Err(OpenError::BaseTooLarge {
+            pages,
+            max: BASE_PAGES_MAX,
+        });
     }
     Ok(())
 }
@@ -287,7 +305,11 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
 fn check_pair(superblock: &Superblock, options: &OpenOptions) -> Result<(), OpenError> {
     let (ours, given): (&BaseIdentity, &BaseIdentity) = (&superblock.base, &options.base);
     let wrong = |what, expected: String, found: String| {
-        Err(OpenError::WrongBase { what, expected, found })
+        Err(OpenError::WrongBase {
+            what,
+            expected,
+            found,
+        })
     };
     if ours.block_size_bytes != given.block_size_bytes {
         let (ours, given) = (ours.block_size_bytes, given.block_size_bytes);
@@ -301,9 +323,8 @@ fn check_pair(superblock: &Superblock, options: &OpenOptions) -> Result<(), Open
     if ours.uuid != given.uuid && ours.name != given.name {
         return wrong("name", ours.name.clone(), given.name.clone());
     }
-    let mismatch = |name, media: String, asked: String| {
-        Err(OpenError::OptionMismatch { name, media, asked })
-    };
+    let mismatch =
+        |name, media: String, asked: String| Err(OpenError::OptionMismatch { name, media, asked });
     if let Some(asked) = options.data_crc
         && asked != superblock.data_crc
     {
@@ -323,5 +344,9 @@ fn check_pair(superblock: &Superblock, options: &OpenOptions) -> Result<(), Open
 /// An empty index for a cache.
 pub(super) fn new_index(superblock: &Superblock, factor: u64) -> Index {
     let per_page = u64::from(superblock.geometry.blocks_per_page());
-    Index::new(superblock.geometry, superblock.base.block_count.div_ceil(per_page), factor)
+    Index::new(
+        superblock.geometry,
+        superblock.base.block_count.div_ceil(per_page),
+        factor,
+    )
 }

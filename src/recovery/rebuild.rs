@@ -6,8 +6,8 @@ use super::scan::{FoundKset, Scan};
 use crate::engine::{BACKGROUND_AGENT, SegmentStart, SegmentState, Segments};
 use crate::index::{Index, IndexFull, Target};
 use crate::media::{
-    Checksums, Geometry, KSET_KEYS_MAX, KEYS_START_BYTES, Key, KeyKind, KsetContext, KsetReader, Sealed,
-    SegmentInfo, Superblock, Tails, WITNESS_COUNT, Witness, persist_superblock,
+    Checksums, Geometry, KEYS_START_BYTES, KSET_KEYS_MAX, Key, KeyKind, KsetContext, KsetReader,
+    Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT, Witness, persist_superblock,
 };
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Generation, Page, SegId, Seq};
@@ -93,11 +93,19 @@ impl Rebuild {
                     let reason = "its keys name more pages than a cache of this size can hold";
                     let (segment, off) = (kset.segment.0, kset.off);
                     let ksets_valid = kset.kset_index;
-                    return Err(OpenError::Segment { segment, ksets_valid, off, reason });
+                    return Err(OpenError::Segment {
+                        segment,
+                        ksets_valid,
+                        off,
+                        reason,
+                    });
                 }
             }
         }
-        let step = OpenStep::Working { done: self.next_kset as u64, total: total as u64 };
+        let step = OpenStep::Working {
+            done: self.next_kset as u64,
+            total: total as u64,
+        };
         Ok((self.next_kset < total).then_some(step))
     }
 
@@ -120,10 +128,19 @@ impl Rebuild {
         );
         self.keys.clear();
         let (off, kset_index) = (found.off, found.kset_index);
-        if self.reader.read(pmem, &context, off, kset_index, &mut self.keys).is_err() {
+        if self
+            .reader
+            .read(pmem, &context, off, kset_index, &mut self.keys)
+            .is_err()
+        {
             let reason = "a kset that was valid a moment ago is not any more";
             let segment = found.segment.0;
-            return Err(OpenError::Segment { segment, ksets_valid: kset_index, off, reason });
+            return Err(OpenError::Segment {
+                segment,
+                ksets_valid: kset_index,
+                off,
+                reason,
+            });
         }
         let dirty = found.seq > self.scan.tails.dirty_tail;
         for at in 0..self.keys.len() {
@@ -138,24 +155,23 @@ impl Rebuild {
         Ok(Ok(()))
     }
 
-    fn install(
-        &mut self,
-        geometry: &Geometry,
-        segment: SegId,
-        key: &Key,
-    ) -> Result<(), IndexFull> {
+    fn install(&mut self, geometry: &Geometry, segment: SegId, key: &Key) -> Result<(), IndexFull> {
         let per_page = u64::from(geometry.blocks_per_page());
         let end = key.lba.0 + u64::from(key.len_blocks);
         let mut lba = key.lba.0;
         let place = geometry.place(segment, key.payload_off);
-        let target =
-            if key.kind.has_payload() { Target::Mapped(place) } else { Target::Zero(place) };
+        let target = if key.kind.has_payload() {
+            Target::Mapped(place)
+        } else {
+            Target::Zero(place)
+        };
         while lba < end {
             let page = lba / per_page;
             let page_end = ((page + 1) * per_page).min(end);
             let at = self.index.locate(Page(page));
             self.index.reserve(at)?;
-            self.index.publish(at, (lba % per_page) as u32, (page_end - lba) as u32, target);
+            self.index
+                .publish(at, (lba % per_page) as u32, (page_end - lba) as u32, target);
             lba = page_end;
         }
         Ok(())
@@ -194,10 +210,18 @@ impl Rebuild {
         let end = (self.next_repair + REPAIRS_PER_POLL).min(total);
         while self.next_repair < end {
             // 2. Segments, in any order.
-            self.repair_segment(pmem, &superblock.geometry, &checksums, SegId(self.next_repair as u32));
+            self.repair_segment(
+                pmem,
+                &superblock.geometry,
+                &checksums,
+                SegId(self.next_repair as u32),
+            );
             self.next_repair += 1;
         }
-        let step = OpenStep::Working { done: end as u64, total: total as u64 };
+        let step = OpenStep::Working {
+            done: end as u64,
+            total: total as u64,
+        };
         (end < total).then_some(step)
     }
 
@@ -223,7 +247,10 @@ impl Rebuild {
             found.given_up = false;
         } else if used && found.info.sealed.is_none() {
             let (kset_count, last_seq) = (found.kset_count, found.last_seq);
-            found.info.sealed = Some(Sealed { kset_count, last_seq });
+            found.info.sealed = Some(Sealed {
+                kset_count,
+                last_seq,
+            });
         } else if !found.needs_repair {
             return;
         }
@@ -239,17 +266,21 @@ impl Rebuild {
             .segments
             .iter()
             .map(|found| SegmentStart {
-                state: if found.kset_count == 0 { SegmentState::Free } else { SegmentState::Sealed },
+                state: if found.kset_count == 0 {
+                    SegmentState::Free
+                } else {
+                    SegmentState::Sealed
+                },
                 info: found.info,
                 key_end: found.key_end,
-                kset_count: found.kset_count,
-                first_seq: found.first_seq,
                 last_seq: found.last_seq,
             })
             .collect();
         Found {
             segments: Segments::new(geometry, &starts, scan.tails.dirty_tail),
-            seq_next: Seq((scan.seq_max.0 + 1).max(scan.tails.seq_next_min.0).max(scan.tails.dirty_tail.0 + 1)),
+            seq_next: Seq((scan.seq_max.0 + 1)
+                .max(scan.tails.seq_next_min.0)
+                .max(scan.tails.dirty_tail.0 + 1)),
             epoch: Epoch((scan.epoch_max.0 + 1).max(scan.tails.epoch_min)),
             tails: scan.tails,
             index: self.index,

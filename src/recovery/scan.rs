@@ -3,8 +3,8 @@
 use super::error::OpenError;
 use super::opening::OpenStep;
 use crate::media::{
-    Checksums, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext, KsetError, KsetReader, Sealed,
-    SegmentInfo, Superblock, Tails, kset_size_bytes,
+    Checksums, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext, KsetError, KsetReader,
+    Sealed, SegmentInfo, Superblock, Tails, kset_size_bytes,
 };
 use crate::pmem::Pmem;
 use crate::units::{Epoch, SegId, Seq};
@@ -30,7 +30,6 @@ pub(super) struct FoundSegment {
     pub(super) needs_repair: bool,
     pub(super) key_end: u32,
     pub(super) kset_count: u32,
-    pub(super) first_seq: Seq,
     pub(super) last_seq: Seq,
     /// Its keys are damaged, but the base holds all that was in it.
     pub(super) given_up: bool,
@@ -72,7 +71,10 @@ impl Scan {
             }
         }
         if tails.key_tail > tails.dirty_tail {
-            return Err(OpenError::TailsRange { field: "key_tail", value: tails.key_tail.0 });
+            return Err(OpenError::TailsRange {
+                field: "key_tail",
+                value: tails.key_tail.0,
+            });
         }
         Ok(Self {
             tails,
@@ -101,7 +103,10 @@ impl Scan {
             self.scan_segment(pmem, superblock, SegId(next))?;
         }
         let done = self.segments.len() as u64;
-        Ok(Some(OpenStep::Working { done, total: u64::from(count) }))
+        Ok(Some(OpenStep::Working {
+            done,
+            total: u64::from(count),
+        }))
     }
 
     fn scan_segment<P: Pmem>(
@@ -112,8 +117,13 @@ impl Scan {
     ) -> Result<(), OpenError> {
         let geometry = &superblock.geometry;
         let checksums = Checksums::new(superblock.uuid);
-        let (info, needs_repair) = SegmentInfo::load(pmem, geometry, &checksums, id)
-            .map_err(|error| OpenError::SegmentInfo { segment: id.0, error })?;
+        let (info, needs_repair) =
+            SegmentInfo::load(pmem, geometry, &checksums, id).map_err(|error| {
+                OpenError::SegmentInfo {
+                    segment: id.0,
+                    error,
+                }
+            })?;
         let context = KsetContext::new(
             geometry,
             superblock.base.block_count,
@@ -127,16 +137,21 @@ impl Scan {
             needs_repair,
             key_end: KEYS_START_BYTES,
             kset_count: 0,
-            first_seq: Seq(0),
             last_seq: Seq(0),
             given_up: false,
         };
         let end = self.walk(pmem, &context, &mut found);
         if let Some(reason) = self.find_damage(pmem, &context, &found, &end)? {
-            let Some(Sealed { last_seq, .. }) = info.sealed.filter(|s| s.last_seq <= self.tails.dirty_tail)
+            let Some(Sealed { last_seq, .. }) =
+                info.sealed.filter(|s| s.last_seq <= self.tails.dirty_tail)
             else {
                 let (ksets_valid, off) = (end.kset_count, end.off);
-                return Err(OpenError::Segment { segment: id.0, ksets_valid, off, reason });
+                return Err(OpenError::Segment {
+                    segment: id.0,
+                    ksets_valid,
+                    off,
+                    reason,
+                });
             };
             // The base holds all of it. But its keys cannot speak against older copies of their blocks any
             // more, so those may not count as cached either.
@@ -159,16 +174,37 @@ impl Scan {
     ) -> LogEnd {
         loop {
             let (off, kset_count) = (found.key_end, found.kset_count);
-            if found.info.sealed.is_some_and(|sealed| sealed.kset_count == kset_count) {
-                return LogEnd { off, kset_count, error: None };
+            if found
+                .info
+                .sealed
+                .is_some_and(|sealed| sealed.kset_count == kset_count)
+            {
+                return LogEnd {
+                    off,
+                    kset_count,
+                    error: None,
+                };
             }
             self.keys.clear();
-            let kset = match self.reader.read(pmem, context, off, kset_count, &mut self.keys) {
+            let kset = match self
+                .reader
+                .read(pmem, context, off, kset_count, &mut self.keys)
+            {
                 Ok(kset) => kset,
-                Err(error) => return LogEnd { off, kset_count, error: Some(error) },
+                Err(error) => {
+                    return LogEnd {
+                        off,
+                        kset_count,
+                        error: Some(error),
+                    };
+                }
             };
             if !self.is_plausible(&kset, found) {
-                return LogEnd { off, kset_count, error: Some(KsetError::KeyRange) };
+                return LogEnd {
+                    off,
+                    kset_count,
+                    error: Some(KsetError::KeyRange),
+                };
             }
             self.note(context, &kset, found);
         }
@@ -180,9 +216,6 @@ impl Scan {
     }
 
     fn note(&mut self, context: &KsetContext<'_>, kset: &Kset, found: &mut FoundSegment) {
-        if found.kset_count == 0 {
-            found.first_seq = kset.seq;
-        }
         found.last_seq = kset.seq;
         found.kset_count += 1;
         found.key_end += kset.size_bytes;
@@ -214,7 +247,8 @@ impl Scan {
             (Some(KsetError::Invalid), None) => {
                 let window = kset_size_bytes(KSET_KEYS_MAX) as u32;
                 let later =
-                    self.reader.find_later(pmem, context, end.off, end.kset_count, window)?;
+                    self.reader
+                        .find_later(pmem, context, end.off, end.kset_count, window)?;
                 Ok(later.map(|_| "a valid kset follows a damaged one"))
             }
         }

@@ -38,9 +38,19 @@ impl WitnessCheck {
             let page = (pages.saturating_sub(1) / WITNESS_COUNT as u64) * number as u64;
             let fresh = page > 0 || number == 0;
             let len_blocks = if pages > 0 && fresh { per_page } else { 0 };
-            Witness { lba: Lba(page * u64::from(per_page)), len_blocks, crc: 0 }
+            Witness {
+                lba: Lba(page * u64::from(per_page)),
+                len_blocks,
+                crc: 0,
+            }
         });
-        Self { purpose: Purpose::Sample, witness, next: 0, awaiting: false, error: None }
+        Self {
+            purpose: Purpose::Sample,
+            witness,
+            next: 0,
+            awaiting: false,
+            error: None,
+        }
     }
 
     /// For an existing one. Entries under dirty data were left out.
@@ -51,12 +61,22 @@ impl WitnessCheck {
         let per_page = superblock.geometry.blocks_per_page();
         for entry in &witness {
             let end = entry.lba.0.checked_add(u64::from(entry.len_blocks));
-            if entry.len_blocks > per_page || end.is_none_or(|end| end > superblock.base.block_count)
+            if entry.len_blocks > per_page
+                || end.is_none_or(|end| end > superblock.base.block_count)
             {
-                return Err(OpenError::TailsRange { field: "witness", value: entry.lba.0 });
+                return Err(OpenError::TailsRange {
+                    field: "witness",
+                    value: entry.lba.0,
+                });
             }
         }
-        Ok(Self { purpose: Purpose::Compare, witness, next: 0, awaiting: false, error: None })
+        Ok(Self {
+            purpose: Purpose::Compare,
+            witness,
+            next: 0,
+            awaiting: false,
+            error: None,
+        })
     }
 
     pub(super) fn into_witness(self) -> [Witness; WITNESS_COUNT] {
@@ -97,9 +117,18 @@ impl WitnessCheck {
             (Ok(crc), Purpose::Compare) if crc == entry.crc => {}
             (Ok(found), Purpose::Compare) => {
                 let (lba, expected) = (entry.lba, entry.crc);
-                self.error = Some(OpenError::Witness { lba, expected, found });
+                self.error = Some(OpenError::Witness {
+                    lba,
+                    expected,
+                    found,
+                });
             }
-            (Err(error), _) => self.error = Some(OpenError::BaseRead { lba: entry.lba, error }),
+            (Err(error), _) => {
+                self.error = Some(OpenError::BaseRead {
+                    lba: entry.lba,
+                    error,
+                })
+            }
         }
     }
 }

@@ -63,8 +63,10 @@ impl Driver {
             news = true;
             engine.on_base_done(op, result);
         });
-        let napping =
-            self.idle_since.get().is_some_and(|since| time.since_ns(since) < IDLE_NAP_NS);
+        let napping = self
+            .idle_since
+            .get()
+            .is_some_and(|since| time.since_ns(since) < IDLE_NAP_NS);
         if napping && !news {
             return Polled::Idle;
         }

@@ -58,16 +58,29 @@ impl Base {
         // SAFETY: the name is copied; `id` stands for the entry as a mere number; `desc` is written to
         // before the call returns.
         let rc = unsafe {
-            sys::spdk_bdev_open_ext(c_name.as_ptr(), false, Some(on_event), id.as_ctx(), &raw mut desc)
+            sys::spdk_bdev_open_ext(
+                c_name.as_ptr(),
+                false,
+                Some(on_event),
+                id.as_ctx(),
+                &raw mut desc,
+            )
         };
         if rc == -libc::ENODEV {
             return Err(OpenBaseError::Missing);
         }
         let Some(desc) = NonNull::new(desc).filter(|_| rc == 0) else {
-            return Err(refused(-rc, format!("the base bdev {name} cannot be opened: {}", os_text(-rc))));
+            return Err(refused(
+                -rc,
+                format!("the base bdev {name} cannot be opened: {}", os_text(-rc)),
+            ));
         };
         // From here on `drop` closes it.
-        let mut base = Self { desc, facts: BaseFacts::none(), gone: AtomicBool::new(false) };
+        let mut base = Self {
+            desc,
+            facts: BaseFacts::none(),
+            gone: AtomicBool::new(false),
+        };
         base.facts = BaseFacts::of(&base);
         base.check().map_err(OpenBaseError::Refused)?;
         base.claim(owner)?;
@@ -112,11 +125,21 @@ impl Base {
             )
         };
         if zoned {
-            return no(format!("the base bdev {name} is zoned, which cannot be cached"));
+            return no(format!(
+                "the base bdev {name} is zoned, which cannot be cached"
+            ));
         }
         if md_size != 0 {
-            let kind = if interleaved { "interleaved" } else { "separate" };
-            let dif = if dif { " with protection information" } else { "" };
+            let kind = if interleaved {
+                "interleaved"
+            } else {
+                "separate"
+            };
+            let dif = if dif {
+                " with protection information"
+            } else {
+                ""
+            };
             return no(format!(
                 "the base bdev {name} has {md_size} bytes of {kind} metadata{dif} per block, which cannot \
                  be cached: a bdev without metadata is needed"
@@ -134,9 +157,10 @@ impl Base {
                 "the base bdev {name} has blocks of {block_size} bytes: 512 or 4096 are supported"
             ));
         }
-        for (kind, io_type) in
-            [("read", sys::SPDK_BDEV_IO_TYPE_READ), ("written", sys::SPDK_BDEV_IO_TYPE_WRITE)]
-        {
+        for (kind, io_type) in [
+            ("read", sys::SPDK_BDEV_IO_TYPE_READ),
+            ("written", sys::SPDK_BDEV_IO_TYPE_WRITE),
+        ] {
             if !supports(self.bdev(), io_type) {
                 return no(format!("the base bdev {name} cannot be {kind}"));
             }
@@ -209,7 +233,10 @@ impl BaseFacts {
                 block_size_bytes: 0,
                 block_count: 0,
             },
-            caps: BaseCaps { flush: false, unmap: false },
+            caps: BaseCaps {
+                flush: false,
+                unmap: false,
+            },
             phys_block_size_bytes: 0,
             module_name: String::new(),
         }
@@ -236,7 +263,12 @@ impl BaseFacts {
             )
         };
         Self {
-            identity: BaseIdentity { uuid, name, block_size_bytes, block_count },
+            identity: BaseIdentity {
+                uuid,
+                name,
+                block_size_bytes,
+                block_count,
+            },
             caps: BaseCaps {
                 flush: supports(bdev, sys::SPDK_BDEV_IO_TYPE_FLUSH),
                 unmap: supports(bdev, sys::SPDK_BDEV_IO_TYPE_UNMAP),
@@ -273,7 +305,9 @@ unsafe fn owned(text: *const std::ffi::c_char) -> String {
         return String::new();
     }
     // SAFETY: by the contract of this function.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// SPDK tells of the base bdev, on the thread that opened it: the app thread.

@@ -113,14 +113,21 @@ impl BaseQueue {
     pub(super) fn new(base: Arc<Base>, bounce: Vec<DmaBuf>) -> Option<Rc<Self>> {
         // SAFETY: the descriptor is open while `base` lives.
         let channel = NonNull::new(unsafe { sys::spdk_bdev_get_io_channel(base.desc()) })?;
-        let copying = if bounce.is_empty() { Copying::Direct } else { Copying::Bounced };
+        let copying = if bounce.is_empty() {
+            Copying::Direct
+        } else {
+            Copying::Bounced
+        };
         let queue = Rc::new(Self {
             base,
             channel,
             copying,
             in_flight: Cell::new(0),
             news: Cell::new(false),
-            inner: RefCell::new(Inner { bounce, ..Inner::default() }),
+            inner: RefCell::new(Inner {
+                bounce,
+                ..Inner::default()
+            }),
         });
         for _ in 0..OP_COUNT_START {
             let op = queue.new_op();
@@ -319,7 +326,10 @@ impl Drop for BaseQueue {
     fn drop(&mut self) {
         // Owners wait for this: SPDK would otherwise complete into freed memory.
         if self.in_flight.get() != 0 {
-            log::error!("{} base operations are abandoned: their memory is lost", self.in_flight.get());
+            log::error!(
+                "{} base operations are abandoned: their memory is lost",
+                self.in_flight.get()
+            );
             return;
         }
         for op in self.inner.get_mut().ops.drain(..) {
@@ -359,9 +369,13 @@ impl Op {
         self.sources.clear();
         (self.verb, self.payload) = match request.kind {
             BaseKind::Read(cursor) => (Verb::Read, Payload::Read(cursor)),
-            BaseKind::Write { first_source, source_count } => {
+            BaseKind::Write {
+                first_source,
+                source_count,
+            } => {
                 let first = first_source as usize;
-                self.sources.extend_from_slice(&sources[first..first + source_count as usize]);
+                self.sources
+                    .extend_from_slice(&sources[first..first + source_count as usize]);
                 (Verb::Write, Payload::Write)
             }
             BaseKind::Unmap => (Verb::Unmap, Payload::None),
@@ -371,7 +385,9 @@ impl Op {
     }
 
     fn needs_bounce(&self, copying: Copying) -> bool {
-        copying == Copying::Bounced && matches!(self.payload, Payload::Write) && self.bounce.is_none()
+        copying == Copying::Bounced
+            && matches!(self.payload, Payload::Write)
+            && self.bounce.is_none()
     }
 
     /// Makes the scatter list of the next part. `false`: what there is to write is no whole number of blocks.
@@ -384,7 +400,11 @@ impl Op {
                 cursor.fill_iovecs(self.part_blocks as usize * block_size, &mut self.iovs);
             }
             Payload::Write => {
-                let len_bytes = match self.bounce.as_ref().map(|buf| (buf.as_ptr(), buf.len_bytes())) {
+                let len_bytes = match self
+                    .bounce
+                    .as_ref()
+                    .map(|buf| (buf.as_ptr(), buf.len_bytes()))
+                {
                     None => self.gather(),
                     Some((to, room_bytes)) => self.copy_to_bounce(to, room_bytes),
                 };
@@ -401,7 +421,8 @@ impl Op {
     fn gather(&mut self) -> usize {
         let first = self.source_at.0;
         let end = self.sources.len().min(first + IOV_COUNT_MAX);
-        self.iovs.extend(self.sources[first..end].iter().map(MemSlice::as_iovec));
+        self.iovs
+            .extend(self.sources[first..end].iter().map(MemSlice::as_iovec));
         self.source_at = (end, 0);
         self.iovs.iter().map(|iov| iov.iov_len).sum()
     }
@@ -418,10 +439,16 @@ impl Op {
             // len` is at most the buffer's length, and the buffer is DMA memory apart from the mapping.
             unsafe { source.part(used, len).copy_to_ptr(to.wrapping_add(filled)) };
             filled += len;
-            self.source_at =
-                if used + len == source.len_bytes() { (self.source_at.0 + 1, 0) } else { (self.source_at.0, used + len) };
+            self.source_at = if used + len == source.len_bytes() {
+                (self.source_at.0 + 1, 0)
+            } else {
+                (self.source_at.0, used + len)
+            };
         }
-        self.iovs.push(iovec { iov_base: to.cast(), iov_len: filled });
+        self.iovs.push(iovec {
+            iov_base: to.cast(),
+            iov_len: filled,
+        });
         filled
     }
 }
@@ -438,7 +465,11 @@ unsafe extern "C" fn part_landed(bdev_io: *mut sys::spdk_bdev_io, success: bool,
                 let op = arg.cast::<Op>();
                 ((*op).queue.as_ref(), (*op).index)
             };
-            let result = if success { Ok(()) } else { Err(queue.base.error(0)) };
+            let result = if success {
+                Ok(())
+            } else {
+                Err(queue.base.error(0))
+            };
             queue.land(index, result);
         },
         |_| (),

@@ -17,9 +17,7 @@ use super::base_queue::BaseQueue;
 use super::node::Node;
 use super::thread::{Polled, Poller, now};
 use super::trampoline::guard;
-use crate::engine::{
-    Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, Progress, Status,
-};
+use crate::engine::{Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, Progress, Status};
 use crate::pmem::{IovCursor, MappedPmem};
 use crate::units::Lba;
 
@@ -82,7 +80,7 @@ pub(super) struct ChannelState {
     node: Arc<Node>,
     engine: RefCell<Channel<MappedPmem>>,
     requests: RefCell<Requests>,
-    outbox: Cell<Option<Box<Outbox>>>,
+    outbox: RefCell<Option<Box<Outbox>>>,
     base: std::rc::Rc<BaseQueue>,
     health: Cell<Health>,
     /// Whether the poller has anything to look after.
@@ -123,7 +121,11 @@ unsafe extern "C" fn pcache_up_channel_create(ctx: *mut c_void) -> *mut c_void {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pcache_up_channel_destroy(state: *mut c_void) {
     // SAFETY: made by `Box::into_raw` in `pcache_up_channel_create`; by the contract its last use.
-    guard((), || unsafe { Box::from_raw(state.cast::<ChannelState>()) }.close(), |_| ());
+    guard(
+        (),
+        || unsafe { Box::from_raw(state.cast::<ChannelState>()) }.close(),
+        |_| (),
+    );
 }
 
 /// # Safety
@@ -152,7 +154,13 @@ unsafe extern "C" fn pcache_up_buf_ready(
     let (state, io) = unsafe { (&*state.cast::<ChannelState>(), &*io) };
     guard(
         (),
-        || if success { state.stage(bdev_io, io) } else { complete(bdev_io, Status::Failed) },
+        || {
+            if success {
+                state.stage(bdev_io, io)
+            } else {
+                complete(bdev_io, Status::Failed)
+            }
+        },
         |why| state.on_panic(why),
     );
 }
@@ -184,7 +192,7 @@ impl ChannelState {
             node,
             engine: RefCell::new(engine),
             requests: RefCell::new(Requests::new()),
-            outbox: Cell::new(Some(Box::new(Outbox::new()))),
+            outbox: RefCell::new(Some(Box::new(Outbox::new()))),
             base,
             health: Cell::new(Health::Sound),
             awake: Cell::new(false),
@@ -205,7 +213,10 @@ impl ChannelState {
         self.continue_reset();
         let open = self.requests.borrow().any().is_some();
         if open || self.base.in_flight() != 0 {
-            log::error!("{}: a channel is closed with requests under way", self.node.name);
+            log::error!(
+                "{}: a channel is closed with requests under way",
+                self.node.name
+            );
         }
     }
 
@@ -241,7 +252,12 @@ impl ChannelState {
         let Some(token) = self.requests.borrow_mut().insert(bdev_io) else {
             return complete_as(bdev_io, sys::SPDK_BDEV_IO_STATUS_NOMEM);
         };
-        let host_io = HostIo { token, op, lba: Lba(io.lba), len_blocks: io.block_count };
+        let host_io = HostIo {
+            token,
+            op,
+            lba: Lba(io.lba),
+            len_blocks: io.block_count,
+        };
         let refused = self.engine.borrow_mut().submit(host_io).is_err();
         self.awake.set(true);
         if refused {
@@ -255,12 +271,13 @@ impl ChannelState {
             return self.fail_all();
         }
         // Taken out, so that a completion can stage further requests meanwhile.
-        let mut outbox = self.outbox.take().unwrap_or_default();
+        let mut outbox = self.outbox.borrow_mut().take().unwrap_or_default();
         // The targets of these complete with this poll.
         let abort_count = self.aborts.borrow().len();
         let progress = {
             let mut engine = self.engine.borrow_mut();
-            self.base.advance(|op, result| engine.on_base_done(op, result));
+            self.base
+                .advance(|op, result| engine.on_base_done(op, result));
             let progress = engine.poll(now(), &mut outbox);
             if self.node.base.is_gone() && engine.outstanding() > 0 {
                 // Whoever waits for the base to make room would wait for ever.
@@ -275,7 +292,7 @@ impl ChannelState {
             self.complete(*completion);
         }
         outbox.clear();
-        self.outbox.set(Some(outbox));
+        *self.outbox.borrow_mut() = Some(outbox);
         self.complete_aborts(abort_count);
         if self.engine.borrow().outstanding() == 0 {
             self.continue_reset();
@@ -283,7 +300,11 @@ impl ChannelState {
                 self.awake.set(false);
             }
         }
-        if progress == Progress::Busy { Polled::Busy } else { Polled::Idle }
+        if progress == Progress::Busy {
+            Polled::Busy
+        } else {
+            Polled::Idle
+        }
     }
 
     fn complete(&self, completion: Completion) {
@@ -321,7 +342,12 @@ impl ChannelState {
         // SAFETY: the node is the registered io_device of this channel. SPDK has one reset of a bdev under
         // way at a time, and keeps the request until it is completed.
         unsafe {
-            sys::spdk_for_each_channel(device, Some(reset_channel), bdev_io.cast(), Some(reset_done));
+            sys::spdk_for_each_channel(
+                device,
+                Some(reset_channel),
+                bdev_io.cast(),
+                Some(reset_done),
+            );
         }
     }
 
@@ -365,7 +391,10 @@ impl ChannelState {
         self.health.set(Health::Broken);
         self.awake.set(true);
         self.node.cache.poison(why);
-        log::error!("{}: stopped after an internal error; its data are safe on the cache device", self.node.name);
+        log::error!(
+            "{}: stopped after an internal error; its data are safe on the cache device",
+            self.node.name
+        );
     }
 }
 
@@ -377,10 +406,14 @@ unsafe extern "C" fn reset_channel(iter: *mut sys::spdk_io_channel_iter) {
         let channel = sys::spdk_io_channel_iter_get_channel(iter);
         &*sys::pcache_channel_state(channel).cast::<ChannelState>()
     };
-    guard((), || state.reset(iter), |why| {
-        state.on_panic(why);
-        state.reset.set(iter);
-    });
+    guard(
+        (),
+        || state.reset(iter),
+        |why| {
+            state.on_panic(why);
+            state.reset.set(iter);
+        },
+    );
 }
 
 /// # Safety
@@ -388,7 +421,14 @@ unsafe extern "C" fn reset_channel(iter: *mut sys::spdk_io_channel_iter) {
 unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, status: c_int) {
     // SAFETY: the context is the reset request, which is completed once, here.
     let bdev_io = unsafe { sys::spdk_io_channel_iter_get_ctx(iter) }.cast();
-    complete(bdev_io, if status == 0 { Status::Success } else { Status::Failed });
+    complete(
+        bdev_io,
+        if status == 0 {
+            Status::Success
+        } else {
+            Status::Failed
+        },
+    );
 }
 
 fn complete(bdev_io: *mut sys::spdk_bdev_io, status: Status) {

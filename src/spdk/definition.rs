@@ -31,8 +31,10 @@ const FORMATS: &[(&str, FormatPolicy)] = &[
     ("force", FormatPolicy::Force),
 ];
 
-const ORDERS: &[(&str, WritebackOrder)] =
-    &[("strict", WritebackOrder::Strict), ("relaxed", WritebackOrder::Relaxed)];
+const ORDERS: &[(&str, WritebackOrder)] = &[
+    ("strict", WritebackOrder::Strict),
+    ("relaxed", WritebackOrder::Relaxed),
+];
 
 /// A cache as the user described it. `None`: not given; what the media say holds, or the default.
 #[derive(Clone, Debug)]
@@ -64,8 +66,10 @@ impl Definition {
             data_crc: params
                 .flag("data_crc")?
                 .map(|on| if on { DataCrc::On } else { DataCrc::Off }),
-            segment_size_kib: params
-                .number("segment_size_kib", SEGMENT_SIZE_KIB_MIN..=SEGMENT_SIZE_KIB_MAX)?,
+            segment_size_kib: params.number(
+                "segment_size_kib",
+                SEGMENT_SIZE_KIB_MIN..=SEGMENT_SIZE_KIB_MAX,
+            )?,
             gc_percent: gc_percent(&mut params)?,
             writeback_order: params.choice("writeback_order", ORDERS)?,
             format: params.choice("format", FORMATS)?.unwrap_or_default(),
@@ -94,11 +98,9 @@ impl Definition {
             )));
         }
         match self.segment_size_kib {
-            Some(size_kib) if !size_kib.is_power_of_two() => {
-                Err(RpcError::invalid_params(format!(
-                    "segment_size_kib is {size_kib}: a power of two is needed"
-                )))
-            }
+            Some(size_kib) if !size_kib.is_power_of_two() => Err(RpcError::invalid_params(
+                format!("segment_size_kib is {size_kib}: a power of two is needed"),
+            )),
             _ => Ok(()),
         }
     }
@@ -112,7 +114,11 @@ impl Definition {
     /// formatted in its place.
     pub(super) fn settle(&mut self, info: &CacheInfo) {
         self.format = FormatPolicy::Never;
-        self.data_crc = Some(if info.data_crc { DataCrc::On } else { DataCrc::Off });
+        self.data_crc = Some(if info.data_crc {
+            DataCrc::On
+        } else {
+            DataCrc::Off
+        });
         self.segment_size_kib = Some(info.segment_size_kib);
         self.gc_percent = Some(info.gc_percent);
         self.writeback_order = Some(info.writeback_order);
@@ -141,10 +147,16 @@ impl Definition {
             }
         };
         put("cache_size_mib", self.cache_size_mib.map(Value::from));
-        put("data_crc", self.data_crc.map(|crc| Value::from(crc == DataCrc::On)));
+        put(
+            "data_crc",
+            self.data_crc.map(|crc| Value::from(crc == DataCrc::On)),
+        );
         put("segment_size_kib", self.segment_size_kib.map(Value::from));
         put("gc_percent", self.gc_percent.map(Value::from));
-        put("writeback_order", self.writeback_order.map(|order| json!(order)));
+        put(
+            "writeback_order",
+            self.writeback_order.map(|order| json!(order)),
+        );
         json!({ "method": "bdev_pcache_create", "params": params })
     }
 }
@@ -180,7 +192,9 @@ fn check_name(parameter: &str, name: &str, len_max: usize) -> Result<(), RpcErro
         None
     };
     match wrong {
-        Some(right) => Err(RpcError::invalid_params(format!("{parameter} is {name:?}: {right}"))),
+        Some(right) => Err(RpcError::invalid_params(format!(
+            "{parameter} is {name:?}: {right}"
+        ))),
         None => Ok(()),
     }
 }
@@ -215,7 +229,10 @@ mod tests {
             (r#""cache_size_mib": 7"#, "cache_size_mib is 7"),
             (r#""segment_size_kib": 300"#, "segment_size_kib is 300"),
             (r#""gc_percent": 91"#, "gc_percent is 91"),
-            (r#""writeback_order": "lazy""#, "writeback_order is \"lazy\""),
+            (
+                r#""writeback_order": "lazy""#,
+                "writeback_order is \"lazy\"",
+            ),
             (r#""format": true"#, "format is true"),
             (r#""data_crc": 1"#, "data_crc is 1"),
             (r#""mode": "wb""#, "mode"),

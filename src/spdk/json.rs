@@ -19,16 +19,25 @@ pub(super) struct RpcError {
 impl RpcError {
     /// The parameters are wrong: the message names the parameter, its value and what would be right.
     pub(super) fn invalid_params(message: impl Into<String>) -> Self {
-        Self { code: sys::SPDK_JSONRPC_ERROR_INVALID_PARAMS, message: message.into() }
+        Self {
+            code: sys::SPDK_JSONRPC_ERROR_INVALID_PARAMS,
+            message: message.into(),
+        }
     }
 
     /// The operation failed; `errno` is positive.
     pub(super) fn errno(errno: i32, message: impl Into<String>) -> Self {
-        Self { code: -errno, message: message.into() }
+        Self {
+            code: -errno,
+            message: message.into(),
+        }
     }
 
     fn internal(message: impl Into<String>) -> Self {
-        Self { code: sys::SPDK_JSONRPC_ERROR_INTERNAL_ERROR, message: message.into() }
+        Self {
+            code: sys::SPDK_JSONRPC_ERROR_INTERNAL_ERROR,
+            message: message.into(),
+        }
     }
 }
 
@@ -82,7 +91,9 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        self.send_error(&RpcError::internal("internal error of the pcache module; see the log"));
+        self.send_error(&RpcError::internal(
+            "internal error of the pcache module; see the log",
+        ));
     }
 }
 
@@ -128,7 +139,10 @@ pub(super) unsafe fn members_of(params: *const sys::spdk_json_val) -> Result<Mem
     let rc = unsafe {
         let writer = sys::spdk_json_write_begin(Some(append), (&raw mut text).cast(), 0);
         if writer.is_null() {
-            return Err(RpcError::errno(libc::ENOMEM, "there is no memory to read the parameters"));
+            return Err(RpcError::errno(
+                libc::ENOMEM,
+                "there is no memory to read the parameters",
+            ));
         }
         let written = sys::spdk_json_write_val(writer, params);
         let ended = sys::spdk_json_write_end(writer);

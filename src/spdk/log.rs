@@ -22,7 +22,12 @@ pub(super) fn install() {
 
 fn on_panic(info: &PanicHookInfo<'_>) {
     // Not through the `log` macros: a message is due even if the logger was never installed.
-    write(sys::SPDK_LOG_ERROR, file!(), line!(), &format!("internal error: {info}"));
+    write(
+        sys::SPDK_LOG_ERROR,
+        file!(),
+        line!(),
+        &format!("internal error: {info}"),
+    );
 }
 
 impl Log for SpdkLog {

@@ -23,7 +23,10 @@ impl<T: Send + 'static> Job<T> {
             unsafe { sys::spdk_unaffinitize_thread() };
             work()
         };
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body).ok()?;
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .ok()?;
         Some(Self(thread))
     }
 
@@ -57,7 +60,11 @@ pub(super) enum Origin {
 /// Maps the cache device of `definition`, and makes its page tables. Blocks.
 pub(super) fn map(definition: &Definition) -> Result<Mapped, MapError> {
     let path = &definition.cache_path;
-    let origin = if path.exists() { Origin::Existed } else { Origin::Created };
+    let origin = if path.exists() {
+        Origin::Existed
+    } else {
+        Origin::Created
+    };
     // What must not be formatted must not be created either.
     let may_create = origin == Origin::Existed || definition.format != FormatPolicy::Never;
     let mut pmem = MappedPmem::open(&MapRequest {
@@ -74,6 +81,9 @@ pub(super) fn discard(path: &Path, origin: Origin) {
     if origin == Origin::Created
         && let Err(error) = std::fs::remove_file(path)
     {
-        log::warn!("{} was created in vain and cannot be removed: {error}", path.display());
+        log::warn!(
+            "{} was created in vain and cannot be removed: {error}",
+            path.display()
+        );
     }
 }

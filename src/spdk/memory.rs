@@ -12,8 +12,7 @@ use std::ptr::{self, NonNull};
 use spdk_sys as sys;
 
 use super::base::BaseFacts;
-use crate::pmem::{Backing, MappedPmem, Pmem};
-use crate::units::PmemOff;
+use crate::pmem::{Backing, MemSlice};
 
 /// Size of a bounce buffer, and so of the largest base write through one.
 pub(super) const BOUNCE_SIZE_BYTES: usize = 1 << 20;
@@ -46,8 +45,9 @@ pub(super) enum Access {
 }
 
 impl Access {
-    /// Decides. `None`: bounce buffers are needed, and there is no memory for them.
-    pub(super) fn choose(pmem: &MappedPmem, base: &BaseFacts) -> Option<Self> {
+    /// Decides for a mapping, all of which is `mapping`, and the base. `None`: bounce buffers are needed, and
+    /// there is no memory for them. The mapping outlives what is returned.
+    pub(super) fn choose(mapping: MemSlice, backing: Backing, base: &BaseFacts) -> Option<Self> {
         let module = base.module_name.as_str();
         // SAFETY: no arguments; the accel framework is up before any bdev module.
         let accel_is_cpu = || unsafe { sys::pcache_accel_copies_by_cpu() };
@@ -56,13 +56,16 @@ impl Access {
         }
         // Pages of a file can be moved or taken away by its file system while a device still reads them,
         // even where a translation is offered for them.
-        if matches!(pmem.backing(), Backing::DevDax | Backing::Hugetlbfs)
-            && let Some(registration) = Registration::new(pmem)
+        if matches!(backing, Backing::DevDax | Backing::Hugetlbfs)
+            && let Some(registration) = Registration::new(mapping)
         {
-            return Some(Self::Registered { _registration: registration });
+            return Some(Self::Registered {
+                _registration: registration,
+            });
         }
-        let buffers: Vec<_> =
-            (0..BOUNCE_COUNT).map_while(|_| DmaBuf::new(BOUNCE_SIZE_BYTES)).collect();
+        let buffers: Vec<_> = (0..BOUNCE_COUNT)
+            .map_while(|_| DmaBuf::new(BOUNCE_SIZE_BYTES))
+            .collect();
         (!buffers.is_empty()).then_some(Self::Bounce(buffers))
     }
 }
@@ -86,11 +89,10 @@ pub(super) struct Registration {
 
 impl Registration {
     /// `None` if devices cannot reach all of it.
-    fn new(pmem: &MappedPmem) -> Option<Self> {
-        let all = pmem.slice(PmemOff(0), pmem.len_bytes());
+    fn new(mapping: MemSlice) -> Option<Self> {
         // Whole units only: what is left over at the end would not be translated.
-        let start = NonNull::new(all.as_ptr().cast::<c_void>())?;
-        let len_bytes = all.len_bytes();
+        let start = NonNull::new(mapping.as_ptr().cast::<c_void>())?;
+        let len_bytes = mapping.len_bytes();
         if !len_bytes.is_multiple_of(TRANSLATION_UNIT_BYTES) {
             return None;
         }
@@ -102,11 +104,13 @@ impl Registration {
         }
         // Success says nothing about the translation. Dropping `this` undoes the registration.
         let this = Self { start, len_bytes };
-        let reachable = (0..len_bytes).step_by(TRANSLATION_UNIT_BYTES).all(|offset| {
-            let at = this.start.as_ptr().cast::<u8>().wrapping_add(offset);
-            // SAFETY: looks the address up in a table; nothing is read through it.
-            unsafe { sys::spdk_vtophys(at.cast(), ptr::null_mut()) != VTOPHYS_ERROR }
-        });
+        let reachable = (0..len_bytes)
+            .step_by(TRANSLATION_UNIT_BYTES)
+            .all(|offset| {
+                let at = this.start.as_ptr().cast::<u8>().wrapping_add(offset);
+                // SAFETY: looks the address up in a table; nothing is read through it.
+                unsafe { sys::spdk_vtophys(at.cast(), ptr::null_mut()) != VTOPHYS_ERROR }
+            });
         reachable.then_some(this)
     }
 }

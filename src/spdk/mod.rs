@@ -36,3 +36,4 @@ mod remove;
 mod rpc;
 mod thread;
 mod trampoline;
+mod witness_reads;

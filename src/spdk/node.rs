@@ -15,7 +15,7 @@ use super::json::Writer;
 use super::memory::Access;
 use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
-use super::thread::{AppCell, on_app_thread, send_to_app};
+use super::thread::{AppCell, Polled, Poller, on_app_thread, send_to_app};
 use super::trampoline::guard;
 use crate::engine::Cache;
 use crate::pmem::{Durability, MappedPmem};
@@ -38,12 +38,14 @@ pub(super) struct Node {
 /// What only the app thread touches.
 #[derive(Debug)]
 pub(super) struct NodeApp {
+    /// Keeps the mapping registered for as long as base operations may be under way. Before `driver`, which
+    /// may be the last to hold the cache: what is unmapped must not be registered.
+    pub(super) access: RefCell<Option<Access>>,
     /// The background work; gone when the cache is being closed.
     pub(super) driver: RefCell<Option<Driver>>,
-    /// Keeps the mapping registered for as long as base operations may be under way.
-    pub(super) access: RefCell<Option<Access>>,
     pub(super) bdev: Cell<*mut sys::spdk_bdev>,
     pub(super) removal: RefCell<Removal>,
+    pub(super) poller: RefCell<Option<Poller>>,
 }
 
 impl Node {
@@ -73,6 +75,14 @@ impl Node {
         let name = c_string(&self.name);
         // SAFETY: the node lives until `retire`, which comes after the io_device is unregistered.
         unsafe { sys::pcache_io_device_register(ctx, name.as_ptr()) };
+        Some(())
+    }
+
+    /// Starts the background work.
+    pub(super) fn start_background(self: &Arc<Self>) -> Option<()> {
+        // SAFETY: the poller is dropped by `remove`, before SPDK's reference to the node is given back.
+        let poller = unsafe { Poller::register(poll, self.as_ctx(), 0, c"pcache_background") }?;
+        *self.app.get().poller.borrow_mut() = Some(poller);
         Some(())
     }
 
@@ -132,6 +142,36 @@ impl Node {
     }
 }
 
+unsafe extern "C" fn poll(ctx: *mut c_void) -> c_int {
+    // SAFETY: registered with the address of a published node, and dropped before that ends. Borrowed, not
+    // counted: this runs all the time.
+    let node =
+        std::mem::ManuallyDrop::new(unsafe { Arc::from_raw(ctx.cast_const().cast::<Node>()) });
+    let polled = guard(
+        Polled::Idle,
+        || {
+            let polled = node
+                .app
+                .get()
+                .driver
+                .borrow()
+                .as_ref()
+                .map_or(Polled::Idle, Driver::poll);
+            remove::tick(&node);
+            polled
+        },
+        |why| {
+            node.cache.poison(why);
+            if let Some(driver) = node.app.get().driver.borrow().as_ref() {
+                driver.set_broken();
+            }
+            log::error!("{}: write-back stopped after an internal error", node.name);
+            Polled::Idle
+        },
+    );
+    polled.code()
+}
+
 /// Adds the members of one object to another.
 pub(super) fn merge(into: &mut Value, from: Value) {
     if let (Value::Object(into), Value::Object(from)) = (into, from) {
@@ -147,7 +187,9 @@ unsafe extern "C" fn pcache_up_dump_info(
     writer: *mut sys::spdk_json_write_ctx,
 ) -> c_int {
     // SAFETY: by the contract of this function.
-    let Some((node, mut writer)) = (unsafe { node_and_writer(ctx, writer) }) else { return 0 };
+    let Some((node, mut writer)) = (unsafe { node_and_writer(ctx, writer) }) else {
+        return 0;
+    };
     guard((), || writer.member("pcache", &node.describe()), |_| ());
     0
 }
@@ -157,7 +199,9 @@ unsafe extern "C" fn pcache_up_dump_info(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pcache_up_dump_stat(ctx: *mut c_void, writer: *mut sys::spdk_json_write_ctx) {
     // SAFETY: by the contract of this function.
-    let Some((node, mut writer)) = (unsafe { node_and_writer(ctx, writer) }) else { return };
+    let Some((node, mut writer)) = (unsafe { node_and_writer(ctx, writer) }) else {
+        return;
+    };
     guard((), || writer.member("pcache", &node.cache.stats()), |_| ());
 }
 
@@ -178,7 +222,9 @@ unsafe extern "C" fn pcache_up_write_config(
     writer: *mut sys::spdk_json_write_ctx,
 ) {
     // SAFETY: by the contract of this function.
-    let Some((node, mut writer)) = (unsafe { node_and_writer(ctx, writer) }) else { return };
+    let Some((node, mut writer)) = (unsafe { node_and_writer(ctx, writer) }) else {
+        return;
+    };
     guard(
         (),
         || {

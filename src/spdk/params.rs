@@ -16,7 +16,10 @@ pub(super) struct Params {
 
 impl Params {
     pub(super) fn new(members: Members) -> Self {
-        Self { left: members.0, known: Vec::new() }
+        Self {
+            left: members.0,
+            known: Vec::new(),
+        }
     }
 
     /// An optional text.
@@ -40,12 +43,18 @@ impl Params {
         name: &'static str,
         range: RangeInclusive<u64>,
     ) -> Result<Option<u64>, RpcError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
         match value.as_u64() {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => {
                 let (low, high) = (range.start(), range.end());
-                Err(wrong(name, &value, &format!("a whole number from {low} to {high}")))
+                Err(wrong(
+                    name,
+                    &value,
+                    &format!("a whole number from {low} to {high}"),
+                ))
             }
         }
     }
@@ -65,14 +74,19 @@ impl Params {
         name: &'static str,
         choices: &[(&str, T)],
     ) -> Result<Option<T>, RpcError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
         let found = value
             .as_str()
             .and_then(|word| choices.iter().find(|choice| choice.0 == word));
         match found {
             Some(choice) => Ok(Some(choice.1)),
             None => {
-                let words: Vec<_> = choices.iter().map(|choice| format!("\"{}\"", choice.0)).collect();
+                let words: Vec<_> = choices
+                    .iter()
+                    .map(|choice| format!("\"{}\"", choice.0))
+                    .collect();
                 Err(wrong(name, &value, &format!("one of {}", words.join(", "))))
             }
         }
@@ -80,12 +94,16 @@ impl Params {
 
     /// Refuses what has not been taken.
     pub(super) fn finish(self) -> Result<(), RpcError> {
-        let Some(unknown) = self.left.keys().next() else { return Ok(()) };
+        let Some(unknown) = self.left.keys().next() else {
+            return Ok(());
+        };
         let known = match self.known.as_slice() {
             [] => "this method takes none".to_owned(),
             names => format!("this method knows {}", names.join(", ")),
         };
-        Err(RpcError::invalid_params(format!("there is no parameter {unknown:?}: {known}")))
+        Err(RpcError::invalid_params(format!(
+            "there is no parameter {unknown:?}: {known}"
+        )))
     }
 
     /// An explicit null is as good as nothing.
@@ -109,8 +127,13 @@ mod tests {
 
     #[test]
     fn a_refusal_names_parameter_value_and_what_is_right() {
-        let error = params(r#"{"gc_percent": 91}"#).number("gc_percent", 0..=90).unwrap_err();
-        assert_eq!(error.message, "gc_percent is 91: a whole number from 0 to 90 is needed");
+        let error = params(r#"{"gc_percent": 91}"#)
+            .number("gc_percent", 0..=90)
+            .unwrap_err();
+        assert_eq!(
+            error.message,
+            "gc_percent is 91: a whole number from 0 to 90 is needed"
+        );
         let error = params(r#"{"drain": "yes"}"#).flag("drain").unwrap_err();
         assert_eq!(error.message, "drain is \"yes\": true or false is needed");
         let error = params("{}").needed_text("name").unwrap_err();
@@ -119,7 +142,12 @@ mod tests {
 
     #[test]
     fn negative_and_broken_numbers_are_refused() {
-        for text in [r#"{"n": -1}"#, r#"{"n": 1.5}"#, r#"{"n": "1"}"#, r#"{"n": [1]}"#] {
+        for text in [
+            r#"{"n": -1}"#,
+            r#"{"n": 1.5}"#,
+            r#"{"n": "1"}"#,
+            r#"{"n": [1]}"#,
+        ] {
             assert!(params(text).number("n", 0..=10).is_err(), "{text}");
         }
     }
@@ -129,7 +157,10 @@ mod tests {
         let mut params = params(r#"{"name": "a", "nmae": "b"}"#);
         params.needed_text("name").unwrap();
         let message = params.finish().unwrap_err().message;
-        assert_eq!(message, "there is no parameter \"nmae\": this method knows name");
+        assert_eq!(
+            message,
+            "there is no parameter \"nmae\": this method knows name"
+        );
     }
 
     #[test]

@@ -30,7 +30,10 @@ impl<T> AppCell<T> {
     /// # Panics
     /// Called on another thread than the app thread.
     pub(super) fn get(&self) -> &T {
-        assert!(on_app_thread(), "state of the app thread touched on another thread");
+        assert!(
+            on_app_thread(),
+            "state of the app thread touched on another thread"
+        );
         &self.0
     }
 }
@@ -44,7 +47,9 @@ pub(super) fn on_app_thread() -> bool {
 /// Runs `function` with `arg` on the app thread, later.
 pub(super) fn send_to_app(function: unsafe extern "C" fn(*mut c_void), arg: *mut c_void) {
     // SAFETY: the app thread exists from the start of the application until after the modules' end.
-    let rc = unsafe { sys::spdk_thread_send_msg(sys::spdk_thread_get_app_thread(), Some(function), arg) };
+    let rc = unsafe {
+        sys::spdk_thread_send_msg(sys::spdk_thread_get_app_thread(), Some(function), arg)
+    };
     assert_eq!(rc, 0, "the app thread takes no messages");
 }
 

@@ -2,9 +2,7 @@
 
 use super::overlay::Overlay;
 use crate::engine::{Cache, DataCrc, SegmentState, WritebackOrder};
-use crate::media::{
-    KEYS_START_BYTES, Key, KeyKind, Kset, KsetContext, KsetError, KsetReader,
-};
+use crate::media::{KEYS_START_BYTES, Key, KeyKind, Kset, KsetContext, KsetError, KsetReader};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
@@ -29,9 +27,16 @@ pub(crate) enum LogStop {
     #[error(
         "the payload of block {lba} in segment {segment} is damaged: its checksum is {found:#x}, not {expected:#x}; write-back stands still"
     )]
-    Payload { segment: u32, lba: u64, expected: u32, found: u32 },
+    Payload {
+        segment: u32,
+        lba: u64,
+        expected: u32,
+        found: u32,
+    },
     /// The payload of a dirty key cannot be read.
-    #[error("the payload of block {lba} in segment {segment} cannot be read; write-back stands still")]
+    #[error(
+        "the payload of block {lba} in segment {segment} cannot be read; write-back stands still"
+    )]
     Poisoned { segment: u32, lba: u64 },
 }
 
@@ -67,7 +72,10 @@ pub(super) struct LogReader {
 
 impl LogReader {
     pub(super) fn new(segment_count: usize) -> Self {
-        let start = Cursor { off: KEYS_START_BYTES, kset_index: 0 };
+        let start = Cursor {
+            off: KEYS_START_BYTES,
+            kset_index: 0,
+        };
         Self {
             cursors: vec![start; segment_count],
             ready: BinaryHeap::with_capacity(segment_count),
@@ -82,7 +90,9 @@ impl LogReader {
 
     /// Whether there is anything to write back below `seq`.
     pub(super) fn has_below(&self, seq: Seq) -> bool {
-        self.ready.peek().is_some_and(|Reverse((next, _))| *next < seq)
+        self.ready
+            .peek()
+            .is_some_and(|Reverse((next, _))| *next < seq)
     }
 
     /// The last number of the batch that was taken and has not ended.
@@ -97,7 +107,10 @@ impl LogReader {
     /// Looks for ksets that have come since.
     pub(super) fn refresh<P: Pmem>(&mut self, cache: &Cache<P>) -> Result<(), LogStop> {
         while let Some(id) = cache.segments.next_opened() {
-            self.cursors[id.index()] = Cursor { off: KEYS_START_BYTES, kset_index: 0 };
+            self.cursors[id.index()] = Cursor {
+                off: KEYS_START_BYTES,
+                kset_index: 0,
+            };
             self.watched.push(id);
         }
         let mut at = 0;
@@ -143,7 +156,13 @@ impl LogReader {
             generation,
         );
         self.reader
-            .read(&cache.pmem, &context, cursor.off, cursor.kset_index, &mut self.keys)
+            .read(
+                &cache.pmem,
+                &context,
+                cursor.off,
+                cursor.kset_index,
+                &mut self.keys,
+            )
             .map_err(|error| LogStop::Kset {
                 segment: id.0,
                 kset_index: cursor.kset_index,
@@ -165,7 +184,10 @@ impl LogReader {
         order: WritebackOrder,
         overlay: &mut Overlay,
     ) -> Result<Taken, LogStop> {
-        let mut taken = Taken { last_seq: cache.dirty_tail(), dirty_bytes: 0 };
+        let mut taken = Taken {
+            last_seq: cache.dirty_tail(),
+            dirty_bytes: 0,
+        };
         let (mut bytes, mut dirty) = (0, false);
         while let Some(&Reverse((seq, segment))) = self.ready.peek() {
             if seq >= settled {
@@ -186,7 +208,10 @@ impl LogReader {
             self.verify_payloads(cache, id)?;
             for key in self.keys.iter().filter(|key| key.kind.is_dirty()) {
                 dirty = true;
-                let payload = cache.geometry.segment_off(id).plus(u64::from(key.payload_off));
+                let payload = cache
+                    .geometry
+                    .segment_off(id)
+                    .plus(u64::from(key.payload_off));
                 overlay.push(key, payload, cache.geometry.block_shift());
                 if key.kind == KeyKind::Data {
                     bytes += cache.geometry.bytes(u64::from(key.len_blocks));
@@ -213,13 +238,24 @@ impl LogReader {
         let seed = cache.checksums.payload(id.0, generation.0);
         for key in self.keys.iter().filter(|key| key.kind == KeyKind::Data) {
             let bytes = cache.geometry.bytes(u64::from(key.len_blocks)) as usize;
-            let off = cache.geometry.segment_off(id).plus(u64::from(key.payload_off));
+            let off = cache
+                .geometry
+                .segment_off(id)
+                .plus(u64::from(key.payload_off));
             let payload = &mut self.payload[..bytes];
             let (segment, lba) = (id.0, key.lba.0);
-            cache.pmem.read(off, payload).map_err(|_| LogStop::Poisoned { segment, lba })?;
+            cache
+                .pmem
+                .read(off, payload)
+                .map_err(|_| LogStop::Poisoned { segment, lba })?;
             let found = seed.checksum(payload);
             if found != key.crc {
-                return Err(LogStop::Payload { segment, lba, expected: key.crc, found });
+                return Err(LogStop::Payload {
+                    segment,
+                    lba,
+                    expected: key.crc,
+                    found,
+                });
             }
         }
         Ok(())

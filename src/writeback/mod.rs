@@ -184,7 +184,9 @@ impl Writeback {
     fn gather<P: Pmem>(&mut self, context: &Context<'_, P>, settled: Seq) -> Result<(), LogStop> {
         let cache = context.cache;
         self.overlay.clear();
-        let taken = self.log.take_batch(cache, settled, context.order, &mut self.overlay)?;
+        let taken = self
+            .log
+            .take_batch(cache, settled, context.order, &mut self.overlay)?;
         self.batch.ops.clear();
         self.batch.slices.clear();
         self.batch.next_op = 0;
@@ -212,13 +214,22 @@ impl Writeback {
         }
         let started = self.start_ops(out);
         if self.batch.in_flight > 0 || self.batch.next_op < self.batch.ops.len() {
-            return if started { Progress::Busy } else { Progress::Idle };
+            return if started {
+                Progress::Busy
+            } else {
+                Progress::Idle
+            };
         }
         if !self.batch.ops.is_empty() && context.cache.base_caps.flush {
             self.state = State::Flushing;
             let len_blocks = context.cache.base.block_count;
             let lba = crate::units::Lba(0);
-            out.base.push(BaseRequest { op: FLUSH_OP, kind: BaseKind::Flush, lba, len_blocks });
+            out.base.push(BaseRequest {
+                op: FLUSH_OP,
+                kind: BaseKind::Flush,
+                lba,
+                len_blocks,
+            });
         } else {
             self.finish(context);
         }
@@ -242,13 +253,21 @@ impl Writeback {
                     let first_source = out.sources.len() as u32;
                     let slices = &batch.slices[op.first_slice..op.first_slice + op.slice_count];
                     out.sources.extend_from_slice(slices);
-                    BaseKind::Write { first_source, source_count: op.slice_count as u32 }
+                    BaseKind::Write {
+                        first_source,
+                        source_count: op.slice_count as u32,
+                    }
                 }
                 KeyKind::Zeroes => BaseKind::WriteZeroes,
                 KeyKind::Unmap => BaseKind::Unmap,
             };
             let (lba, len_blocks) = (op.lba, op.len_blocks);
-            out.base.push(BaseRequest { op: BaseOpId(number as u32), kind, lba, len_blocks });
+            out.base.push(BaseRequest {
+                op: BaseOpId(number as u32),
+                kind,
+                lba,
+                len_blocks,
+            });
         }
         batch.next_op > before
     }
@@ -275,7 +294,9 @@ impl Writeback {
             }
             return;
         }
-        let Some(base_op) = self.batch.ops.get_mut(op.0 as usize) else { return };
+        let Some(base_op) = self.batch.ops.get_mut(op.0 as usize) else {
+            return;
+        };
         self.batch.in_flight -= 1;
         match result {
             Ok(()) => base_op.progress = OpProgress::Done,
@@ -309,11 +330,15 @@ impl Writeback {
         witness::update(context.tails, batch, &cache.geometry);
         context.tails.dirty_tail = batch.last_seq;
         cache.persist_tails(context.tails, context.agent);
-        let _ = cache.dirty_bytes.fetch_sub(batch.dirty_bytes, std::sync::atomic::Ordering::Relaxed);
+        let _ = cache
+            .dirty_bytes
+            .fetch_sub(batch.dirty_bytes, std::sync::atomic::Ordering::Relaxed);
         let counters = context.counters;
         counters.writeback_batches.add(1);
         counters.writeback_bytes.add(batch.written_bytes);
-        counters.absorbed_bytes.add(batch.dirty_bytes.saturating_sub(batch.written_bytes));
+        counters
+            .absorbed_bytes
+            .add(batch.dirty_bytes.saturating_sub(batch.written_bytes));
         if matches!(cache.health(), Health::WritebackFailing(_)) {
             cache.set_health(Health::Online);
         }
@@ -326,7 +351,9 @@ impl Writeback {
     fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, reason: &str) -> Progress {
         self.state = State::Halted;
         context.counters.crc_errors.add(1);
-        context.cache.set_health(Health::Degraded(reason.to_owned()));
+        context
+            .cache
+            .set_health(Health::Degraded(reason.to_owned()));
         Progress::Idle
     }
 }

@@ -38,7 +38,12 @@ impl Overlay {
     pub(super) fn push(&mut self, key: &Key, payload: PmemOff, block_shift: u32) {
         self.block_shift = block_shift;
         let len_blocks = u64::from(key.len_blocks);
-        self.keys.push(Piece { kind: key.kind, lba: key.lba, len_blocks, payload });
+        self.keys.push(Piece {
+            kind: key.kind,
+            lba: key.lba,
+            len_blocks,
+            payload,
+        });
     }
 
     /// Calls `emit` for each piece, in order of address.
@@ -46,7 +51,8 @@ impl Overlay {
         self.by_lba.clear();
         self.by_lba.extend(0..self.keys.len() as u32);
         let keys = &self.keys;
-        self.by_lba.sort_unstable_by_key(|&number| keys[number as usize].lba);
+        self.by_lba
+            .sort_unstable_by_key(|&number| keys[number as usize].lba);
         self.active.clear();
         let mut starts = self.by_lba.iter().copied().peekable();
         let mut at = 0;
@@ -105,7 +111,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn key(lba: u64, len_blocks: u32, kind: KeyKind) -> Key {
-        Key { lba: Lba(lba), len_blocks, kind, payload_off: 0, crc: 0 }
+        Key {
+            lba: Lba(lba),
+            len_blocks,
+            kind,
+            payload_off: 0,
+            crc: 0,
+        }
     }
 
     proptest! {

@@ -12,7 +12,11 @@ const RENEWED_PER_BATCH: usize = 2;
 pub(super) fn update(tails: &mut Tails, batch: &Batch, geometry: &Geometry) {
     for entry in &mut tails.witness {
         if batch.ops.iter().any(|op| overlaps(op, entry)) {
-            *entry = Witness { lba: Lba(0), len_blocks: 0, crc: 0 };
+            *entry = Witness {
+                lba: Lba(0),
+                len_blocks: 0,
+                crc: 0,
+            };
         }
     }
     let writes = batch.ops.iter().filter(|op| op.kind == KeyKind::Data);
@@ -20,7 +24,11 @@ pub(super) fn update(tails: &mut Tails, batch: &Batch, geometry: &Geometry) {
     if write_count == 0 {
         return;
     }
-    let empty = tails.witness.iter().filter(|entry| entry.len_blocks == 0).count();
+    let empty = tails
+        .witness
+        .iter()
+        .filter(|entry| entry.len_blocks == 0)
+        .count();
     let wanted = empty.max(RENEWED_PER_BATCH).min(write_count);
     let step = write_count / wanted;
     for (number, op) in writes.step_by(step).take(wanted).enumerate() {
@@ -34,8 +42,7 @@ pub(super) fn update(tails: &mut Tails, batch: &Batch, geometry: &Geometry) {
 }
 
 fn overlaps(op: &BaseOp, entry: &Witness) -> bool {
-    op.lba.0 < entry.lba.0 + u64::from(entry.len_blocks)
-        && entry.lba.0 < op.lba.0 + op.len_blocks
+    op.lba.0 < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < op.lba.0 + op.len_blocks
 }
 
 /// The witness of the first page of a write.
@@ -46,11 +53,15 @@ fn take(op: &BaseOp, batch: &Batch, geometry: &Geometry) -> Witness {
     let mut filled = 0;
     for slice in &batch.slices[op.first_slice..op.first_slice + op.slice_count] {
         let len = slice.len_bytes().min(wanted - filled);
-        slice.copy_to(&mut page[filled..filled + len]);
+        slice.part(0, len).copy_to(&mut page[filled..filled + len]);
         filled += len;
         if filled == wanted {
             break;
         }
     }
-    Witness { lba: op.lba, len_blocks, crc: crc32c::crc32c(&page[..wanted]) }
+    Witness {
+        lba: op.lba,
+        len_blocks,
+        crc: crc32c::crc32c(&page[..wanted]),
+    }
 }

@@ -21,9 +21,7 @@ from harness.scenario import CACHE, Storage, cache_info, wait_online
         ("bdevio", 3, ["-w"]),
     ],
 )
-def test_cache_in_application(
-    host: Host, need_app, media: Path, name: str, cores: int, arguments: list[str]
-):
+def test_cache_in_application(host: Host, need_app, media: Path, name: str, cores: int, arguments: list[str]):
     need_app(name)
     storage = Storage(media)
     if name == "vhost":

@@ -51,9 +51,7 @@ def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type:
     session = start_session(host, sick_base(storage))
     make_sick(session.rpc, io_type)
     # Less than the cache holds, so that nobody has to wait for the base.
-    assert_intact(
-        client.write(session.url, writes=1500, io_bytes="512:16384", unmap_percent=0, seconds=20)
-    )
+    assert_intact(client.write(session.url, writes=1500, io_bytes="512:16384", unmap_percent=0, seconds=20))
     session.rpc.bdev_pcache_flush_start(name=CACHE)
 
     def complaint() -> str | None:

@@ -20,4 +20,5 @@ def test_all_cases(host: Host, need_app, media: Path, block_size: int):
     failures = app.rpc.perform_tests(name=CACHE)
     assert failures == 0, app.log_tail(60)
     app.stop()
+    assert "...passed" in app.log()
     assert "FAILED" not in app.log(), app.log_tail(60)

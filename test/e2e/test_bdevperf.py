@@ -19,9 +19,7 @@ SMALL_MIB = 24
     ("cores", "block_size", "cache_mib"),
     [(1, 512, LARGE_MIB), (2, 512, SMALL_MIB), (1, 4096, SMALL_MIB), (2, 4096, LARGE_MIB)],
 )
-def test_verify(
-    host: Host, need_app, media: Path, cores: int, block_size: int, cache_mib: int
-):
+def test_verify(host: Host, need_app, media: Path, cores: int, block_size: int, cache_mib: int):
     need_app("bdevperf")
     storage = Storage(media, block_size=block_size, cache_mib=cache_mib)
     bdevperf = Bdevperf(host, [storage.malloc_base(), storage.cache()], cores=cores)
@@ -33,17 +31,18 @@ def test_verify(
     bdevperf.stop()
 
 
-@pytest.mark.parametrize(("workload", "io_size"), [
-    ("randrw", 4096),
-    ("randrw", 64 << 10),
-    ("write_zeroes", 4096),
-    ("unmap", 64 << 10),
-    ("flush", 4096),
-    ("write", 1 << 20),
-])
-def test_workload_runs_without_errors(
-    host: Host, need_app, media: Path, workload: str, io_size: int
-):
+@pytest.mark.parametrize(
+    ("workload", "io_size"),
+    [
+        ("randrw", 4096),
+        ("randrw", 64 << 10),
+        ("write_zeroes", 4096),
+        ("unmap", 64 << 10),
+        ("flush", 4096),
+        ("write", 1 << 20),
+    ],
+)
+def test_workload_runs_without_errors(host: Host, need_app, media: Path, workload: str, io_size: int):
     need_app("bdevperf")
     storage = Storage(media, cache_mib=SMALL_MIB)
     bdevperf = Bdevperf(host, [storage.malloc_base(), storage.cache()], cores=2)

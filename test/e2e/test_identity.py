@@ -189,9 +189,7 @@ def test_second_cache_of_the_process_on_one_file_is_refused(host: Host, media: P
     app.rpc.bdev_pcache_create(**storage.cache_params())
     for policy in ("auto", "force"):
         with pytest.raises(RpcError) as caught:
-            app.rpc.call(
-                "bdev_pcache_create", storage.cache_params("Other", name="Second", format=policy)
-            )
+            app.rpc.call("bdev_pcache_create", storage.cache_params("Other", name="Second", format=policy))
         assert str(storage.cache_file) in caught.value.message
     app.stop()
 

@@ -24,9 +24,7 @@ def start_and_kill_early(host: Host, storage: Storage, dice: random.Random) -> N
     app.kill()
 
 
-def write_and_kill(
-    host: Host, storage: Storage, client: AckClient, dice: random.Random, cores: int
-) -> int:
+def write_and_kill(host: Host, storage: Storage, client: AckClient, dice: random.Random, cores: int) -> int:
     """One round: recover, verify, write on, kill. Returns what was acknowledged meanwhile."""
     session = start_session(host, [storage.aio_base(), storage.cache()], cores=cores)
     assert_intact(client.verify(session.url))
@@ -106,8 +104,9 @@ def test_restart_with_other_core_masks(host: Host, media: Path, seed: int):
     """What two cores have written opens with one, and the other way round."""
     storage = Storage(media)
     client = storage.client(seed)
-    for cores in (1, 2, 1, 3):
-        session = start_session(host, [storage.aio_base(), storage.cache()], cores=cores)
+    for cores, first_core in ((1, 0), (2, 0), (1, 1), (2, 1)):
+        bdevs = [storage.aio_base(), storage.cache()]
+        session = start_session(host, bdevs, cores=cores, first_core=first_core)
         assert_intact(client.verify(session.url))
         assert_intact(client.write(session.url, seconds=1))
         session.app.stop()

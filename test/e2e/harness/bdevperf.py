@@ -32,9 +32,7 @@ class Bdevperf:
         if cores > 1:
             # Every core works on every bdev, instead of one core on each.
             arguments.append("-C")
-        self.app: App = host.start(
-            "bdevperf", bdevs=bdevs, cores=cores, arguments=arguments, **options
-        )
+        self.app: App = host.start("bdevperf", bdevs=bdevs, cores=cores, arguments=arguments, **options)
 
     def run(
         self, workload: str, *, io_size: int, queue_depth: int, seconds: int, read_percent: int = 0

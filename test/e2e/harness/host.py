@@ -90,15 +90,13 @@ class App:
         except RpcConnectionLost:
             self.process.wait(_STOP_TIMEOUT_S)
             raise AppFailed(
-                f"{self.name} ended while it started, status {self.process.returncode}:\n"
-                f"{self.log_tail()}"
+                f"{self.name} ended while it started, status {self.process.returncode}:\n{self.log_tail()}"
             ) from None
 
     def _accepts_rpc(self) -> bool:
         if not self.running:
             raise AppFailed(
-                f"{self.name} ended at its start, status {self.process.returncode}:\n"
-                f"{self.log_tail()}"
+                f"{self.name} ended at its start, status {self.process.returncode}:\n{self.log_tail()}"
             )
         try:
             return self.rpc is not None
@@ -120,9 +118,7 @@ class App:
             status = self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AppFailed(
-                f"{self.name} did not end at SIGTERM:\n{self.log_tail()}"
-            ) from None
+            raise AppFailed(f"{self.name} did not end at SIGTERM:\n{self.log_tail()}") from None
         self._forget()
         if status != 0:
             raise AppFailed(f"{self.name} ended with status {status}:\n{self.log_tail()}")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 from pathlib import Path
 
 _PAGE_MIB = 2
@@ -23,7 +25,7 @@ def _meminfo_mib(key: str) -> int:
     return 0
 
 
-def hugetlbfs_mount() -> Path | None:
+def _existing_mount() -> Path | None:
     """Where 2 MiB hugepages are mounted."""
     for line in Path("/proc/mounts").read_text().splitlines():
         _, mount, kind, options, *_ = line.split()
@@ -36,8 +38,11 @@ class Hugepages:
     """The machine's hugepages, and those that were reserved for the tests."""
 
     def __init__(self, allowed: bool) -> None:
-        self.mount = hugetlbfs_mount() if allowed and _POOL.is_dir() else None
+        self.mount: Path | None = None
+        self._own_mount: Path | None = None
         self._reserved_before: int | None = None
+        if allowed and _POOL.is_dir():
+            self.mount = _existing_mount() or self._mount()
         if self.mount is not None:
             self._reserve()
 
@@ -46,6 +51,15 @@ class Hugepages:
         if self.mount is None:
             return 0
         return int((_POOL / "free_hugepages").read_text()) * _PAGE_MIB
+
+    def _mount(self) -> Path | None:
+        folder = Path(tempfile.mkdtemp(prefix="pcache-huge-"))
+        command = ["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            folder.rmdir()
+            return None
+        self._own_mount = folder
+        return folder
 
     def _reserve(self) -> None:
         missing_mib = _WANTED_MIB - self.free_mib()
@@ -59,7 +73,11 @@ class Hugepages:
         self._reserved_before = count
 
     def release(self) -> None:
-        """Gives back what was reserved here."""
+        """Gives back what was reserved and mounted here."""
+        if self._own_mount is not None:
+            subprocess.run(["umount", str(self._own_mount)], check=False)
+            self._own_mount.rmdir()
+            self._own_mount = None
         if self._reserved_before is not None:
             (_POOL / "nr_hugepages").write_text(str(self._reserved_before))
             self._reserved_before = None

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# `make` alone tells what there is. Every target installs and builds what it needs first; the
+# second time that costs next to nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# For `make e2e` and `make test`: pytest's own arguments, for example
+#   make e2e PYTEST_ARGS="-k kill --kill-rounds 200"
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := target/venv
+PYTHON := $(VENV)/bin/python
+TEST_PACKAGES := gcc libc6-dev libiscsi-dev python3-venv
+PYTHON_SOURCES := rpc test
+SAY := printf '== %s\n'
+
+.PHONY: help
+help:  ## Tell what there is
+	@echo "pcache: targets"
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+# ---- what users run --------------------------------------------------------------------------
+
+.PHONY: demo
+demo: module $(VENV)/ready  ## Show pcache at work: speed, a kill, recovery, an intact base
+	@$(PYTHON) test/demo/demo.py $(DEMO_ARGS)
+
+.PHONY: test
+test: unit e2e  ## Run all tests: the engine's, then those with real SPDK applications
+
+# ---- what is built ---------------------------------------------------------------------------
+
+.PHONY: spdk
+spdk:  ## Find SPDK, or get and build one (about ten minutes, once)
+	@spdk-sys/spdk.sh ensure
+
+.PHONY: module
+module: rust spdk  ## Build the module: target/pcache/libspdk_bdev_pcache.so and .a
+	@$(SAY) "building the module"
+	spdk-sys/module.sh
+
+# ---- tests -----------------------------------------------------------------------------------
+
+.PHONY: unit
+unit: rust  ## Run the engine's tests; they need no SPDK
+	@$(SAY) "tests of the engine"
+	if cargo nextest --version >/dev/null 2>&1; then
+		cargo nextest run --features sim
+	else
+		cargo test --features sim
+	fi
+
+.PHONY: e2e
+e2e: module $(VENV)/ready  ## Run the tests with real SPDK applications
+	@$(SAY) "tests with SPDK applications"
+	$(PYTHON) -m pytest -v -c test/pytest.ini test/e2e $(PYTEST_ARGS)
+
+.PHONY: check
+check: rust spdk $(VENV)/ready  ## Check format and lints, without and with the SPDK adapter
+	@$(SAY) "format and lints"
+	cargo fmt --all --check
+	cargo clippy --all-targets --features sim -- -D warnings
+	cargo clippy --workspace --all-targets --features sim,spdk -- -D warnings
+	$(VENV)/bin/ruff check --no-cache --config test/ruff.toml $(PYTHON_SOURCES)
+	$(VENV)/bin/ruff format --no-cache --check --config test/ruff.toml $(PYTHON_SOURCES)
+
+.PHONY: clean
+clean:  ## Remove what was built here; the SPDK in the cache folder stays
+	@rm -rf target
+
+# ---- what all that needs ---------------------------------------------------------------------
+
+# The rustc of Debian 12 is too old for this code, and a toolchain is the user's choice.
+.PHONY: rust
+rust:
+	@needed=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+	found=$$(rustc --version 2>/dev/null | cut -d ' ' -f 2 || true)
+	if ! command -v cargo >/dev/null || [[ -z $$found ]]; then
+		echo "make: there is no Rust. Install $$needed or later with rustup (https://rustup.rs)," >&2
+		echo "make: then open a new shell, or add ~/.cargo/bin to PATH." >&2
+		exit 1
+	fi
+	if [[ $$(printf '%s\n' "$$needed" "$$found" | sort -V | head -n 1) != "$$needed" ]]; then
+		echo "make: Rust $$found is too old, $$needed or later is needed: 'rustup update stable'," >&2
+		echo "make: or install rustup (https://rustup.rs) in place of the distribution's Rust." >&2
+		exit 1
+	fi
+
+# The C compiler and libiscsi are for the storage client, which the tests build themselves.
+target/test-packages: Makefile
+	@missing=()
+	for package in $(TEST_PACKAGES); do
+		[[ $$(dpkg-query -W -f '$${db:Status-Status}' "$$package" 2>/dev/null) == installed ]] ||
+			missing+=("$$package")
+	done
+	if (($${#missing[@]})); then
+		$(SAY) "installing Debian packages: $${missing[*]}"
+		install=(apt-get -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 install)
+		export DEBIAN_FRONTEND=noninteractive
+		"$${install[@]}" "$${missing[@]}" >/dev/null ||
+			{ apt-get -qq update && "$${install[@]}" "$${missing[@]}" >/dev/null; }
+	fi
+	mkdir -p target
+	touch $@
+
+$(VENV)/ready: test/requirements.txt target/test-packages
+	@$(SAY) "installing the Python packages of the tests"
+	rm -rf $(VENV)
+	/usr/bin/python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --only-binary :all: -r $<
+	touch $@

@@ -1,0 +1,481 @@
+//! From a definition and an open base to a cache in use: map the cache device on a thread of its own, open
+//! the cache in slices (reading a few blocks of the base on the way), register its bdev.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use spdk_sys as sys;
+
+use super::background::Driver;
+use super::base::{Base, os_text};
+use super::definition::Definition;
+use super::json::{Request, RpcError};
+use super::mapping::{self, Job, Mapped, Origin};
+use super::memory::Access;
+use super::node::{Node, NodeApp};
+use super::registry::{self, EntryId};
+use super::remove::{self, Removal};
+use super::thread::{AppCell, Polled, Poller};
+use super::trampoline::guard;
+use super::witness_reads::WitnessReads;
+use crate::engine::{BaseError, OpenOptions};
+use crate::pmem::{Durability, MapError, MappedPmem, Pmem};
+use crate::recovery::{OpenStep, Opening};
+use crate::units::PmemOff;
+
+/// How many cores may append at once, at most.
+const STREAM_COUNT_MAX: u32 = 64;
+
+/// A cache on its way into use. App thread only.
+#[derive(Debug)]
+pub(super) struct Creation {
+    pub(super) id: EntryId,
+    definition: Definition,
+    base: RefCell<Option<Arc<Base>>>,
+    stage: RefCell<Stage>,
+    /// Who asked, if it was not the base turning up.
+    request: RefCell<Option<Request>>,
+    hold: Cell<Hold>,
+    cancelled: RefCell<Option<Cancel>>,
+    progress: Cell<(u64, u64)>,
+    poller: RefCell<Option<Poller>>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Mapping(Job<Result<Mapped, MapError>>),
+    Opening(Box<OpeningStage>),
+    /// Being worked on, or over.
+    Taken,
+}
+
+/// What there is between mapping and use.
+#[derive(Debug)]
+struct OpeningStage {
+    /// Before `opening`, which has the mapping: what is unmapped must not be registered.
+    access: Access,
+    opening: Opening<MappedPmem>,
+    reads: WitnessReads,
+    durability: Durability,
+    origin: Origin,
+}
+
+/// Whether SPDK waits with the end of the base's examination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    None,
+    Examination,
+}
+
+/// Why a creation is given up.
+#[derive(Debug)]
+enum Cancel {
+    Because(RpcError),
+    Deleted(Vec<Request>),
+}
+
+impl Creation {
+    /// Begins. On an error the request comes back.
+    #[expect(
+        clippy::type_complexity,
+        reason = "the request has to come back with the error"
+    )]
+    pub(super) fn start(
+        id: EntryId,
+        definition: Definition,
+        base: Base,
+        request: Option<Request>,
+    ) -> Result<Rc<Self>, (RpcError, Option<Request>)> {
+        let for_thread = definition.clone();
+        let Some(job) = Job::start("pcache-map", move || mapping::map(&for_thread)) else {
+            return Err((
+                RpcError::errno(libc::EAGAIN, "the system has no thread to give"),
+                request,
+            ));
+        };
+        let creation = Rc::new(Self {
+            id,
+            definition,
+            base: RefCell::new(Some(Arc::new(base))),
+            stage: RefCell::new(Stage::Mapping(job)),
+            request: RefCell::new(request),
+            hold: Cell::new(Hold::None),
+            cancelled: RefCell::new(None),
+            progress: Cell::new((0, 1)),
+            poller: RefCell::new(None),
+        });
+        let arg = Rc::as_ptr(&creation).cast_mut().cast();
+        // SAFETY: the registry keeps the creation until `end`, which drops the poller first.
+        let poller = unsafe { Poller::register(poll, arg, 0, c"pcache_create") };
+        if poller.is_none() {
+            let request = creation.request.borrow_mut().take();
+            return Err((no_memory("a poller"), request));
+        }
+        *creation.poller.borrow_mut() = poller;
+        Ok(creation)
+    }
+
+    /// Gives up, as soon as nothing is under way.
+    pub(super) fn cancel(&self, why: RpcError) {
+        self.cancelled
+            .borrow_mut()
+            .get_or_insert(Cancel::Because(why));
+    }
+
+    /// Gives up, and answers the delete when that is done.
+    pub(super) fn delete(&self, request: Request) {
+        let mut cancelled = self.cancelled.borrow_mut();
+        match cancelled.as_mut() {
+            Some(Cancel::Deleted(requests)) => requests.push(request),
+            _ => *cancelled = Some(Cancel::Deleted(vec![request])),
+        }
+    }
+
+    /// Whether this creation now holds the examination of `bdev`: it does if that is its base. SPDK is told
+    /// at the end.
+    pub(super) fn hold_examination(&self, bdev: *const sys::spdk_bdev) -> bool {
+        let is_base = self
+            .base
+            .borrow()
+            .as_ref()
+            .is_some_and(|base| base.is(bdev));
+        is_base && self.hold.replace(Hold::Examination) == Hold::None
+    }
+
+    pub(super) fn describe(&self) -> Value {
+        let (done, total) = self.progress.get();
+        json!({ "state": "opening", "percent": (done * 100 / total.max(1)).min(100) })
+    }
+
+    fn poll(self: &Rc<Self>) -> Polled {
+        let stage = mem::replace(&mut *self.stage.borrow_mut(), Stage::Taken);
+        match stage {
+            Stage::Mapping(job) if !job.is_done() => {
+                *self.stage.borrow_mut() = Stage::Mapping(job);
+                Polled::Idle
+            }
+            Stage::Mapping(job) => {
+                match job.finish() {
+                    Some(Ok(mapped)) => self.mapped(mapped),
+                    Some(Err(error)) => {
+                        self.fail(RpcError::errno(error.errno(), error.to_string()))
+                    }
+                    None => self.fail(RpcError::errno(
+                        libc::EIO,
+                        "mapping the cache device failed",
+                    )),
+                }
+                Polled::Busy
+            }
+            Stage::Opening(stage) => self.open(stage),
+            Stage::Taken => Polled::Idle,
+        }
+    }
+
+    /// The cache device is there: the engine looks at it.
+    fn mapped(self: &Rc<Self>, mapped: Mapped) {
+        let Mapped { pmem, origin } = mapped;
+        if self.cancelled.borrow().is_some() {
+            drop(pmem);
+            return self.give_up(origin);
+        }
+        let Some(base) = self.base.borrow().clone() else {
+            return;
+        };
+        match self.begin(base, pmem, origin) {
+            Ok(stage) => *self.stage.borrow_mut() = Stage::Opening(Box::new(stage)),
+            Err(error) => {
+                mapping::discard(&self.definition.cache_path, origin);
+                self.fail(error);
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        base: Arc<Base>,
+        pmem: MappedPmem,
+        origin: Origin,
+    ) -> Result<OpeningStage, RpcError> {
+        let durability = pmem.durability();
+        log::info!(
+            "{}: {} is {} ({}), stored to with {}",
+            self.definition.name,
+            self.definition.cache_path.display(),
+            match durability {
+                Durability::Power => "power-safe",
+                Durability::Process => "kill-safe, not power-safe",
+            },
+            pmem.durability_reason(),
+            pmem.store_kernel_name()
+        );
+        let reads = WitnessReads::new(Arc::clone(&base)).ok_or_else(|| no_memory("a channel"))?;
+        let (mapping, backing) = (pmem.slice(PmemOff(0), pmem.len_bytes()), pmem.backing());
+        let opening = Opening::begin(pmem, self.options(&base))
+            .map_err(|error| RpcError::errno(error.errno(), error.to_string()))?;
+        let access = Access::choose(mapping, backing, &base.facts)
+            .ok_or_else(|| no_memory("bounce buffers"))?;
+        Ok(OpeningStage {
+            access,
+            opening,
+            reads,
+            durability,
+            origin,
+        })
+    }
+
+    fn options(&self, base: &Base) -> OpenOptions {
+        let definition = &self.definition;
+        let mut new_uuid = [0; 16];
+        // SAFETY: the buffer has the 16 bytes that are written.
+        unsafe { sys::pcache_uuid_random(new_uuid.as_mut_ptr()) };
+        OpenOptions {
+            base: base.facts.identity.clone(),
+            base_caps: base.facts.caps,
+            format: definition.format,
+            new_uuid,
+            data_crc: definition.data_crc,
+            segment_size_bytes: definition.segment_size_kib.map(|kib| kib << 10),
+            gc_percent: definition.gc_percent,
+            writeback_order: definition.writeback_order,
+            stream_count_max: STREAM_COUNT_MAX,
+        }
+    }
+
+    /// One slice of the opening.
+    fn open(self: &Rc<Self>, mut stage: Box<OpeningStage>) -> Polled {
+        let OpeningStage { opening, reads, .. } = &mut *stage;
+        reads.advance(|slot, result| opening.on_base_block(slot, result));
+        if self.cancelled.borrow().is_some() {
+            return self.abandon(stage, None);
+        }
+        if !reads.has_room() {
+            *self.stage.borrow_mut() = Stage::Opening(stage);
+            return Polled::Idle;
+        }
+        let polled = match opening.poll() {
+            Ok(OpenStep::Working { done, total }) => {
+                self.progress.set((done, total));
+                Polled::Busy
+            }
+            Ok(OpenStep::ReadBase {
+                slot,
+                lba,
+                len_blocks,
+            }) => {
+                if !reads.start(slot, lba, len_blocks) {
+                    opening.on_base_block(slot, Err(BaseError::Io));
+                }
+                Polled::Busy
+            }
+            Ok(OpenStep::AwaitingBase) => Polled::Idle,
+            Ok(OpenStep::Ready) => {
+                self.ready(*stage);
+                return Polled::Busy;
+            }
+            Err(error) => {
+                let error = RpcError::errno(error.errno(), error.to_string());
+                return self.abandon(stage, Some(error));
+            }
+        };
+        *self.stage.borrow_mut() = Stage::Opening(stage);
+        polled
+    }
+
+    /// Gives up with an opening half-done, once its base reads have ended.
+    fn abandon(self: &Rc<Self>, stage: Box<OpeningStage>, error: Option<RpcError>) -> Polled {
+        if let Some(error) = error {
+            self.cancel(error);
+        }
+        if stage.reads.in_flight() > 0 {
+            *self.stage.borrow_mut() = Stage::Opening(stage);
+            return Polled::Idle;
+        }
+        let origin = stage.origin;
+        drop(stage);
+        self.give_up(origin);
+        Polled::Busy
+    }
+
+    /// Nothing is under way any more.
+    fn give_up(self: &Rc<Self>, origin: Origin) {
+        mapping::discard(&self.definition.cache_path, origin);
+        let cancel = self.cancelled.borrow_mut().take();
+        match cancel {
+            Some(Cancel::Deleted(requests)) => self.deleted(requests),
+            Some(Cancel::Because(error)) => self.fail(error),
+            None => self.fail(RpcError::errno(libc::ECANCELED, "given up")),
+        }
+    }
+
+    /// The cache is there: it gets its bdev.
+    fn ready(self: &Rc<Self>, stage: OpeningStage) {
+        let Some(base) = self.base.borrow().clone() else {
+            return;
+        };
+        match self.put_into_use(stage, base) {
+            Ok(node) => {
+                let base_name = &node.base.facts.identity.name;
+                if !node.base.facts.caps.flush {
+                    log::warn!(
+                        "{}: the base bdev {base_name} has no FLUSH: it is taken for one without a \
+                         volatile cache",
+                        self.definition.name
+                    );
+                }
+                log::info!(
+                    "{}: in front of {base_name}, {}",
+                    node.name,
+                    node.access_text
+                );
+                let request = self.request.borrow_mut().take();
+                self.end();
+                if let Some(request) = request {
+                    request.answer(Ok(Value::String(node.name.clone())));
+                }
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn put_into_use(
+        self: &Rc<Self>,
+        stage: OpeningStage,
+        base: Arc<Base>,
+    ) -> Result<Arc<Node>, RpcError> {
+        let OpeningStage {
+            opening,
+            reads,
+            mut access,
+            durability,
+            ..
+        } = stage;
+        drop(reads);
+        let access_text = access.to_string();
+        let bounce = match &mut access {
+            Access::Bounce(buffers) => mem::take(buffers),
+            _ => Vec::new(),
+        };
+        let cache = opening.finish();
+        let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce) else {
+            drop(access);
+            return Err(no_memory("a channel of the base bdev"));
+        };
+        let node = Arc::new(Node {
+            id: self.id,
+            name: self.definition.name.clone(),
+            cache,
+            base,
+            cache_path: self.definition.cache_path.clone(),
+            durability,
+            access_text,
+            app: AppCell::new(NodeApp::new(driver, access)),
+        });
+        node.publish().ok_or_else(|| no_memory("a bdev"))?;
+        // From here on the way back is that of a cache in use.
+        *self.base.borrow_mut() = None;
+        registry::created(self.id, &node);
+        if node.start_background().is_none() {
+            node.cache.poison("there is no poller for the background");
+        }
+        self.register(&node)?;
+        Ok(node)
+    }
+
+    fn register(&self, node: &Arc<Node>) -> Result<(), RpcError> {
+        let bdev = node.app.get().bdev.get();
+        // SAFETY: made by `publish` for this and complete; on the app thread.
+        let errno = -unsafe { sys::spdk_bdev_register(bdev) };
+        if errno == 0 {
+            return Ok(());
+        }
+        // For want of memory SPDK may have registered it and be taking it back: then it destructs it.
+        if errno != libc::ENOMEM {
+            remove::on_register_failed(node);
+        }
+        Err(RpcError::errno(
+            errno,
+            format!(
+                "bdev {} cannot be registered: {}",
+                node.name,
+                os_text(errno)
+            ),
+        ))
+    }
+
+    /// Tells whoever waits that there will be no cache.
+    fn fail(self: &Rc<Self>, error: RpcError) {
+        let request = self.request.borrow_mut().take();
+        self.end();
+        registry::creation_failed(self.id, error, request);
+    }
+
+    fn deleted(self: &Rc<Self>, requests: Vec<Request>) {
+        let creator = self.request.borrow_mut().take();
+        self.end();
+        registry::creation_deleted(self.id);
+        if let Some(creator) = creator {
+            let message = format!(
+                "{} was deleted while it was being opened",
+                self.definition.name
+            );
+            creator.answer(Err(RpcError::errno(libc::ECANCELED, message)));
+        }
+        for request in requests {
+            request.answer(Ok(Value::Bool(true)));
+        }
+    }
+
+    /// The last that this creation does: the base is closed, unless a cache has it now, and SPDK may go on.
+    fn end(&self) {
+        *self.stage.borrow_mut() = Stage::Taken;
+        let poller = self.poller.borrow_mut().take();
+        drop(poller);
+        let base = self.base.borrow_mut().take();
+        drop(base);
+        if self.hold.replace(Hold::None) == Hold::Examination {
+            // SAFETY: `pcache_up_examine_disk` said that this would come; it comes once.
+            unsafe { sys::spdk_bdev_module_examine_done(sys::pcache_module()) }
+        }
+    }
+}
+
+impl NodeApp {
+    fn new(driver: Driver, access: Access) -> Self {
+        Self {
+            driver: RefCell::new(Some(driver)),
+            access: RefCell::new(Some(access)),
+            bdev: Cell::new(std::ptr::null_mut()),
+            removal: RefCell::new(Removal::none()),
+            poller: RefCell::new(None),
+        }
+    }
+}
+
+fn no_memory(what: &str) -> RpcError {
+    RpcError::errno(libc::ENOMEM, format!("there is no memory for {what}"))
+}
+
+unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
+    let pointer = arg.cast_const().cast::<Creation>();
+    // SAFETY: registered with the address of a creation that the registry keeps until its end, which drops
+    // the poller. Counted here, since that end may come during this call.
+    let creation = unsafe {
+        Rc::increment_strong_count(pointer);
+        Rc::from_raw(pointer)
+    };
+    let polled = guard(
+        Polled::Idle,
+        || creation.poll(),
+        |_| {
+            let message = "internal error while the cache was opened; see the log";
+            creation.fail(RpcError::errno(libc::EIO, message));
+            Polled::Busy
+        },
+    );
+    polled.code()
+}

@@ -1,0 +1,540 @@
+//! The caches that were asked for: waiting for their base, being opened, in use, or being closed. App thread
+//! only. No borrow of the registry is held while SPDK or another module of ours is called.
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use spdk_sys as sys;
+
+use super::base::{Base, OpenBaseError, c_string};
+use super::create::Creation;
+use super::definition::Definition;
+use super::json::{Request, RpcError};
+use super::node::{Node, merge};
+use super::remove::{self, After, Drain};
+use super::thread::AppCell;
+
+/// Names an entry; never used twice. Callbacks that may come late carry it instead of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct EntryId(usize);
+
+impl EntryId {
+    pub(super) fn as_ctx(self) -> *mut c_void {
+        std::ptr::without_provenance_mut(self.0)
+    }
+
+    pub(super) fn from_ctx(ctx: *mut c_void) -> Self {
+        Self(ctx.addr())
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    /// For the base bdev, or for somebody to mend what is wrong.
+    Waiting {
+        why: String,
+    },
+    Creating(Rc<Creation>),
+    Online(Arc<Node>),
+    Closing,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: EntryId,
+    definition: Definition,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// The application ends; SPDK waits for our word.
+    Ending,
+    /// The word was given.
+    Ended,
+}
+
+#[derive(Debug)]
+struct Registry {
+    entries: Vec<Entry>,
+    next_id: usize,
+    phase: Phase,
+}
+
+static REGISTRY: AppCell<RefCell<Registry>> = AppCell::new(RefCell::new(Registry {
+    entries: Vec::new(),
+    next_id: 1,
+    phase: Phase::Running,
+}));
+
+/// Looks at the registry, or changes it. `body` calls nothing outside.
+fn with<R>(body: impl FnOnce(&mut Registry) -> R) -> R {
+    body(&mut REGISTRY.get().borrow_mut())
+}
+
+fn with_entry<R>(id: EntryId, body: impl FnOnce(&mut Entry) -> R) -> Option<R> {
+    with(|registry| {
+        registry
+            .entries
+            .iter_mut()
+            .find(|entry| entry.id == id)
+            .map(body)
+    })
+}
+
+fn set_state(id: EntryId, state: State) {
+    // What was there before may call SPDK when dropped: not under the borrow.
+    let before = with_entry(id, |entry| std::mem::replace(&mut entry.state, state));
+    drop(before);
+}
+
+fn forget(id: EntryId) {
+    let entry = with(|registry| {
+        let index = registry.entries.iter().position(|entry| entry.id == id)?;
+        Some(registry.entries.remove(index))
+    });
+    drop(entry);
+}
+
+/// Whether the application is ending.
+pub(super) fn is_shutting_down() -> bool {
+    with(|registry| registry.phase != Phase::Running)
+}
+
+/// The module starts (again).
+pub(super) fn start() {
+    with(|registry| registry.phase = Phase::Running);
+}
+
+/// `bdev_pcache_create`. Answers when the cache is there, or at once if its base is missing.
+pub(super) fn create(definition: Definition, request: Request) {
+    if let Err(error) = check_new(&definition) {
+        return request.answer(Err(error));
+    }
+    let (name, base_name) = (definition.name.clone(), definition.base_bdev_name.clone());
+    let id = with(|registry| {
+        let id = EntryId(registry.next_id);
+        registry.next_id += 1;
+        let state = State::Waiting {
+            why: waits_for(&base_name),
+        };
+        registry.entries.push(Entry {
+            id,
+            definition,
+            state,
+        });
+        id
+    });
+    match Base::open(&base_name, &name, id) {
+        Ok(base) => attach(id, base, Some(request)),
+        Err(OpenBaseError::Missing) => {
+            log::info!("{name}: {}", waits_for(&base_name));
+            request.answer(Ok(Value::String(name)));
+        }
+        Err(OpenBaseError::Refused(error)) => {
+            forget(id);
+            request.answer(Err(error));
+        }
+    }
+}
+
+fn waits_for(base_name: &str) -> String {
+    format!("waiting for the base bdev {base_name}")
+}
+
+/// Whether there is room for another cache of this name on this cache device.
+fn check_new(definition: &Definition) -> Result<(), RpcError> {
+    if is_shutting_down() {
+        return Err(RpcError::errno(
+            libc::ESHUTDOWN,
+            "the application is ending",
+        ));
+    }
+    let name = &definition.name;
+    with(|registry| {
+        for entry in &registry.entries {
+            let other = &entry.definition;
+            if other.name == *name {
+                return Err(RpcError::errno(
+                    libc::EEXIST,
+                    format!("there is a cache {name} already"),
+                ));
+            }
+            if other.cache_path == definition.cache_path {
+                let path = definition.cache_path.display();
+                let message = format!(
+                    "cache_path {path} belongs to the cache {} already",
+                    other.name
+                );
+                return Err(RpcError::errno(libc::EEXIST, message));
+            }
+        }
+        Ok(())
+    })?;
+    check_no_bdev(name)
+}
+
+fn check_no_bdev(name: &str) -> Result<(), RpcError> {
+    let c_name = c_string(name);
+    // SAFETY: the name is only read; the result is only compared.
+    if unsafe { sys::spdk_bdev_get_by_name(c_name.as_ptr()).is_null() } {
+        return Ok(());
+    }
+    Err(RpcError::errno(
+        libc::EEXIST,
+        format!("there is a bdev {name} already"),
+    ))
+}
+
+/// The base is there: the cache is opened.
+fn attach(id: EntryId, base: Base, request: Option<Request>) {
+    let Some(definition) = with_entry(id, |entry| entry.definition.clone()) else {
+        return;
+    };
+    // It may have been free when the cache began to wait.
+    if let Err(error) = check_no_bdev(&definition.name) {
+        return creation_failed(id, error, request);
+    }
+    match Creation::start(id, definition, base, request) {
+        Ok(creation) => set_state(id, State::Creating(creation)),
+        Err((error, request)) => creation_failed(id, error, request),
+    }
+}
+
+/// The cache could not be opened. Somebody who waits for it is told, and the definition is gone; a cache
+/// that was opened because its base turned up keeps waiting, and says why.
+pub(super) fn creation_failed(id: EntryId, error: RpcError, request: Option<Request>) {
+    match request {
+        Some(request) => {
+            forget(id);
+            request.answer(Err(error));
+        }
+        None => {
+            let name = with_entry(id, |entry| entry.definition.name.clone()).unwrap_or_default();
+            log::error!("{name}: {error}");
+            set_state(id, State::Waiting { why: error.message });
+        }
+    }
+    end_if_idle();
+}
+
+/// The cache is open; its bdev is about to be registered.
+pub(super) fn created(id: EntryId, node: &Arc<Node>) {
+    let info = node.cache.info();
+    with_entry(id, |entry| entry.definition.settle(&info));
+    set_state(id, State::Online(Arc::clone(node)));
+}
+
+/// The cache is being closed.
+pub(super) fn set_closing(id: EntryId) {
+    set_state(id, State::Closing);
+}
+
+/// Nothing is left of the cache.
+pub(super) fn removed(id: EntryId, after: After) {
+    match after {
+        After::WaitForBase if !is_shutting_down() => {}
+        After::WaitForBase | After::Forget => {
+            forget(id);
+            return end_if_idle();
+        }
+        After::Nothing => return end_if_idle(),
+    }
+    let names = with_entry(id, |entry| {
+        let base_name = entry.definition.base_bdev_name.clone();
+        entry.state = State::Waiting {
+            why: waits_for(&base_name),
+        };
+        (entry.definition.name.clone(), base_name)
+    });
+    // It may have come back while the cache was being closed.
+    if let Some((name, base_name)) = names {
+        try_attach(id, &name, &base_name);
+    }
+}
+
+fn try_attach(id: EntryId, name: &str, base_name: &str) {
+    match Base::open(base_name, name, id) {
+        Ok(base) => attach(id, base, None),
+        Err(OpenBaseError::Missing) => {}
+        Err(OpenBaseError::Refused(error)) => creation_failed(id, error, None),
+    }
+}
+
+/// A new bdev: is it what a cache waits for?
+pub(super) fn on_examine(bdev: *const sys::spdk_bdev) {
+    let waiting: Vec<_> = with(|registry| {
+        let running = registry.phase == Phase::Running;
+        registry
+            .entries
+            .iter()
+            .filter(|entry| running && matches!(entry.state, State::Waiting { .. }))
+            .map(|entry| {
+                (
+                    entry.id,
+                    entry.definition.name.clone(),
+                    entry.definition.base_bdev_name.clone(),
+                )
+            })
+            .collect()
+    });
+    for (id, name, base_name) in waiting {
+        let c_name = c_string(&base_name);
+        // SAFETY: the bdev exists during its examination; both are only read.
+        if unsafe { sys::pcache_bdev_is_called(bdev, c_name.as_ptr()) } {
+            try_attach(id, &name, &base_name);
+        }
+    }
+}
+
+/// Whether the examination of the bdev is to wait until the cache in front of it is there (or failed), so
+/// that whatever is configured afterwards finds it.
+pub(super) fn holds_examination(bdev: *const sys::spdk_bdev) -> bool {
+    let creations = creations();
+    creations
+        .iter()
+        .any(|creation| creation.hold_examination(bdev))
+}
+
+fn creations() -> Vec<Rc<Creation>> {
+    with(|registry| {
+        let creating = registry
+            .entries
+            .iter()
+            .filter_map(|entry| match &entry.state {
+                State::Creating(creation) => Some(Rc::clone(creation)),
+                _ => None,
+            });
+        creating.collect()
+    })
+}
+
+fn nodes() -> Vec<Arc<Node>> {
+    with(|registry| {
+        let online = registry
+            .entries
+            .iter()
+            .filter_map(|entry| match &entry.state {
+                State::Online(node) => Some(Arc::clone(node)),
+                _ => None,
+            });
+        online.collect()
+    })
+}
+
+/// SPDK takes the base bdev away.
+pub(super) fn on_base_removed(id: EntryId) {
+    if let Some(node) = node_of(id) {
+        return remove::on_base_gone(&node);
+    }
+    let creation = creations().into_iter().find(|creation| creation.id == id);
+    if let Some(creation) = creation {
+        creation.cancel(RpcError::errno(
+            libc::ENODEV,
+            "the base bdev was removed meanwhile",
+        ));
+    }
+}
+
+/// The base bdev has another size now. A cache keeps the size that it was opened with.
+pub(super) fn on_base_resized(id: EntryId) {
+    let Some(node) = node_of(id) else { return };
+    let before = node.base.facts.identity.block_count;
+    let after = node.base.block_count_now();
+    if after < before {
+        log::error!(
+            "{}: the base bdev shrank from {before} to {after} blocks; what lies behind its end cannot be \
+             written back and stays in the cache",
+            node.name
+        );
+    } else {
+        log::warn!(
+            "{}: the base bdev grew from {before} to {after} blocks; the cache keeps its size",
+            node.name
+        );
+    }
+}
+
+fn node_of(id: EntryId) -> Option<Arc<Node>> {
+    with_entry(id, |entry| match &entry.state {
+        State::Online(node) => Some(Arc::clone(node)),
+        _ => None,
+    })
+    .flatten()
+}
+
+/// The cache of this name, which must be in use.
+pub(super) fn online(name: &str) -> Result<Arc<Node>, RpcError> {
+    let found = with(|registry| {
+        let entry = registry
+            .entries
+            .iter()
+            .find(|entry| entry.definition.name == name)?;
+        Some(match &entry.state {
+            State::Online(node) => Ok(Arc::clone(node)),
+            State::Waiting { why } => Err(format!("the cache {name} is not in use: {why}")),
+            State::Creating(_) => Err(format!("the cache {name} is still being opened")),
+            State::Closing => Err(format!("the cache {name} is being closed")),
+        })
+    });
+    match found {
+        None => Err(no_such(name)),
+        Some(Err(message)) => Err(RpcError::errno(libc::ENXIO, message)),
+        Some(Ok(node)) => Ok(node),
+    }
+}
+
+fn no_such(name: &str) -> RpcError {
+    RpcError::errno(libc::ENODEV, format!("there is no cache {name}"))
+}
+
+/// All caches in use, in the order of their creation.
+pub(super) fn all_online() -> Vec<Arc<Node>> {
+    nodes()
+}
+
+/// `bdev_pcache_delete`, whatever state the cache is in.
+pub(super) fn delete(name: &str, drain: Drain, request: Request) {
+    enum Found {
+        Waiting(EntryId),
+        Creating(Rc<Creation>),
+        Online(Arc<Node>),
+        Closing,
+    }
+    let found = with(|registry| {
+        let entry = registry
+            .entries
+            .iter()
+            .find(|entry| entry.definition.name == name)?;
+        Some(match &entry.state {
+            State::Waiting { .. } => Found::Waiting(entry.id),
+            State::Creating(creation) => Found::Creating(Rc::clone(creation)),
+            State::Online(node) => Found::Online(Arc::clone(node)),
+            State::Closing => Found::Closing,
+        })
+    });
+    match found {
+        None => request.answer(Err(no_such(name))),
+        Some(Found::Waiting(id)) if drain == Drain::No => {
+            forget(id);
+            request.answer(Ok(Value::Bool(true)));
+        }
+        Some(Found::Waiting(_)) => request.answer(Err(RpcError::errno(
+            libc::ENXIO,
+            format!("the cache {name} cannot be drained: its base bdev is not there"),
+        ))),
+        Some(Found::Creating(creation)) => creation.delete(request),
+        Some(Found::Online(node)) => remove::delete(&node, drain, request),
+        Some(Found::Closing) => request.answer(Err(RpcError::errno(
+            libc::EBUSY,
+            format!("the cache {name} is being closed already"),
+        ))),
+    }
+}
+
+/// A creation was cancelled by a delete.
+pub(super) fn creation_deleted(id: EntryId) {
+    forget(id);
+    end_if_idle();
+}
+
+/// The call that makes the cache again, with what was changed since it was created.
+pub(super) fn config_of(id: EntryId) -> Option<Value> {
+    let node = node_of(id);
+    with_entry(id, |entry| {
+        if let Some(node) = node {
+            entry.definition.settle(&node.cache.info());
+        }
+        entry.definition.to_config()
+    })
+}
+
+/// The calls that make the caches that have no bdev now.
+pub(super) fn configs_without_bdev() -> Vec<Value> {
+    with(|registry| {
+        let without = registry
+            .entries
+            .iter()
+            .filter(|entry| !matches!(entry.state, State::Online(_)));
+        without.map(|entry| entry.definition.to_config()).collect()
+    })
+}
+
+/// All caches, or the one of this name, in whatever state.
+pub(super) fn describe(name: Option<&str>) -> Result<Value, RpcError> {
+    let ids: Vec<_> = with(|registry| {
+        let wanted = |entry: &&Entry| name.is_none_or(|name| entry.definition.name == name);
+        registry
+            .entries
+            .iter()
+            .filter(wanted)
+            .map(|entry| entry.id)
+            .collect()
+    });
+    match name {
+        Some(name) if ids.is_empty() => Err(no_such(name)),
+        _ => Ok(ids.into_iter().filter_map(describe_one).collect()),
+    }
+}
+
+fn describe_one(id: EntryId) -> Option<Value> {
+    if let Some(node) = node_of(id) {
+        return Some(node.describe());
+    }
+    with_entry(id, |entry| {
+        let definition = &entry.definition;
+        let mut value = json!({
+            "name": definition.name,
+            "base_bdev_name": definition.base_bdev_name,
+            "cache_path": definition.cache_path.to_string_lossy(),
+        });
+        let state = match &entry.state {
+            State::Waiting { why } => json!({ "state": "waiting", "reason": why }),
+            State::Creating(creation) => creation.describe(),
+            State::Online(_) | State::Closing => json!({ "state": "removing" }),
+        };
+        merge(&mut value, state);
+        value
+    })
+}
+
+/// The application ends. SPDK goes on when `end_if_idle` gives the word.
+pub(super) fn shut_down() {
+    with(|registry| registry.phase = Phase::Ending);
+    for creation in creations() {
+        creation.cancel(RpcError::errno(
+            libc::ESHUTDOWN,
+            "the application is ending",
+        ));
+    }
+    for node in nodes() {
+        remove::on_shutdown(&node);
+    }
+    end_if_idle();
+}
+
+/// While the application ends: once nothing is being opened or closed, the bdevs can go.
+fn end_if_idle() {
+    let ends_now = with(|registry| {
+        let busy = |entry: &Entry| matches!(entry.state, State::Creating(_) | State::Closing);
+        let ends = registry.phase == Phase::Ending && !registry.entries.iter().any(busy);
+        if ends {
+            registry.phase = Phase::Ended;
+        }
+        ends
+    });
+    if ends_now {
+        // SAFETY: SPDK called fini_start and waits for this; it is said once per `shut_down`.
+        unsafe { sys::spdk_bdev_module_fini_start_done() }
+    }
+}
+
+/// The module ends: no bdev is left.
+pub(super) fn clear() {
+    let entries = with(|registry| std::mem::take(&mut registry.entries));
+    drop(entries);
+}

@@ -1,0 +1,436 @@
+//! From a cache in use to nothing left of it in this process: deleted by RPC, its base removed, or the
+//! application ending. The cache device keeps whatever is not on the base, in every case.
+//!
+//! The way: (drain while in use) -> unregister the bdev -> SPDK takes it from its users and destructs it ->
+//! (drain the rest) -> wait for base operations -> unregister the io_device -> close the base, unmap on a
+//! thread of its own -> tell SPDK and whoever asked.
+
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::ptr;
+use std::sync::Arc;
+
+use serde_json::Value;
+use spdk_sys as sys;
+
+use super::json::{Request, RpcError};
+use super::mapping::Job;
+use super::node::Node;
+use super::registry::{self, EntryId};
+use super::thread::{Polled, Poller, now};
+use super::trampoline::guard;
+use crate::engine::Health;
+use crate::units::{NS_PER_MS, NS_PER_S, Now};
+
+/// How often a drain is looked at.
+const DRAIN_LOOK_NS: u64 = NS_PER_MS;
+/// How long the last bit of a drain, with the bdev gone already, may meet errors before it is given up.
+const FINAL_DRAIN_NS: u64 = 30 * NS_PER_S;
+/// How often the thread that unmaps is looked at.
+const UNMAP_LOOK_US: u64 = 200;
+
+/// Whether dirty data are written to the base before a cache is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drain {
+    No,
+    Yes,
+}
+
+/// What becomes of the definition when the cache is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    Forget,
+    /// The base was removed: the cache comes back with it.
+    WaitForBase,
+    /// That was decided already.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// In use.
+    Online,
+    /// In use, and being drained in order to be deleted.
+    Draining { look: Now },
+    /// Unregistered; its users are letting go.
+    Leaving,
+    /// Without users; what they wrote last is being drained.
+    FinalDrain { look: Now, until: Now },
+    /// Waiting for the base operations under way.
+    Settling,
+    /// The io_device is being unregistered.
+    Closing,
+}
+
+/// How far a node is on its way out.
+#[derive(Debug)]
+pub(super) struct Removal {
+    stage: Stage,
+    drain: Drain,
+    after: After,
+    /// Who waits for the end.
+    requests: Vec<Request>,
+    outcome: Result<(), RpcError>,
+}
+
+impl Removal {
+    pub(super) fn none() -> Self {
+        Self {
+            stage: Stage::Online,
+            drain: Drain::No,
+            after: After::Forget,
+            requests: Vec::new(),
+            outcome: Ok(()),
+        }
+    }
+
+    /// For those who look, if there is anything to tell.
+    pub(super) fn state_name(&self) -> Option<&'static str> {
+        match self.stage {
+            Stage::Online => None,
+            Stage::Draining { .. } => Some("draining"),
+            _ => Some("removing"),
+        }
+    }
+}
+
+fn stage(node: &Node) -> Stage {
+    node.app.get().removal.borrow().stage
+}
+
+fn set_stage(node: &Node, stage: Stage) {
+    node.app.get().removal.borrow_mut().stage = stage;
+}
+
+/// `bdev_pcache_delete` of a cache in use. Answers when nothing is left of it.
+pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
+    match (stage(node), drain) {
+        (Stage::Online, Drain::Yes) => {
+            let mut removal = node.app.get().removal.borrow_mut();
+            removal.drain = Drain::Yes;
+            removal.stage = Stage::Draining { look: now() };
+            removal.requests.push(request);
+            // `false`: one is running already, which is looked at once more when it ends.
+            node.cache.drain_start();
+        }
+        (Stage::Draining { .. }, Drain::No) => {
+            let instead = RpcError::errno(
+                libc::ECANCELED,
+                format!(
+                    "the drain of {} was given up: it is deleted without",
+                    node.name
+                ),
+            );
+            answer_all(node, &Err(instead));
+            let mut removal = node.app.get().removal.borrow_mut();
+            removal.drain = Drain::No;
+            removal.requests.push(request);
+            drop(removal);
+            leave(node, After::Forget);
+        }
+        (Stage::Online, Drain::No) => {
+            node.app.get().removal.borrow_mut().requests.push(request);
+            leave(node, After::Forget);
+        }
+        // It is on its way out already.
+        _ => {
+            let mut removal = node.app.get().removal.borrow_mut();
+            removal.after = After::Forget;
+            removal.requests.push(request);
+        }
+    }
+}
+
+/// Takes the bdev from its users. SPDK calls `on_destruct` when they have let go.
+fn leave(node: &Arc<Node>, after: After) {
+    {
+        let mut removal = node.app.get().removal.borrow_mut();
+        removal.stage = Stage::Leaving;
+        removal.after = after;
+    }
+    let bdev = node.app.get().bdev.get();
+    // SAFETY: the bdev is registered, and this is the first and only unregistration that we ask for; on the
+    // app thread.
+    unsafe { sys::spdk_bdev_unregister(bdev, None, ptr::null_mut()) }
+}
+
+/// The base bdev is being removed. Everything that is dirty stays on the cache device.
+pub(super) fn on_base_gone(node: &Arc<Node>) {
+    node.base.set_gone();
+    stop_background(node);
+    let base = &node.base.facts.identity.name;
+    log::warn!(
+        "{}: the base bdev {base} is removed; the cache keeps its data and comes back with it",
+        node.name
+    );
+    let gone = || RpcError::errno(libc::ENODEV, format!("the base bdev {base} was removed"));
+    match stage(node) {
+        Stage::Online => leave(node, After::WaitForBase),
+        Stage::Draining { .. } => {
+            answer_all(node, &Err(gone()));
+            leave(node, After::WaitForBase);
+        }
+        Stage::FinalDrain { .. } => {
+            node.app.get().removal.borrow_mut().outcome = Err(gone());
+            set_stage(node, Stage::Settling);
+        }
+        Stage::Leaving | Stage::Settling | Stage::Closing => {}
+    }
+}
+
+/// The application ends: a drain is not waited for, since nothing gets lost without.
+pub(super) fn on_shutdown(node: &Arc<Node>) {
+    match stage(node) {
+        Stage::Draining { .. } => {
+            answer_all(node, &Err(shutdown(node)));
+            set_stage(node, Stage::Online);
+        }
+        Stage::FinalDrain { .. } => {
+            node.app.get().removal.borrow_mut().outcome = Err(shutdown(node));
+            settle(node);
+        }
+        _ => {}
+    }
+}
+
+fn shutdown(node: &Node) -> RpcError {
+    RpcError::errno(
+        libc::ESHUTDOWN,
+        format!(
+            "the application ends; {} keeps its dirty data on the cache device",
+            node.name
+        ),
+    )
+}
+
+/// SPDK: nobody has the bdev open any more.
+pub(super) fn on_destruct(node: &Arc<Node>) {
+    if matches!(stage(node), Stage::Draining { .. }) {
+        answer_all(node, &Err(shutdown(node)));
+    }
+    let drain = {
+        let removal = node.app.get().removal.borrow();
+        removal.stage == Stage::Leaving && removal.drain == Drain::Yes
+    };
+    if drain && !node.base.is_gone() && !registry::is_shutting_down() {
+        // `false`: one is running, and nothing is written any more that it would miss.
+        node.cache.drain_start();
+        let look = now();
+        set_stage(
+            node,
+            Stage::FinalDrain {
+                look,
+                until: Now(look.0 + FINAL_DRAIN_NS),
+            },
+        );
+    } else {
+        settle(node);
+    }
+}
+
+/// The bdev was not registered; the registry knows already.
+pub(super) fn on_register_failed(node: &Arc<Node>) {
+    node.app.get().removal.borrow_mut().after = After::Nothing;
+    settle(node);
+}
+
+fn settle(node: &Arc<Node>) {
+    stop_background(node);
+    set_stage(node, Stage::Settling);
+}
+
+fn stop_background(node: &Node) {
+    if let Some(driver) = node.app.get().driver.borrow().as_ref() {
+        driver.stop();
+    }
+}
+
+/// The node's poller looks whether a stage is at its end.
+pub(super) fn tick(node: &Arc<Node>) {
+    match stage(node) {
+        Stage::Online | Stage::Leaving | Stage::Closing => {}
+        Stage::Draining { look } => {
+            let time = now();
+            if time >= look {
+                set_stage(
+                    node,
+                    Stage::Draining {
+                        look: Now(time.0 + DRAIN_LOOK_NS),
+                    },
+                );
+                look_at_drain(node);
+            }
+        }
+        Stage::FinalDrain { look, until } => {
+            let time = now();
+            if time >= look {
+                set_stage(
+                    node,
+                    Stage::FinalDrain {
+                        look: Now(time.0 + DRAIN_LOOK_NS),
+                        until,
+                    },
+                );
+                look_at_final_drain(node, time >= until);
+            }
+        }
+        Stage::Settling => {
+            let in_flight = node
+                .app
+                .get()
+                .driver
+                .borrow()
+                .as_ref()
+                .map_or(0, |driver| driver.in_flight());
+            if in_flight == 0 {
+                close(node);
+            }
+        }
+    }
+}
+
+fn look_at_drain(node: &Arc<Node>) {
+    if let Health::Degraded(reason) | Health::Failed(reason) = node.cache.health() {
+        let message = format!(
+            "{} cannot be drained: {reason}; it stays as it is, and can be deleted without a drain",
+            node.name
+        );
+        answer_all(node, &Err(RpcError::errno(libc::EIO, message)));
+        node.app.get().removal.borrow_mut().drain = Drain::No;
+        set_stage(node, Stage::Online);
+    } else if !node.cache.drain_status().in_progress {
+        leave(node, After::Forget);
+    }
+}
+
+fn look_at_final_drain(node: &Arc<Node>, overdue: bool) {
+    let status = node.cache.drain_status();
+    let stuck = match node.cache.health() {
+        Health::Online => None,
+        Health::WritebackFailing(reason) => Some(reason).filter(|_| overdue),
+        Health::Degraded(reason) | Health::Failed(reason) => Some(reason),
+    };
+    if !status.in_progress {
+        settle(node);
+    } else if let Some(reason) = stuck {
+        let message = format!(
+            "{} is closed, but {} bytes could not be written to the base: {reason}; they stay on the \
+             cache device: create the cache again to go on",
+            node.name, status.dirty_bytes_left
+        );
+        node.app.get().removal.borrow_mut().outcome = Err(RpcError::errno(libc::EIO, message));
+        settle(node);
+    }
+}
+
+/// Nothing is under way any more: everything that uses the base or the mapping goes.
+fn close(node: &Arc<Node>) {
+    set_stage(node, Stage::Closing);
+    let app = node.app.get();
+    registry::set_closing(node.id);
+    // Taken out first: dropping them calls SPDK.
+    let driver = app.driver.borrow_mut().take();
+    drop(driver);
+    let access = app.access.borrow_mut().take();
+    drop(access);
+    let poller = app.poller.borrow_mut().take();
+    drop(poller);
+    // SAFETY: the node was registered by `publish`; its bdev has no channels any more, so ours are closed or
+    // about to be, which SPDK waits for.
+    unsafe { sys::spdk_io_device_unregister(node.as_ctx(), Some(closed)) }
+}
+
+/// # Safety
+/// Called by SPDK with a node whose io_device is unregistered, on the app thread.
+unsafe extern "C" fn closed(ctx: *mut c_void) {
+    // SAFETY: SPDK's reference is still there; `retire` takes it back.
+    let node = unsafe { Node::from_ctx(ctx) };
+    guard((), || finish(node), |_| ());
+}
+
+fn finish(node: Arc<Node>) {
+    // SAFETY: published, and the io_device is unregistered: this is its callback, which comes once.
+    let bdev = unsafe { node.retire() };
+    let removal = mem::replace(&mut *node.app.get().removal.borrow_mut(), Removal::none());
+    let mut finishing = Box::new(Finishing {
+        id: node.id,
+        bdev,
+        after: removal.after,
+        requests: removal.requests,
+        outcome: removal.outcome,
+        unmapping: None,
+        poller: None,
+    });
+    let cache = Arc::clone(&node.cache);
+    if Arc::strong_count(&node) != 1 {
+        log::error!("{}: something still refers to the closed cache", node.name);
+    }
+    // Closes the base.
+    drop(node);
+    finishing.unmapping = Job::start("pcache-unmap", move || drop(cache));
+    let raw = Box::into_raw(finishing);
+    // SAFETY: the box is only taken back by `look_at_unmapping`, when it drops the poller.
+    let poller = unsafe {
+        Poller::register(
+            look_at_unmapping,
+            raw.cast(),
+            UNMAP_LOOK_US,
+            c"pcache_unmap",
+        )
+    };
+    if poller.is_none() {
+        log::error!("no poller to wait for the unmapping of a cache device with");
+    }
+    // SAFETY: as above; the poller has not run yet: that takes a return to SPDK.
+    unsafe { (*raw).poller = poller };
+}
+
+/// A cache that only has to be unmapped yet.
+#[derive(Debug)]
+struct Finishing {
+    id: EntryId,
+    bdev: *mut sys::spdk_bdev,
+    after: After,
+    requests: Vec<Request>,
+    outcome: Result<(), RpcError>,
+    unmapping: Option<Job<()>>,
+    poller: Option<Poller>,
+}
+
+unsafe extern "C" fn look_at_unmapping(arg: *mut c_void) -> c_int {
+    let finishing = arg.cast::<Finishing>();
+    // SAFETY: registered with a boxed `Finishing` that only this function takes back, below.
+    let done = unsafe { (*finishing).unmapping.as_ref().is_none_or(Job::is_done) };
+    if done {
+        // SAFETY: made by `Box::into_raw` in `finish`; the poller, which goes with it, does not run again.
+        let finishing = unsafe { Box::from_raw(finishing) };
+        guard((), || finishing.end(), |_| ());
+    }
+    Polled::Idle.code()
+}
+
+impl Finishing {
+    fn end(mut self: Box<Self>) {
+        self.poller = None;
+        if let Some(unmapping) = self.unmapping.take() {
+            unmapping.finish();
+        }
+        // SAFETY: its destruction was said to take its time; this is the end of it, told once. Nothing
+        // refers to the bdev afterwards.
+        unsafe {
+            sys::spdk_bdev_destruct_done(self.bdev, 0);
+            sys::pcache_bdev_free(self.bdev);
+        }
+        registry::removed(self.id, self.after);
+        for request in self.requests.drain(..) {
+            request.answer(self.outcome.clone().map(|()| Value::Bool(true)));
+        }
+    }
+}
+
+fn answer_all(node: &Node, result: &Result<Value, RpcError>) {
+    let requests = mem::take(&mut node.app.get().removal.borrow_mut().requests);
+    for request in requests {
+        request.answer(result.clone());
+    }
+}
