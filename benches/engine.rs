@@ -4,8 +4,8 @@
 //! mounted, else on /dev/shm; 1024 MiB). The base is memory that answers at once.
 
 use pcache::engine::{
-    BaseCaps, BaseIdentity, BaseKind, Background, Cache, Channel, DataCrc, FormatPolicy, Fua, HostIo,
-    IoToken, Op, OpenOptions, Outbox,
+    Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, Fua,
+    HostIo, IoToken, Op, OpenOptions, Outbox,
 };
 use pcache::pmem::{IovBuf, IovCursor, MapRequest, MappedPmem, Pmem};
 use pcache::recovery::{OpenStep, Opening};
@@ -40,8 +40,11 @@ fn now() -> Instant {
 fn open(path: &PathBuf, mib: u64, data_crc: DataCrc, blocks: u64) -> Arc<Cache<MappedPmem>> {
     let _ = std::fs::remove_file(path);
     let size = mib << 20;
-    let request =
-        MapRequest { path: path.clone(), create_size_bytes: Some(size), size_bytes_min: 1 << 20 };
+    let request = MapRequest {
+        path: path.clone(),
+        create_size_bytes: Some(size),
+        size_bytes_min: 1 << 20,
+    };
     let mut pmem = MappedPmem::open(&request).expect("the cache file can be mapped");
     while pmem.populate_next().is_some() {}
     let options = OpenOptions {
@@ -51,7 +54,10 @@ fn open(path: &PathBuf, mib: u64, data_crc: DataCrc, blocks: u64) -> Arc<Cache<M
             block_size_bytes: BLOCK as u32,
             block_count: blocks,
         },
-        base_caps: BaseCaps { flush: true, unmap: true },
+        base_caps: BaseCaps {
+            flush: true,
+            unmap: true,
+        },
         format: FormatPolicy::Force,
         new_uuid: [2; 16],
         data_crc: Some(data_crc),
@@ -63,7 +69,9 @@ fn open(path: &PathBuf, mib: u64, data_crc: DataCrc, blocks: u64) -> Arc<Cache<M
     let mut opening = Opening::begin(pmem, options).expect("a new file is formatted");
     loop {
         match opening.poll().expect("a new cache opens") {
-            OpenStep::ReadBase { slot, len_blocks, .. } => {
+            OpenStep::ReadBase {
+                slot, len_blocks, ..
+            } => {
                 opening.on_base_block(slot, Ok(&vec![0; (len_blocks * BLOCK) as usize]));
             }
             OpenStep::Ready => return opening.finish(),
@@ -118,7 +126,12 @@ impl Rig {
     fn submit(&mut self, slot: usize, make: &impl Fn(IovCursor) -> Op, len_blocks: u64) {
         let lba = self.rng.next() % (self.blocks / len_blocks) * len_blocks;
         let op = make(self.buffers[slot].cursor());
-        let io = HostIo { token: IoToken(slot as u64), op, lba: Lba(lba), len_blocks };
+        let io = HostIo {
+            token: IoToken(slot as u64),
+            op,
+            lba: Lba(lba),
+            len_blocks,
+        };
         self.channel.submit(io).expect("the table has room");
     }
 
@@ -154,7 +167,9 @@ fn median(mut figures: Vec<f64>) -> f64 {
 }
 
 fn report(name: &str, figures: Vec<f64>) {
-    let (low, high) = figures.iter().fold((f64::MAX, 0f64), |(l, h), &f| (l.min(f), h.max(f)));
+    let (low, high) = figures
+        .iter()
+        .fold((f64::MAX, 0f64), |(l, h), &f| (l.min(f), h.max(f)));
     println!(
         "{name:<44} {:>8.3} M/s   ({:.3} .. {:.3})",
         median(figures) / 1e6,
@@ -164,12 +179,21 @@ fn report(name: &str, figures: Vec<f64>) {
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| arg != "--bench")
+        .collect();
     let huge = std::fs::read_to_string("/proc/mounts").is_ok_and(|m| m.contains("/dev/hugepages "));
     let folder = if huge { "/dev/hugepages" } else { "/dev/shm" };
-    let path = PathBuf::from(args.first().map_or(format!("{folder}/pcache-bench"), Clone::clone));
+    let path = PathBuf::from(
+        args.first()
+            .map_or(format!("{folder}/pcache-bench"), Clone::clone),
+    );
     let mib: u64 = args.get(1).and_then(|mib| mib.parse().ok()).unwrap_or(1024);
-    println!("cache {} of {mib} MiB; medians of {ROUNDS} rounds of {ROUND:?}", path.display());
+    println!(
+        "cache {} of {mib} MiB; medians of {ROUNDS} rounds of {ROUND:?}",
+        path.display()
+    );
 
     for data_crc in [DataCrc::Off, DataCrc::On] {
         let blocks = (mib << 20) / 2 / BLOCK;
@@ -201,17 +225,29 @@ fn main() {
             let rounds = (0..ROUNDS).map(|_| rig.round(depth, Op::Read, 1)).collect();
             report(&format!("4 KiB random read, depth {depth}"), rounds);
         }
-        println!("   {}", serde_json::to_string(&cache.stats()).unwrap_or_default());
+        println!(
+            "   {}",
+            serde_json::to_string(&cache.stats()).unwrap_or_default()
+        );
     }
     let _ = std::fs::remove_file(&path);
-    let request = MapRequest { path: path.clone(), create_size_bytes: Some(mib << 20), size_bytes_min: 1 };
+    let request = MapRequest {
+        path: path.clone(),
+        create_size_bytes: Some(mib << 20),
+        size_bytes_min: 1,
+    };
     let mut pmem = MappedPmem::open(&request).expect("the cache file can be mapped");
     while pmem.populate_next().is_some() {}
     let buffers: Vec<IovBuf> = (0..32).map(|_| IovBuf::zeroed(4096)).collect();
     let mut rng = Rng(3);
     for batch in [32, 1] {
-        let rounds = (0..ROUNDS).map(|_| bare_copy(&pmem, &buffers, &mut rng, batch)).collect();
-        report(&format!("bare 4 KiB copies to random places, {batch} a fence"), rounds);
+        let rounds = (0..ROUNDS)
+            .map(|_| bare_copy(&pmem, &buffers, &mut rng, batch))
+            .collect();
+        report(
+            &format!("bare 4 KiB copies to random places, {batch} a fence"),
+            rounds,
+        );
     }
     drop(pmem);
     let _ = std::fs::remove_file(&path);

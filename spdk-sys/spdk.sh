@@ -319,7 +319,8 @@ missing_packages() {
 without_candidate() {
 	local package
 	for package in "$@"; do
-		apt-cache policy "$package" 2>/dev/null | grep -q '^  Candidate: [^(]' || echo "$package"
+		# Not through a pipe: one that is read only as far as the match ends apt-cache with SIGPIPE.
+		[[ $(LC_ALL=C apt-cache policy "$package" 2>/dev/null) == *$'\n  Candidate: '[!\(]* ]] || echo "$package"
 	done
 }
 

@@ -7,13 +7,12 @@ use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use spdk_sys as sys;
 
 use super::background::Driver;
 use super::base::{Base, os_text};
 use super::definition::Definition;
-use super::json::{Request, RpcError};
+use super::json::{Json, Request, RpcError};
 use super::mapping::{self, Job, Mapped, Origin};
 use super::memory::Access;
 use super::node::{Node, NodeApp};
@@ -146,9 +145,10 @@ impl Creation {
         is_base && self.hold.replace(Hold::Examination) == Hold::None
     }
 
-    pub(super) fn describe(&self) -> Value {
+    /// How far it is, from 0 to 100.
+    pub(super) fn percent(&self) -> u64 {
         let (done, total) = self.progress.get();
-        json!({ "state": "opening", "percent": (done * 100 / total.max(1)).min(100) })
+        (done.saturating_mul(100) / total.max(1)).min(100)
     }
 
     fn poll(self: &Rc<Self>) -> Polled {
@@ -335,7 +335,7 @@ impl Creation {
                 let request = self.request.borrow_mut().take();
                 self.end();
                 if let Some(request) = request {
-                    request.answer(Ok(Value::String(node.name.clone())));
+                    request.answer(Ok(Json::of(&node.name)));
                 }
             }
             Err(error) => self.fail(error),
@@ -426,7 +426,7 @@ impl Creation {
             creator.answer(Err(RpcError::errno(libc::ECANCELED, message)));
         }
         for request in requests {
-            request.answer(Ok(Value::Bool(true)));
+            request.answer(Ok(Json::yes()));
         }
     }
 

@@ -47,6 +47,22 @@ impl fmt::Display for RpcError {
     }
 }
 
+/// One whole JSON value, as text: its members stay in the order in which they were declared.
+#[derive(Clone, Debug)]
+pub(super) struct Json(String);
+
+impl Json {
+    pub(super) fn of(value: &impl Serialize) -> Self {
+        // What is written here are structs and maps with text keys: they cannot fail to serialise.
+        Self(serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned()))
+    }
+
+    /// What methods answer that have nothing to tell.
+    pub(super) fn yes() -> Self {
+        Self("true".to_owned())
+    }
+}
+
 /// An RPC that waits for its answer. It gets exactly one: if it is dropped without, an internal error.
 #[derive(Debug)]
 pub(super) struct Request(Option<NonNull<sys::spdk_jsonrpc_request>>);
@@ -59,16 +75,15 @@ impl Request {
     }
 
     /// Answers.
-    pub(super) fn answer(mut self, result: Result<Value, RpcError>) {
+    pub(super) fn answer(mut self, result: Result<Json, RpcError>) {
         match result {
             Ok(value) => self.send_result(&value),
             Err(error) => self.send_error(&error),
         }
     }
 
-    fn send_result(&mut self, value: &Value) {
+    fn send_result(&mut self, Json(text): &Json) {
         let Some(request) = self.0.take() else { return };
-        let text = value.to_string();
         // SAFETY: the request is unanswered (it was still in `self`); the text is one whole JSON value and
         // is copied.
         unsafe {
@@ -181,8 +196,7 @@ impl Writer {
 
     /// Writes a value, where one is due.
     pub(super) fn value(&mut self, value: &impl Serialize) {
-        // What is written here are maps with text keys and numbers: they cannot fail to serialise.
-        let text = serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned());
+        let Json(text) = Json::of(value);
         // SAFETY: the writer is valid (contract of `from_raw`); the text is one whole value and is copied.
         unsafe {
             sys::spdk_json_write_val_raw(self.0.as_ptr(), text.as_ptr().cast(), text.len());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 use spdk_sys as sys;
 
 use super::background::Driver;
@@ -17,7 +17,7 @@ use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller, on_app_thread, send_to_app};
 use super::trampoline::guard;
-use crate::engine::Cache;
+use crate::engine::{Cache, CacheInfo};
 use crate::pmem::{Durability, MappedPmem};
 
 /// A cache with its bdev. SPDK knows it by its address: as the io_device that channels belong to, and as
@@ -124,22 +124,36 @@ impl Node {
     }
 
     /// What `bdev_get_bdevs` and `bdev_pcache_get_bdevs` show.
-    pub(super) fn describe(&self) -> Value {
-        let mut value = json!({
-            "name": self.name,
-            "base_bdev_name": self.base.facts.identity.name,
-            "cache_path": self.cache_path.to_string_lossy(),
-            "durability": self.durability,
-            "base_write_path": self.access_text,
-        });
-        merge(&mut value, json!(self.cache.info()));
-        if on_app_thread()
-            && let Some(state) = self.app.get().removal.borrow().state_name()
-        {
-            value["state"] = json!(state);
+    pub(super) fn describe(&self) -> Description<'_> {
+        let removal = if on_app_thread() {
+            self.app.get().removal.borrow().state_name()
+        } else {
+            None
+        };
+        Description {
+            name: &self.name,
+            base_bdev_name: &self.base.facts.identity.name,
+            cache_path: self.cache_path.to_string_lossy().into_owned(),
+            durability: self.durability,
+            base_write_path: &self.access_text,
+            removal,
+            info: self.cache.info(),
         }
-        value
     }
+}
+
+/// A cache in use, for those who look.
+#[derive(Debug, Serialize)]
+pub(super) struct Description<'a> {
+    name: &'a str,
+    base_bdev_name: &'a str,
+    cache_path: String,
+    durability: Durability,
+    base_write_path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removal: Option<&'static str>,
+    #[serde(flatten)]
+    info: CacheInfo,
 }
 
 unsafe extern "C" fn poll(ctx: *mut c_void) -> c_int {
@@ -170,13 +184,6 @@ unsafe extern "C" fn poll(ctx: *mut c_void) -> c_int {
         },
     );
     polled.code()
-}
-
-/// Adds the members of one object to another.
-pub(super) fn merge(into: &mut Value, from: Value) {
-    if let (Value::Object(into), Value::Object(from)) = (into, from) {
-        into.extend(from);
-    }
 }
 
 /// # Safety

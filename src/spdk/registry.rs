@@ -6,14 +6,15 @@ use std::ffi::c_void;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use spdk_sys as sys;
 
 use super::base::{Base, OpenBaseError, c_string};
 use super::create::Creation;
 use super::definition::Definition;
-use super::json::{Request, RpcError};
-use super::node::{Node, merge};
+use super::json::{Json, Request, RpcError};
+use super::node::{Description, Node};
 use super::remove::{self, After, Drain};
 use super::thread::AppCell;
 
@@ -133,7 +134,7 @@ pub(super) fn create(definition: Definition, request: Request) {
         Ok(base) => attach(id, base, Some(request)),
         Err(OpenBaseError::Missing) => {
             log::info!("{name}: {}", waits_for(&base_name));
-            request.answer(Ok(Value::String(name)));
+            request.answer(Ok(Json::of(&name)));
         }
         Err(OpenBaseError::Refused(error)) => {
             forget(id);
@@ -421,7 +422,7 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
         None => request.answer(Err(no_such(name))),
         Some(Found::Waiting(id)) if drain == Drain::No => {
             forget(id);
-            request.answer(Ok(Value::Bool(true)));
+            request.answer(Ok(Json::yes()));
         }
         Some(Found::Waiting(_)) => request.answer(Err(RpcError::errno(
             libc::ENXIO,
@@ -465,41 +466,55 @@ pub(super) fn configs_without_bdev() -> Vec<Value> {
 }
 
 /// All caches, or the one of this name, in whatever state.
-pub(super) fn describe(name: Option<&str>) -> Result<Value, RpcError> {
-    let ids: Vec<_> = with(|registry| {
-        let wanted = |entry: &&Entry| name.is_none_or(|name| entry.definition.name == name);
-        registry
+pub(super) fn describe(name: Option<&str>) -> Result<Json, RpcError> {
+    let wanted = |entry: &&Entry| name.is_none_or(|name| entry.definition.name == name);
+    with(|registry| {
+        let found: Vec<_> = registry
             .entries
             .iter()
             .filter(wanted)
-            .map(|entry| entry.id)
-            .collect()
-    });
-    match name {
-        Some(name) if ids.is_empty() => Err(no_such(name)),
-        _ => Ok(ids.into_iter().filter_map(describe_one).collect()),
-    }
+            .map(describe_one)
+            .collect();
+        match name {
+            Some(name) if found.is_empty() => Err(no_such(name)),
+            _ => Ok(Json::of(&found)),
+        }
+    })
 }
 
-fn describe_one(id: EntryId) -> Option<Value> {
-    if let Some(node) = node_of(id) {
-        return Some(node.describe());
+/// A cache in whatever state.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Described<'a> {
+    Online(Description<'a>),
+    Other {
+        name: &'a str,
+        base_bdev_name: &'a str,
+        cache_path: String,
+        state: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        percent: Option<u64>,
+    },
+}
+
+fn describe_one(entry: &Entry) -> Described<'_> {
+    let (state, reason, percent) = match &entry.state {
+        State::Online(node) => return Described::Online(node.describe()),
+        State::Waiting { why } => ("waiting", Some(why.as_str()), None),
+        State::Creating(creation) => ("opening", None, Some(creation.percent())),
+        State::Closing => ("removing", None, None),
+    };
+    let definition = &entry.definition;
+    Described::Other {
+        name: &definition.name,
+        base_bdev_name: &definition.base_bdev_name,
+        cache_path: definition.cache_path.to_string_lossy().into_owned(),
+        state,
+        reason,
+        percent,
     }
-    with_entry(id, |entry| {
-        let definition = &entry.definition;
-        let mut value = json!({
-            "name": definition.name,
-            "base_bdev_name": definition.base_bdev_name,
-            "cache_path": definition.cache_path.to_string_lossy(),
-        });
-        let state = match &entry.state {
-            State::Waiting { why } => json!({ "state": "waiting", "reason": why }),
-            State::Creating(creation) => creation.describe(),
-            State::Online(_) | State::Closing => json!({ "state": "removing" }),
-        };
-        merge(&mut value, state);
-        value
-    })
 }
 
 /// The application ends. SPDK goes on when `end_if_idle` gives the word.

@@ -10,10 +10,9 @@ use std::mem;
 use std::ptr;
 use std::sync::Arc;
 
-use serde_json::Value;
 use spdk_sys as sys;
 
-use super::json::{Request, RpcError};
+use super::json::{Json, Request, RpcError};
 use super::mapping::Job;
 use super::node::Node;
 use super::registry::{self, EntryId};
@@ -423,12 +422,12 @@ impl Finishing {
         }
         registry::removed(self.id, self.after);
         for request in self.requests.drain(..) {
-            request.answer(self.outcome.clone().map(|()| Value::Bool(true)));
+            request.answer(self.outcome.clone().map(|()| Json::yes()));
         }
     }
 }
 
-fn answer_all(node: &Node, result: &Result<Value, RpcError>) {
+fn answer_all(node: &Node, result: &Result<Json, RpcError>) {
     let requests = mem::take(&mut node.app.get().removal.borrow_mut().requests);
     for request in requests {
         request.answer(result.clone());

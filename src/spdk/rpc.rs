@@ -2,16 +2,16 @@
 
 use std::ptr::NonNull;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 use spdk_sys as sys;
 
 use super::definition::{Definition, option_change};
-use super::json::{Members, Request, RpcError, members_of};
-use super::node::merge;
+use super::json::{Json, Members, Request, RpcError, members_of};
 use super::params::Params;
 use super::registry;
 use super::remove::Drain;
 use super::trampoline::guard;
+use crate::engine::Stats;
 
 /// # Safety
 /// `request` and `params` are as SPDK hands them to a method's handler, on the app thread.
@@ -70,15 +70,23 @@ fn delete_params(members: Members) -> Result<(String, Drain), RpcError> {
     Ok((name, drain))
 }
 
-fn get_bdevs(members: Members) -> Result<Value, RpcError> {
+fn get_bdevs(members: Members) -> Result<Json, RpcError> {
     let mut params = Params::new(members);
     let name = params.text("name")?;
     params.finish()?;
     registry::describe(name.as_deref())
 }
 
+/// Statistics of one cache.
+#[derive(Serialize)]
+struct NamedStats<'a> {
+    name: &'a str,
+    #[serde(flatten)]
+    stats: Stats,
+}
+
 /// An array with one object for each cache in use, or for the one that is named.
-fn get_stats(members: Members) -> Result<Value, RpcError> {
+fn get_stats(members: Members) -> Result<Json, RpcError> {
     let mut params = Params::new(members);
     let name = params.text("name")?;
     params.finish()?;
@@ -86,34 +94,36 @@ fn get_stats(members: Members) -> Result<Value, RpcError> {
         Some(name) => vec![registry::online(&name)?],
         None => registry::all_online(),
     };
-    let stats = nodes.iter().map(|node| {
-        let mut value = json!({ "name": node.name });
-        merge(&mut value, json!(node.cache.stats()));
-        value
-    });
-    Ok(stats.collect())
+    let stats: Vec<_> = nodes
+        .iter()
+        .map(|node| NamedStats {
+            name: &node.name,
+            stats: node.cache.stats(),
+        })
+        .collect();
+    Ok(Json::of(&stats))
 }
 
-fn reset_stats(members: Members) -> Result<Value, RpcError> {
+fn reset_stats(members: Members) -> Result<Json, RpcError> {
     registry::online(&only_name(members)?)?.cache.reset_stats();
-    Ok(Value::Bool(true))
+    Ok(Json::yes())
 }
 
-fn flush_start(members: Members) -> Result<Value, RpcError> {
+fn flush_start(members: Members) -> Result<Json, RpcError> {
     let node = registry::online(&only_name(members)?)?;
     if node.cache.drain_start() {
-        return Ok(Value::Bool(true));
+        return Ok(Json::yes());
     }
     let message = format!("a flush of {} is running already", node.name);
     Err(RpcError::errno(libc::EBUSY, message))
 }
 
-fn flush_status(members: Members) -> Result<Value, RpcError> {
+fn flush_status(members: Members) -> Result<Json, RpcError> {
     let node = registry::online(&only_name(members)?)?;
-    Ok(json!(node.cache.drain_status()))
+    Ok(Json::of(&node.cache.drain_status()))
 }
 
-fn set_options(members: Members) -> Result<Value, RpcError> {
+fn set_options(members: Members) -> Result<Json, RpcError> {
     let mut params = Params::new(members);
     let name = params.needed_text("name")?;
     let change = option_change(&mut params)?;
@@ -122,7 +132,7 @@ fn set_options(members: Members) -> Result<Value, RpcError> {
     node.cache
         .change_options(change)
         .map_err(|error| RpcError::invalid_params(error.to_string()))?;
-    Ok(Value::Bool(true))
+    Ok(Json::yes())
 }
 
 fn only_name(members: Members) -> Result<String, RpcError> {
