@@ -37,7 +37,9 @@ test: unit e2e  ## Run all tests: the engine's, then those with real SPDK applic
 
 .PHONY: spdk
 spdk:  ## Find SPDK, or get and build one (about ten minutes, once)
-	@spdk-sys/spdk.sh ensure
+	@found=$$(spdk-sys/spdk.sh ensure)
+	eval "$$found"
+	$(SAY) "SPDK $$SPDK_VERSION ($$SPDK_LINKAGE) in $${SPDK_DIR:-$$SPDK_PREFIX}"
 
 .PHONY: module
 module: rust spdk  ## Build the module: target/pcache/libspdk_bdev_pcache.so and .a

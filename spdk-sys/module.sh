@@ -40,26 +40,32 @@ if ((16#${count:-0} < 9 * 8)); then
 	exit 1
 fi
 
-# The system libraries that Rust's runtime in a static library needs.
+# The system libraries that Rust's runtime in a static library needs. Cargo tells them only when it has
+# something to compile, so they are kept.
+kept=$target/release/libpcache.native-static-libs
 libs=$(build staticlib -- --print native-static-libs 2>&1 | sed -n 's/.*native-static-libs: //p' | tail -n 1)
-if [[ -z $libs ]]; then
-	# Cargo prints it only when it has something to compile.
+if [[ -n $libs ]]; then
+	printf '%s\n' "$libs" >"$kept"
+elif [[ ! -s $kept ]]; then
 	touch "$root/src/lib.rs"
-	libs=$(build staticlib -- --print native-static-libs 2>&1 | sed -n 's/.*native-static-libs: //p' | tail -n 1)
+	build staticlib -- --print native-static-libs 2>&1 | sed -n 's/.*native-static-libs: //p' | tail -n 1 >"$kept"
 fi
+libs=$(<"$kept")
 install -m 644 "$target/release/libpcache.a" "$out/libspdk_bdev_pcache.a"
 
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/Cargo.toml" | head -n 1)
 cat >"$out/pkgconfig/spdk_bdev_pcache.pc" <<PC
 # The folder that this file's folder lies in.
 libdir=\${pcfiledir}/..
+# What Rust's runtime needs of the system.
+system_libs=$libs
 
 Name: spdk_bdev_pcache
 Description: Persistent-memory write-back and read cache, an SPDK bdev module (built for SPDK $SPDK_VERSION)
 Version: $version
 Requires: spdk_bdev spdk_accel spdk_thread spdk_json spdk_jsonrpc spdk_rpc spdk_log spdk_util
 Libs: -L\${libdir} -Wl,-u,pcache_module_anchor -l:libspdk_bdev_pcache.a
-Libs.private: $libs
+Libs.private: \${system_libs}
 PC
 install -m 755 "$here/pcache-run" "$out/pcache-run"
 say "done: $out"

@@ -87,9 +87,6 @@ pub struct CacheInfo {
     pub gc_percent: u8,
     /// Order of write-back.
     pub writeback_order: WritebackOrder,
-    /// Whether it works, and if not, why.
-    #[serde(flatten)]
-    pub health: Health,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
     /// The log up to here is on the base.
@@ -316,7 +313,6 @@ impl<P: Pmem> Cache<P> {
             data_crc: self.data_crc == DataCrc::On,
             gc_percent: superblock.gc_percent,
             writeback_order: superblock.writeback_order,
-            health: self.health(),
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),

@@ -23,7 +23,7 @@ use super::trampoline::guard;
 use super::witness_reads::WitnessReads;
 use crate::engine::{BaseError, OpenOptions};
 use crate::pmem::{Durability, MapError, MappedPmem, Pmem};
-use crate::recovery::{OpenStep, Opening};
+use crate::recovery::{OpenError, OpenStep, Opening};
 use crate::units::PmemOff;
 
 /// How many cores may append at once, at most.
@@ -161,9 +161,7 @@ impl Creation {
             Stage::Mapping(job) => {
                 match job.finish() {
                     Some(Ok(mapped)) => self.mapped(mapped),
-                    Some(Err(error)) => {
-                        self.fail(RpcError::errno(error.errno(), error.to_string()))
-                    }
+                    Some(Err(error)) => self.fail(mapping::explain(&self.definition, &error)),
                     None => self.fail(RpcError::errno(
                         libc::EIO,
                         "mapping the cache device failed",
@@ -215,8 +213,8 @@ impl Creation {
         );
         let reads = WitnessReads::new(Arc::clone(&base)).ok_or_else(|| no_memory("a channel"))?;
         let (mapping, backing) = (pmem.slice(PmemOff(0), pmem.len_bytes()), pmem.backing());
-        let opening = Opening::begin(pmem, self.options(&base))
-            .map_err(|error| RpcError::errno(error.errno(), error.to_string()))?;
+        let opening =
+            Opening::begin(pmem, self.options(&base)).map_err(|error| self.explain(&error))?;
         let access = Access::choose(mapping, backing, &base.facts)
             .ok_or_else(|| no_memory("bounce buffers"))?;
         Ok(OpeningStage {
@@ -226,6 +224,18 @@ impl Creation {
             durability,
             origin,
         })
+    }
+
+    /// The engine knows neither the path of the cache device nor the name of the base.
+    fn explain(&self, error: &OpenError) -> RpcError {
+        let (cache, base) = (
+            self.definition.cache_path.display(),
+            &self.definition.base_bdev_name,
+        );
+        RpcError::errno(
+            error.errno(),
+            format!("cache device {cache} in front of {base}: {error}"),
+        )
     }
 
     fn options(&self, base: &Base) -> OpenOptions {
@@ -278,7 +288,7 @@ impl Creation {
                 return Polled::Busy;
             }
             Err(error) => {
-                let error = RpcError::errno(error.errno(), error.to_string());
+                let error = self.explain(&error);
                 return self.abandon(stage, Some(error));
             }
         };

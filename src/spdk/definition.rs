@@ -167,12 +167,17 @@ pub(super) fn option_change(params: &mut Params) -> Result<OptionChange, RpcErro
         gc_percent: gc_percent(params)?,
         writeback_order: params.choice("writeback_order", ORDERS)?,
     };
-    if change == OptionChange::default() {
+    Ok(change)
+}
+
+/// Refuses a change of nothing; to be asked once everything that was given is known to be understood.
+pub(super) fn check_change(change: &OptionChange) -> Result<(), RpcError> {
+    if *change == OptionChange::default() {
         return Err(RpcError::invalid_params(
             "there is nothing to change: give gc_percent, writeback_order or both",
         ));
     }
-    Ok(change)
+    Ok(())
 }
 
 fn gc_percent(params: &mut Params) -> Result<Option<u8>, RpcError> {

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use spdk_sys as sys;
 
 use super::definition::{CACHE_SIZE_MIB_MIN, Definition};
+use super::json::RpcError;
 use crate::engine::FormatPolicy;
 use crate::pmem::{MapError, MapRequest, MappedPmem};
 
@@ -74,6 +75,22 @@ pub(super) fn map(definition: &Definition) -> Result<Mapped, MapError> {
     })?;
     while pmem.populate_next().is_some() {}
     Ok(Mapped { pmem, origin })
+}
+
+/// Why there is no mapping, in the words of the parameters that would mend it.
+pub(super) fn explain(definition: &Definition, error: &MapError) -> RpcError {
+    let message = match error {
+        MapError::NotFound { path } => {
+            let path = path.display();
+            let instead = match definition.format {
+                FormatPolicy::Never => "format=never forbids to create one",
+                FormatPolicy::Auto | FormatPolicy::Force => "cache_size_mib would create one",
+            };
+            format!("there is no cache device {path}: name an existing one; {instead}")
+        }
+        other => other.to_string(),
+    };
+    RpcError::errno(error.errno(), message)
 }
 
 /// Removes a file that was created for a cache of which nothing came.

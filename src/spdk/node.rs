@@ -17,7 +17,7 @@ use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller, on_app_thread, send_to_app};
 use super::trampoline::guard;
-use crate::engine::{Cache, CacheInfo};
+use crate::engine::{Cache, CacheInfo, Health};
 use crate::pmem::{Durability, MappedPmem};
 
 /// A cache with its bdev. SPDK knows it by its address: as the io_device that channels belong to, and as
@@ -136,7 +136,10 @@ impl Node {
             cache_path: self.cache_path.to_string_lossy().into_owned(),
             durability: self.durability,
             base_write_path: &self.access_text,
-            removal,
+            state: match removal {
+                Some(state) => Shown::Leaving { state },
+                None => Shown::InUse(self.cache.health()),
+            },
             info: self.cache.info(),
         }
     }
@@ -150,10 +153,18 @@ pub(super) struct Description<'a> {
     cache_path: String,
     durability: Durability,
     base_write_path: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    removal: Option<&'static str>,
+    #[serde(flatten)]
+    state: Shown,
     #[serde(flatten)]
     info: CacheInfo,
+}
+
+/// Whether a cache works, or how far it is on its way out.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Shown {
+    InUse(Health),
+    Leaving { state: &'static str },
 }
 
 unsafe extern "C" fn poll(ctx: *mut c_void) -> c_int {

@@ -502,7 +502,7 @@ enum Described<'a> {
 fn describe_one(entry: &Entry) -> Described<'_> {
     let (state, reason, percent) = match &entry.state {
         State::Online(node) => return Described::Online(node.describe()),
-        State::Waiting { why } => ("waiting", Some(why.as_str()), None),
+        State::Waiting { why } => ("pending", Some(why.as_str()), None),
         State::Creating(creation) => ("opening", None, Some(creation.percent())),
         State::Closing => ("removing", None, None),
     };

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use serde::Serialize;
 use spdk_sys as sys;
 
-use super::definition::{Definition, option_change};
+use super::definition::{Definition, check_change, option_change};
 use super::json::{Json, Members, Request, RpcError, members_of};
 use super::params::Params;
 use super::registry;
@@ -128,6 +128,7 @@ fn set_options(members: Members) -> Result<Json, RpcError> {
     let name = params.needed_text("name")?;
     let change = option_change(&mut params)?;
     params.finish()?;
+    check_change(&change)?;
     let node = registry::online(&name)?;
     node.cache
         .change_options(change)

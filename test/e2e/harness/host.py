@@ -169,9 +169,10 @@ class Host:
         arguments: list[str] | None = None,
         preload: bool = True,
         hugepages: bool = True,
+        binary: Path | None = None,
     ) -> App:
-        """Starts an application and does not wait for it."""
-        binary = self.spdk.app(name)
+        """Starts an application and does not wait for it. `binary`: one that is not SPDK's own."""
+        binary = binary or self.spdk.app(name)
         if binary is None:
             raise FileNotFoundError(f"this SPDK has no {name}")
         self._count += 1
