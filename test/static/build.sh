@@ -23,7 +23,13 @@ read -ra spdk_libs <<<"$(pkg-config --libs "${spdk[@]}")"
 read -ra pcache_libs <<<"$(pkg-config --libs spdk_bdev_pcache)"
 read -ra system_libs <<<"$(pkg-config --libs --static spdk_syslibs) $(pkg-config --variable=system_libs spdk_bdev_pcache)"
 
+# The crypto and compression libraries of a shared SPDK build lie in its tree, not where the system looks.
+run_paths=()
+for word in "${system_libs[@]}"; do
+	[[ $word != -L* ]] || run_paths+=("-Wl,-rpath,${word#-L}")
+done
+
 mkdir -p "$(dirname "$out")"
 cc -O2 -Wall -Werror "${cflags[@]}" -o "$out" "$here/main.c" \
 	-Wl,--no-as-needed -Wl,--whole-archive -Wl,-Bstatic "${spdk_libs[@]}" -Wl,--no-whole-archive \
-	"${pcache_libs[@]}" -Wl,-Bdynamic "${system_libs[@]}"
+	"${pcache_libs[@]}" -Wl,-Bdynamic "${system_libs[@]}" "${run_paths[@]}"
