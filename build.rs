@@ -13,6 +13,6 @@ fn main() {
         // SPDK's symbols are those of the process that loads the module, whatever build of it that is.
         "-Wl,--unresolved-symbols=ignore-all",
     ] {
-        println!("cargo:rustc-cdylib-link-arg={arg}");
+        println!("cargo:rustc-link-arg={arg}");
     }
 }

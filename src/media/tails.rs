@@ -44,7 +44,7 @@ pub(crate) struct TailsOnMedia {
 
 const _: () = {
     assert!(size_of::<TailsOnMedia>() == 192);
-    assert!(size_of::<TailsOnMedia>() % crate::pmem::LINE_SIZE_BYTES as usize == 0);
+    assert!(size_of::<TailsOnMedia>().is_multiple_of(crate::pmem::LINE_SIZE_BYTES as usize));
 };
 
 impl PairRecord for TailsOnMedia {

@@ -43,6 +43,10 @@ pub enum OpenStep {
 }
 
 /// What an open or format has come to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each opening, and it is moved once a poll"
+)]
 enum Phase {
     /// Samples of the base become the first witness.
     Sampling(WitnessCheck),

@@ -79,10 +79,6 @@ enum Cancel {
 
 impl Creation {
     /// Begins. On an error the request comes back.
-    #[expect(
-        clippy::type_complexity,
-        reason = "the request has to come back with the error"
-    )]
     pub(super) fn start(
         id: EntryId,
         definition: Definition,

@@ -409,7 +409,7 @@ unsafe extern "C" fn look_at_unmapping(arg: *mut c_void) -> c_int {
 }
 
 impl Finishing {
-    fn end(mut self: Box<Self>) {
+    fn end(mut self) {
         self.poller = None;
         if let Some(unmapping) = self.unmapping.take() {
             unmapping.finish();
