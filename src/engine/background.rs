@@ -11,6 +11,17 @@ use crate::writeback::{Context, Writeback};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// How badly background work is needed, for whoever shares a core between it and requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// There is room: requests come first.
+    Low,
+    /// A drain was asked for, or little room is left.
+    High,
+    /// Requests wait for it.
+    Waiting,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Background<P: Pmem> {
@@ -89,6 +100,21 @@ impl<P: Pmem> Background<P> {
     /// Starts nothing new from now on. What is under way ends.
     pub fn stop(&mut self) {
         self.stopping = true;
+    }
+
+    /// How badly its work is needed now.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        if self.cache.space_wanted.load(Ordering::Relaxed) {
+            Pressure::Waiting
+        } else if self.gc.needs_writeback()
+            || self.cache.drain_running()
+            || crate::writeback::is_urgent(&self.cache)
+        {
+            Pressure::High
+        } else {
+            Pressure::Low
+        }
     }
 
     /// Base operations that were asked for and have not ended.

@@ -20,7 +20,7 @@ mod stream;
 mod tests;
 mod write_path;
 
-pub use background::Background;
+pub use background::{Background, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
 pub use cache::{
     CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, OptionError, WRITE_SIZE_MAX_BYTES,

@@ -13,13 +13,14 @@ use std::sync::Arc;
 
 use spdk_sys as sys;
 
+use super::background::note_busy_poll;
 use super::base_queue::BaseQueue;
 use super::node::Node;
-use super::thread::{Polled, Poller, now};
+use super::thread::{Polled, Poller};
 use super::trampoline::guard;
 use crate::engine::{Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, Progress, Status};
 use crate::pmem::{IovCursor, MappedPmem};
-use crate::units::Lba;
+use crate::units::{Lba, Now};
 
 /// Requests that a channel takes at once; what comes beyond is handed back to SPDK, which repeats it.
 const REQUEST_COUNT_MAX: u32 = 4096;
@@ -278,7 +279,7 @@ impl ChannelState {
             let mut engine = self.engine.borrow_mut();
             self.base
                 .advance(|op, result| engine.on_base_done(op, result));
-            let progress = engine.poll(now(), &mut outbox);
+            let progress = engine.poll(Now(0), &mut outbox);
             if self.node.base.is_gone() && engine.outstanding() > 0 {
                 // Whoever waits for the base to make room would wait for ever.
                 engine.abort_waiting();
@@ -301,6 +302,7 @@ impl ChannelState {
             }
         }
         if progress == Progress::Busy {
+            note_busy_poll();
             Polled::Busy
         } else {
             Polled::Idle

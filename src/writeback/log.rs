@@ -8,10 +8,8 @@ use crate::units::{Epoch, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Payload of a batch; one kset may go beyond.
-const BATCH_BYTES_MAX: u64 = 16 << 20;
-/// Keys of a batch.
-const BATCH_KEYS_MAX: usize = 16 << 10;
+/// Keys that one poll takes, at most; one kset may go beyond.
+const KEYS_PER_POLL: usize = 256;
 
 /// Why the log cannot be read on.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -47,11 +45,48 @@ struct Cursor {
     kset_index: u32,
 }
 
-/// What was taken.
+/// How far a batch may go.
 #[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Only ksets below this.
+    pub(super) settled: Seq,
+    pub(super) order: WritebackOrder,
+    /// Payload; one kset may go beyond.
+    pub(super) bytes: u64,
+    pub(super) key_count: usize,
+}
+
+/// What was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
-    pub(super) last_seq: Seq,
+    /// `None`: nothing.
+    pub(super) last_seq: Option<Seq>,
     pub(super) dirty_bytes: u64,
+    /// Anything that the base has to be told.
+    dirty: bool,
+}
+
+impl Taken {
+    pub(super) const NOTHING: Taken = Taken {
+        last_seq: None,
+        dirty_bytes: 0,
+        dirty: false,
+    };
+}
+
+/// Whether a batch is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gathered {
+    /// There is more to take.
+    InPart,
+    Complete,
+}
+
+/// A kset that was read, and is valid.
+#[derive(Debug)]
+struct Decoded {
+    kset: Kset,
+    keys: Vec<Key>,
 }
 
 /// See the module.
@@ -61,12 +96,15 @@ pub(super) struct LogReader {
     cursors: Vec<Cursor>,
     /// Segments with a kset to take, lowest sequence number first.
     ready: BinaryHeap<Reverse<(Seq, u32)>>,
+    /// For each segment that is ready: that kset. It is read once, to learn its number; what it says then
+    /// is what is taken.
+    next: Vec<Option<Box<Decoded>>>,
+    /// To be used again.
+    spare: Vec<Box<Decoded>>,
     /// Segments that may get more.
     watched: Vec<SegId>,
     reader: KsetReader,
-    keys: Vec<Key>,
     epoch: Epoch,
-    batch_end: Option<Seq>,
     payload: Vec<u8>,
 }
 
@@ -79,11 +117,11 @@ impl LogReader {
         Self {
             cursors: vec![start; segment_count],
             ready: BinaryHeap::with_capacity(segment_count),
+            next: (0..segment_count).map(|_| None).collect(),
+            spare: Vec::new(),
             watched: Vec::with_capacity(segment_count),
             reader: KsetReader::default(),
-            keys: Vec::with_capacity(crate::media::KSET_KEYS_MAX),
             epoch: Epoch(0),
-            batch_end: None,
             payload: vec![0; PAGE_SIZE_BYTES as usize],
         }
     }
@@ -93,15 +131,6 @@ impl LogReader {
         self.ready
             .peek()
             .is_some_and(|Reverse((next, _))| *next < seq)
-    }
-
-    /// The last number of the batch that was taken and has not ended.
-    pub(super) fn batch_end(&self) -> Option<Seq> {
-        self.batch_end
-    }
-
-    pub(super) fn end_batch(&mut self) {
-        self.batch_end = None;
     }
 
     /// Looks for ksets that have come since.
@@ -132,20 +161,22 @@ impl LogReader {
     fn peek<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<bool, LogStop> {
         let dirty_tail = cache.dirty_tail();
         while self.cursors[id.index()].off < cache.segments.get(id).key_end() {
-            self.keys.clear();
-            let kset = self.read(cache, id)?;
+            let decoded = self.read(cache, id)?;
+            let kset = decoded.kset;
+            self.advance(id, &kset);
             if kset.seq > dirty_tail {
                 self.ready.push(Reverse((kset.seq, id.0)));
+                self.next[id.index()] = Some(decoded);
                 return Ok(true);
             }
             self.epoch = self.epoch.max(kset.epoch);
-            self.advance(id, &kset);
+            self.spare.push(decoded);
         }
         Ok(false)
     }
 
-    /// Reads the kset at a segment's cursor; its keys are pushed on `keys`.
-    fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Kset, LogStop> {
+    /// Reads the kset at a segment's cursor.
+    fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Box<Decoded>, LogStop> {
         let cursor = self.cursors[id.index()];
         let generation = cache.segments.get(id).generation();
         let context = KsetContext::new(
@@ -155,19 +186,20 @@ impl LogReader {
             id,
             generation,
         );
-        self.reader
-            .read(
-                &cache.pmem,
-                &context,
-                cursor.off,
-                cursor.kset_index,
-                &mut self.keys,
-            )
-            .map_err(|error| LogStop::Kset {
+        let mut keys = self.spare.pop().map_or_else(Vec::new, |spare| spare.keys);
+        keys.clear();
+        let (off, kset_index) = (cursor.off, cursor.kset_index);
+        let read = self
+            .reader
+            .read(&cache.pmem, &context, off, kset_index, &mut keys);
+        match read {
+            Ok(kset) => Ok(Box::new(Decoded { kset, keys })),
+            Err(error) => Err(LogStop::Kset {
                 segment: id.0,
-                kset_index: cursor.kset_index,
+                kset_index,
                 error,
-            })
+            }),
+        }
     }
 
     fn advance(&mut self, id: SegId, kset: &Kset) {
@@ -176,67 +208,66 @@ impl LogReader {
         cursor.kset_index += 1;
     }
 
-    /// Takes ksets below `settled`, in order, as many as make a batch, and lays their keys on `overlay`.
-    pub(super) fn take_batch<P: Pmem>(
+    /// Takes ksets in order, as many as make a batch or fit into a poll, and lays their keys on `overlay`.
+    pub(super) fn gather<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
-        settled: Seq,
-        order: WritebackOrder,
+        limits: &Limits,
+        taken: &mut Taken,
         overlay: &mut Overlay,
-    ) -> Result<Taken, LogStop> {
-        let mut taken = Taken {
-            last_seq: cache.dirty_tail(),
-            dirty_bytes: 0,
-        };
-        let (mut bytes, mut dirty) = (0, false);
+    ) -> Result<Gathered, LogStop> {
+        let keys_end = overlay.key_count() + KEYS_PER_POLL;
+        let mut gathered = Gathered::Complete;
         while let Some(&Reverse((seq, segment))) = self.ready.peek() {
-            if seq >= settled {
+            let id = SegId(segment);
+            let full = taken.dirty_bytes >= limits.bytes || overlay.key_count() >= limits.key_count;
+            if seq >= limits.settled || full {
                 break;
             }
-            let id = SegId(segment);
-            self.keys.clear();
-            let kset = self.read(cache, id)?;
+            if overlay.key_count() >= keys_end {
+                gathered = Gathered::InPart;
+                break;
+            }
+            let Some(decoded) = self.next[id.index()].take() else {
+                unreachable!("INV-WB-1: a ready segment has its next kset at hand");
+            };
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
             // way while the barrier came, and belongs on either side of it.
-            let epoch = self.epoch.max(kset.epoch);
-            let crosses = order == WritebackOrder::Strict && epoch > self.epoch && dirty;
-            let full = bytes >= BATCH_BYTES_MAX || overlay.key_count() >= BATCH_KEYS_MAX;
-            if crosses || full {
+            let epoch = self.epoch.max(decoded.kset.epoch);
+            if limits.order == WritebackOrder::Strict && epoch > self.epoch && taken.dirty {
+                self.next[id.index()] = Some(decoded);
                 break;
             }
             self.epoch = epoch;
-            self.verify_payloads(cache, id)?;
-            for key in self.keys.iter().filter(|key| key.kind.is_dirty()) {
-                dirty = true;
-                let payload = cache
-                    .geometry
-                    .segment_off(id)
-                    .plus(u64::from(key.payload_off));
-                overlay.push(key, payload, cache.geometry.block_shift());
-                if key.kind == KeyKind::Data {
-                    bytes += cache.geometry.bytes(u64::from(key.len_blocks));
-                }
-            }
-            taken.last_seq = seq;
-            self.batch_end = Some(seq);
+            self.verify_payloads(cache, id, &decoded.keys)?;
+            take_keys(cache, id, &decoded.keys, taken, overlay);
+            taken.last_seq = Some(seq);
             self.ready.pop();
-            self.advance(id, &kset);
+            self.spare.push(decoded);
             if !self.peek(cache, id)? {
                 self.watched.push(id);
             }
         }
-        taken.dirty_bytes = bytes;
-        Ok(taken)
+        match gathered {
+            Gathered::InPart => overlay.end_long_run(),
+            Gathered::Complete => overlay.end_run(),
+        }
+        Ok(gathered)
     }
 
     /// Damaged data are never written to the base.
-    fn verify_payloads<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<(), LogStop> {
+    fn verify_payloads<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        id: SegId,
+        keys: &[Key],
+    ) -> Result<(), LogStop> {
         if cache.data_crc == DataCrc::Off {
             return Ok(());
         }
         let generation = cache.segments.get(id).generation();
         let seed = cache.checksums.payload(id.0, generation.0);
-        for key in self.keys.iter().filter(|key| key.kind == KeyKind::Data) {
+        for key in keys.iter().filter(|key| key.kind == KeyKind::Data) {
             let bytes = cache.geometry.bytes(u64::from(key.len_blocks)) as usize;
             let off = cache
                 .geometry
@@ -259,5 +290,24 @@ impl LogReader {
             }
         }
         Ok(())
+    }
+}
+
+/// Lays the dirty keys of a kset on top of the others.
+fn take_keys<P: Pmem>(
+    cache: &Cache<P>,
+    id: SegId,
+    keys: &[Key],
+    taken: &mut Taken,
+    overlay: &mut Overlay,
+) {
+    let start = cache.geometry.segment_off(id);
+    for key in keys.iter().filter(|key| key.kind.is_dirty()) {
+        taken.dirty = true;
+        let payload = start.plus(u64::from(key.payload_off));
+        overlay.push(key, payload, cache.geometry.block_shift());
+        if key.kind == KeyKind::Data {
+            taken.dirty_bytes += cache.geometry.bytes(u64::from(key.len_blocks));
+        }
     }
 }

@@ -4,7 +4,12 @@
 //! sorted by address and merged. It is written, the base is flushed, and only then does the dirty tail move:
 //! between batches the base is an exact past state of the cache. In strict order a batch never spans an
 //! epoch border, so that the barriers of the application hold on the base at any moment.
+//!
+//! The larger a batch, the more overwrites it absorbs and the longer its base writes; but a writer that waits
+//! for room waits for a whole batch. So a batch is what the base lately took in a certain time: a longer one
+//! while there is room, a shorter one while there is little.
 
+mod batch;
 mod log;
 mod overlay;
 mod witness;
@@ -13,59 +18,42 @@ use crate::engine::{
     BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Counters, Health, Outbox, Progress,
     WritebackOrder,
 };
-use crate::media::{KeyKind, Tails};
-use crate::pmem::{MemSlice, Pmem};
-use crate::units::{Agent, NS_PER_MS, NS_PER_S, Now, Seq};
-use log::{LogReader, LogStop};
-use overlay::{Overlay, Piece};
+use crate::media::Tails;
+use crate::pmem::Pmem;
+use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, PAGE_SIZE_BYTES, Seq};
+use batch::Batch;
+use log::{Gathered, Limits, LogReader, LogStop, Taken};
+use overlay::Overlay;
+use std::sync::atomic::Ordering;
 
-/// Base operations under way at once.
-const IN_FLIGHT_MAX: usize = 32;
 /// Dirty data older than about this are written back even if there is room.
-const DIRTY_AGE_NS: u64 = NS_PER_S;
+const DIRTY_AGE_NS: u64 = 5 * NS_PER_S;
+/// Above this share of the cache, in percent, dirty data are written back: enough of it stays free to take a
+/// burst meanwhile.
+const DIRTY_HIGH_PERCENT: u64 = 30;
+/// Above this share it becomes urgent.
+const DIRTY_URGENT_PERCENT: u64 = 45;
 /// The first pause after an error of the base, and the longest.
 const BACKOFF_NS_MIN: u64 = 50 * NS_PER_MS;
 const BACKOFF_NS_MAX: u64 = 5 * NS_PER_S;
-/// One base write: bytes and pieces of memory.
-const BASE_WRITE_BYTES_MAX: u64 = 1 << 20;
-const BASE_WRITE_PIECES_MAX: usize = 128;
-
-/// An operation on the base.
-#[derive(Clone, Copy, Debug)]
-struct BaseOp {
-    kind: KeyKind,
-    lba: crate::units::Lba,
-    len_blocks: u64,
-    /// Of a write: its memory, in `Batch::slices`.
-    first_slice: usize,
-    slice_count: usize,
-    progress: OpProgress,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OpProgress {
-    Todo,
-    InFlight,
-    Done,
-}
-
-/// What is being written. Its vectors keep their memory from batch to batch.
-#[derive(Debug, Default)]
-struct Batch {
-    ops: Vec<BaseOp>,
-    slices: Vec<MemSlice>,
-    next_op: usize,
-    in_flight: usize,
-    failed: bool,
-    last_seq: Seq,
-    dirty_bytes: u64,
-    written_bytes: u64,
-}
+/// How long the base should need for a batch: while there is room, and while there is little.
+const BATCH_MS: u64 = 60;
+const BATCH_MS_URGENT: u64 = 20;
+/// Payload of a batch: the least limit, and the first.
+const BATCH_BYTES_MIN: u64 = 16 << 20;
+/// The rate of the base is not learnt from shorter batches.
+const RATE_BYTES_MIN: u64 = 4 << 20;
+/// A batch takes at most this part of the cache.
+const BATCH_CACHE_PARTS: u64 = 8;
+/// Keys of a batch, at most: bounds the DRAM of the overlay (32 bytes each) to 16 MiB.
+const BATCH_KEYS_MAX: usize = 512 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Nothing under way.
     Idle,
+    /// The keys of the batch are being taken from the log.
+    Gathering,
     /// Operations of the batch are under way.
     Writing,
     /// The flush behind the batch is under way.
@@ -82,7 +70,12 @@ pub(crate) struct Writeback {
     state: State,
     log: LogReader,
     overlay: Overlay,
+    taken: Taken,
+    limits: Limits,
     batch: Batch,
+    batch_start: Now,
+    /// What the base lately took, in bytes a millisecond, its flushes included.
+    base_rate: u64,
     backoff_ns: u64,
     dirty_since: Option<Now>,
     /// Everything below this is wanted on the base.
@@ -109,7 +102,16 @@ impl Writeback {
             state: State::Idle,
             log: LogReader::new(segment_count),
             overlay: Overlay::default(),
-            batch: Batch::default(),
+            taken: Taken::NOTHING,
+            limits: Limits {
+                settled: Seq(0),
+                order: WritebackOrder::Strict,
+                bytes: 0,
+                key_count: 0,
+            },
+            batch: Batch::new(),
+            batch_start: Now(0),
+            base_rate: 0,
             backoff_ns: BACKOFF_NS_MIN,
             dirty_since: None,
             target: Seq(0),
@@ -118,7 +120,7 @@ impl Writeback {
 
     /// Base operations that were asked for and have not ended.
     pub(crate) fn in_flight(&self) -> usize {
-        self.batch.in_flight + usize::from(self.state == State::Flushing)
+        self.batch.in_flight() + usize::from(self.state == State::Flushing)
     }
 
     pub(crate) fn poll<P: Pmem>(
@@ -128,11 +130,11 @@ impl Writeback {
         out: &mut Outbox,
     ) -> Progress {
         match self.state {
-            State::Idle => self.start_batch(context, now, out),
+            State::Idle => self.begin(context, now),
+            State::Gathering => self.gather(context),
             State::Writing => self.go_on(context, now, out),
             State::Backoff(until) if now >= until => {
                 self.batch.failed = false;
-                self.batch.next_op = 0;
                 self.state = State::Writing;
                 self.go_on(context, now, out)
             }
@@ -142,61 +144,70 @@ impl Writeback {
 
     /// Whether there is a reason to write back now.
     fn is_wanted<P: Pmem>(&mut self, context: &Context<'_, P>, settled: Seq, now: Now) -> bool {
+        let cache = context.cache;
         if !self.log.has_below(settled) {
             self.dirty_since = None;
             return false;
         }
         let since = *self.dirty_since.get_or_insert(now);
-        let drain = context.cache.drain_running();
-        if context.urgent || drain || now.since_ns(since) >= DIRTY_AGE_NS {
+        let old = now.since_ns(since) >= DIRTY_AGE_NS;
+        let much = dirty_percent(cache) >= DIRTY_HIGH_PERCENT;
+        if context.urgent || old || much || cache.drain_running() {
             self.target = settled;
         }
-        context.cache.dirty_tail().0 + 1 < self.target.0
+        cache.dirty_tail().0 + 1 < self.target.0
     }
 
-    /// Gathers the next batch and starts on it.
-    fn start_batch<P: Pmem>(
-        &mut self,
-        context: &mut Context<'_, P>,
-        now: Now,
-        out: &mut Outbox,
-    ) -> Progress {
+    /// Begins a batch if there is a reason for one.
+    fn begin<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) -> Progress {
         // Everything below this is in the log before its end is looked for.
         let settled = context.cache.seq_settled();
         if let Err(stop) = self.log.refresh(context.cache) {
-            return self.halt(context, &stop.to_string());
+            return self.halt(context, &stop);
         }
         if !self.is_wanted(context, settled, now) {
             return Progress::Idle;
         }
-        if let Err(stop) = self.gather(context, settled) {
-            return self.halt(context, &stop.to_string());
-        }
-        if self.log.batch_end().is_none() {
-            return Progress::Idle;
-        }
-        self.state = State::Writing;
-        self.go_on(context, now, out);
-        Progress::Busy
+        let wanted_ms = if context.urgent || is_urgent(context.cache) {
+            BATCH_MS_URGENT
+        } else {
+            BATCH_MS
+        };
+        let bytes = self
+            .base_rate
+            .saturating_mul(wanted_ms)
+            .max(BATCH_BYTES_MIN);
+        let bytes_max = (capacity_bytes(context.cache) / BATCH_CACHE_PARTS).max(1);
+        self.limits = Limits {
+            settled,
+            order: context.order,
+            bytes: bytes.min(bytes_max),
+            key_count: BATCH_KEYS_MAX,
+        };
+        self.overlay.clear();
+        self.taken = Taken::NOTHING;
+        self.batch_start = now;
+        self.state = State::Gathering;
+        self.gather(context)
     }
 
-    /// Takes the next ksets of the log and turns them into base operations.
-    fn gather<P: Pmem>(&mut self, context: &Context<'_, P>, settled: Seq) -> Result<(), LogStop> {
-        let cache = context.cache;
-        self.overlay.clear();
-        let taken = self
-            .log
-            .take_batch(cache, settled, context.order, &mut self.overlay)?;
-        self.batch.ops.clear();
-        self.batch.slices.clear();
-        self.batch.next_op = 0;
-        self.batch.failed = false;
-        self.batch.last_seq = taken.last_seq;
-        self.batch.dirty_bytes = taken.dirty_bytes;
-        self.batch.written_bytes = 0;
-        let batch = &mut self.batch;
-        self.overlay.resolve(|piece| batch.push(cache, piece));
-        Ok(())
+    /// Takes the next ksets of the log.
+    fn gather<P: Pmem>(&mut self, context: &mut Context<'_, P>) -> Progress {
+        let (taken, overlay) = (&mut self.taken, &mut self.overlay);
+        match self.log.gather(context.cache, &self.limits, taken, overlay) {
+            Err(stop) => return self.halt(context, &stop),
+            Ok(Gathered::InPart) => return Progress::Busy,
+            Ok(Gathered::Complete) => {}
+        }
+        let Some(last_seq) = self.taken.last_seq else {
+            self.state = State::Idle;
+            return Progress::Idle;
+        };
+        self.batch.last_seq = last_seq;
+        self.batch.dirty_bytes = self.taken.dirty_bytes;
+        self.batch.rewind(&mut self.overlay);
+        self.state = State::Writing;
+        Progress::Busy
     }
 
     /// Starts operations as long as there is room, and ends the batch when all are done.
@@ -207,69 +218,34 @@ impl Writeback {
         out: &mut Outbox,
     ) -> Progress {
         if self.batch.failed {
-            if self.batch.in_flight == 0 {
-                self.back_off(context, now);
+            if self.batch.in_flight() == 0 {
+                self.back_off(now);
             }
             return Progress::Idle;
         }
-        let started = self.start_ops(out);
-        if self.batch.in_flight > 0 || self.batch.next_op < self.batch.ops.len() {
+        let cache = context.cache;
+        let started = self
+            .batch
+            .start_ops(cache, context.tails, &mut self.overlay, out);
+        if !self.batch.is_done() {
             return if started {
                 Progress::Busy
             } else {
                 Progress::Idle
             };
         }
-        if !self.batch.ops.is_empty() && context.cache.base_caps.flush {
+        if self.batch.has_ops && cache.base_caps.flush {
             self.state = State::Flushing;
-            let len_blocks = context.cache.base.block_count;
-            let lba = crate::units::Lba(0);
             out.base.push(BaseRequest {
                 op: FLUSH_OP,
                 kind: BaseKind::Flush,
-                lba,
-                len_blocks,
+                lba: Lba(0),
+                len_blocks: cache.base.block_count,
             });
         } else {
-            self.finish(context);
+            self.finish(context, now);
         }
         Progress::Busy
-    }
-
-    fn start_ops(&mut self, out: &mut Outbox) -> bool {
-        let batch = &mut self.batch;
-        let before = batch.next_op;
-        while batch.in_flight < IN_FLIGHT_MAX && batch.next_op < batch.ops.len() {
-            let number = batch.next_op;
-            batch.next_op += 1;
-            let op = &mut batch.ops[number];
-            if op.progress == OpProgress::Done {
-                continue;
-            }
-            op.progress = OpProgress::InFlight;
-            batch.in_flight += 1;
-            let kind = match op.kind {
-                KeyKind::Data | KeyKind::Fill => {
-                    let first_source = out.sources.len() as u32;
-                    let slices = &batch.slices[op.first_slice..op.first_slice + op.slice_count];
-                    out.sources.extend_from_slice(slices);
-                    BaseKind::Write {
-                        first_source,
-                        source_count: op.slice_count as u32,
-                    }
-                }
-                KeyKind::Zeroes => BaseKind::WriteZeroes,
-                KeyKind::Unmap => BaseKind::Unmap,
-            };
-            let (lba, len_blocks) = (op.lba, op.len_blocks);
-            out.base.push(BaseRequest {
-                op: BaseOpId(number as u32),
-                kind,
-                lba,
-                len_blocks,
-            });
-        }
-        batch.next_op > before
     }
 
     /// An operation has ended.
@@ -280,59 +256,37 @@ impl Writeback {
         result: Result<(), BaseError>,
         now: Now,
     ) {
-        if op == FLUSH_OP {
-            match result {
-                Ok(()) => self.finish(context),
-                // A flush that failed may have lost what was written: all of it is written again.
-                Err(error) => {
-                    for op in &mut self.batch.ops {
-                        op.progress = OpProgress::Todo;
-                    }
-                    self.note_error(context, "flush", error);
-                    self.back_off(context, now);
-                }
+        if op != FLUSH_OP {
+            if let Some(error) = self.batch.on_done(op, result) {
+                note_error(context, "write", error);
             }
             return;
         }
-        let Some(base_op) = self.batch.ops.get_mut(op.0 as usize) else {
-            return;
-        };
-        self.batch.in_flight -= 1;
         match result {
-            Ok(()) => base_op.progress = OpProgress::Done,
-            Err(BaseError::Unsupported) if base_op.kind == KeyKind::Unmap => {
-                base_op.kind = KeyKind::Zeroes;
-                base_op.progress = OpProgress::Todo;
-                self.batch.next_op = 0;
-            }
+            Ok(()) => self.finish(context, now),
+            // A flush that failed may have lost what was written: all of it is written again.
             Err(error) => {
-                base_op.progress = OpProgress::Todo;
-                self.batch.failed = true;
-                self.note_error(context, "write", error);
+                self.batch.rewind(&mut self.overlay);
+                note_error(context, "flush", error);
+                self.back_off(now);
             }
         }
     }
 
-    fn note_error<P: Pmem>(&self, context: &Context<'_, P>, what: &str, error: BaseError) {
-        context.counters.writeback_retries.add(1);
-        let reason = format!("write-back waits: {error} ({what}); nothing is lost, it is repeated");
-        context.cache.set_health(Health::WritebackFailing(reason));
-    }
-
-    fn back_off<P: Pmem>(&mut self, _context: &Context<'_, P>, now: Now) {
+    fn back_off(&mut self, now: Now) {
         self.state = State::Backoff(Now(now.0 + self.backoff_ns));
         self.backoff_ns = (self.backoff_ns * 2).min(BACKOFF_NS_MAX);
     }
 
     /// Everything of the batch is on the base and flushed: the dirty tail moves.
-    fn finish<P: Pmem>(&mut self, context: &mut Context<'_, P>) {
+    fn finish<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) {
         let (cache, batch) = (context.cache, &self.batch);
-        witness::update(context.tails, batch, &cache.geometry);
+        batch.witness.apply(context.tails);
         context.tails.dirty_tail = batch.last_seq;
         cache.persist_tails(context.tails, context.agent);
-        let _ = cache
+        cache
             .dirty_bytes
-            .fetch_sub(batch.dirty_bytes, std::sync::atomic::Ordering::Relaxed);
+            .fetch_sub(batch.dirty_bytes, Ordering::Relaxed);
         let counters = context.counters;
         counters.writeback_batches.add(1);
         counters.writeback_bytes.add(batch.written_bytes);
@@ -342,53 +296,52 @@ impl Writeback {
         if matches!(cache.health(), Health::WritebackFailing(_)) {
             cache.set_health(Health::Online);
         }
+        self.learn_rate(now);
         self.backoff_ns = BACKOFF_NS_MIN;
         self.dirty_since = None;
-        self.log.end_batch();
         self.state = State::Idle;
     }
 
-    fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, reason: &str) -> Progress {
+    /// Learns from a batch what the base takes.
+    fn learn_rate(&mut self, now: Now) {
+        let bytes = self.batch.dirty_bytes;
+        if bytes < RATE_BYTES_MIN {
+            return;
+        }
+        let took_ns = now.since_ns(self.batch_start).max(1);
+        let rate = u128::from(bytes) * u128::from(NS_PER_MS) / u128::from(took_ns);
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        // Half of what was known stays, so that one lucky batch does not make the next one too long.
+        self.base_rate = self.base_rate / 2 + rate / 2;
+    }
+
+    fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, stop: &LogStop) -> Progress {
         self.state = State::Halted;
         context.counters.crc_errors.add(1);
-        context
-            .cache
-            .set_health(Health::Degraded(reason.to_owned()));
+        context.cache.set_health(Health::Degraded(stop.to_string()));
         Progress::Idle
     }
 }
 
-impl Batch {
-    /// Adds a piece; pieces come sorted and do not overlap. Neighbours become one operation.
-    fn push<P: Pmem>(&mut self, cache: &Cache<P>, piece: &Piece) {
-        let bytes = cache.geometry.bytes(piece.len_blocks);
-        let kind = match piece.kind {
-            KeyKind::Unmap if !cache.base_caps.unmap => KeyKind::Zeroes,
-            kind => kind,
-        };
-        let slice = piece.kind.has_payload().then(|| {
-            self.written_bytes += bytes;
-            cache.pmem.slice(piece.payload, bytes)
-        });
-        if let Some(last) = self.ops.last_mut()
-            && last.kind == kind
-            && last.lba.0 + last.len_blocks == piece.lba.0
-            && (slice.is_none()
-                || (cache.geometry.bytes(last.len_blocks) + bytes <= BASE_WRITE_BYTES_MAX
-                    && last.slice_count < BASE_WRITE_PIECES_MAX))
-        {
-            last.len_blocks += piece.len_blocks;
-            last.slice_count += slice.iter().count();
-        } else {
-            self.ops.push(BaseOp {
-                kind,
-                lba: piece.lba,
-                len_blocks: piece.len_blocks,
-                first_slice: self.slices.len(),
-                slice_count: slice.iter().count(),
-                progress: OpProgress::Todo,
-            });
-        }
-        self.slices.extend(slice);
-    }
+fn note_error<P: Pmem>(context: &Context<'_, P>, what: &str, error: BaseError) {
+    context.counters.writeback_retries.add(1);
+    let reason = format!("write-back waits: {error} ({what}); nothing is lost, it is repeated");
+    context.cache.set_health(Health::WritebackFailing(reason));
+}
+
+/// Whether so much is dirty that write-back should not wait for a quiet moment.
+pub(crate) fn is_urgent<P: Pmem>(cache: &Cache<P>) -> bool {
+    dirty_percent(cache) >= DIRTY_URGENT_PERCENT
+}
+
+/// Dirty data, as a share of what the log has room for.
+fn dirty_percent<P: Pmem>(cache: &Cache<P>) -> u64 {
+    let dirty_bytes = cache.dirty_bytes.load(Ordering::Relaxed);
+    dirty_bytes / (capacity_bytes(cache) / 100).max(1)
+}
+
+/// Payload that the log has room for, roughly.
+fn capacity_bytes<P: Pmem>(cache: &Cache<P>) -> u64 {
+    let pages_per_segment = cache.geometry.segment_room_bytes() / u64::from(PAGE_SIZE_BYTES);
+    u64::from(cache.geometry.segment_count()) * pages_per_segment * u64::from(PAGE_SIZE_BYTES)
 }

@@ -1,43 +1,81 @@
 //! The witness: checksums of a few blocks that were just written to the base and flushed. They tell at the
 //! next start whether it is still the same base, in the same state.
 
-use super::{BaseOp, Batch};
-use crate::media::{Geometry, KeyKind, Tails, WITNESS_COUNT, Witness};
+use super::batch::BaseOp;
+use crate::engine::Cache;
+use crate::media::{KeyKind, Tails, WITNESS_COUNT, Witness};
+use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES};
 
 /// How many entries a batch renews beyond those that it overwrites.
 const RENEWED_PER_BATCH: usize = 2;
 
-/// Drops the entries that the batch has overwritten, and takes new ones from it.
-pub(super) fn update(tails: &mut Tails, batch: &Batch, geometry: &Geometry) {
-    for entry in &mut tails.witness {
-        if batch.ops.iter().any(|op| overlaps(op, entry)) {
-            *entry = Witness {
-                lba: Lba(0),
-                len_blocks: 0,
-                crc: 0,
-            };
+const UNUSED: Witness = Witness {
+    lba: Lba(0),
+    len_blocks: 0,
+    crc: 0,
+};
+
+/// What a batch does to the witness; it counts when the batch is finished.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WitnessUpdate {
+    /// Entries whose blocks the batch overwrites.
+    overwritten: [bool; WITNESS_COUNT],
+    /// Blocks that the batch writes, spread over it.
+    samples: [Witness; WITNESS_COUNT],
+    write_count: u64,
+}
+
+impl Default for WitnessUpdate {
+    fn default() -> Self {
+        Self {
+            overwritten: [false; WITNESS_COUNT],
+            samples: [UNUSED; WITNESS_COUNT],
+            write_count: 0,
         }
     }
-    let writes = batch.ops.iter().filter(|op| op.kind == KeyKind::Data);
-    let write_count = writes.clone().count();
-    if write_count == 0 {
-        return;
+}
+
+impl WitnessUpdate {
+    /// An operation of the batch is started for the first time.
+    pub(super) fn note<P: Pmem>(&mut self, op: &BaseOp, cache: &Cache<P>, tails: &Tails) {
+        for (overwritten, entry) in self.overwritten.iter_mut().zip(&tails.witness) {
+            *overwritten |= overlaps(op, entry);
+        }
+        if op.kind != KeyKind::Data {
+            return;
+        }
+        // The first ones, then those whose number is a power of two: spread over a batch of any length, and
+        // rare enough to cost nothing.
+        let number = self.write_count;
+        self.write_count += 1;
+        let count = WITNESS_COUNT as u64;
+        let at = if number < count {
+            number
+        } else if number.is_power_of_two() {
+            u64::from(number.trailing_zeros()) % count
+        } else {
+            return;
+        };
+        if let Some(sample) = take(op, cache) {
+            self.samples[at as usize] = sample;
+        }
     }
-    let empty = tails
-        .witness
-        .iter()
-        .filter(|entry| entry.len_blocks == 0)
-        .count();
-    let wanted = empty.max(RENEWED_PER_BATCH).min(write_count);
-    let step = write_count / wanted;
-    for (number, op) in writes.step_by(step).take(wanted).enumerate() {
-        let at = tails
-            .witness
-            .iter()
-            .position(|entry| entry.len_blocks == 0)
-            .unwrap_or((tails.update as usize).wrapping_add(number) % WITNESS_COUNT);
-        tails.witness[at] = take(op, batch, geometry);
+
+    /// The batch is on the base, flushed: drops the entries that it has overwritten, and takes new ones.
+    pub(super) fn apply(&self, tails: &mut Tails) {
+        for (entry, overwritten) in tails.witness.iter_mut().zip(self.overwritten) {
+            if overwritten {
+                *entry = UNUSED;
+            }
+        }
+        let empty = tails.witness.iter().filter(|e| e.len_blocks == 0).count();
+        let samples = self.samples.iter().filter(|sample| sample.len_blocks > 0);
+        for (number, sample) in samples.take(empty.max(RENEWED_PER_BATCH)).enumerate() {
+            let unused = tails.witness.iter().position(|e| e.len_blocks == 0);
+            let turn = (tails.update as usize).wrapping_add(number) % WITNESS_COUNT;
+            tails.witness[unused.unwrap_or(turn)] = *sample;
+        }
     }
 }
 
@@ -45,23 +83,24 @@ fn overlaps(op: &BaseOp, entry: &Witness) -> bool {
     op.lba.0 < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < op.lba.0 + op.len_blocks
 }
 
-/// The witness of the first page of a write.
-fn take(op: &BaseOp, batch: &Batch, geometry: &Geometry) -> Witness {
+/// The witness of the first page of a write; `None` if its memory cannot be read.
+fn take<P: Pmem>(op: &BaseOp, cache: &Cache<P>) -> Option<Witness> {
+    let geometry = &cache.geometry;
     let len_blocks = op.len_blocks.min(u64::from(geometry.blocks_per_page())) as u32;
     let mut page = [0; PAGE_SIZE_BYTES as usize];
     let wanted = geometry.bytes(u64::from(len_blocks)) as usize;
     let mut filled = 0;
-    for slice in &batch.slices[op.first_slice..op.first_slice + op.slice_count] {
-        let len = slice.len_bytes().min(wanted - filled);
-        slice.part(0, len).copy_to(&mut page[filled..filled + len]);
+    for &(off, extent_bytes) in &op.extents {
+        let len = (extent_bytes as usize).min(wanted - filled);
+        cache.pmem.read(off, &mut page[filled..filled + len]).ok()?;
         filled += len;
         if filled == wanted {
             break;
         }
     }
-    Witness {
+    Some(Witness {
         lba: op.lba,
         len_blocks,
         crc: crc32c::crc32c(&page[..wanted]),
-    }
+    })
 }
