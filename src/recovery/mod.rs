@@ -3,6 +3,8 @@
 //! Opening goes in steps. Everything up to and including the witness only reads: a cache that is refused is
 //! left as it was. Repairs come last, each of them idempotent, so that a cut during recovery changes nothing.
 
+#[cfg(test)]
+mod compat_tests;
 mod error;
 mod format;
 mod opening;

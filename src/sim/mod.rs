@@ -1,5 +1,14 @@
-//! Stand-ins for hardware, for tests: a persistent memory that can lose power, a base device that can fail.
+//! Stand-ins for hardware, for tests: a persistent memory that can lose power, a base device that can fail;
+//! and a machine made of them, an oracle, and the search for a crash that breaks a promise.
 #![forbid(unsafe_code)]
 
+pub mod base;
+pub mod image;
+pub mod model;
+mod peek;
 pub mod pmem;
+pub mod prng;
+pub mod stamp;
 pub mod tracing;
+
+pub use peek::Peek;

@@ -1,0 +1,132 @@
+use super::*;
+use crate::sim::stamp::Garbage;
+
+fn stamp_of(model: &Model, id: WriteId) -> Stamp {
+    model.write(id).stamp
+}
+
+fn images(stamps: &[Stamp]) -> impl FnMut(u64) -> Result<Stamp, Garbage> + '_ {
+    |lba| Ok(stamps[lba as usize])
+}
+
+/// Two blocks, one write of both that is acknowledged, one of both under way.
+fn two_writes() -> (Model, Stamp, Stamp) {
+    let mut model = Model::new(2, Stamp::ZERO);
+    let first = model.begin_write(WriteKind::Data, 0, 2);
+    model.end_write(first);
+    let second = model.begin_write(WriteKind::Data, 0, 2);
+    let stamps = (stamp_of(&model, first), stamp_of(&model, second));
+    (model, stamps.0, stamps.1)
+}
+
+#[test]
+fn a_read_may_return_what_is_acknowledged_or_under_way_and_nothing_older() {
+    let (mut model, old, new) = two_writes();
+    for stamp in [old, new, old, Stamp::ZERO] {
+        let begin = model.begin_read();
+        let result = model.end_read(begin, 0, Some(&[stamp]));
+        // The third read begins after the second one saw the new data.
+        let allowed = [old, new].contains(&stamp) && !(stamp == old && begin.0 > 6);
+        assert_eq!(
+            result.is_ok(),
+            allowed,
+            "{stamp:?} at {begin:?}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn a_read_under_way_during_an_acknowledgement_may_return_either() {
+    let (mut model, old, _) = two_writes();
+    let early = model.begin_read();
+    model.end_write(WriteId(2));
+    let late = model.begin_read();
+    assert!(model.end_read(early, 0, Some(&[old])).is_ok());
+    assert!(model.end_read(late, 0, Some(&[old])).is_err());
+}
+
+#[test]
+fn a_crash_leaves_a_write_under_way_whole_or_absent() {
+    let (model, old, new) = two_writes();
+    let expectation = Expectation::of(&model);
+    assert!(expectation.check(images(&[old, old])).is_ok());
+    assert!(expectation.check(images(&[new, new])).is_ok());
+    assert!(expectation.check(images(&[old, new])).is_err());
+    assert!(expectation.check(images(&[Stamp::ZERO, old])).is_err());
+    assert!(
+        expectation
+            .check(|_| Err(Garbage {
+                words: [0, 1],
+                at: 1
+            }))
+            .is_err()
+    );
+}
+
+#[test]
+fn concurrent_writes_come_in_one_order_in_all_their_blocks() {
+    let mut model = Model::new(2, Stamp::ZERO);
+    let a = model.begin_write(WriteKind::Data, 0, 2);
+    let b = model.begin_write(WriteKind::Data, 0, 2);
+    model.end_write(a);
+    model.end_write(b);
+    let (a, b) = (stamp_of(&model, a), stamp_of(&model, b));
+    let expectation = Expectation::of(&model);
+    assert!(expectation.check(images(&[a, a])).is_ok());
+    assert!(expectation.check(images(&[b, b])).is_ok());
+    assert!(expectation.check(images(&[a, b])).is_err());
+    assert!(expectation.check(images(&[Stamp::ZERO, b])).is_err());
+}
+
+#[test]
+fn what_a_crash_has_taken_back_never_returns() {
+    let (mut model, old, new) = two_writes();
+    model.restart(&[old, old]);
+    assert!(Expectation::of(&model).check(images(&[new, new])).is_err());
+    assert!(
+        model
+            .check_base(BaseRule::Barriers, images(&[new, old]))
+            .is_err()
+    );
+}
+
+#[test]
+fn the_base_keeps_barriers_and_a_cut_keeps_the_order_of_everything() {
+    let mut model = Model::new(3, Stamp::ZERO);
+    let a = model.begin_write(WriteKind::Data, 0, 1);
+    model.end_write(a);
+    let b = model.begin_write(WriteKind::Data, 1, 1);
+    model.end_write(b);
+    let flush = model.begin_flush();
+    model.end_flush(flush);
+    let c = model.begin_write(WriteKind::Data, 2, 1);
+    model.end_write(c);
+    let [a, b, c] = [a, b, c].map(|id| stamp_of(&model, id));
+    let zero = Stamp::ZERO;
+    let check = |rule, stamps: [Stamp; 3]| model.check_base(rule, images(&stamps)).is_ok();
+    assert!(check(BaseRule::Barriers, [zero, b, zero]));
+    assert!(!check(BaseRule::Cut, [zero, b, zero]));
+    assert!(check(BaseRule::Cut, [a, zero, zero]));
+    assert!(!check(BaseRule::Barriers, [a, zero, c]));
+    assert!(check(BaseRule::Cut, [a, b, c]));
+}
+
+#[test]
+fn a_fua_write_is_on_the_base_before_what_follows_it() {
+    let mut model = Model::new(2, Stamp::ZERO);
+    let a = model.begin_write(WriteKind::Fua, 0, 1);
+    model.end_write(a);
+    let b = model.begin_write(WriteKind::Data, 1, 1);
+    model.end_write(b);
+    let [a, b] = [a, b].map(|id| stamp_of(&model, id));
+    assert!(
+        model
+            .check_base(BaseRule::Barriers, images(&[Stamp::ZERO, b]))
+            .is_err()
+    );
+    assert!(
+        model
+            .check_base(BaseRule::Barriers, images(&[a, b]))
+            .is_ok()
+    );
+}

@@ -1,0 +1,41 @@
+//! Looks into a cache without a channel: what a read of a block would return, and from where.
+
+use crate::engine::Cache;
+use crate::index::BlockMap;
+use crate::pmem::{Pmem, Poisoned};
+use crate::units::{Lba, Page};
+
+/// Where a block's content comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peek {
+    /// From the cache; it is in the buffer.
+    Cached,
+    /// From the base.
+    Base,
+}
+
+impl<P: Pmem> Cache<P> {
+    /// What a read of one block would return now. While nothing else runs.
+    ///
+    /// # Errors
+    /// The cache's memory is poisoned.
+    ///
+    /// # Panics
+    /// Somebody is changing the index.
+    pub fn peek(&self, lba: Lba, block: &mut [u8]) -> Result<Peek, Poisoned> {
+        let per_page = u64::from(self.geometry.blocks_per_page());
+        let found = self.index.lookup(self.index.locate(Page(lba.0 / per_page)));
+        let map = found.expect("nobody changes the index").map;
+        match map.block((lba.0 % per_page) as u32) {
+            BlockMap::Absent => Ok(Peek::Base),
+            BlockMap::Zero(_) => {
+                block.fill(0);
+                Ok(Peek::Cached)
+            }
+            BlockMap::Mapped(place) => {
+                self.pmem.read(self.geometry.place_off(place), block)?;
+                Ok(Peek::Cached)
+            }
+        }
+    }
+}
