@@ -98,9 +98,9 @@ pub(super) struct LogReader {
     ready: BinaryHeap<Reverse<(Seq, u32)>>,
     /// For each segment that is ready: that kset. It is read once, to learn its number; what it says then
     /// is what is taken.
-    next: Vec<Option<Box<Decoded>>>,
-    /// To be used again.
-    spare: Vec<Box<Decoded>>,
+    next: Vec<Option<Decoded>>,
+    /// Memory for keys, to be used again.
+    spare: Vec<Vec<Key>>,
     /// Segments that may get more.
     watched: Vec<SegId>,
     reader: KsetReader,
@@ -170,13 +170,13 @@ impl LogReader {
                 return Ok(true);
             }
             self.epoch = self.epoch.max(kset.epoch);
-            self.spare.push(decoded);
+            self.spare.push(decoded.keys);
         }
         Ok(false)
     }
 
     /// Reads the kset at a segment's cursor.
-    fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Box<Decoded>, LogStop> {
+    fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, LogStop> {
         let cursor = self.cursors[id.index()];
         let generation = cache.segments.get(id).generation();
         let context = KsetContext::new(
@@ -186,14 +186,14 @@ impl LogReader {
             id,
             generation,
         );
-        let mut keys = self.spare.pop().map_or_else(Vec::new, |spare| spare.keys);
+        let mut keys = self.spare.pop().unwrap_or_default();
         keys.clear();
         let (off, kset_index) = (cursor.off, cursor.kset_index);
         let read = self
             .reader
             .read(&cache.pmem, &context, off, kset_index, &mut keys);
         match read {
-            Ok(kset) => Ok(Box::new(Decoded { kset, keys })),
+            Ok(kset) => Ok(Decoded { kset, keys }),
             Err(error) => Err(LogStop::Kset {
                 segment: id.0,
                 kset_index,
@@ -243,7 +243,7 @@ impl LogReader {
             take_keys(cache, id, &decoded.keys, taken, overlay);
             taken.last_seq = Some(seq);
             self.ready.pop();
-            self.spare.push(decoded);
+            self.spare.push(decoded.keys);
             if !self.peek(cache, id)? {
                 self.watched.push(id);
             }
