@@ -4,6 +4,8 @@
 //! checked while it is decoded.
 
 mod checksum;
+#[cfg(test)]
+mod format_doc;
 mod kset;
 mod layout;
 mod pair;
