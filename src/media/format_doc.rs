@@ -323,6 +323,7 @@ fn superblock() -> Superblock {
             block_size_bytes: 512,
             block_count: 1 << 20,
         },
+        features_compat: 0,
         update: 0,
     }
 }

@@ -10,6 +10,9 @@ use crate::units::{Agent, PmemOff};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+/// Numbers that count up by one never get here: such a one is damage, or was made to be.
+pub const COUNTER_MAX: u64 = 1 << 62;
+
 /// The first 16 bytes of every such record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -28,6 +31,10 @@ pub(super) trait PairRecord:
 {
     fn header(&self) -> &PairHeaderOnMedia;
     fn header_mut(&mut self) -> &mut PairHeaderOnMedia;
+    /// Whether its own numbers can be. A copy with a good checksum and impossible numbers is a damaged one.
+    fn is_plausible(&self) -> bool {
+        true
+    }
 }
 
 /// What was found of one copy.
@@ -95,7 +102,9 @@ fn load_copy<P: Pmem, R: PairRecord>(
     let mut record = R::new_zeroed();
     pmem.read(off, record.as_mut_bytes())
         .map_err(|Poisoned { .. }| CopyState::Poisoned)?;
-    if seed.checksum(&record.as_bytes()[4..]) == record.header().crc.get() {
+    let crc = seed.checksum(&record.as_bytes()[4..]);
+    let header = record.header();
+    if crc == header.crc.get() && header.update.get() < COUNTER_MAX && record.is_plausible() {
         Ok(record)
     } else {
         Err(CopyState::Damaged)

@@ -1,7 +1,7 @@
 //! A segment's info: its generation, and once it is sealed, how much it holds.
 
 use super::layout::Geometry;
-use super::pair::{PairError, PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
+use super::pair::{COUNTER_MAX, PairError, PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
 use crate::media::Checksums;
 use crate::pmem::{Durable, Pmem};
 use crate::units::{Agent, Generation, SegId, Seq};
@@ -30,6 +30,10 @@ impl PairRecord for SegmentInfoOnMedia {
     }
     fn header_mut(&mut self) -> &mut PairHeaderOnMedia {
         &mut self.header
+    }
+    fn is_plausible(&self) -> bool {
+        matches!(self.header.word.get(), STATE_UNSEALED | STATE_SEALED)
+            && self.generation.get() < COUNTER_MAX
     }
 }
 

@@ -23,6 +23,10 @@ const FEATURES_INCOMPAT_KNOWN: u64 = 0;
 const FEATURES_RO_COMPAT_KNOWN: u64 = 0;
 const BASE_NAME_MAX_BYTES: usize = 255;
 
+/// A device counts as blank only if so many bytes at its start and at its end are zero: that is where file
+/// systems, partition tables, RAID and volume managers have what they are recognised by.
+const BLANK_BYTES: u64 = 1 << 20;
+
 const OPTION_DATA_CRC: u32 = 1;
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -84,6 +88,8 @@ pub struct Superblock {
     pub writeback_order: WritebackOrder,
     /// The base device.
     pub base: BaseIdentity,
+    /// Features that code may ignore if it does not know them; kept as they are.
+    pub features_compat: u64,
     /// Number of the last update.
     pub update: u64,
 }
@@ -91,7 +97,7 @@ pub struct Superblock {
 /// What the header area of a device holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeaderState {
-    /// Zeroes, nothing else.
+    /// Zeroes, nothing else, and zeroes also where others keep what they are recognised by.
     Blank,
     /// A format that was cut short. Holds no cache.
     Unfinished,
@@ -107,6 +113,14 @@ pub enum SuperblockError {
         "the cache device holds foreign data: its first {SEGMENTS_START_MIN_BYTES} bytes are neither blank nor a cache; only format=force would overwrite them"
     )]
     Foreign,
+    /// The header area is blank, but the device is not.
+    #[error(
+        "the cache device holds foreign data: it is blank at its start, but not at {at}; only format=force would overwrite them"
+    )]
+    NotBlank {
+        /// Where the first byte is that is not zero.
+        at: PmemOff,
+    },
     /// It was a cache.
     #[error("the superblock of the cache is damaged: {0}")]
     Damaged(PairError),
@@ -192,16 +206,40 @@ fn without_superblock<P: Pmem>(pmem: &P, error: PairError) -> Result<HeaderState
     let mark_is_zero = mark == [0; 8];
     let magic_is_zero = magic == [0; 8];
     if rest_is_zero && mark_is_zero && magic_is_zero {
-        Ok(HeaderState::Blank)
+        find_data(pmem)?.map_or(Ok(HeaderState::Blank), |at| {
+            Err(SuperblockError::NotBlank { at })
+        })
     } else if (marked && ours)
         || (rest_is_zero && (marked || mark_is_zero) && (ours || magic_is_zero))
     {
         Ok(HeaderState::Unfinished)
-    } else if ours || error.copies.contains(&super::CopyState::Poisoned) {
+    } else if ours {
         Err(SuperblockError::Damaged(error))
     } else {
         Err(SuperblockError::Foreign)
     }
+}
+
+/// Looks for a byte that is not zero at the start and at the end of a device.
+fn find_data<P: Pmem>(pmem: &P) -> Result<Option<PmemOff>, Poisoned> {
+    let size = pmem.len_bytes();
+    let start_end = BLANK_BYTES.min(size);
+    let end_start = size.saturating_sub(BLANK_BYTES).max(start_end);
+    let mut bytes = vec![0; SEGMENTS_START_MIN_BYTES as usize];
+    for (from, to) in [(0, start_end), (end_start, size)] {
+        let mut at = from;
+        while at < to {
+            let len = (to - at).min(SEGMENTS_START_MIN_BYTES);
+            // At most 64 KiB.
+            let part = &mut bytes[..len as usize];
+            pmem.read(PmemOff(at), part)?;
+            if let Some(found) = part.iter().position(|&byte| byte != 0) {
+                return Ok(Some(PmemOff(at + found as u64)));
+            }
+            at += len;
+        }
+    }
+    Ok(None)
 }
 
 /// Marks the device as being formatted. Whatever cache it held is gone once this returns.
@@ -239,6 +277,7 @@ fn encode(superblock: &Superblock) -> SuperblockOnMedia {
     let mut media = SuperblockOnMedia::new_zeroed();
     media.header.word.set(FORMAT_VERSION);
     media.magic = MAGIC;
+    media.features_compat.set(superblock.features_compat);
     media.uuid = superblock.uuid;
     media.device_size.set(superblock.device_size_bytes);
     media.segments_start.set(geometry.segments_start_bytes());
@@ -306,6 +345,7 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
     let len = media.base_name_len.get();
     let name = usize::try_from(len)
         .ok()
+        .filter(|len| (1..=BASE_NAME_MAX_BYTES).contains(len))
         .and_then(|len| media.base_name.get(..len));
     let name = name.and_then(|name| std::str::from_utf8(name).ok());
     let name = name.ok_or_else(|| field("base_name_len", u64::from(len)))?;
@@ -326,6 +366,7 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
             block_size_bytes: media.block_size.get(),
             block_count: media.base_block_count.get(),
         },
+        features_compat: media.features_compat.get(),
         update: media.header.update.get(),
     })
 }

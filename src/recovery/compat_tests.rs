@@ -120,7 +120,7 @@ const SCRIPT_4096: &[Step] = &[
 
 /// An image, and what must be found in it.
 #[derive(Clone, Copy, Debug)]
-struct Image {
+pub(super) struct Image {
     file: &'static str,
     block_size_bytes: u32,
     data_crc: DataCrc,
@@ -134,7 +134,7 @@ struct Image {
     segments_free: u64,
 }
 
-const IMAGES: [Image; 2] = [
+pub(super) const IMAGES: [Image; 2] = [
     Image {
         file: "v1-512.img",
         block_size_bytes: 512,
@@ -179,7 +179,7 @@ impl Image {
         root.join("test/compat").join(self.file)
     }
 
-    fn load(&self) -> Vec<u8> {
+    pub(super) fn load(&self) -> Vec<u8> {
         let bytes = std::fs::read(self.path()).unwrap();
         assert_eq!(bytes.len() as u64, DEVICE_SIZE_BYTES);
         bytes
@@ -194,7 +194,7 @@ impl Image {
     }
 
     /// The options with which the image was formatted.
-    fn options_at_format(&self) -> OpenOptions {
+    pub(super) fn options_at_format(&self) -> OpenOptions {
         OpenOptions {
             data_crc: Some(self.data_crc),
             segment_size_bytes: Some(SEGMENT_SIZE_BYTES),
@@ -206,7 +206,7 @@ impl Image {
     }
 
     /// The options with which it is opened: what it is must come from the media.
-    fn options(&self) -> OpenOptions {
+    pub(super) fn options(&self) -> OpenOptions {
         OpenOptions {
             base: BaseIdentity {
                 uuid: *b"pcache v1 base..",
@@ -257,7 +257,7 @@ impl Image {
     }
 
     /// What the base holds: everything up to the last drain.
-    fn base_content(&self) -> Vec<u8> {
+    pub(super) fn base_content(&self) -> Vec<u8> {
         let last_drain = self.script.iter().rposition(|step| matches!(step, Drain));
         self.content_after(last_drain.unwrap())
     }
@@ -286,7 +286,7 @@ struct Machine {
     missed: BTreeSet<u64>,
 }
 
-fn open(
+pub(super) fn open(
     pmem: SimPmem,
     base: &[u8],
     options: OpenOptions,

@@ -138,7 +138,7 @@ impl OpenError {
             | OpenError::BaseTooLarge { .. } => libc::EINVAL,
             OpenError::Blank => libc::ENOMEDIUM,
             OpenError::Superblock(error) => match error {
-                SuperblockError::Foreign => libc::EEXIST,
+                SuperblockError::Foreign | SuperblockError::NotBlank { .. } => libc::EEXIST,
                 SuperblockError::Geometry(_) => libc::EINVAL,
                 SuperblockError::Truncated { .. } => libc::ENXIO,
                 SuperblockError::Version { .. } | SuperblockError::Features { .. } => {

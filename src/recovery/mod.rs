@@ -7,6 +7,8 @@
 mod compat_tests;
 mod error;
 mod format;
+#[cfg(test)]
+mod hostile_tests;
 mod opening;
 mod rebuild;
 mod scan;

@@ -87,7 +87,6 @@ impl<P: Pmem> Opening<P> {
         check_options(&options)?;
         let header = match (load_header(&pmem), options.format) {
             // Whatever it holds, it is to be overwritten.
-            (Err(SuperblockError::Geometry(error)), _) => return Err(error.into()),
             (Ok(_), FormatPolicy::Force) => HeaderState::Blank,
             (Err(SuperblockError::Poisoned(error)), FormatPolicy::Force) => {
                 return Err(error.into());
@@ -166,7 +165,7 @@ impl<P: Pmem> Opening<P> {
             Phase::Rebuilding(mut rebuild) => match rebuild.poll(&self.pmem, &self.superblock)? {
                 Some(step) => (Phase::Rebuilding(rebuild), step),
                 None => {
-                    let check = WitnessCheck::compare(&self.superblock, rebuild.witness())?;
+                    let check = WitnessCheck::compare(rebuild.witness());
                     (Phase::Checking(check, rebuild), again)
                 }
             },
@@ -301,6 +300,7 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
         gc_percent: options.gc_percent.unwrap_or(GC_PERCENT_DEFAULT),
         writeback_order: options.writeback_order.unwrap_or_default(),
         base: options.base.clone(),
+        features_compat: 0,
         update: 0,
     })
 }

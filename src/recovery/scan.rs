@@ -3,16 +3,14 @@
 use super::error::OpenError;
 use super::opening::OpenStep;
 use crate::media::{
-    Checksums, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext, KsetError, KsetReader,
-    Sealed, SegmentInfo, Superblock, Tails, kset_size_bytes,
+    COUNTER_MAX, Checksums, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext, KsetError,
+    KsetReader, Sealed, SegmentInfo, Superblock, Tails, kset_size_bytes,
 };
 use crate::pmem::Pmem;
 use crate::units::{Epoch, SegId, Seq};
 
 /// Segments that one poll scans.
 const SEGMENTS_PER_POLL: u32 = 1;
-/// Numbers beyond are not reached in any lifetime: such a one is damage.
-const SEQ_MAX: u64 = 1 << 62;
 
 /// A kset that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +45,22 @@ pub(super) struct Scan {
     keys: Vec<Key>,
 }
 
+/// The witness names blocks of the base, a page at most for each entry.
+fn check_witness(superblock: &Superblock, tails: &Tails) -> Result<(), OpenError> {
+    let per_page = superblock.geometry.blocks_per_page();
+    for entry in &tails.witness {
+        let end = entry.lba.0.checked_add(u64::from(entry.len_blocks));
+        let in_range = end.is_some_and(|end| end <= superblock.base.block_count);
+        if entry.len_blocks > per_page || !in_range {
+            return Err(OpenError::TailsRange {
+                field: "witness",
+                value: entry.lba.0,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Where the ksets of a segment end, and why.
 struct LogEnd {
     off: u32,
@@ -66,7 +80,7 @@ impl Scan {
             ("epoch_min", tails.epoch_min),
         ];
         for (field, value) in numbers {
-            if value > SEQ_MAX {
+            if value > COUNTER_MAX {
                 return Err(OpenError::TailsRange { field, value });
             }
         }
@@ -76,6 +90,7 @@ impl Scan {
                 value: tails.key_tail.0,
             });
         }
+        check_witness(superblock, &tails)?;
         Ok(Self {
             tails,
             tails_need_repair,
@@ -212,7 +227,7 @@ impl Scan {
 
     fn is_plausible(&self, kset: &Kset, found: &FoundSegment) -> bool {
         let seq_is_next = found.kset_count == 0 || kset.seq > found.last_seq;
-        seq_is_next && kset.seq.0 > 0 && kset.seq.0 < SEQ_MAX && kset.epoch.0 < SEQ_MAX
+        seq_is_next && kset.seq.0 > 0 && kset.seq.0 < COUNTER_MAX && kset.epoch.0 < COUNTER_MAX
     }
 
     fn note(&mut self, context: &KsetContext<'_>, kset: &Kset, found: &mut FoundSegment) {

@@ -1,0 +1,179 @@
+//! Media with good checksums and impossible numbers, and devices that only look blank: an error that says
+//! so, never a panic, and nothing is written.
+
+use super::compat_tests::{IMAGES, open};
+use crate::engine::FormatPolicy;
+use crate::media::{
+    COUNTER_MAX, Checksums, HeaderState, SegmentInfo, Superblock, Tails, Witness, load_header,
+    persist_superblock,
+};
+use crate::pmem::Pmem;
+use crate::sim::pmem::SimPmem;
+use crate::units::{Agent, Generation, Lba, PmemOff, SegId};
+
+const AGENT: Agent = Agent(9);
+
+fn loaded(pmem: &SimPmem) -> Superblock {
+    match load_header(pmem) {
+        Ok(HeaderState::Cache(superblock, _)) => *superblock,
+        other => panic!("the image holds a cache, not {other:?}"),
+    }
+}
+
+/// What opening an image says after `change`, which is given the device, its superblock and its checksums.
+/// The device must be left as it was.
+fn error_after(change: impl FnOnce(&SimPmem, Superblock, &Checksums)) -> String {
+    let image = &IMAGES[0];
+    let pmem = SimPmem::from_image(image.load());
+    let superblock = loaded(&pmem);
+    let checksums = Checksums::new(superblock.uuid);
+    change(&pmem, superblock, &checksums);
+    let before = pmem.durable_image();
+    let error = open(pmem.clone(), &image.base_content(), image.options())
+        .expect_err("it cannot be opened")
+        .to_string();
+    assert!(pmem.live_image() == before, "written to: {error}");
+    error
+}
+
+fn change_info(segment: u32, change: impl FnOnce(&mut SegmentInfo)) -> String {
+    error_after(|pmem, superblock, checksums| {
+        let (geometry, id) = (superblock.geometry, SegId(segment));
+        let (mut info, _) = SegmentInfo::load(pmem, &geometry, checksums, id).unwrap();
+        change(&mut info);
+        drop(info.persist(pmem, AGENT, &geometry, checksums, id));
+    })
+}
+
+#[test]
+fn a_witness_at_the_end_of_all_numbers_is_refused() {
+    for (lba, len_blocks) in [(u64::MAX, 1), (u64::MAX - 3, 8), (0, 9), (255, 2)] {
+        let error = error_after(|pmem, _, checksums| {
+            let (mut tails, _) = Tails::load(pmem, checksums).unwrap();
+            tails.witness[3] = Witness {
+                lba: Lba(lba),
+                len_blocks,
+                crc: 0,
+            };
+            drop(tails.persist(pmem, AGENT, checksums));
+        });
+        assert!(
+            error.contains("witness") && error.contains(&lba.to_string()),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn counters_that_nobody_can_have_reached_are_damage() {
+    let error = change_info(2, |info| info.generation = Generation(u64::MAX));
+    assert!(error.contains("segment 2"), "{error}");
+    let error = change_info(2, |info| info.update = COUNTER_MAX);
+    assert!(error.contains("segment 2"), "{error}");
+    let error = error_after(|pmem, mut superblock, _| {
+        superblock.update = u64::MAX - 1;
+        drop(persist_superblock(pmem, AGENT, &mut superblock));
+    });
+    assert!(error.contains("superblock"), "{error}");
+    let error = error_after(|pmem, _, checksums| {
+        let (mut tails, _) = Tails::load(pmem, checksums).unwrap();
+        tails.update = u64::MAX - 1;
+        drop(tails.persist(pmem, AGENT, checksums));
+    });
+    assert!(error.contains("tails"), "{error}");
+}
+
+#[test]
+fn an_unknown_state_of_a_segment_is_damage() {
+    let error = error_after(|pmem, superblock, checksums| {
+        let segment = superblock.geometry.segment_off(SegId(1));
+        for copy in [0, 4096] {
+            let off = segment.plus(copy);
+            let mut line = [0; 64];
+            pmem.read(off, &mut line).unwrap();
+            line[4..8].copy_from_slice(&7u32.to_le_bytes());
+            let crc = checksums.segment_info(1).checksum(&line[4..]);
+            line[0..4].copy_from_slice(&crc.to_le_bytes());
+            pmem.store(AGENT, off, &line);
+        }
+        drop(pmem.fence(AGENT));
+    });
+    assert!(error.contains("segment 1"), "{error}");
+}
+
+#[test]
+fn a_base_name_of_impossible_length_is_refused() {
+    for len in [0usize, 256] {
+        let error = error_after(|pmem, mut superblock, _| {
+            superblock.base.name = "n".repeat(255);
+            drop(persist_superblock(pmem, AGENT, &mut superblock));
+            for off in [0u64, 32 << 10] {
+                let mut bytes = [0; 512];
+                pmem.read(PmemOff(off), &mut bytes).unwrap();
+                bytes[128..132].copy_from_slice(&(len as u32).to_le_bytes());
+                let crc = Checksums::superblock().checksum(&bytes[4..]);
+                bytes[0..4].copy_from_slice(&crc.to_le_bytes());
+                pmem.store(AGENT, PmemOff(off), &bytes);
+            }
+            drop(pmem.fence(AGENT));
+        });
+        assert!(error.contains("base_name_len"), "{error}");
+    }
+}
+
+#[test]
+fn compatible_features_survive_a_change_of_the_superblock() {
+    let image = &IMAGES[0];
+    let pmem = SimPmem::from_image(image.load());
+    let mut superblock = loaded(&pmem);
+    superblock.features_compat = 0x50;
+    drop(persist_superblock(&pmem, AGENT, &mut superblock));
+    let mut options = image.options();
+    options.base.uuid = [0x77; 16];
+    open(pmem.clone(), &image.base_content(), options).unwrap();
+    let after = loaded(&pmem);
+    assert_eq!((after.features_compat, after.base.uuid), (0x50, [0x77; 16]));
+}
+
+#[test]
+fn a_device_with_data_behind_a_blank_start_is_not_formatted_unasked() {
+    let image = &IMAGES[0];
+    let size = 4 << 20;
+    // The superblock of btrfs; ZFS, RAID and GPT use the end.
+    for at in [64 << 10, (1 << 20) - 1, size - (1 << 20), size - 1] {
+        let mut bytes = vec![0; size];
+        bytes[at] = 0x5f;
+        let pmem = SimPmem::from_image(bytes.clone());
+        let error = open(
+            pmem.clone(),
+            &image.base_content(),
+            image.options_at_format(),
+        )
+        .expect_err("it holds data");
+        assert_eq!(error.errno(), libc::EEXIST);
+        assert!(error.to_string().contains("force"), "{error}");
+        assert!(pmem.live_image() == bytes);
+    }
+}
+
+#[test]
+fn force_overwrites_whatever_a_superblock_says() {
+    let image = &IMAGES[0];
+    let pmem = SimPmem::from_image(image.load());
+    for off in [0u64, 32 << 10] {
+        let mut bytes = [0; 512];
+        pmem.read(PmemOff(off), &mut bytes).unwrap();
+        // A segment size that is no power of two.
+        bytes[80..88].copy_from_slice(&12345u64.to_le_bytes());
+        let crc = Checksums::superblock().checksum(&bytes[4..]);
+        bytes[0..4].copy_from_slice(&crc.to_le_bytes());
+        pmem.store(AGENT, PmemOff(off), &bytes);
+    }
+    drop(pmem.fence(AGENT));
+    let base = image.base_content();
+    let error = open(pmem.clone(), &base, image.options()).expect_err("the geometry is impossible");
+    assert!(error.to_string().contains("12345"), "{error}");
+    let mut options = image.options_at_format();
+    options.format = FormatPolicy::Force;
+    open(pmem, &base, options).unwrap();
+}
