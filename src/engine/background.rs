@@ -49,8 +49,11 @@ impl<P: Pmem> Background<P> {
     /// Does a bounded piece of work.
     pub fn poll(&mut self, now: Now, out: &mut Outbox) -> Progress {
         self.now = now;
-        if self.stopping || self.cache.has_failed() {
+        if self.cache.has_failed() {
             return Progress::Idle;
+        }
+        if self.stopping {
+            return self.poll_last(now, out);
         }
         self.persist_options();
         let (order, gc_percent) = {
@@ -97,7 +100,20 @@ impl<P: Pmem> Background<P> {
             .on_base_done(&mut context, op, result, self.now);
     }
 
-    /// Starts nothing new from now on. What is under way ends.
+    fn poll_last(&mut self, now: Now, out: &mut Outbox) -> Progress {
+        let order = lock(&self.cache.superblock).writeback_order;
+        let mut context = Context {
+            cache: &*self.cache,
+            tails: &mut self.tails,
+            agent: BACKGROUND_AGENT,
+            counters: counters(&self.cache),
+            order,
+            urgent: false,
+        };
+        self.writeback.poll_last(&mut context, now, out)
+    }
+
+    /// From now on only the batch under way is brought to its end, and given up at the first error.
     pub fn stop(&mut self) {
         self.stopping = true;
     }
@@ -117,10 +133,15 @@ impl<P: Pmem> Background<P> {
         }
     }
 
-    /// Base operations that were asked for and have not ended.
+    /// Base operations that were asked for and have not ended; after [`Background::stop`], those still to
+    /// come count too.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.writeback.in_flight()
+        if self.stopping && !self.cache.has_failed() {
+            self.writeback.left_to_stop()
+        } else {
+            self.writeback.in_flight()
+        }
     }
 
     fn persist_options(&self) {

@@ -124,6 +124,13 @@ impl<P: Pmem> Channel<P> {
         }
     }
 
+    /// Who stores, as far as persistence goes.
+    #[cfg(any(test, feature = "sim"))]
+    #[must_use]
+    pub fn agent(&self) -> Agent {
+        self.core.agent()
+    }
+
     /// Requests that were submitted and have not completed.
     #[must_use]
     pub fn outstanding(&self) -> usize {

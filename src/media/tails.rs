@@ -39,7 +39,8 @@ pub(crate) struct TailsOnMedia {
     seq_next_min: U64,
     epoch_min: U64,
     witness: [WitnessOnMedia; WITNESS_COUNT],
-    rsv: [u8; 16],
+    batch_end: U64,
+    rsv: [u8; 8],
 }
 
 const _: () = {
@@ -69,6 +70,8 @@ pub struct Tails {
     pub epoch_min: u64,
     /// The witness.
     pub witness: [Witness; WITNESS_COUNT],
+    /// A batch from the dirty tail up to here may be on the base in part. At or below the dirty tail: none.
+    pub batch_end: Seq,
     /// Number of the last update.
     pub update: u64,
 }
@@ -87,6 +90,7 @@ impl Tails {
                 len_blocks: 0,
                 crc: 0,
             }; WITNESS_COUNT],
+            batch_end: Seq(0),
             update: 0,
         }
     }
@@ -108,6 +112,7 @@ impl Tails {
                 len_blocks: w.len_blocks.get(),
                 crc: w.crc.get(),
             }),
+            batch_end: Seq(media.batch_end.get()),
             update: media.header.update.get(),
         };
         Ok((tails, loaded.needs_repair))
@@ -121,6 +126,7 @@ impl Tails {
         media.key_tail.set(self.key_tail.0);
         media.seq_next_min.set(self.seq_next_min.0);
         media.epoch_min.set(self.epoch_min);
+        media.batch_end.set(self.batch_end.0);
         for (to, from) in media.witness.iter_mut().zip(&self.witness) {
             to.lba.set(from.lba.0);
             to.len_blocks.set(from.len_blocks);

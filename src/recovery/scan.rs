@@ -76,6 +76,7 @@ impl Scan {
     ) -> Result<Self, OpenError> {
         let numbers = [
             ("dirty_tail", tails.dirty_tail.0),
+            ("batch_end", tails.batch_end.0),
             ("seq_next_min", tails.seq_next_min.0),
             ("epoch_min", tails.epoch_min),
         ];

@@ -4,10 +4,14 @@
 
 pub mod base;
 pub mod image;
+pub mod machine;
 pub mod model;
 mod peek;
 pub mod pmem;
 pub mod prng;
+pub mod recover;
+pub mod script;
+pub mod simulate;
 pub mod stamp;
 pub mod tracing;
 

@@ -2,14 +2,17 @@
 
 use crate::engine::Cache;
 use crate::index::BlockMap;
+use crate::media::Place;
 use crate::pmem::{Pmem, Poisoned};
 use crate::units::{Lba, Page};
 
 /// Where a block's content comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peek {
-    /// From the cache; it is in the buffer.
-    Cached,
+    /// From the cache; it is in the buffer. The base holds the same.
+    Clean,
+    /// From the cache; it is in the buffer. The base may hold something older.
+    Dirty,
     /// From the base.
     Base,
 }
@@ -28,14 +31,22 @@ impl<P: Pmem> Cache<P> {
         let map = found.expect("nobody changes the index").map;
         match map.block((lba.0 % per_page) as u32) {
             BlockMap::Absent => Ok(Peek::Base),
-            BlockMap::Zero(_) => {
+            BlockMap::Zero(place) => {
                 block.fill(0);
-                Ok(Peek::Cached)
+                Ok(self.cached(place))
             }
             BlockMap::Mapped(place) => {
                 self.pmem.read(self.geometry.place_off(place), block)?;
-                Ok(Peek::Cached)
+                Ok(self.cached(place))
             }
+        }
+    }
+
+    fn cached(&self, place: Place) -> Peek {
+        if self.is_clean(place) {
+            Peek::Clean
+        } else {
+            Peek::Dirty
         }
     }
 }

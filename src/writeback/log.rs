@@ -54,6 +54,9 @@ pub(super) struct Limits {
     /// Payload; one kset may go beyond.
     pub(super) bytes: u64,
     pub(super) key_count: usize,
+    /// Part of what comes before this, and of it itself, may be on the base already: a batch goes that far,
+    /// whatever else is said here.
+    pub(super) reach: Seq,
 }
 
 /// What was taken.
@@ -221,7 +224,8 @@ impl LogReader {
         while let Some(&Reverse((seq, segment))) = self.ready.peek() {
             let id = SegId(segment);
             let full = taken.dirty_bytes >= limits.bytes || overlay.key_count() >= limits.key_count;
-            if seq >= limits.settled || full {
+            let must = seq <= limits.reach;
+            if seq >= limits.settled || (full && !must) {
                 break;
             }
             if overlay.key_count() >= keys_end {
@@ -234,7 +238,8 @@ impl LogReader {
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
             // way while the barrier came, and belongs on either side of it.
             let epoch = self.epoch.max(decoded.kset.epoch);
-            if limits.order == WritebackOrder::Strict && epoch > self.epoch && taken.dirty {
+            let border = epoch > self.epoch && taken.dirty;
+            if limits.order == WritebackOrder::Strict && border && !must {
                 self.next[id.index()] = Some(decoded);
                 break;
             }

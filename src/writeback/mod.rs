@@ -108,6 +108,7 @@ impl Writeback {
                 order: WritebackOrder::Strict,
                 bytes: 0,
                 key_count: 0,
+                reach: Seq(0),
             },
             batch: Batch::new(),
             batch_start: Now(0),
@@ -140,6 +141,26 @@ impl Writeback {
             }
             State::Flushing | State::Backoff(_) | State::Halted => Progress::Idle,
         }
+    }
+
+    /// After a stop: ends the batch under way, so that the base is an exact past state, unless it fails.
+    pub(crate) fn poll_last<P: Pmem>(
+        &mut self,
+        context: &mut Context<'_, P>,
+        now: Now,
+        out: &mut Outbox,
+    ) -> Progress {
+        if self.state == State::Writing {
+            self.go_on(context, now, out)
+        } else {
+            Progress::Idle
+        }
+    }
+
+    /// After a stop: operations still to end, or to be started.
+    pub(crate) fn left_to_stop(&self) -> usize {
+        let unfinished = self.state == State::Writing && !self.batch.failed;
+        self.in_flight().max(usize::from(unfinished))
     }
 
     /// Whether there is a reason to write back now.
@@ -183,6 +204,7 @@ impl Writeback {
             order: context.order,
             bytes: bytes.min(bytes_max),
             key_count: BATCH_KEYS_MAX,
+            reach: context.tails.batch_end,
         };
         self.overlay.clear();
         self.taken = Taken::NOTHING;
@@ -206,6 +228,12 @@ impl Writeback {
         self.batch.last_seq = last_seq;
         self.batch.dirty_bytes = self.taken.dirty_bytes;
         self.batch.rewind(&mut self.overlay);
+        if self.batch.has_ops && last_seq > context.tails.batch_end {
+            // Before the first base write: after a cut in the middle of the batch the next one goes at least
+            // as far, and the base is an exact past state again at its end (INV-WB-2).
+            context.tails.batch_end = last_seq;
+            context.cache.persist_tails(context.tails, context.agent);
+        }
         self.state = State::Writing;
         Progress::Busy
     }

@@ -150,20 +150,26 @@ impl Model {
     pub fn restart(&mut self, stamps: &[Stamp]) {
         let now = self.tick();
         self.reads.clear();
-        let seen: Vec<Vec<WriteId>> = (0..)
+        let mut seen: Vec<Vec<WriteId>> = (0..)
             .zip(stamps)
             .map(|(lba, stamp)| self.matching(lba, *stamp))
             .collect();
-        for at in 0..self.writes.len() {
-            let id = WriteId(at as u32);
-            if self.writes[at].end == Time::NEVER && !self.writes[at].gone {
-                if self.may_have_happened(id, &seen) {
-                    self.writes[at].acked = now;
-                    self.writes[at].end = now;
-                } else {
-                    self.forget(id);
-                }
-            }
+        let mut open: Vec<WriteId> = (0..self.writes.len() as u32).map(WriteId).collect();
+        open.retain(|id| self.write(*id).end == Time::NEVER && !self.write(*id).gone);
+        // One that turns out not to have happened cannot have hidden another: again until nothing changes.
+        while let Some(at) = open
+            .iter()
+            .position(|id| !self.may_have_happened(*id, &seen))
+        {
+            let id = open.swap_remove(at);
+            self.forget(id);
+            seen.iter_mut()
+                .for_each(|ids| ids.retain(|other| *other != id));
+        }
+        for id in open {
+            let write = &mut self.writes[id.0 as usize];
+            write.acked = now;
+            write.end = now;
         }
         for (block, seen) in self.blocks.iter_mut().zip(&seen) {
             block

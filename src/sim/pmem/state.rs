@@ -270,6 +270,13 @@ impl SimState {
         Ok(())
     }
 
+    /// The first line that `agent` has stored to since its last fence.
+    #[must_use]
+    pub fn first_unfenced(&self, agent: Agent) -> Option<PmemOff> {
+        let line = self.unfenced.get(&agent)?.first()?;
+        Some(PmemOff(line * LINE_SIZE_BYTES))
+    }
+
     /// The first poisoned line that a range touches.
     #[must_use]
     pub fn first_poisoned(&self, off: PmemOff, len_bytes: u64) -> Option<PmemOff> {

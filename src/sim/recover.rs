@@ -1,0 +1,109 @@
+//! Opens a cache over a simulated device in one go, and looks at all of it.
+
+use super::base::BaseImage;
+use super::image::ImagePmem;
+use super::machine::Setup;
+use super::model::{Expectation, Model, Violation};
+use super::peek::Peek;
+use super::stamp::{self, Garbage, Stamp};
+use crate::engine::{Cache, FormatPolicy, OpenOptions};
+use crate::pmem::Pmem;
+use crate::recovery::{OpenError, OpenStep, Opening};
+use crate::units::Lba;
+use std::sync::Arc;
+
+/// Polls of one opening: far more than a small device needs.
+const POLLS_MAX: usize = 100_000;
+
+/// Opens, or formats, as `options` say. The base is read from `base`: first block, number of blocks.
+///
+/// # Errors
+/// The cache is refused.
+///
+/// # Panics
+/// The opening does not end.
+pub fn open<'a, P: Pmem>(
+    pmem: P,
+    options: OpenOptions,
+    base: impl Fn(u64, u64) -> &'a [u8],
+) -> Result<Arc<Cache<P>>, OpenError> {
+    let mut opening = Opening::begin(pmem, options)?;
+    for _ in 0..POLLS_MAX {
+        match opening.poll()? {
+            OpenStep::Working { .. } | OpenStep::AwaitingBase => {}
+            OpenStep::ReadBase {
+                slot,
+                lba,
+                len_blocks,
+            } => opening.on_base_block(slot, Ok(base(lba.0, len_blocks))),
+            OpenStep::Ready => return Ok(opening.finish()),
+        }
+    }
+    panic!("the opening does not end")
+}
+
+/// What every block of a cache that was just recovered would read as.
+///
+/// # Errors
+/// Something is damaged, or what counts as clean is not what the base holds.
+pub fn look<P: Pmem>(
+    cache: &Cache<P>,
+    base: &BaseImage,
+    block_count: u64,
+) -> Result<Vec<Result<Stamp, Garbage>>, Violation> {
+    let mut block = vec![0; cache.geometry.block_size_bytes() as usize];
+    let mut found = Vec::with_capacity(block_count as usize);
+    for lba in 0..block_count {
+        let from = cache
+            .peek(Lba(lba), &mut block)
+            .map_err(|error| Violation(format!("block {lba} of a recovered cache: {error}")))?;
+        match from {
+            Peek::Base => found.push(base.stamp(lba)),
+            Peek::Dirty => found.push(stamp::read(&block, lba)),
+            Peek::Clean => {
+                if block != base.blocks(lba, 1) {
+                    return Err(Violation(format!(
+                        "block {lba} counts as clean and is {:?}, but the base holds {:?}",
+                        stamp::read(&block, lba),
+                        base.stamp(lba)
+                    )));
+                }
+                found.push(stamp::read(&block, lba));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Recovers from a crash: `image` and `base` are what it left. Returns what every block reads as, and the
+/// cache.
+///
+/// # Errors
+/// The cache is refused, or a promise was broken.
+pub fn judge(
+    image: ImagePmem,
+    setup: &Setup,
+    model: &Model,
+    base: &BaseImage,
+) -> Result<(Vec<Stamp>, Arc<Cache<ImagePmem>>), Violation> {
+    judge_with(image, setup, &Expectation::of(model), base)
+}
+
+/// As [`judge`], for many images of one moment.
+///
+/// # Errors
+/// The cache is refused, or a promise was broken.
+pub fn judge_with<P: Pmem>(
+    image: P,
+    setup: &Setup,
+    expectation: &Expectation,
+    base: &BaseImage,
+) -> Result<(Vec<Stamp>, Arc<Cache<P>>), Violation> {
+    let options = setup.options(FormatPolicy::Auto);
+    let cache = open(image, options, |lba, len| base.blocks(lba, len))
+        .map_err(|error| Violation(format!("the cache is refused after a crash: {error}")))?;
+    cache.check_invariants();
+    let found = look(&cache, base, setup.block_count)?;
+    let stamps = expectation.check(|lba| found[lba as usize])?;
+    Ok((stamps, cache))
+}

@@ -1,0 +1,69 @@
+//! Many histories, each from a seed: one that fails is shrunk to a script for a regression test.
+
+use super::machine::Setup;
+use super::model::Violation;
+use super::prng::Prng;
+use super::script::{self, Outcome, Step, Weights};
+
+/// A history that broke a promise.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// It comes from this.
+    pub seed: u64,
+    /// What was broken, by the shrunk history.
+    pub violation: Violation,
+    /// Of the machine.
+    pub setup: Setup,
+    /// What is left of the steps.
+    pub steps: Vec<Step>,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "seed {}: {}", self.seed, self.violation)?;
+        writeln!(f, "{:?}", self.setup)?;
+        writeln!(f, "steps: {:?}", self.steps)
+    }
+}
+
+/// What the history of a seed is made of.
+#[must_use]
+pub fn history(seed: u64) -> (Setup, Vec<Step>) {
+    let mut prng = Prng::new(seed);
+    let setup = script::setup_of(&mut prng);
+    let weights = Weights {
+        crash: prng.pick(&[0, 5, 20, 60]),
+        fault: prng.pick(&[0, 0, 10, 40]),
+    };
+    let count = prng.between(50, 600) as usize;
+    let steps = script::draw(&mut prng, &setup, weights, count);
+    (setup, steps)
+}
+
+/// Runs the history of a seed.
+///
+/// # Errors
+/// It broke a promise.
+pub fn run_seed(seed: u64) -> Result<Outcome, Box<Failure>> {
+    let (setup, steps) = history(seed);
+    match script::run_caught(&setup, seed, &steps, None) {
+        Ok(outcome) => Ok(outcome),
+        Err(violation) => Err(Box::new(shrunk(seed, setup, &steps, violation))),
+    }
+}
+
+fn shrunk(seed: u64, setup: Setup, steps: &[Step], violation: Violation) -> Failure {
+    let fails = |fewer: &[Step]| script::run_caught(&setup, seed, fewer, None).is_err();
+    let steps = script::shrink(steps, fails);
+    let violation = match script::run_caught(&setup, seed, &steps, None) {
+        Err(violation) => violation,
+        // Not repeatable; which is a violation too.
+        Ok(_) => violation,
+    };
+    Failure {
+        seed,
+        violation,
+        setup,
+        steps,
+    }
+}
