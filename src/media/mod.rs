@@ -22,10 +22,10 @@ pub use layout::{
     Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENT_SIZE_MAX_BYTES,
     SEGMENTS_START_MIN_BYTES,
 };
-pub use pair::{COUNTER_MAX, CopyState, PairError};
+pub use pair::{COUNTER_MAX, CopyState, PairError, StaleCopy};
 pub use segment_info::{Sealed, SegmentInfo};
 pub use superblock::{
-    HeaderState, Superblock, SuperblockError, load_header, persist_superblock,
+    FEATURES_COMPAT, HeaderState, Superblock, SuperblockError, load_header, persist_superblock,
     persist_unfinished_mark,
 };
 pub use tails::{Tails, WITNESS_COUNT, Witness};

@@ -62,8 +62,29 @@ pub struct PairError {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Loaded<R> {
     pub(super) record: R,
-    /// The copies differ: one is damaged, or an update was cut short.
-    pub(super) needs_repair: bool,
+    pub(super) stale: Option<StaleCopy>,
+}
+
+/// One of two copies is damaged or older than the other: the loss of the other would lose the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaleCopy {
+    valid: PmemOff,
+    stale: PmemOff,
+    len_bytes: usize,
+}
+
+impl StaleCopy {
+    /// Makes it the same as the other one, which is not touched: a cut in here leaves that. Only then may the
+    /// record be updated. Durable when it returns.
+    ///
+    /// # Errors
+    /// The valid copy cannot be read any more.
+    pub fn repair<P: Pmem>(&self, pmem: &P, agent: Agent) -> Result<Durable, Poisoned> {
+        let mut bytes = vec![0; self.len_bytes];
+        pmem.read(self.valid, &mut bytes)?;
+        pmem.store(agent, self.stale, &bytes);
+        Ok(pmem.fence(agent))
+    }
 }
 
 /// Loads the newest valid copy.
@@ -73,10 +94,10 @@ pub(super) fn load_pair<P: Pmem, R: PairRecord>(
     seed: ChecksumSeed,
 ) -> Result<Loaded<R>, PairError> {
     let read = offs.map(|off| load_copy::<P, R>(pmem, off, seed));
-    let newest = match (&read[0], &read[1]) {
-        (Ok(a), Ok(b)) if a.header().update.get() >= b.header().update.get() => a,
-        (_, Ok(b)) => b,
-        (Ok(a), Err(_)) => a,
+    let (newest, at) = match (&read[0], &read[1]) {
+        (Ok(a), Ok(b)) if a.header().update.get() >= b.header().update.get() => (a, 0),
+        (_, Ok(b)) => (b, 1),
+        (Ok(a), Err(_)) => (a, 0),
         (Err(a), Err(b)) => {
             return Err(PairError {
                 copies: [*a, *b],
@@ -84,13 +105,15 @@ pub(super) fn load_pair<P: Pmem, R: PairRecord>(
             });
         }
     };
-    let same = |copy: &Result<R, CopyState>| {
-        copy.as_ref()
-            .is_ok_and(|copy| copy.as_bytes() == newest.as_bytes())
-    };
+    let other = 1 - at;
+    let same = (read[other].as_ref()).is_ok_and(|copy| copy.as_bytes() == newest.as_bytes());
     Ok(Loaded {
         record: *newest,
-        needs_repair: !(same(&read[0]) && same(&read[1])),
+        stale: (!same).then_some(StaleCopy {
+            valid: offs[at],
+            stale: offs[other],
+            len_bytes: size_of::<R>(),
+        }),
     })
 }
 
@@ -111,7 +134,8 @@ fn load_copy<P: Pmem, R: PairRecord>(
     }
 }
 
-/// Writes both copies, one after the other, under the next update number. Durable when it returns.
+/// Writes both copies, one after the other, under the next update number. Both are valid and the same before:
+/// what recovery found otherwise it has repaired (see [`StaleCopy`]). Durable when it returns.
 pub(super) fn persist_pair<P: Pmem, R: PairRecord>(
     pmem: &P,
     agent: Agent,
@@ -130,4 +154,52 @@ pub(super) fn persist_pair<P: Pmem, R: PairRecord>(
     // 2. The second copy, so that the loss of either is harmless from here on.
     pmem.store(agent, offs[1], record.as_bytes());
     pmem.fence(agent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::Checksums;
+    use crate::media::tails::{Tails, TailsOnMedia};
+    use crate::sim::pmem::SimPmem;
+    use crate::units::Seq;
+
+    const OFFS: [PmemOff; 2] = [PmemOff(8 << 10), PmemOff(40 << 10)];
+    const AGENT: Agent = Agent(1);
+
+    /// INV-PAIR-1: whichever copy is damaged, a cut at any moment of the repair and of the update behind it
+    /// leaves one that is valid.
+    #[test]
+    fn a_cut_while_a_copy_is_repaired_never_damages_the_other() {
+        let checksums = Checksums::new([7; 16]);
+        let load = |pmem: &SimPmem| load_pair::<_, TailsOnMedia>(pmem, OFFS, checksums.tails());
+        for damaged in OFFS {
+            let pmem = SimPmem::new(64 << 10);
+            let mut tails = Tails::empty();
+            tails.dirty_tail = Seq(5);
+            drop(tails.persist(&pmem, AGENT, &checksums));
+            pmem.flip_bit(damaged.plus(40), 3);
+            let valid = load(&pmem).unwrap();
+            let images = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+            let collected = std::sync::Arc::clone(&images);
+            pmem.on_crash_point(Some(Box::new(move |state, _| {
+                let words = state.pending_words().len();
+                let mut images = collected.lock().unwrap();
+                for kept in 0..=words {
+                    images.push(state.crash_image(|at, _| usize::from(at < kept)));
+                }
+            })));
+            drop(valid.stale.unwrap().repair(&pmem, AGENT).unwrap());
+            tails.dirty_tail = Seq(6);
+            drop(tails.persist(&pmem, AGENT, &checksums));
+            pmem.on_crash_point(None);
+            let images = std::mem::take(&mut *images.lock().unwrap());
+            assert!(images.len() > 6, "there were cuts to look at");
+            for image in images {
+                let loaded = load(&SimPmem::from_image(image)).expect("one copy is valid");
+                assert!(loaded.record.header().update.get() >= valid.record.header().update.get());
+            }
+            assert!(load(&pmem).unwrap().stale.is_none());
+        }
+    }
 }

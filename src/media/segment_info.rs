@@ -1,7 +1,9 @@
 //! A segment's info: its generation, and once it is sealed, how much it holds.
 
 use super::layout::Geometry;
-use super::pair::{COUNTER_MAX, PairError, PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
+use super::pair::{
+    COUNTER_MAX, PairError, PairHeaderOnMedia, PairRecord, StaleCopy, load_pair, persist_pair,
+};
 use crate::media::Checksums;
 use crate::pmem::{Durable, Pmem};
 use crate::units::{Agent, Generation, SegId, Seq};
@@ -58,7 +60,7 @@ pub struct SegmentInfo {
 }
 
 impl SegmentInfo {
-    /// Loads the info of a segment; `true` if a copy must be repaired.
+    /// Loads the info of a segment, and says which copy of it is to be repaired.
     ///
     /// # Errors
     /// Neither copy is valid.
@@ -67,7 +69,7 @@ impl SegmentInfo {
         geometry: &Geometry,
         checksums: &Checksums,
         segment: SegId,
-    ) -> Result<(Self, bool), PairError> {
+    ) -> Result<(Self, Option<StaleCopy>), PairError> {
         let seed = checksums.segment_info(segment.0);
         let loaded = load_pair::<P, SegmentInfoOnMedia>(pmem, geometry.info_offs(segment), seed)?;
         let media = loaded.record;
@@ -80,7 +82,7 @@ impl SegmentInfo {
             sealed,
             update: media.header.update.get(),
         };
-        Ok((info, loaded.needs_repair))
+        Ok((info, loaded.stale))
     }
 
     /// Writes both copies. Durable when it returns.

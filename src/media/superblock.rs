@@ -5,7 +5,7 @@
 //! become valid, and with it the cache exists.
 
 use super::layout::{SEGMENTS_START_MIN_BYTES, SUPERBLOCK_OFFS};
-use super::pair::{PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
+use super::pair::{PairHeaderOnMedia, PairRecord, StaleCopy, load_pair, persist_pair};
 use super::{Checksums, Geometry, GeometryError, PairError};
 use crate::engine::{BaseIdentity, DataCrc, WritebackOrder};
 use crate::pmem::{Durable, Pmem, Poisoned};
@@ -19,6 +19,10 @@ const UNFINISHED_MARK: [u8; 8] = *b"unfinish";
 /// The version of the format that this code writes and reads.
 const FORMAT_VERSION: u32 = 1;
 /// No feature is defined yet: a flag that is set says that newer code wrote the cache.
+/// Compatible features of this version, set in every superblock that it writes.
+pub const FEATURES_COMPAT: u64 = FEATURE_COMPAT_BATCH_END;
+/// `batch_end` in the tails is kept. Where it is not, it is 0.
+const FEATURE_COMPAT_BATCH_END: u64 = 1;
 const FEATURES_INCOMPAT_KNOWN: u64 = 0;
 const FEATURES_RO_COMPAT_KNOWN: u64 = 0;
 const BASE_NAME_MAX_BYTES: usize = 255;
@@ -101,8 +105,8 @@ pub enum HeaderState {
     Blank,
     /// A format that was cut short. Holds no cache.
     Unfinished,
-    /// A cache; `true` if a copy of the superblock must be repaired.
-    Cache(Box<Superblock>, bool),
+    /// A cache, and which copy of its superblock is to be repaired.
+    Cache(Box<Superblock>, Option<StaleCopy>),
 }
 
 /// Why the header area cannot be used.
@@ -183,10 +187,7 @@ pub fn load_header<P: Pmem>(pmem: &P) -> Result<HeaderState, SuperblockError> {
     match load_pair::<P, SuperblockOnMedia>(pmem, SUPERBLOCK_OFFS, Checksums::superblock()) {
         Ok(loaded) => {
             let superblock = decode(&loaded.record, pmem.len_bytes())?;
-            Ok(HeaderState::Cache(
-                Box::new(superblock),
-                loaded.needs_repair,
-            ))
+            Ok(HeaderState::Cache(Box::new(superblock), loaded.stale))
         }
         Err(error) => without_superblock(pmem, error),
     }

@@ -1,7 +1,7 @@
 //! The tails: how far the log has been written back and reclaimed, and the witness of the base device.
 
 use super::layout::TAILS_OFFS;
-use super::pair::{PairError, PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
+use super::pair::{PairError, PairHeaderOnMedia, PairRecord, StaleCopy, load_pair, persist_pair};
 use crate::media::Checksums;
 use crate::pmem::{Durable, Pmem};
 use crate::units::{Agent, Lba, Seq};
@@ -95,11 +95,14 @@ impl Tails {
         }
     }
 
-    /// Loads them; `true` if a copy must be repaired.
+    /// Loads them, and says which copy is to be repaired.
     ///
     /// # Errors
     /// Neither copy is valid.
-    pub fn load<P: Pmem>(pmem: &P, checksums: &Checksums) -> Result<(Self, bool), PairError> {
+    pub fn load<P: Pmem>(
+        pmem: &P,
+        checksums: &Checksums,
+    ) -> Result<(Self, Option<StaleCopy>), PairError> {
         let loaded = load_pair::<P, TailsOnMedia>(pmem, TAILS_OFFS, checksums.tails())?;
         let media = loaded.record;
         let tails = Self {
@@ -115,7 +118,7 @@ impl Tails {
             batch_end: Seq(media.batch_end.get()),
             update: media.header.update.get(),
         };
-        Ok((tails, loaded.needs_repair))
+        Ok((tails, loaded.stale))
     }
 
     /// Writes both copies. Durable when it returns.

@@ -134,30 +134,38 @@ pub(super) struct Image {
     segments_free: u64,
 }
 
-pub(super) const IMAGES: [Image; 2] = [
+/// Written by the first version of the format.
+const V1_512: Image = Image {
+    file: "v1-512.img",
+    block_size_bytes: 512,
+    data_crc: DataCrc::On,
+    writeback_order: WritebackOrder::Relaxed,
+    script: SCRIPT_512,
+    uncached: &[
+        8..20,
+        42..46,
+        56..64,
+        69..90,
+        106..108,
+        115..117,
+        132..135,
+        149..150,
+        157..200,
+        203..211,
+        218..255,
+    ],
+    dirty_tail: 26,
+    seq_next: 38,
+    dirty_bytes: 16384,
+    segments_free: 1,
+};
+
+pub(super) const IMAGES: [Image; 3] = [
+    V1_512,
+    // With the compatible feature `batch_end`.
     Image {
-        file: "v1-512.img",
-        block_size_bytes: 512,
-        data_crc: DataCrc::On,
-        writeback_order: WritebackOrder::Relaxed,
-        script: SCRIPT_512,
-        uncached: &[
-            8..20,
-            42..46,
-            56..64,
-            69..90,
-            106..108,
-            115..117,
-            132..135,
-            149..150,
-            157..200,
-            203..211,
-            218..255,
-        ],
-        dirty_tail: 26,
-        seq_next: 38,
-        dirty_bytes: 16384,
-        segments_free: 1,
+        file: "v1-512-batch-end.img",
+        ..V1_512
     },
     Image {
         file: "v1-4096.img",
@@ -455,9 +463,9 @@ fn write_image(image: &Image) -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "writes the images of the current version of the format; for a new version, under a new name"]
+#[ignore = "writes images that do not exist yet, in the current version of the format"]
 fn write_images() {
-    for image in &IMAGES {
+    for image in IMAGES.iter().filter(|image| !image.path().exists()) {
         std::fs::write(image.path(), write_image(image)).unwrap();
     }
 }

@@ -6,12 +6,13 @@ use super::rebuild::Rebuild;
 use super::scan::Scan;
 use super::witness::{WitnessCheck, WitnessStep};
 use crate::engine::{
-    BaseError, BaseIdentity, Cache, CacheParts, DataCrc, FormatPolicy, GC_PERCENT_DEFAULT,
-    GC_PERCENT_MAX, OpenOptions,
+    BACKGROUND_AGENT, BaseError, BaseIdentity, Cache, CacheParts, DataCrc, FormatPolicy,
+    GC_PERCENT_DEFAULT, GC_PERCENT_MAX, OpenOptions,
 };
 use crate::index::{BASE_PAGES_MAX, Index};
 use crate::media::{
-    Checksums, Geometry, HeaderState, Superblock, SuperblockError, Tails, load_header,
+    Checksums, FEATURES_COMPAT, Geometry, HeaderState, StaleCopy, Superblock, SuperblockError,
+    Tails, load_header, persist_superblock,
 };
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES};
@@ -66,7 +67,9 @@ pub struct Opening<P: Pmem> {
     pmem: P,
     options: OpenOptions,
     superblock: Superblock,
-    superblock_needs_repair: bool,
+    superblock_stale: Option<StaleCopy>,
+    /// It is not what the media say any more.
+    superblock_changed: bool,
     phase: Phase,
 }
 
@@ -105,20 +108,23 @@ impl<P: Pmem> Opening<P> {
                     pmem,
                     options,
                     superblock,
-                    superblock_needs_repair: false,
+                    superblock_stale: None,
+                    superblock_changed: false,
                     phase: Phase::Sampling(check),
                 })
             }
-            HeaderState::Cache(superblock, needs_repair) => {
+            HeaderState::Cache(superblock, stale) => {
                 check_pair(&superblock, &options)?;
                 let checksums = Checksums::new(superblock.uuid);
-                let (tails, repair) = Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
-                let scan = Scan::new(&superblock, tails, repair)?;
+                let (tails, tails_stale) =
+                    Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
+                let scan = Scan::new(&superblock, tails, tails_stale)?;
                 Ok(Self {
                     pmem,
                     options,
                     superblock: *superblock,
-                    superblock_needs_repair: needs_repair,
+                    superblock_stale: stale,
+                    superblock_changed: false,
                     phase: Phase::Scanning(scan),
                 })
             }
@@ -150,7 +156,7 @@ impl<P: Pmem> Opening<P> {
                 match formatting.poll(&self.pmem, &mut self.superblock)? {
                     Some(step) => (Phase::Formatting(formatting), step),
                     None => {
-                        let scan = Scan::new(&self.superblock, formatting.into_tails(), false)?;
+                        let scan = Scan::new(&self.superblock, formatting.into_tails(), None)?;
                         (Phase::Scanning(scan), again)
                     }
                 }
@@ -177,10 +183,8 @@ impl<P: Pmem> Opening<P> {
                 WitnessStep::Step(step) => (Phase::Checking(check, rebuild), step),
             },
             Phase::Repairing(mut rebuild) => {
-                if std::mem::take(&mut self.superblock_needs_repair) {
-                    rebuild.repair_superblock(&self.pmem, &mut self.superblock);
-                }
-                match rebuild.repair(&self.pmem, &self.superblock) {
+                self.repair_superblock()?;
+                match rebuild.repair(&self.pmem, &self.superblock)? {
                     Some(step) => (Phase::Repairing(rebuild), step),
                     None => (Phase::Ready(rebuild), OpenStep::Ready),
                 }
@@ -194,13 +198,25 @@ impl<P: Pmem> Opening<P> {
     fn adopt_options(&mut self) {
         let before = self.superblock.clone();
         let superblock = &mut self.superblock;
+        superblock.features_compat |= FEATURES_COMPAT;
         superblock.base = self.options.base.clone();
         superblock.gc_percent = self.options.gc_percent.unwrap_or(superblock.gc_percent);
         superblock.writeback_order = self
             .options
             .writeback_order
             .unwrap_or(superblock.writeback_order);
-        self.superblock_needs_repair |= *superblock != before;
+        self.superblock_changed = *superblock != before;
+    }
+
+    fn repair_superblock(&mut self) -> Result<(), OpenError> {
+        if let Some(stale) = self.superblock_stale.take() {
+            drop(stale.repair(&self.pmem, BACKGROUND_AGENT)?);
+        }
+        if std::mem::take(&mut self.superblock_changed) {
+            let superblock = &mut self.superblock;
+            drop(persist_superblock(&self.pmem, BACKGROUND_AGENT, superblock));
+        }
+        Ok(())
     }
 
     /// The blocks that a [`OpenStep::ReadBase`] asked for.
@@ -300,7 +316,7 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
         gc_percent: options.gc_percent.unwrap_or(GC_PERCENT_DEFAULT),
         writeback_order: options.writeback_order.unwrap_or_default(),
         base: options.base.clone(),
-        features_compat: 0,
+        features_compat: FEATURES_COMPAT,
         update: 0,
     })
 }

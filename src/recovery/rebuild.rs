@@ -7,7 +7,7 @@ use crate::engine::{BACKGROUND_AGENT, SegmentStart, SegmentState, Segments};
 use crate::index::{Index, IndexFull, Target};
 use crate::media::{
     Checksums, Geometry, KEYS_START_BYTES, KSET_KEYS_MAX, Key, KeyKind, KsetContext, KsetReader,
-    Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT, Witness, persist_superblock,
+    Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT, Witness,
 };
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Generation, Page, SegId, Seq};
@@ -189,22 +189,23 @@ impl Rebuild {
         }
     }
 
-    pub(super) fn repair_superblock<P: Pmem>(&mut self, pmem: &P, superblock: &mut Superblock) {
-        drop(persist_superblock(pmem, BACKGROUND_AGENT, superblock));
-    }
-
     /// Makes the media what was understood of them; `None` when all is done. A cut in here changes nothing
     /// of what the next recovery finds.
+    ///
+    /// # Errors
+    /// What was read a moment ago cannot be read any more.
     pub(super) fn repair<P: Pmem>(
         &mut self,
         pmem: &P,
         superblock: &Superblock,
-    ) -> Option<OpenStep> {
+    ) -> Result<Option<OpenStep>, OpenError> {
         let checksums = Checksums::new(superblock.uuid);
-        if self.scan.tails_need_repair {
+        if let Some(stale) = self.scan.tails_stale.take() {
+            drop(stale.repair(pmem, BACKGROUND_AGENT)?);
+        }
+        if std::mem::take(&mut self.scan.tails_changed) {
             // 1. The key tail before any generation, as when a segment is reclaimed.
             drop(self.scan.tails.persist(pmem, BACKGROUND_AGENT, &checksums));
-            self.scan.tails_need_repair = false;
         }
         let total = self.scan.segments.len();
         let end = (self.next_repair + REPAIRS_PER_POLL).min(total);
@@ -215,14 +216,14 @@ impl Rebuild {
                 &superblock.geometry,
                 &checksums,
                 SegId(self.next_repair as u32),
-            );
+            )?;
             self.next_repair += 1;
         }
         let step = OpenStep::Working {
             done: end as u64,
             total: total as u64,
         };
-        (end < total).then_some(step)
+        Ok((end < total).then_some(step))
     }
 
     /// A segment of which nothing counts any more is freed; one that was open is sealed, so that nothing is
@@ -233,9 +234,12 @@ impl Rebuild {
         geometry: &Geometry,
         checksums: &Checksums,
         id: SegId,
-    ) {
+    ) -> Result<(), OpenError> {
         let key_tail = self.scan.tails.key_tail;
         let found = &mut self.scan.segments[id.index()];
+        if let Some(stale) = found.stale.take() {
+            drop(stale.repair(pmem, BACKGROUND_AGENT)?);
+        }
         let used = found.kset_count > 0 || found.info.sealed.is_some();
         let dead = used && (found.given_up || found.last_seq <= key_tail || found.kset_count == 0);
         if dead {
@@ -251,12 +255,12 @@ impl Rebuild {
                 kset_count,
                 last_seq,
             });
-        } else if !found.needs_repair {
-            return;
+        } else {
+            return Ok(());
         }
-        found.needs_repair = false;
         let info: &mut SegmentInfo = &mut found.info;
         drop(info.persist(pmem, BACKGROUND_AGENT, geometry, checksums, id));
+        Ok(())
     }
 
     /// What was found, once everything is repaired.

@@ -4,7 +4,7 @@ use super::error::OpenError;
 use super::opening::OpenStep;
 use crate::media::{
     COUNTER_MAX, Checksums, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext, KsetError,
-    KsetReader, Sealed, SegmentInfo, Superblock, Tails, kset_size_bytes,
+    KsetReader, Sealed, SegmentInfo, StaleCopy, Superblock, Tails, kset_size_bytes,
 };
 use crate::pmem::Pmem;
 use crate::units::{Epoch, SegId, Seq};
@@ -25,7 +25,7 @@ pub(super) struct FoundKset {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FoundSegment {
     pub(super) info: SegmentInfo,
-    pub(super) needs_repair: bool,
+    pub(super) stale: Option<StaleCopy>,
     pub(super) key_end: u32,
     pub(super) kset_count: u32,
     pub(super) last_seq: Seq,
@@ -36,7 +36,9 @@ pub(super) struct FoundSegment {
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) tails: Tails,
-    pub(super) tails_need_repair: bool,
+    pub(super) tails_stale: Option<StaleCopy>,
+    /// They are not what the media say any more.
+    pub(super) tails_changed: bool,
     pub(super) segments: Vec<FoundSegment>,
     pub(super) ksets: Vec<FoundKset>,
     pub(super) seq_max: Seq,
@@ -72,7 +74,7 @@ impl Scan {
     pub(super) fn new(
         superblock: &Superblock,
         tails: Tails,
-        tails_need_repair: bool,
+        tails_stale: Option<StaleCopy>,
     ) -> Result<Self, OpenError> {
         let numbers = [
             ("dirty_tail", tails.dirty_tail.0),
@@ -94,7 +96,8 @@ impl Scan {
         check_witness(superblock, &tails)?;
         Ok(Self {
             tails,
-            tails_need_repair,
+            tails_stale,
+            tails_changed: false,
             segments: Vec::with_capacity(superblock.geometry.segment_count() as usize),
             ksets: Vec::new(),
             seq_max: Seq(0),
@@ -133,13 +136,12 @@ impl Scan {
     ) -> Result<(), OpenError> {
         let geometry = &superblock.geometry;
         let checksums = Checksums::new(superblock.uuid);
-        let (info, needs_repair) =
-            SegmentInfo::load(pmem, geometry, &checksums, id).map_err(|error| {
-                OpenError::SegmentInfo {
-                    segment: id.0,
-                    error,
-                }
-            })?;
+        let (info, stale) = SegmentInfo::load(pmem, geometry, &checksums, id).map_err(|error| {
+            OpenError::SegmentInfo {
+                segment: id.0,
+                error,
+            }
+        })?;
         let context = KsetContext::new(
             geometry,
             superblock.base.block_count,
@@ -150,7 +152,7 @@ impl Scan {
         let ksets_before = self.ksets.len();
         let mut found = FoundSegment {
             info,
-            needs_repair,
+            stale,
             key_end: KEYS_START_BYTES,
             kset_count: 0,
             last_seq: Seq(0),
@@ -173,7 +175,7 @@ impl Scan {
             // more, so those may not count as cached either.
             self.ksets.truncate(ksets_before);
             self.tails.key_tail = self.tails.key_tail.max(last_seq);
-            self.tails_need_repair = true;
+            self.tails_changed = true;
             found.given_up = true;
             found.last_seq = last_seq;
         }

@@ -315,6 +315,20 @@ impl SimBase {
         uncertain
     }
 
+    /// What every block may be after a power cut now: the durable content first.
+    #[must_use]
+    pub fn stamps_after_cut(&self) -> Vec<Vec<Result<Stamp, Garbage>>> {
+        let durable = |lba| stamp::read(&self.durable[self.range(lba, 1)], lba);
+        let mut stamps: Vec<Vec<_>> = (0..self.block_count)
+            .map(|lba| vec![durable(lba)])
+            .collect();
+        for (lba, contents) in self.uncertain() {
+            let versions = contents.iter().map(|content| stamp::read(content, lba));
+            stamps[lba as usize].extend(versions);
+        }
+        stamps
+    }
+
     /// One of the states that a power cut now could leave.
     #[must_use]
     pub fn crash_image(&self, prng: &mut Prng) -> BaseImage {

@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod base;
+pub mod crash;
 pub mod image;
+mod lazy;
 pub mod machine;
 pub mod model;
 mod peek;

@@ -9,6 +9,9 @@ use crate::engine::{DataCrc, Fua, Op, OptionChange, WritebackOrder};
 use crate::units::PmemOff;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// Steps after a recovery that is worked with.
+const STEPS_AFTER_RECOVERY: usize = 24;
+
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -263,6 +266,17 @@ pub fn finish(machine: &Machine) -> Result<(), Violation> {
     machine.cache().check_invariants();
     machine.read_all()?;
     machine.verdict()
+}
+
+/// Some requests, to a machine that was just recovered, and the end.
+///
+/// # Errors
+/// A promise was broken.
+pub fn go_on(machine: Machine, prng: &mut Prng) -> Result<(), Violation> {
+    let weights = Weights { crash: 0, fault: 0 };
+    let steps = draw(prng, machine.setup(), weights, STEPS_AFTER_RECOVERY);
+    let machine = steps.into_iter().try_fold(machine, apply)?;
+    finish(&machine)
 }
 
 /// As [`run`]; a panic counts as a violation.

@@ -16,6 +16,7 @@ pub enum BaseRule {
 }
 
 /// What the writes that are there say must be there too.
+#[derive(Clone, Copy, Debug)]
 struct Demand {
     /// Everything acknowledged before this.
     acked_before: Time,
@@ -44,11 +45,10 @@ impl Model {
                 Violation(format!("the base holds garbage in block {lba}: {garbage}"))
             })?;
             let ids = self.with_stamp(lba, stamp);
-            // Zeroes of several writes: the oldest demands least.
-            let Some(oldest) = ids.first() else {
+            if ids.is_empty() {
                 return Err(self.wrong_content("on the base, a look", lba, stamp));
-            };
-            let write = self.write(*oldest);
+            }
+            let write = self.oldest(&ids);
             demand.fua_before = demand.fua_before.max(write.begin);
             let acked = if rule == BaseRule::Cut {
                 write.begin
@@ -64,6 +64,79 @@ impl Model {
         (0..)
             .zip(&visible)
             .try_for_each(|(lba, ids)| self.check_block(rule, lba, ids, &demand, &present))
+    }
+
+    /// Compares every state that a power cut could leave on the base with [`BaseRule::Barriers`]: each block has
+    /// any of its `versions`, whatever the others have. A state is forbidden by two blocks of it at the most:
+    /// one holds a write that demands what another one lacks. So all pairs stand for all states.
+    ///
+    /// # Errors
+    /// One of the states may not be.
+    pub fn check_base_cuts(
+        &self,
+        versions: impl Fn(u64) -> Vec<Result<Stamp, Garbage>>,
+    ) -> Result<(), Violation> {
+        let mut blocks: Vec<Vec<Vec<WriteId>>> = Vec::with_capacity(self.blocks.len());
+        for lba in 0..self.blocks.len() as u64 {
+            let mut ids_of = Vec::new();
+            for stamp in versions(lba) {
+                let stamp = stamp.map_err(|garbage| {
+                    Violation(format!(
+                        "a cut leaves garbage in block {lba} of the base: {garbage}"
+                    ))
+                })?;
+                let ids = self.with_stamp(lba, stamp);
+                if ids.is_empty() {
+                    return Err(self.wrong_content("on the base, a look", lba, stamp));
+                }
+                ids_of.push(ids);
+            }
+            blocks.push(ids_of);
+        }
+        let acked = |ids: &[WriteId]| Demand {
+            acked_before: self.oldest(ids).flushed_before,
+            fua_before: Time(0),
+        };
+        let fua = |ids: &[WriteId]| Demand {
+            acked_before: Time(0),
+            fua_before: self.oldest(ids).begin,
+        };
+        self.check_pairs(&blocks, |demand| demand.acked_before, acked)?;
+        self.check_pairs(&blocks, |demand| demand.fua_before, fua)
+    }
+
+    /// Holds each version of each block against the strongest demand of any other block, and its own.
+    fn check_pairs(
+        &self,
+        blocks: &[Vec<Vec<WriteId>>],
+        strength: impl Fn(&Demand) -> Time,
+        demand_of: impl Fn(&[WriteId]) -> Demand,
+    ) -> Result<(), Violation> {
+        let strongest = |versions: &Vec<Vec<WriteId>>| {
+            let demands = versions.iter().map(|ids| demand_of(ids));
+            demands.max_by_key(&strength)
+        };
+        let mut demands: Vec<(usize, Demand)> = (0..)
+            .zip(blocks)
+            .filter_map(|(at, versions)| strongest(versions).map(|demand| (at, demand)))
+            .collect();
+        demands.sort_by_key(|(_, demand)| std::cmp::Reverse(strength(demand)));
+        demands.truncate(2);
+        for (at, versions) in blocks.iter().enumerate() {
+            let other = demands.iter().find(|(of, _)| *of != at);
+            for ids in versions {
+                let own = demand_of(ids);
+                for demand in std::iter::once(&own).chain(other.map(|(_, demand)| demand)) {
+                    self.check_block(BaseRule::Barriers, at as u64, ids, demand, &[])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Zeroes of several writes: the oldest demands least.
+    fn oldest(&self, ids: &[WriteId]) -> &super::Write {
+        self.write(ids[0])
     }
 
     fn with_stamp(&self, lba: u64, stamp: Stamp) -> Vec<WriteId> {
