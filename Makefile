@@ -12,11 +12,15 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 #   make e2e PYTEST_ARGS="-k kill --kill-rounds 200"
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+SEED ?= 1
+CRASH_STATES ?= 1200000
+SIM_SEEDS ?= 4000
 
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
 TEST_PACKAGES := gcc libc6-dev libiscsi-dev python3-venv
 PYTHON_SOURCES := rpc test
+PROVE := RUST_BACKTRACE=0 cargo test --quiet --features sim --test prove --
 SAY := printf '== %s\n'
 
 .PHONY: help
@@ -31,7 +35,7 @@ demo: module $(VENV)/ready  ## Show pcache at work: speed, a kill, recovery, an 
 	@$(PYTHON) test/demo/demo.py $(DEMO_ARGS)
 
 .PHONY: test
-test: unit e2e  ## Run all tests: the engine's, then those with real SPDK applications
+test: unit crash sim e2e  ## Run all tests: the engine's, then those with real SPDK applications
 
 # ---- what is built ---------------------------------------------------------------------------
 
@@ -56,6 +60,17 @@ unit: rust  ## Run the engine's tests; they need no SPDK
 	else
 		cargo test --features sim
 	fi
+
+# Each ends with one line of JSON. A failure is repeated with the seed that it prints.
+.PHONY: crash
+crash: rust  ## Cut the power at every moment and recover: CRASH_STATES=1000000 SEED=1
+	@$(SAY) "crash states: $(CRASH_STATES), from seed $(SEED)"
+	PCACHE_CRASH_STATES=$(CRASH_STATES) PCACHE_SEED=$(SEED) $(PROVE) crash
+
+.PHONY: sim
+sim: rust  ## Simulate histories with faults and crashes: SIM_SEEDS=4000 SEED=1
+	@$(SAY) "simulated histories: $(SIM_SEEDS), from seed $(SEED)"
+	PCACHE_SIM_SEEDS=$(SIM_SEEDS) PCACHE_SEED=$(SEED) $(PROVE) sim
 
 .PHONY: e2e
 e2e: module $(VENV)/ready  ## Run the tests with real SPDK applications

@@ -14,6 +14,7 @@ pub mod media;
 )]
 pub mod pmem;
 pub mod recovery;
+mod sched;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 #[cfg(feature = "spdk")]

@@ -13,6 +13,7 @@ use super::{Background, Channel};
 use crate::index::Index;
 use crate::media::{Checksums, Geometry, Place, Superblock, Tails};
 use crate::pmem::Pmem;
+use crate::sched;
 use crate::units::{Agent, Epoch, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
@@ -261,6 +262,7 @@ impl<P: Pmem> Cache<P> {
         // The order matters: a batch that draws its number after this load draws one at or above it; one that
         // drew before has set its floor before, and is seen below.
         let next = self.seq_next.load(Ordering::SeqCst);
+        sched::point();
         let floors = self
             .stream_floors
             .iter()
@@ -270,6 +272,7 @@ impl<P: Pmem> Cache<P> {
 
     /// A barrier of the application: what is appended from now on belongs to the next epoch.
     pub(crate) fn close_epoch(&self) {
+        sched::point();
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 

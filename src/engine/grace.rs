@@ -3,6 +3,7 @@
 //! A channel enters at the start of a poll and leaves at its end. What was taken out of the index before a
 //! [`Ticket`] was drawn is out of every reader's sight once the ticket has passed.
 
+use crate::sched;
 use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -30,7 +31,9 @@ impl Grace {
 
     /// Participant `who` starts to look.
     pub(crate) fn enter(&self, who: usize) {
+        sched::point();
         let now = self.now.load(Ordering::Acquire);
+        sched::point();
         self.inside[who].store(now, Ordering::Relaxed);
         // Whoever draws a ticket either sees this entry, or took things out before we look.
         fence(Ordering::SeqCst);
@@ -38,6 +41,7 @@ impl Grace {
 
     /// Participant `who` has stopped looking.
     pub(crate) fn leave(&self, who: usize) {
+        sched::point();
         self.inside[who].store(0, Ordering::Release);
     }
 

@@ -1,6 +1,7 @@
 //! What is known of each segment while the cache is in use.
 
 use crate::media::{Geometry, SegmentInfo};
+use crate::sched;
 use crate::units::{Generation, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -151,13 +152,16 @@ impl Segments {
         let segment = self.get(id);
         segment.set_key_end(crate::media::KEYS_START_BYTES);
         segment.set_state(SegmentState::Free);
+        sched::point();
         let pushed = self.free.push(id);
         assert!(pushed.is_ok(), "INV-SEG-1: a segment is freed once");
     }
 
     /// Takes a free segment for a stream, and tells the background of it.
     pub(crate) fn open_next(&self) -> Option<SegId> {
+        sched::point();
         let id = self.free.pop()?;
+        sched::point();
         self.get(id).set_state(SegmentState::Open);
         self.tell_opened(id);
         Some(id)

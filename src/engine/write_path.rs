@@ -15,6 +15,7 @@ use crate::engine::DataCrc;
 use crate::index::{Claim, SlotRef, Target};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
 use crate::pmem::{Durable, IovCursor, Pmem};
+use crate::sched;
 use crate::units::{Epoch, Lba, Page, Seq};
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
@@ -338,10 +339,13 @@ impl Core {
         // The floor is set before the number is drawn, so that write-back never passes this batch by.
         let floor = &cache.stream_floors[number];
         floor.store(cache.seq_next.load(Ordering::SeqCst), Ordering::SeqCst);
+        sched::point();
         // The epoch is read before the number is drawn: whoever sees the next epoch has a higher number than
         // everything that completed before it began (INV-EPOCH-1).
         let epoch = Epoch(cache.epoch.load(Ordering::SeqCst));
+        sched::point();
         let seq = Seq(cache.seq_next.fetch_add(1, Ordering::SeqCst));
+        sched::point();
         segment.note_seq(seq);
 
         // 1. Payloads. They are durable before the kset that names them is stored.
@@ -372,7 +376,9 @@ impl Core {
         cache
             .dirty_bytes
             .fetch_add(self.batch.dirty_bytes, Ordering::Relaxed);
+        sched::point();
         segment.set_key_end(open.key_off);
+        sched::point();
         floor.store(u64::MAX, Ordering::SeqCst);
         let counters = self.counters(cache);
         counters.batches.add(1);

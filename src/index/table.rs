@@ -5,6 +5,7 @@ use super::bucket::{
     Version,
 };
 use crate::media::{Geometry, Place};
+use crate::sched;
 use crate::units::Page;
 use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::FromZeros;
@@ -248,12 +249,14 @@ impl Index {
     /// What is known of a page. `None`: it changes too fast, ask again later.
     #[inline]
     pub(crate) fn lookup(&self, at: SlotRef) -> Option<Lookup> {
+        sched::point();
         let meta = Meta(self.meta(at.bucket).load(Ordering::Acquire));
         let version = if meta.owner() == 0 {
             meta.version()
         } else {
             Version::UNSTABLE
         };
+        sched::point();
         let mut found = self.find(at);
         for _ in 0..SPLIT_READ_TRIES {
             let Some((bucket, slot, value)) = found else {
@@ -268,7 +271,9 @@ impl Index {
                 SlotKind::Mapped => PageMap::Whole(BlockMap::Mapped(place)),
                 SlotKind::Zero => PageMap::Whole(BlockMap::Zero(place)),
                 SlotKind::Split => {
+                    sched::point();
                     let blocks = self.read_split(bucket, slot);
+                    sched::point();
                     let again = self.find(at);
                     if again != found {
                         found = again;
@@ -301,6 +306,7 @@ impl Index {
     }
 
     fn claim_bucket(&self, bucket: usize, owner: u16) -> Claim {
+        sched::point();
         let word = self.meta(bucket);
         let mut meta = Meta(word.load(Ordering::Relaxed));
         // The word also changes when a neighbour's entry passes by: then it is worth another try, but not
@@ -334,6 +340,7 @@ impl Index {
     /// Gives up a claim. What was published before becomes visible, and the version counts up.
     #[inline]
     pub(crate) fn release(&self, bucket: usize, owner: u16) {
+        sched::point();
         self.meta(bucket)
             .fetch_add(Meta::release_delta(owner), Ordering::Release);
     }
@@ -404,6 +411,7 @@ impl Index {
         let Some((bucket, slot, value)) = self.find(at) else {
             unreachable!("INV-INDEX-1: a page is published without a slot reserved for it");
         };
+        sched::point();
         let word = &self.buckets.line(bucket)[slot];
         if len_blocks == self.blocks_per_page {
             let new = match target {
@@ -424,6 +432,7 @@ impl Index {
             };
             line[(first + block) as usize].store(sub, Ordering::Release);
         }
+        sched::point();
         if self.layout.kind(value) != SlotKind::Split {
             let life =
                 self.split_lives.fetch_add(1, Ordering::Relaxed) & self.layout.payload_mask();

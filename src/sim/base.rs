@@ -81,6 +81,7 @@ pub struct SimBase {
     pub faults: Faults,
     prng: Prng,
     flush_count: u64,
+    failure_count: u64,
 }
 
 impl SimBase {
@@ -100,6 +101,7 @@ impl SimBase {
             faults: Faults::default(),
             prng,
             flush_count: 0,
+            failure_count: 0,
         }
     }
 
@@ -134,6 +136,12 @@ impl SimBase {
     #[must_use]
     pub fn flush_count(&self) -> u64 {
         self.flush_count
+    }
+
+    /// Operations that failed.
+    #[must_use]
+    pub fn failure_count(&self) -> u64 {
+        self.failure_count
     }
 
     fn range(&self, lba: u64, len_blocks: u64) -> std::ops::Range<usize> {
@@ -195,6 +203,7 @@ impl SimBase {
         let at = self.prng.index(self.in_flight.len());
         let op = self.in_flight.swap_remove(at);
         let result = self.run(&op);
+        self.failure_count += u64::from(result.is_err());
         Some(BaseDone {
             client: op.client,
             op: op.request.op,

@@ -1,8 +1,9 @@
 //! A machine: cores that share one cache over simulated devices, and the oracle beside them.
 //!
 //! It is driven step by step from one thread. Cores still run into each other: before every access to the
-//! cache device another core, or the background, may get its turn ([`Setup::yield_percent`]), in the middle
-//! of a batch or of a read. All that happens is decided by seeds.
+//! cache device, to the index, and to what else cores share, another core, the background or the base may get
+//! its turn ([`Setup::yield_percent`]), in the middle of a batch or of a read. All that happens is decided by
+//! seeds.
 
 use super::base::{BaseDone, BaseImage, Client, SimBase};
 use super::model::{BaseRule, Model, Time, Violation, WriteId, WriteKind};
@@ -11,13 +12,14 @@ use super::prng::{Prng, mix};
 use super::recover;
 use super::stamp::{self, Stamp};
 use crate::engine::{
-    Background, BaseCaps, BaseIdentity, BaseOpId, Cache, Channel, Completion, DataCrc,
-    FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, OptionChange, Outbox, Status,
-    WritebackOrder,
+    Background, BaseCaps, BaseIdentity, Cache, Channel, Completion, DataCrc, FormatPolicy, Fua,
+    HostIo, IoToken, Op, OpenOptions, OptionChange, Outbox, Status, WritebackOrder,
 };
 use crate::media::SEGMENTS_START_MIN_BYTES;
 use crate::pmem::IovBuf;
+use crate::sched;
 use crate::units::{Lba, NS_PER_MS, Now};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -25,8 +27,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 const POLLS_MAX: usize = 200_000;
 /// How deep turns within turns go.
 const YIELD_DEPTH_MAX: u32 = 3;
-/// How write-back names its flushes.
-const WRITEBACK_FLUSH_OP: BaseOpId = BaseOpId(u32::MAX);
 /// What the base holds before the first write: not zeroes, so that these are recognised.
 pub const INITIAL: Stamp = Stamp(1);
 
@@ -169,7 +169,12 @@ pub type SharedObserver = Arc<Mutex<dyn Observer>>;
 enum Asked {
     Write(WriteId),
     Flush(Time),
-    Read { begin: Time, lba: u64 },
+    Read {
+        begin: Time,
+        lba: u64,
+        /// Of the base, when it was submitted.
+        failures: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -239,7 +244,12 @@ fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
 /// Shows the state at every fence to the observer.
 fn fence_hook(observer: &SharedObserver, outside: &Arc<Mutex<Outside>>) -> CrashPointHook {
     let (observer, outside) = (Arc::clone(observer), Arc::clone(outside));
-    Box::new(move |state, _| lock(&observer).look(Moment::Fence, state, &lock(&outside)))
+    Box::new(move |state, _| {
+        // What the observer does on devices of its own is no business of this machine's cores.
+        sched::with_hook(None, || {
+            lock(&observer).look(Moment::Fence, state, &lock(&outside));
+        });
+    })
 }
 
 impl Machine {
@@ -315,32 +325,24 @@ impl Machine {
         let cores = (0..setup.core_count).map(|_| Mutex::new(core())).collect();
         let background = cache.background().expect("the cache is new");
         let out = Outbox::new();
-        let shared = Arc::new(Shared {
-            cores,
-            driver: Mutex::new(Driver { background, out }),
-            pmem,
-            cache,
-            outside,
-            observer,
-            undelivered: Mutex::new(Vec::new()),
-            yields: Mutex::new(prng.fork()),
-            yield_depth: AtomicU32::new(0),
-            now: AtomicU64::new(0),
-            next_token: AtomicU64::new(1),
-            hash: AtomicU64::new(hash),
-            violation: Mutex::new(None),
-            setup,
-        });
-        if shared.setup.yield_percent > 0 {
-            let weak = Arc::downgrade(&shared);
-            let hook = move || {
-                if let Some(shared) = weak.upgrade() {
-                    shared.yield_turn();
-                }
-            };
-            shared.pmem.on_yield(Some(Arc::new(hook)));
-        }
-        Ok(Self { shared })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                cores,
+                driver: Mutex::new(Driver { background, out }),
+                pmem,
+                cache,
+                outside,
+                observer,
+                undelivered: Mutex::new(Vec::new()),
+                yields: Mutex::new(prng.fork()),
+                yield_depth: AtomicU32::new(0),
+                now: AtomicU64::new(0),
+                next_token: AtomicU64::new(1),
+                hash: AtomicU64::new(hash),
+                violation: Mutex::new(None),
+                setup,
+            }),
+        })
     }
 
     /// What it is made of.
@@ -420,9 +422,14 @@ impl Machine {
     pub fn read(&self, core: usize, lba: u64, len_blocks: u64, cuts: &[usize]) {
         let len_bytes = len_blocks as usize * self.shared.setup.block_size_bytes as usize;
         let buf = IovBuf::new(&vec![0xee; len_bytes], cuts);
-        let begin = self.with_outside(|outside| outside.model.begin_read());
+        let (begin, failures) =
+            self.with_outside(|outside| (outside.model.begin_read(), outside.base.failure_count()));
         let op = Op::Read(buf.cursor());
-        let asked = Asked::Read { begin, lba };
+        let asked = Asked::Read {
+            begin,
+            lba,
+            failures,
+        };
         self.submit(core, op, lba, len_blocks, asked, Some(buf));
     }
 
@@ -595,10 +602,33 @@ impl Machine {
         let mut image = self.shared.pmem.live_image();
         let mut prng = Prng::new(dice);
         if prng.percent(50) {
-            let off = super::script::copy_to_damage(&self.shared.setup, &mut prng);
-            image[off.0 as usize] ^= 1 << prng.below(8);
+            super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
+        }
+        if prng.percent(20) {
+            self.offer_another_base(&image, &mut prng)?;
         }
         self.start_again(image, change, dice)
+    }
+
+    /// A start with a base of another size is refused, and changes nothing.
+    fn offer_another_base(&self, image: &[u8], prng: &mut Prng) -> Result<(), Violation> {
+        let count = self.shared.setup.block_count;
+        let mut other = self.shared.setup.clone();
+        other.block_count = prng.pick(&[count - 1, count + 1, count * 2, count / 2]);
+        let copy = super::image::ImagePmem::new(image.to_vec());
+        let zeroes = vec![0; 4096];
+        let opened = recover::open(copy.clone(), other.options(FormatPolicy::Auto), |_, len| {
+            &zeroes[..len as usize * other.block_size_bytes as usize]
+        });
+        let untouched = copy.bytes() == image;
+        if opened.is_err() && untouched {
+            return Ok(());
+        }
+        Err(Violation(format!(
+            "a cache of {count} blocks starts over {} (refused: {}, untouched: {untouched})",
+            other.block_count,
+            opened.is_err()
+        )))
     }
 
     /// A crash; `image` is what the cache device holds afterwards, `base` what the base does.
@@ -607,12 +637,16 @@ impl Machine {
     /// A promise was broken.
     pub fn crash(
         self,
-        image: Vec<u8>,
+        mut image: Vec<u8>,
         base: &BaseImage,
         dice: u64,
         change: impl FnOnce(&mut Setup),
     ) -> Result<Self, Violation> {
         self.verdict()?;
+        let mut prng = Prng::new(mix(dice, 1));
+        if prng.percent(25) {
+            super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
+        }
         // What is going to be found is found out on a copy first, and is the truth from then on: a crash
         // in the middle of the recovery below must not change it.
         let stamps = self.with_outside(|outside| {
@@ -666,7 +700,6 @@ impl Machine {
         // Nothing of the dead machine is used any more; its device is kept until here because base
         // operations name its memory.
         shared.pmem.on_crash_point(None);
-        shared.pmem.on_yield(None);
         let base = self.with_outside(|outside| outside.base.current_image());
         self.with_outside(|outside| outside.base.restart(&base));
         let mut setup = shared.setup.clone();
@@ -703,8 +736,17 @@ impl Shared {
         lock(&self.violation).get_or_insert(violation);
     }
 
+    /// Runs the engine, in which others may get turns.
+    fn with_turns<R>(self: &Arc<Self>, f: impl FnOnce() -> R) -> R {
+        if self.setup.yield_percent == 0 {
+            return f();
+        }
+        let shared = Arc::clone(self);
+        sched::with_hook(Some(Rc::new(move || shared.yield_turn())), f)
+    }
+
     /// Somebody else may have a turn, here and now.
-    fn yield_turn(&self) {
+    fn yield_turn(self: &Arc<Self>) {
         let choice = {
             let mut prng = lock(&self.yields);
             if !prng.percent(self.setup.yield_percent) {
@@ -722,13 +764,13 @@ impl Shared {
         self.yield_depth.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn poll_core(&self, at: usize) {
+    fn poll_core(self: &Arc<Self>, at: usize) {
         let Some(mut core) = try_lock(&self.cores[at]) else {
             return;
         };
         let core = &mut *core;
         core.out.clear();
-        core.channel.poll(self.now(), &mut core.out);
+        self.with_turns(|| core.channel.poll(self.now(), &mut core.out));
         if !core.out.completions.is_empty() {
             self.check_fenced(core);
         }
@@ -752,7 +794,7 @@ impl Shared {
             let look = |state: &SimState| {
                 lock(observer).look(Moment::Acknowledged, state, &lock(&self.outside));
             };
-            self.pmem.with_state(look);
+            sched::with_hook(None, || self.pmem.with_state(look));
         }
     }
 
@@ -766,13 +808,15 @@ impl Shared {
         }
     }
 
-    fn poll_background(&self) {
+    fn poll_background(self: &Arc<Self>) {
         let Some(mut driver) = try_lock(&self.driver) else {
             return;
         };
         let driver = &mut *driver;
         driver.out.clear();
-        driver.background.poll(self.now(), &mut driver.out);
+        self.as_background(driver, |driver| {
+            driver.background.poll(self.now(), &mut driver.out);
+        });
         let outside = &mut *lock(&self.outside);
         for request in driver.out.base.drain(..) {
             self.note(request.lba.0, request.len_blocks + 1);
@@ -781,23 +825,26 @@ impl Shared {
         }
     }
 
-    /// After an operation of write-back.
-    fn check_base(&self, outside: &Outside, done: &BaseDone) -> Result<(), Violation> {
-        outside.check_base_order()?;
-        if done.op == WRITEBACK_FLUSH_OP && done.result.is_ok() {
-            outside.check_cut()?;
+    /// Does something of the background. If it moves the dirty tail, a batch has ended: the base is an exact
+    /// past state then.
+    fn as_background(self: &Arc<Self>, driver: &mut Driver, act: impl FnOnce(&mut Driver)) {
+        let before = self.cache.dirty_tail();
+        self.with_turns(|| act(driver));
+        if self.cache.dirty_tail() != before
+            && let Err(violation) = lock(&self.outside).check_cut()
+        {
+            self.fail(violation);
         }
-        Ok(())
     }
 
-    fn complete_base(&self) {
+    fn complete_base(self: &Arc<Self>) {
         let mut undelivered = std::mem::take(&mut *lock(&self.undelivered));
         {
             let outside = &mut *lock(&self.outside);
             if let Some(done) = outside.base.complete_one() {
                 self.note(u64::from(done.op.0), u64::from(done.result.is_ok()));
                 if done.client == Client::Background
-                    && let Err(violation) = self.check_base(outside, &done)
+                    && let Err(violation) = outside.check_base_order()
                 {
                     self.fail(violation);
                 }
@@ -808,8 +855,11 @@ impl Shared {
             let delivered = match done.client {
                 Client::Channel(at) => try_lock(&self.cores[at])
                     .map(|mut core| core.channel.on_base_done(done.op, done.result)),
-                Client::Background => try_lock(&self.driver)
-                    .map(|mut driver| driver.background.on_base_done(done.op, done.result)),
+                Client::Background => try_lock(&self.driver).map(|mut driver| {
+                    self.as_background(&mut driver, |driver| {
+                        driver.background.on_base_done(done.op, done.result);
+                    });
+                }),
             };
             if delivered.is_none() {
                 lock(&self.undelivered).push(done);
@@ -842,7 +892,7 @@ fn complete(
             return Err(Violation("a write has failed".to_owned()));
         }
         (Asked::Flush(begin), Status::Success) => model.end_flush(begin),
-        (Asked::Read { begin, lba }, Status::Success) => {
+        (Asked::Read { begin, lba, .. }, Status::Success) => {
             let bytes = buf.map(|buf| buf.bytes()).unwrap_or_default();
             let blocks = bytes.chunks_exact(setup.block_size_bytes as usize);
             let stamps: Result<Vec<Stamp>, _> = (lba..)
@@ -854,7 +904,12 @@ fn complete(
                 .collect();
             model.end_read(begin, lba, Some(&stamps?))?;
         }
-        (Asked::Read { begin, lba }, Status::Failed | Status::Aborted) => {
+        (Asked::Read { failures, .. }, Status::Failed)
+            if failures == outside.base.failure_count() =>
+        {
+            return Err(Violation("a read has failed without a reason".to_owned()));
+        }
+        (Asked::Read { begin, lba, .. }, Status::Failed | Status::Aborted) => {
             model.end_read(begin, lba, None)?;
         }
         (Asked::Flush(_), Status::Failed | Status::Aborted) => {}

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::pmem::{
     Durable, IovCursor, LINE_SIZE_BYTES, MemSlice, Pmem, Poisoned, bounds, simulated_fence,
 };
+use crate::sched;
 use crate::sim::tracing::PmemOp;
 use crate::units::{Agent, PmemOff};
 
@@ -45,15 +46,10 @@ pub enum CrashPoint {
 /// Called with the state at a crash point. It must not use the same [`SimPmem`].
 pub type CrashPointHook = Box<dyn FnMut(&SimState, CrashPoint) + Send>;
 
-/// Called before an agent reads, stores or fences, while nothing is locked: it may use the device itself,
-/// and so let other agents go first.
-pub type YieldHook = Arc<dyn Fn() + Send + Sync>;
-
 struct Inner {
     len_bytes: u64,
     state: Mutex<SimState>,
     hook: Mutex<Option<CrashPointHook>>,
-    yield_hook: Mutex<Option<YieldHook>>,
 }
 
 /// A simulated cache device. A clone is another handle to the same device, so that a test can keep one.
@@ -96,7 +92,6 @@ impl SimPmem {
             len_bytes,
             state,
             hook: Mutex::new(None),
-            yield_hook: Mutex::new(None),
         }))
     }
 
@@ -108,11 +103,6 @@ impl SimPmem {
     /// Calls `hook` at every crash point from now on; `None` ends that.
     pub fn on_crash_point(&self, hook: Option<CrashPointHook>) {
         *self.hook() = hook;
-    }
-
-    /// Calls `hook` before every access from now on; `None` ends that. Another core could run there.
-    pub fn on_yield(&self, hook: Option<YieldHook>) {
-        *self.yield_hook() = hook;
     }
 
     /// Sets how far stores get by themselves. Before the first store.
@@ -221,21 +211,6 @@ impl SimPmem {
         self.0.hook.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn yield_hook(&self) -> MutexGuard<'_, Option<YieldHook>> {
-        self.0
-            .yield_hook
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets others go first.
-    fn yield_now(&self) {
-        let hook = self.yield_hook().clone();
-        if let Some(hook) = hook {
-            hook();
-        }
-    }
-
     /// Shows the state to the enumerator, then changes it, with nothing in between.
     fn after_crash_point(&self, point: Option<CrashPoint>, change: impl FnOnce(&mut SimState)) {
         let mut hook = self.hook();
@@ -261,21 +236,21 @@ impl Pmem for SimPmem {
     }
 
     fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned> {
-        self.yield_now();
+        sched::point();
         let at = self.readable(off, buf.len() as u64)?;
         self.state().live().read(at, buf);
         Ok(())
     }
 
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
-        self.yield_now();
+        sched::point();
         let at = self.readable(off, len_bytes)?;
         self.state().live().read_to(at, dst, len_bytes as usize);
         Ok(())
     }
 
     fn store(&self, agent: Agent, off: PmemOff, bytes: &[u8]) {
-        self.yield_now();
+        sched::point();
         let at = bounds::lines_at(off, bytes.len() as u64, self.0.len_bytes);
         let in_order = self.state().model == PersistenceModel::Eadr;
         let point = in_order.then_some(CrashPoint::Store(agent));
@@ -305,7 +280,7 @@ impl Pmem for SimPmem {
     }
 
     fn fence(&self, agent: Agent) -> Durable {
-        self.yield_now();
+        sched::point();
         self.after_crash_point(Some(CrashPoint::Fence(agent)), |state| state.fence(agent));
         simulated_fence()
     }

@@ -6,9 +6,10 @@ use super::machine::{Machine, Setup, SharedObserver};
 use super::model::Violation;
 use super::prng::Prng;
 use crate::engine::{DataCrc, Fua, Op, OptionChange, WritebackOrder};
-use crate::units::PmemOff;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// Every record that is kept in two copies is at most so long.
+const COPY_BYTES: usize = 512;
 /// Steps after a recovery that is worked with.
 const STEPS_AFTER_RECOVERY: usize = 24;
 
@@ -352,19 +353,19 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
     setup
 }
 
-/// Where one copy of some metadata lies that a flipped bit must not hurt: superblock, tails, or the info of
-/// a segment.
-#[must_use]
-pub fn copy_to_damage(setup: &Setup, prng: &mut Prng) -> PmemOff {
-    let copy = prng.below(2);
-    let off = match prng.below(3) {
-        0 => copy * (32 << 10),
-        1 => (8 << 10) + copy * (32 << 10),
-        _ => {
-            let segment = prng.below(setup.segment_count);
-            let start = setup.device_size_bytes() - setup.segment_size_bytes * setup.segment_count;
-            start + segment * setup.segment_size_bytes + copy * (4 << 10)
-        }
-    };
-    PmemOff(off + prng.below(64))
+/// Flips a bit in one of the two copies of the superblock, of the tails, or of the info of a segment. If they
+/// differ, an update was cut, and the other one may be all there is: then nothing is damaged.
+pub fn damage_a_copy(setup: &Setup, image: &mut [u8], prng: &mut Prng) {
+    let segments_start = setup.device_size_bytes() - setup.segment_size_bytes * setup.segment_count;
+    let segment = segments_start + prng.below(setup.segment_count) * setup.segment_size_bytes;
+    let [first, second] = prng.pick(&[
+        [0, 32 << 10],
+        [8 << 10, 40 << 10],
+        [segment, segment + (4 << 10)],
+    ]);
+    let bytes = |start: u64| start as usize..start as usize + COPY_BYTES;
+    if image[bytes(first)] == image[bytes(second)] {
+        let at = prng.pick(&[first, second]) + prng.below(64);
+        image[at as usize] ^= 1 << prng.below(8);
+    }
 }

@@ -40,15 +40,25 @@ pub fn history(seed: u64) -> (Setup, Vec<Step>) {
     (setup, steps)
 }
 
-/// Runs the history of a seed.
+/// Runs the history of a seed, twice: nothing but the seed may decide what happens.
 ///
 /// # Errors
-/// It broke a promise.
+/// It broke a promise, or the two runs differ.
 pub fn run_seed(seed: u64) -> Result<Outcome, Box<Failure>> {
     let (setup, steps) = history(seed);
-    match script::run_caught(&setup, seed, &steps, None) {
-        Ok(outcome) => Ok(outcome),
+    let ran = script::run_caught(&setup, seed, &steps, None);
+    let again = script::run_caught(&setup, seed, &steps, None);
+    match ran {
         Err(violation) => Err(Box::new(shrunk(seed, setup, &steps, violation))),
+        Ok(outcome) if again.as_ref() == Ok(&outcome) => Ok(outcome),
+        Ok(outcome) => Err(Box::new(Failure {
+            seed,
+            violation: Violation(format!(
+                "two runs of one seed differ: {outcome:?}, {again:?}"
+            )),
+            setup,
+            steps,
+        })),
     }
 }
 

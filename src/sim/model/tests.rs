@@ -1,4 +1,5 @@
 use super::*;
+use crate::sim::prng::Prng;
 use crate::sim::stamp::Garbage;
 
 fn stamp_of(model: &Model, id: WriteId) -> Stamp {
@@ -129,4 +130,70 @@ fn a_fua_write_is_on_the_base_before_what_follows_it() {
             .check_base(BaseRule::Barriers, images(&[a, b]))
             .is_ok()
     );
+}
+
+/// One of the states that `check_base_cuts` answers for, checked by itself.
+fn any_state_is_forbidden(model: &Model, versions: &[Vec<Stamp>]) -> bool {
+    let count: usize = versions.iter().map(Vec::len).product();
+    (0..count).any(|mut number| {
+        let state: Vec<Stamp> = versions
+            .iter()
+            .map(|of_block| {
+                let stamp = of_block[number % of_block.len()];
+                number /= of_block.len();
+                stamp
+            })
+            .collect();
+        model
+            .check_base(BaseRule::Barriers, images(&state))
+            .is_err()
+    })
+}
+
+#[test]
+fn pairs_of_blocks_stand_for_all_states_that_a_cut_of_the_base_can_leave() {
+    let (mut allowed, mut forbidden) = (0, 0);
+    for seed in 0..4000 {
+        let mut prng = Prng::new(seed);
+        let blocks = 4;
+        let mut model = Model::new(blocks, Stamp::ZERO);
+        let mut stamps: Vec<Vec<Stamp>> = vec![vec![Stamp::ZERO]; blocks as usize];
+        for _ in 0..prng.between(2, 9) {
+            if prng.percent(25) {
+                let begin = model.begin_flush();
+                model.end_flush(begin);
+                continue;
+            }
+            let lba = prng.below(blocks);
+            let len = prng.between(1, (blocks - lba).min(2));
+            let kind = prng.pick(&[WriteKind::Data, WriteKind::Fua, WriteKind::Zeroes]);
+            let id = model.begin_write(kind, lba, len);
+            for block in lba..lba + len {
+                let stamp = stamp_of(&model, id);
+                stamps[block as usize].push(stamp);
+            }
+            if prng.percent(80) {
+                model.end_write(id);
+            }
+        }
+        // A suffix of the versions of each block, as when the earlier ones have been flushed.
+        let versions: Vec<Vec<Stamp>> = stamps
+            .iter()
+            .map(|of_block| of_block[prng.index(of_block.len())..].to_vec())
+            .collect();
+        let by_pairs = model
+            .check_base_cuts(|lba| versions[lba as usize].iter().map(|s| Ok(*s)).collect())
+            .is_err();
+        assert_eq!(
+            by_pairs,
+            any_state_is_forbidden(&model, &versions),
+            "seed {seed}: {versions:?}"
+        );
+        if by_pairs {
+            forbidden += 1;
+        } else {
+            allowed += 1;
+        }
+    }
+    assert!(allowed > 400 && forbidden > 400, "{allowed} {forbidden}");
 }
