@@ -176,6 +176,7 @@ impl<P: Pmem> Opening<P> {
                 }
                 WitnessStep::Step(step) => (Phase::Checking(check, rebuild), step),
             },
+            // INV-OPEN-1: the first store to a device that holds a cache; everything has been accepted.
             Phase::Repairing(mut rebuild) => {
                 if std::mem::take(&mut self.superblock_needs_repair) {
                     rebuild.repair_superblock(&self.pmem, &mut self.superblock);
