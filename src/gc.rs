@@ -75,6 +75,7 @@ impl Gc {
         match self.state {
             State::Idle => self.choose(cache, gc_percent),
             State::Emptying(victim) => self.empty(cache, victim, agent),
+            // INV-GRACE-1: whoever might still read what lies there has left.
             State::Waiting(id, ticket) if cache.grace.passed(ticket) => {
                 free(cache, tails, agent, id);
                 counters.segments_reclaimed.add(1);
@@ -209,9 +210,15 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     // 1. The key tail. An older copy of one of its blocks, still intact in another segment, is dead from here
     //    on; without this a cut would bring it back.
     let last_seq: Seq = segment.last_seq();
+    assert!(
+        segment.state() == SegmentState::Reclaiming && last_seq <= cache.dirty_tail(),
+        "INV-SEG-5: segment {id:?} up to {last_seq:?} is freed, but it is {:?}, and only {:?} is on the base",
+        segment.state(),
+        cache.dirty_tail()
+    );
     tails.key_tail = tails.key_tail.max(last_seq);
     cache.persist_tails(tails, agent);
-    // 2. The generation: nothing in it is valid any more.
+    // 2. The generation: nothing in it is valid any more (INV-SEG-6).
     let mut info = SegmentInfo {
         generation: Generation(segment.generation().0 + 1),
         sealed: None,
@@ -221,4 +228,20 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     segment.set_info(&info);
     // 3. Free for a stream.
     cache.segments.put_free(id);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::invariant_tests::new_cache;
+
+    #[test]
+    #[should_panic(expected = "INV-SEG-5")]
+    fn a_segment_with_dirty_data_is_not_freed() {
+        let cache = new_cache();
+        let id = cache.segments.open_next().expect("the cache is empty");
+        cache.segments.get(id).note_seq(Seq(1));
+        cache.segments.get(id).set_state(SegmentState::Reclaiming);
+        free(&cache, &mut Tails::empty(), Agent(1), id);
+    }
 }

@@ -9,6 +9,15 @@
 //!
 //! Prints its progress, and ends with one line of JSON. A failure prints its seed and a script that is as
 //! short as it could be made.
+//!
+//! What would show here if it were broken, beyond what the code asserts by itself:
+//!
+//! - by what a recovery finds after a cut: INV-LOG-3 to INV-LOG-8, INV-TAIL-3, INV-TAIL-4, INV-SEG-6;
+//! - by what a read returns: INV-READ-1, INV-FILL-1, INV-GRACE-1, INV-INDEX-2;
+//! - by what is on the base, at any moment and between batches: INV-EPOCH-1, INV-EPOCH-2, INV-WB-1 to INV-WB-3;
+//! - by a base that is refused although it is the right one: INV-WIT-1;
+//! - by a request that completes twice or not at all: INV-IO-1;
+//! - by stores of two cores to one line, or not fenced by the one that made them: INV-PMEM-2, INV-PMEM-3.
 #![expect(
     clippy::disallowed_methods,
     reason = "a program, not the engine: it reports how long it takes"

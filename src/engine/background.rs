@@ -46,6 +46,11 @@ impl<P: Pmem> Background<P> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn tails(&self) -> Tails {
+        self.tails
+    }
+
     /// Does a bounded piece of work.
     pub fn poll(&mut self, now: Now, out: &mut Outbox) -> Progress {
         self.now = now;
@@ -170,9 +175,24 @@ fn counters<P>(cache: &Cache<P>) -> &Counters {
 impl<P: Pmem> Cache<P> {
     /// Makes the tails durable, then lets everybody know.
     pub(crate) fn persist_tails(&self, tails: &mut Tails, agent: Agent) {
-        tails.seq_next_min = Seq(self.seq_next.load(Ordering::SeqCst));
-        tails.epoch_min = self.epoch.load(Ordering::SeqCst);
+        let (seq_next, epoch) = (
+            Seq(self.seq_next.load(Ordering::SeqCst)),
+            self.epoch.load(Ordering::SeqCst),
+        );
+        assert!(
+            tails.key_tail <= tails.dirty_tail && tails.dirty_tail < seq_next,
+            "INV-TAIL-1: key_tail <= dirty_tail < {seq_next:?} in {tails:?}"
+        );
+        assert!(
+            tails.dirty_tail >= self.dirty_tail()
+                && tails.seq_next_min <= seq_next
+                && tails.epoch_min <= epoch,
+            "INV-TAIL-2: a tail goes back: {tails:?}, {seq_next:?}, epoch {epoch}"
+        );
+        tails.seq_next_min = seq_next;
+        tails.epoch_min = epoch;
         drop(tails.persist(&self.pmem, agent, &self.checksums));
+        // INV-TAIL-4: only now may anything count as clean that did not before.
         self.dirty_tail.store(tails.dirty_tail.0, Ordering::Release);
     }
 }

@@ -9,12 +9,13 @@ use super::segments::SegmentState;
 use super::segments::Segments;
 use super::stats::{Counters, Stats};
 use super::stream::{Stream, StreamContext};
+use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::index::Index;
-use crate::media::{Checksums, Geometry, Place, Superblock, Tails};
+use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
 use crate::pmem::Pmem;
 use crate::sched;
-use crate::units::{Agent, Epoch, Seq};
+use crate::units::{Agent, Epoch, PAGE_SIZE_BYTES, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
@@ -31,6 +32,13 @@ const UNMAP_SIZE_MAX_BYTES: u64 = 4 << 20;
 const WRITE_SEGMENT_PARTS: u64 = 4;
 /// A cache of few segments has fewer streams, so that open segments do not hold all the space.
 const SEGMENTS_PER_STREAM: u32 = 4;
+
+// INV-LOG-8: a request of the largest size, at any alignment, is one kset.
+const _: () = {
+    let page = PAGE_SIZE_BYTES as u64;
+    assert!(WRITE_SIZE_MAX_BYTES / page < KSET_KEYS_MAX as u64);
+    assert!(UNMAP_SIZE_MAX_BYTES / page < BATCH_PAGES_MAX as u64);
+};
 
 /// The background's name in claims and fences; channels count from 1.
 pub(crate) const BACKGROUND_AGENT: Agent = Agent(CHANNEL_COUNT_MAX + 1);
@@ -218,7 +226,10 @@ impl<P: Pmem> Cache<P> {
 
     pub(crate) fn put_channel_id(&self, id: u16) {
         let pushed = self.channel_ids.push(id);
-        debug_assert!(pushed.is_ok());
+        assert!(
+            pushed.is_ok(),
+            "INV-PMEM-2: a channel's id is given back once"
+        );
     }
 
     /// The background work; `None` if it is taken.
@@ -247,7 +258,7 @@ impl<P: Pmem> Cache<P> {
         UNMAP_SIZE_MAX_BYTES
     }
 
-    /// What the base holds already: everything in a segment whose last kset was written back.
+    /// What the base holds already: everything in a segment whose last kset was written back (INV-READ-1).
     pub(crate) fn is_clean(&self, place: Place) -> bool {
         let segment = self.segments.get(self.geometry.segment_of(place));
         segment.last_seq() <= self.dirty_tail()
@@ -257,7 +268,7 @@ impl<P: Pmem> Cache<P> {
         Seq(self.dirty_tail.load(Ordering::Acquire))
     }
 
-    /// Everything below this is in the log, durable, or never will be.
+    /// Everything below this is in the log, durable, or never will be (INV-LOG-7).
     pub(crate) fn seq_settled(&self) -> Seq {
         // The order matters: a batch that draws its number after this load draws one at or above it; one that
         // drew before has set its floor before, and is seen below.
@@ -409,13 +420,14 @@ impl<P: Pmem> Cache<P> {
         self.segments.count() - self.segments.free_count()
     }
 
-    /// Checks that every segment is used for one thing only, and that the index names no dead segment. For
-    /// tests; while nothing else runs.
+    /// Checks that every segment is used for one thing only, that the index names no dead segment, and that
+    /// no batch has left anything behind in it. For tests; between polls.
     ///
     /// # Panics
     /// An invariant does not hold.
     #[cfg(any(test, feature = "sim"))]
     pub fn check_invariants(&self) {
+        self.index.check_at_rest();
         self.index.for_each_place(|place| {
             let id = self.geometry.segment_of(place);
             let state = self.segments.get(id).state();

@@ -274,7 +274,7 @@ impl Core {
     }
 
     /// A flush has nothing to make durable: whatever completed is. It closes the epoch, so that write-back
-    /// keeps the barrier.
+    /// keeps the barrier (INV-EPOCH-2).
     fn poll_flushes<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         if self.flushes.is_empty() {
             return;
@@ -286,7 +286,7 @@ impl Core {
         }
     }
 
-    /// Ends a request.
+    /// Ends a request. It leaves the table, so it cannot end twice (INV-IO-1).
     pub(super) fn complete<P>(
         &mut self,
         cache: &Cache<P>,

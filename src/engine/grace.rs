@@ -67,6 +67,7 @@ mod tests {
 
     #[test]
     fn a_ticket_waits_for_those_inside_and_for_nobody_else() {
+        // INV-GRACE-1.
         let grace = Grace::new(2);
         grace.enter(0);
         let ticket = grace.ticket();

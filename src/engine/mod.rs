@@ -11,6 +11,8 @@ mod cache;
 mod channel;
 mod config;
 mod grace;
+#[cfg(test)]
+pub(crate) mod invariant_tests;
 mod io;
 mod read_path;
 mod segments;

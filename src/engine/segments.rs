@@ -80,6 +80,12 @@ impl Segment {
     }
 
     pub(crate) fn set_info(&self, info: &SegmentInfo) {
+        assert!(
+            info.generation >= self.generation(),
+            "INV-SEG-4: generation {:?} after {:?}",
+            info.generation,
+            self.generation()
+        );
         self.generation.store(info.generation.0, Ordering::Release);
         self.info_update.store(info.update, Ordering::Relaxed);
     }
@@ -98,6 +104,11 @@ impl Segment {
 
     /// Notes that a kset of this number goes into the segment.
     pub(crate) fn note_seq(&self, seq: Seq) {
+        debug_assert!(
+            seq > self.last_seq(),
+            "INV-LOG-3: {seq:?} goes behind {:?}",
+            self.last_seq()
+        );
         self.last_seq.store(seq.0, Ordering::Release);
     }
 }
@@ -150,6 +161,11 @@ impl Segments {
     /// Hands a segment back whose generation is fresh.
     pub(crate) fn put_free(&self, id: SegId) {
         let segment = self.get(id);
+        let state = segment.state();
+        assert!(
+            matches!(state, SegmentState::Reclaiming | SegmentState::Free),
+            "INV-SEG-3: segment {id:?} is freed, but it is {state:?}"
+        );
         segment.set_key_end(crate::media::KEYS_START_BYTES);
         segment.set_state(SegmentState::Free);
         sched::point();
@@ -162,6 +178,11 @@ impl Segments {
         sched::point();
         let id = self.free.pop()?;
         sched::point();
+        let state = self.get(id).state();
+        assert!(
+            state == SegmentState::Free,
+            "INV-SEG-3: segment {id:?} is opened, but it is {state:?}"
+        );
         self.get(id).set_state(SegmentState::Open);
         self.tell_opened(id);
         Some(id)

@@ -71,6 +71,17 @@ impl Stream {
         let Some(open) = self.open.take() else { return };
         let segment = context.segments.get(open.id);
         let last_seq: Seq = segment.last_seq();
+        let state = segment.state();
+        assert!(
+            state == SegmentState::Open,
+            "INV-SEG-3: segment {:?} is sealed, but it is {state:?}",
+            open.id
+        );
+        assert!(
+            segment.key_end() == open.key_off,
+            "INV-LOG-2: segment {:?} is sealed with a kset that was not finished",
+            open.id
+        );
         let mut info = SegmentInfo {
             generation: segment.generation(),
             sealed: Some(Sealed {

@@ -22,7 +22,7 @@ use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 /// Pages that a batch claims, at most: one unmap of the largest size, or many writes.
-const BATCH_PAGES_MAX: usize = 2048;
+pub(super) const BATCH_PAGES_MAX: usize = 2048;
 /// Payload of a batch, at most, so that the first of it does not wait long for the last.
 const BATCH_BYTES_MAX: u64 = 2 << 20;
 /// Read fills leave so many free segments for writes.
@@ -121,7 +121,7 @@ impl Core {
         }
     }
 
-    /// The home stream, or another that is not in use.
+    /// The home stream, or another that is not in use: one core at a time appends to a segment (INV-PMEM-3).
     fn lock_stream<'a, P>(&self, cache: &'a Cache<P>) -> Option<(usize, MutexGuard<'a, Stream>)> {
         let count = cache.streams.len();
         let home = self.home_stream(count);
@@ -219,7 +219,7 @@ impl Core {
     }
 
     /// Whether nothing was published to the pages of a fill since they were found missing, and nothing of
-    /// this batch is going to be. The pages are claimed, so it stays so until the commit.
+    /// this batch is going to be. The pages are claimed, so it stays so until the commit (INV-FILL-1).
     fn is_fresh<P: Pmem>(
         &self,
         cache: &Cache<P>,
@@ -336,7 +336,8 @@ impl Core {
     ) -> Durable {
         let agent = self.agent();
         let segment = cache.segments.get(open.id);
-        // The floor is set before the number is drawn, so that write-back never passes this batch by.
+        // The floor is set before the number is drawn, so that write-back never passes this batch by
+        // (INV-LOG-7).
         let floor = &cache.stream_floors[number];
         floor.store(cache.seq_next.load(Ordering::SeqCst), Ordering::SeqCst);
         sched::point();
@@ -346,9 +347,10 @@ impl Core {
         sched::point();
         let seq = Seq(cache.seq_next.fetch_add(1, Ordering::SeqCst));
         sched::point();
+        // Before anything of the kset is published: what counts as clean is on the base (INV-READ-1).
         segment.note_seq(seq);
 
-        // 1. Payloads. They are durable before the kset that names them is stored.
+        // 1. Payloads. They are durable before the kset that names them is stored (INV-LOG-4).
         self.store_payloads(cache, open);
         drop(cache.pmem.fence(agent));
 
@@ -361,13 +363,19 @@ impl Core {
             .batch
             .kset
             .finish(open.kset_seed, open.kset_index, seq, epoch);
+        let keys_end = u64::from(open.key_off) + bytes.len() as u64;
+        assert!(
+            keys_end <= u64::from(open.data_off),
+            "INV-LOG-1: a kset up to {keys_end} meets the payload at {}",
+            open.data_off
+        );
         cache.pmem.store(agent, off, bytes);
         let durable = cache.pmem.fence(agent);
         // A kset is some kilobytes long.
         open.key_off += bytes.len() as u32;
         open.kset_index += 1;
 
-        // 3. Publish: a read never returns what a power cut could take back.
+        // 3. Publish: a read never returns what a power cut could take back (INV-LOG-5).
         self.publish(cache, open);
         let owner = self.owner();
         for bucket in self.batch.claims.drain(..) {
@@ -496,10 +504,11 @@ impl Core {
         }
     }
 
-    /// Completes what the batch was made of. Asks for the proof that it is durable.
+    /// Completes what the batch was made of. Asks for the proof that it is durable (INV-LOG-5).
     fn complete_batch<P: Pmem>(&mut self, cache: &Cache<P>, _durable: &Durable, out: &mut Outbox) {
         if self.batch.fua {
-            // Nothing that is submitted after a FUA write has completed may reach the base before it.
+            // Nothing that is submitted after a FUA write has completed may reach the base before it
+            // (INV-EPOCH-2).
             cache.close_epoch();
         }
         for at in 0..self.batch.items.len() {

@@ -16,6 +16,8 @@
 
 mod bucket;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use bucket::Version;
 pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, SlotRef, Target};

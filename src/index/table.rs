@@ -185,7 +185,7 @@ impl Index {
         self.bucket_count * 64
     }
 
-    /// Where the entry of a page would be. Equal for no two pages.
+    /// Where the entry of a page would be. Equal for no two pages (INV-INDEX-7).
     #[inline]
     pub(crate) fn locate(&self, page: Page) -> SlotRef {
         let bits = self.page_bits;
@@ -341,8 +341,14 @@ impl Index {
     #[inline]
     pub(crate) fn release(&self, bucket: usize, owner: u16) {
         sched::point();
-        self.meta(bucket)
+        let before = self
+            .meta(bucket)
             .fetch_add(Meta::release_delta(owner), Ordering::Release);
+        debug_assert_eq!(
+            Meta(before).owner(),
+            owner,
+            "INV-INDEX-4: a claim is released by its holder"
+        );
     }
 
     /// Makes sure that the page has a slot, for the holder of the claim. `true`: a new one was taken, which
@@ -518,6 +524,44 @@ impl Index {
     /// The geometry that places refer to.
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// Checks what holds while no batch and no reclaiming is at work.
+    ///
+    /// # Panics
+    /// It does not.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn check_at_rest(&self) {
+        let count = self.bucket_count as usize;
+        let mut passed = vec![0; count];
+        for bucket in 0..count {
+            for word in &self.buckets.line(bucket)[1..] {
+                let value = word.load(Ordering::Acquire);
+                let kind = self.layout.kind(value);
+                assert!(
+                    kind != SlotKind::Reserved,
+                    "INV-INDEX-5: a slot of bucket {bucket} is left reserved"
+                );
+                if kind != SlotKind::Empty {
+                    let distance = self.layout.distance(value);
+                    let home = self.home_of(bucket, distance);
+                    (0..distance).for_each(|step| passed[self.bucket_at(home, step)] += 1);
+                }
+            }
+        }
+        for (bucket, passed) in passed.into_iter().enumerate() {
+            let meta = Meta(self.meta(bucket).load(Ordering::Acquire));
+            assert_eq!(
+                meta.owner(),
+                0,
+                "INV-INDEX-5: bucket {bucket} is left claimed"
+            );
+            assert_eq!(
+                meta.passed(),
+                passed,
+                "INV-INDEX-6: entries that pass bucket {bucket} by"
+            );
+        }
     }
 
     /// Calls `f` for every place that the index names, once for each slot or block. For checks; not while

@@ -1,5 +1,6 @@
 //! Seeded CRC-32C: every checksum starts from the cache's random uuid, the kind of structure and where it
-//! belongs, so that blank media, an old lap, another cache and bytes that a guest wrote never pass.
+//! belongs, so that blank media, an old lap, another cache and bytes that a guest wrote never pass
+//! (INV-CRC-1).
 
 use crc32c::{crc32c, crc32c_append};
 
@@ -87,6 +88,7 @@ mod tests {
 
     #[test]
     fn every_kind_place_and_lap_has_a_seed_of_its_own() {
+        // INV-CRC-1.
         let a = Checksums::new([1; 16]);
         let b = Checksums::new([2; 16]);
         let seeds = [

@@ -254,6 +254,7 @@ impl KsetReader {
         kset_index: u32,
         keys: &mut Vec<Key>,
     ) -> Result<Kset, KsetError> {
+        // INV-LOG-2.
         let kset = self.load(pmem, context, off, |index| index == kset_index)?;
         let keys_before = keys.len();
         let bytes = &self.buf[KSET_HEADER_SIZE_BYTES..];
@@ -343,6 +344,7 @@ impl KsetReader {
     }
 }
 
+/// `None`: a number of the key is out of range (INV-OPEN-3).
 fn decode_key(context: &KsetContext<'_>, kset: &Kset, media: &KeyOnMedia) -> Option<Key> {
     let geometry = context.geometry;
     let kind = match media.kind {

@@ -147,11 +147,12 @@ pub(super) fn persist_pair<P: Pmem, R: PairRecord>(
     record.header_mut().update.set(update);
     let crc = seed.checksum(&record.as_bytes()[4..]);
     record.header_mut().crc.set(crc);
-    // 1. The first copy, durable before the second is touched: at any moment one of them is valid.
+    // 1. The first copy, durable before the second is touched: at any moment one of them is valid
+    //    (INV-PAIR-1).
     pmem.store(agent, offs[0], record.as_bytes());
     let first = pmem.fence(agent);
     drop(first);
-    // 2. The second copy, so that the loss of either is harmless from here on.
+    // 2. The second copy, so that the loss of either is harmless from here on (INV-PAIR-2).
     pmem.store(agent, offs[1], record.as_bytes());
     pmem.fence(agent)
 }
@@ -163,14 +164,55 @@ mod tests {
     use crate::media::tails::{Tails, TailsOnMedia};
     use crate::sim::pmem::SimPmem;
     use crate::units::Seq;
+    use std::sync::{Arc, Mutex};
 
     const OFFS: [PmemOff; 2] = [PmemOff(8 << 10), PmemOff(40 << 10)];
     const AGENT: Agent = Agent(1);
 
-    /// INV-PAIR-1: whichever copy is damaged, a cut at any moment of the repair and of the update behind it
-    /// leaves one that is valid.
+    /// What a cut could leave before each fence of `update`: all words but one, one alone, those up to one,
+    /// every second.
+    fn cuts(pmem: &SimPmem, update: impl FnOnce()) -> Vec<SimPmem> {
+        let images = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&images);
+        pmem.on_crash_point(Some(Box::new(move |state, _| {
+            let mut images = seen.lock().unwrap();
+            for word in 0..=state.pending_words().len() {
+                images.push(state.crash_image(|at, _| usize::from(at != word)));
+                images.push(state.crash_image(|at, _| usize::from(at == word)));
+                images.push(state.crash_image(|at, _| usize::from(at < word)));
+            }
+            images.push(state.crash_image(|at, _| at % 2));
+        })));
+        update();
+        pmem.on_crash_point(None);
+        let images = std::mem::take(&mut *images.lock().unwrap());
+        images.into_iter().map(SimPmem::from_image).collect()
+    }
+
+    #[test]
+    fn a_cut_at_any_word_of_an_update_leaves_the_old_record_or_the_new_one() {
+        // INV-PAIR-1; and INV-PAIR-2 once it is finished.
+        let checksums = Checksums::new([3; 16]);
+        let pmem = SimPmem::new(64 << 10);
+        let mut old = Tails::empty();
+        drop(old.persist(&pmem, AGENT, &checksums));
+        let mut new = old;
+        (new.dirty_tail, new.key_tail, new.batch_end) = (Seq(9), Seq(8), Seq(7));
+        (new.seq_next_min, new.epoch_min) = (Seq(11), 5);
+        let images = cuts(&pmem, || drop(new.persist(&pmem, AGENT, &checksums)));
+        let mut found_new = 0;
+        for image in &images {
+            let (found, _) = Tails::load(image, &checksums).unwrap();
+            assert!(found == old || found == new, "{found:?}");
+            found_new += usize::from(found == new);
+        }
+        assert!(found_new > 0 && found_new < images.len());
+        assert_eq!(Tails::load(&pmem, &checksums), Ok((new, None)));
+    }
+
     #[test]
     fn a_cut_while_a_copy_is_repaired_never_damages_the_other() {
+        // INV-PAIR-1, for the repair and the update behind it, whichever copy is damaged.
         let checksums = Checksums::new([7; 16]);
         let load = |pmem: &SimPmem| load_pair::<_, TailsOnMedia>(pmem, OFFS, checksums.tails());
         for damaged in OFFS {
@@ -180,23 +222,13 @@ mod tests {
             drop(tails.persist(&pmem, AGENT, &checksums));
             pmem.flip_bit(damaged.plus(40), 3);
             let valid = load(&pmem).unwrap();
-            let images = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-            let collected = std::sync::Arc::clone(&images);
-            pmem.on_crash_point(Some(Box::new(move |state, _| {
-                let words = state.pending_words().len();
-                let mut images = collected.lock().unwrap();
-                for kept in 0..=words {
-                    images.push(state.crash_image(|at, _| usize::from(at < kept)));
-                }
-            })));
-            drop(valid.stale.unwrap().repair(&pmem, AGENT).unwrap());
-            tails.dirty_tail = Seq(6);
-            drop(tails.persist(&pmem, AGENT, &checksums));
-            pmem.on_crash_point(None);
-            let images = std::mem::take(&mut *images.lock().unwrap());
-            assert!(images.len() > 6, "there were cuts to look at");
+            let images = cuts(&pmem, || {
+                drop(valid.stale.unwrap().repair(&pmem, AGENT).unwrap());
+                tails.dirty_tail = Seq(6);
+                drop(tails.persist(&pmem, AGENT, &checksums));
+            });
             for image in images {
-                let loaded = load(&SimPmem::from_image(image)).expect("one copy is valid");
+                let loaded = load(&image).expect("one copy is valid");
                 assert!(loaded.record.header().update.get() >= valid.record.header().update.get());
             }
             assert!(load(&pmem).unwrap().stale.is_none());

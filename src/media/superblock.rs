@@ -243,7 +243,7 @@ fn find_data<P: Pmem>(pmem: &P) -> Result<Option<PmemOff>, Poisoned> {
     Ok(None)
 }
 
-/// Marks the device as being formatted. Whatever cache it held is gone once this returns.
+/// Marks the device as being formatted. Whatever cache it held is gone once this returns (INV-OPEN-2).
 pub fn persist_unfinished_mark<P: Pmem>(pmem: &P, agent: Agent) -> Result<Durable, Poisoned> {
     // 1. The second copy first: while the first is valid, the old cache still exists.
     pmem.store(agent, SUPERBLOCK_OFFS[1], &[0; 512]);
@@ -305,6 +305,7 @@ fn encode(superblock: &Superblock) -> SuperblockOnMedia {
 
 fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, SuperblockError> {
     let version = media.header.word.get();
+    // INV-OPEN-5.
     if media.magic != MAGIC || version != FORMAT_VERSION {
         return Err(SuperblockError::Version {
             found: version,

@@ -14,7 +14,7 @@ pub(crate) fn range_at(off: PmemOff, len_bytes: u64, region_len_bytes: u64) -> u
     let end = off.0.checked_add(len_bytes);
     assert!(
         end.is_some_and(|end| end <= region_len_bytes),
-        "bytes {:#x}+{len_bytes:#x} lie outside of the cache device of {region_len_bytes:#x} bytes",
+        "INV-PMEM-1: bytes {:#x}+{len_bytes:#x} lie outside of the cache device of {region_len_bytes:#x} bytes",
         off.0
     );
     off.0 as usize
@@ -28,7 +28,7 @@ pub(crate) fn range_at(off: PmemOff, len_bytes: u64, region_len_bytes: u64) -> u
 pub(crate) fn lines_at(off: PmemOff, len_bytes: u64, region_len_bytes: u64) -> usize {
     assert!(
         off.0.is_multiple_of(LINE_SIZE_BYTES) && len_bytes.is_multiple_of(LINE_SIZE_BYTES),
-        "store of bytes {:#x}+{len_bytes:#x} cuts a line of {LINE_SIZE_BYTES} bytes",
+        "INV-PMEM-1: store of bytes {:#x}+{len_bytes:#x} cuts a line of {LINE_SIZE_BYTES} bytes",
         off.0
     );
     range_at(off, len_bytes, region_len_bytes)
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "bytes 0xfff+0x2 lie outside")]
+    #[should_panic(expected = "INV-PMEM-1: bytes 0xfff+0x2 lie outside")]
     fn a_range_past_the_end_panics() {
         range_at(PmemOff(4095), 2, 4096);
     }

@@ -531,7 +531,7 @@ fn every_block_of_every_image_reads_as_it_was_written() {
         check_info(image, &machine.cache.info());
         machine.cache.check_invariants();
         check_content(image, &mut machine);
-        // Blocks that the cache holds came from the cache.
+        // Blocks that the cache holds came from the cache. All of it: INV-OPEN-5.
         let uncached: BTreeSet<u64> = image.uncached.iter().cloned().flatten().collect();
         assert_eq!(
             machine.missed, uncached,
@@ -576,7 +576,7 @@ fn either_copy_of_everything_may_be_lost() {
             }
             let mut machine = open_image(image, bytes);
             check_info(image, &machine.cache.info());
-            // What was lost is there again: only the update numbers, and with them the checksums, tell that.
+            // What was lost is there again (INV-PAIR-2): only update numbers and checksums tell that.
             let repaired = machine.pmem.durable_image();
             let is_zero = |off: usize| repaired[off..off + 64].iter().all(|byte| *byte == 0);
             let segments = (64 << 10..whole.len()).step_by(SEGMENT_SIZE_BYTES as usize);
@@ -596,7 +596,7 @@ fn a_refused_image_is_left_as_it_was() {
     for image in &IMAGES {
         let bytes = image.load();
         let pmem = SimPmem::from_image(bytes.clone());
-        // A base that is not the one to which the cache has written back.
+        // A base that is not the one to which the cache has written back (INV-OPEN-1, INV-WIT-1).
         let base = vec![0xA5; image.base_content().len()];
         let refused = open(pmem.clone(), &base, image.options());
         assert!(

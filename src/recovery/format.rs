@@ -76,8 +76,57 @@ impl Formatting {
         }
         // 3. The tails of an empty log.
         drop(self.tails.persist(pmem, agent, &checksums));
-        // 4. The superblock: with its first valid copy the cache exists.
+        // 4. The superblock: with its first valid copy the cache exists (INV-OPEN-2).
         drop(persist_superblock(pmem, agent, superblock));
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::FormatPolicy;
+    use crate::media::{HeaderState, load_header};
+    use crate::recovery::compat_tests::{IMAGES, open};
+    use crate::sim::image::ImagePmem;
+    use crate::sim::pmem::SimPmem;
+    use std::sync::{Arc, Mutex};
+
+    /// Which cache a device holds, if any.
+    fn uuid_on(image: Vec<u8>) -> Option<[u8; 16]> {
+        match load_header(&ImagePmem::new(image)) {
+            Ok(HeaderState::Cache(superblock, _)) => Some(superblock.uuid),
+            Ok(HeaderState::Unfinished) => None,
+            other => panic!("a cut during formatting leaves {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_cut_during_formatting_leaves_the_old_cache_none_or_the_new_one() {
+        // INV-OPEN-2.
+        let image = &IMAGES[0];
+        let pmem = SimPmem::from_image(image.load());
+        let old = uuid_on(image.load());
+        let found = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&found);
+        pmem.on_crash_point(Some(Box::new(move |state, _| {
+            for word in 0..=state.pending_words().len() {
+                let mut seen = seen.lock().unwrap();
+                // All words from the start on, all but one, one alone.
+                seen.push(uuid_on(state.crash_image(|at, _| usize::from(at < word))));
+                seen.push(uuid_on(state.crash_image(|at, _| usize::from(at != word))));
+                seen.push(uuid_on(state.crash_image(|at, _| usize::from(at == word))));
+            }
+        })));
+        let mut options = image.options_at_format();
+        (options.format, options.new_uuid) = (FormatPolicy::Force, [0x5c; 16]);
+        open(pmem, &image.base_content(), options).unwrap();
+        let found = std::mem::take(&mut *found.lock().unwrap());
+        for expected in [old, None, Some([0x5c; 16])] {
+            assert!(found.contains(&expected), "never seen: {expected:?}");
+        }
+        let stray = found
+            .iter()
+            .find(|uuid| uuid.is_some() && **uuid != old && **uuid != Some([0x5c; 16]));
+        assert_eq!(stray, None);
     }
 }

@@ -1,5 +1,5 @@
 //! Media with good checksums and impossible numbers, and devices that only look blank: an error that says
-//! so, never a panic, and nothing is written.
+//! so, never a panic, and nothing is written (INV-OPEN-3).
 
 use super::compat_tests::{IMAGES, open};
 use crate::engine::FormatPolicy;
@@ -177,4 +177,40 @@ fn force_overwrites_whatever_a_superblock_says() {
     let mut options = image.options_at_format();
     options.format = FormatPolicy::Force;
     open(pmem, &base, options).unwrap();
+}
+
+#[test]
+fn damage_of_a_sealed_segment_is_refused_unless_the_base_holds_all_of_it() {
+    // INV-OPEN-4.
+    let (mut refused, mut opened) = (0, 0);
+    for image in &IMAGES {
+        let pristine = SimPmem::from_image(image.load());
+        let superblock = loaded(&pristine);
+        let checksums = Checksums::new(superblock.uuid);
+        let (tails, _) = Tails::load(&pristine, &checksums).unwrap();
+        for segment in (0..superblock.geometry.segment_count()).map(SegId) {
+            let (info, _) =
+                SegmentInfo::load(&pristine, &superblock.geometry, &checksums, segment).unwrap();
+            let Some(sealed) = info.sealed else { continue };
+            let pmem = SimPmem::from_image(image.load());
+            let kset = superblock.geometry.segment_off(segment).plus(8 << 10);
+            pmem.flip_bit(kset.plus(9), 3);
+            let before = pmem.live_image();
+            let result = open(pmem.clone(), &image.base_content(), image.options());
+            let is_clean = sealed.last_seq <= tails.dirty_tail;
+            assert_eq!(result.is_ok(), is_clean, "{segment:?}, {sealed:?}");
+            let Err(error) = result else {
+                opened += 1;
+                continue;
+            };
+            let expected = format!("segment {} is damaged", segment.0);
+            assert!(error.to_string().contains(&expected), "{error}");
+            assert!(pmem.live_image() == before, "written to: {error}");
+            refused += 1;
+        }
+    }
+    assert!(
+        refused > 0 && opened > 0,
+        "{refused} refused, {opened} opened"
+    );
 }

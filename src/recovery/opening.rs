@@ -182,6 +182,7 @@ impl<P: Pmem> Opening<P> {
                 }
                 WitnessStep::Step(step) => (Phase::Checking(check, rebuild), step),
             },
+            // INV-OPEN-1: the first store to a device that holds a cache; everything has been accepted.
             Phase::Repairing(mut rebuild) => {
                 self.repair_superblock()?;
                 match rebuild.repair(&self.pmem, &self.superblock)? {

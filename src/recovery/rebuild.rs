@@ -46,6 +46,7 @@ impl Rebuild {
         let key_tail = scan.tails.key_tail;
         scan.ksets.retain(|kset| kset.seq > key_tail);
         scan.ksets.sort_unstable();
+        // INV-LOG-3.
         for pair in scan.ksets.windows(2) {
             if pair[0].seq == pair[1].seq {
                 let (seq, a, b) = (pair[0].seq.0, pair[0].segment.0, pair[1].segment.0);
@@ -65,7 +66,8 @@ impl Rebuild {
         })
     }
 
-    /// The witness without the entries that dirty data are about to overwrite on the base, or have already.
+    /// The witness without the entries that dirty data are about to overwrite on the base, or have already
+    /// (INV-WIT-1).
     pub(super) fn witness(&self) -> [Witness; WITNESS_COUNT] {
         self.witness
     }
@@ -266,6 +268,12 @@ impl Rebuild {
     /// What was found, once everything is repaired.
     pub(super) fn into_found(self, geometry: &Geometry) -> Found {
         let scan = self.scan;
+        assert!(
+            scan.segments
+                .iter()
+                .all(|found| found.info.sealed.is_some() == (found.kset_count > 0)),
+            "INV-LOG-6: a segment with ksets is open after recovery, or an empty one is sealed"
+        );
         let starts: Vec<SegmentStart> = scan
             .segments
             .iter()

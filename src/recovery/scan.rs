@@ -87,6 +87,7 @@ impl Scan {
                 return Err(OpenError::TailsRange { field, value });
             }
         }
+        // INV-TAIL-1.
         if tails.key_tail > tails.dirty_tail {
             return Err(OpenError::TailsRange {
                 field: "key_tail",
@@ -163,6 +164,7 @@ impl Scan {
             let Some(Sealed { last_seq, .. }) =
                 info.sealed.filter(|s| s.last_seq <= self.tails.dirty_tail)
             else {
+                // INV-OPEN-4.
                 let (ksets_valid, off) = (end.kset_count, end.off);
                 return Err(OpenError::Segment {
                     segment: id.0,
@@ -228,6 +230,7 @@ impl Scan {
         }
     }
 
+    /// INV-LOG-3, and counters that somebody can have reached (INV-OPEN-3).
     fn is_plausible(&self, kset: &Kset, found: &FoundSegment) -> bool {
         let seq_is_next = found.kset_count == 0 || kset.seq > found.last_seq;
         seq_is_next && kset.seq.0 > 0 && kset.seq.0 < COUNTER_MAX && kset.epoch.0 < COUNTER_MAX

@@ -798,7 +798,7 @@ impl Shared {
         }
     }
 
-    /// At an acknowledgement nothing that the core has stored may be pending.
+    /// At an acknowledgement nothing that the core has stored may be pending (INV-PMEM-2).
     fn check_fenced(&self, core: &Core) {
         let agent = core.channel.agent();
         if let Some(at) = self.pmem.with_state(|state| state.first_unfenced(agent)) {

@@ -236,13 +236,18 @@ impl LogReader {
                 unreachable!("INV-WB-1: a ready segment has its next kset at hand");
             };
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
-            // way while the barrier came, and belongs on either side of it.
+            // way while the barrier came, and belongs on either side of it (INV-WB-3).
             let epoch = self.epoch.max(decoded.kset.epoch);
             let border = epoch > self.epoch && taken.dirty;
             if limits.order == WritebackOrder::Strict && border && !must {
                 self.next[id.index()] = Some(decoded);
                 break;
             }
+            assert!(
+                taken.last_seq.is_none_or(|last| last < seq),
+                "INV-LOG-7: {seq:?} turns up behind {:?}",
+                taken.last_seq
+            );
             self.epoch = epoch;
             self.verify_payloads(cache, id, &decoded.keys)?;
             take_keys(cache, id, &decoded.keys, taken, overlay);
@@ -260,7 +265,7 @@ impl LogReader {
         Ok(gathered)
     }
 
-    /// Damaged data are never written to the base.
+    /// Damaged data are never written to the base (INV-WB-5).
     fn verify_payloads<P: Pmem>(
         &mut self,
         cache: &Cache<P>,

@@ -251,6 +251,12 @@ impl Writeback {
             }
             return Progress::Idle;
         }
+        assert!(
+            !self.batch.has_ops || self.batch.last_seq <= context.tails.batch_end,
+            "INV-WB-2: a batch up to {:?} is begun, but the tails say {:?}",
+            self.batch.last_seq,
+            context.tails.batch_end
+        );
         let cache = context.cache;
         let started = self
             .batch
@@ -309,6 +315,11 @@ impl Writeback {
     /// Everything of the batch is on the base and flushed: the dirty tail moves.
     fn finish<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) {
         let (cache, batch) = (context.cache, &self.batch);
+        assert!(
+            batch.is_done() && !batch.failed,
+            "INV-TAIL-3: the dirty tail moves to {:?} with base operations left",
+            batch.last_seq
+        );
         batch.witness.apply(context.tails);
         context.tails.dirty_tail = batch.last_seq;
         cache.persist_tails(context.tails, context.agent);

@@ -181,6 +181,10 @@ fn end(key: &Laid) -> u64 {
 
 /// The part of a key from block `from` to block `until`.
 fn cut(key: &Laid, from: u64, until: u64, block_shift: u32) -> Piece {
+    debug_assert!(
+        key.lba.0 <= from && from < until && until <= end(key),
+        "INV-WB-4: blocks {from} to {until} of {key:?}"
+    );
     Piece {
         kind: key.kind,
         lba: Lba(from),
@@ -215,6 +219,7 @@ mod tests {
             keys in prop::collection::vec((0u64..40, 1u32..12), 0..24),
             run_len in 1usize..8,
         ) {
+            // INV-WB-4.
             let mut overlay = Overlay::default();
             let mut expected = vec![None; 64];
             for (number, &(lba, len)) in keys.iter().enumerate() {

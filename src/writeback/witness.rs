@@ -62,7 +62,8 @@ impl WitnessUpdate {
         }
     }
 
-    /// The batch is on the base, flushed: drops the entries that it has overwritten, and takes new ones.
+    /// The batch is on the base, flushed: drops the entries that it has overwritten, and takes new ones. They
+    /// are persisted with the tail that makes the batch clean (INV-WIT-1).
     pub(super) fn apply(&self, tails: &mut Tails) {
         for (entry, overwritten) in tails.witness.iter_mut().zip(self.overwritten) {
             if overwritten {

@@ -336,7 +336,7 @@ impl SimState {
                 self.counters.foreign_overlaps += 1;
                 assert!(
                     self.overlap_lint == OverlapLint::Count,
-                    "{agent:?} stores to {} while a store of {:?} to it is pending",
+                    "INV-PMEM-3: {agent:?} stores to {} while a store of {:?} to it is pending",
                     PmemOff(line * LINE_SIZE_BYTES),
                     other.agent
                 );
