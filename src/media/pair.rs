@@ -5,7 +5,7 @@
 //! nothing: an older copy alone would bring back a tail or a generation that the log has moved past.
 
 use crate::media::checksum::ChecksumSeed;
-use crate::pmem::{Durable, Pmem, Poisoned};
+use crate::pmem::{Durable, Pmem, PmemRead, Poisoned};
 use crate::units::{Agent, PmemOff};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -58,16 +58,33 @@ pub struct PairError {
     pub offs: [PmemOff; 2],
 }
 
+/// The two copies of a record, of which at least one is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copies {
+    /// What was found.
+    pub states: [CopyState; 2],
+    /// Where.
+    pub offs: [PmemOff; 2],
+    same: bool,
+}
+
+impl Copies {
+    /// They differ: one is damaged, or an update was cut short.
+    #[must_use]
+    pub fn needs_repair(&self) -> bool {
+        !self.same
+    }
+}
+
 /// The newest valid copy.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Loaded<R> {
     pub(super) record: R,
-    /// The copies differ: one is damaged, or an update was cut short.
-    pub(super) needs_repair: bool,
+    pub(super) copies: Copies,
 }
 
 /// Loads the newest valid copy.
-pub(super) fn load_pair<P: Pmem, R: PairRecord>(
+pub(super) fn load_pair<P: PmemRead, R: PairRecord>(
     pmem: &P,
     offs: [PmemOff; 2],
     seed: ChecksumSeed,
@@ -84,17 +101,25 @@ pub(super) fn load_pair<P: Pmem, R: PairRecord>(
             });
         }
     };
-    let same = |copy: &Result<R, CopyState>| {
+    let is_newest = |copy: &Result<R, CopyState>| {
         copy.as_ref()
             .is_ok_and(|copy| copy.as_bytes() == newest.as_bytes())
     };
+    let state = |copy: &Result<R, CopyState>| match copy {
+        Ok(copy) => CopyState::Valid(copy.header().update.get()),
+        Err(state) => *state,
+    };
     Ok(Loaded {
         record: *newest,
-        needs_repair: !(same(&read[0]) && same(&read[1])),
+        copies: Copies {
+            states: [state(&read[0]), state(&read[1])],
+            offs,
+            same: read.iter().all(is_newest),
+        },
     })
 }
 
-fn load_copy<P: Pmem, R: PairRecord>(
+fn load_copy<P: PmemRead, R: PairRecord>(
     pmem: &P,
     off: PmemOff,
     seed: ChecksumSeed,

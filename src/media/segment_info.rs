@@ -1,9 +1,11 @@
 //! A segment's info: its generation, and once it is sealed, how much it holds.
 
 use super::layout::Geometry;
-use super::pair::{COUNTER_MAX, PairError, PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
+use super::pair::{
+    COUNTER_MAX, Copies, PairError, PairHeaderOnMedia, PairRecord, load_pair, persist_pair,
+};
 use crate::media::Checksums;
-use crate::pmem::{Durable, Pmem};
+use crate::pmem::{Durable, Pmem, PmemRead};
 use crate::units::{Agent, Generation, SegId, Seq};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -58,16 +60,16 @@ pub struct SegmentInfo {
 }
 
 impl SegmentInfo {
-    /// Loads the info of a segment; `true` if a copy must be repaired.
+    /// Loads the info of a segment.
     ///
     /// # Errors
     /// Neither copy is valid.
-    pub fn load<P: Pmem>(
+    pub fn load<P: PmemRead>(
         pmem: &P,
         geometry: &Geometry,
         checksums: &Checksums,
         segment: SegId,
-    ) -> Result<(Self, bool), PairError> {
+    ) -> Result<(Self, Copies), PairError> {
         let seed = checksums.segment_info(segment.0);
         let loaded = load_pair::<P, SegmentInfoOnMedia>(pmem, geometry.info_offs(segment), seed)?;
         let media = loaded.record;
@@ -80,7 +82,7 @@ impl SegmentInfo {
             sealed,
             update: media.header.update.get(),
         };
-        Ok((info, loaded.needs_repair))
+        Ok((info, loaded.copies))
     }
 
     /// Writes both copies. Durable when it returns.

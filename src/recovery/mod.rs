@@ -12,6 +12,7 @@ mod hostile_tests;
 mod opening;
 mod rebuild;
 mod scan;
+mod walk;
 mod witness;
 
 pub use error::OpenError;

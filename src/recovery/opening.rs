@@ -109,16 +109,18 @@ impl<P: Pmem> Opening<P> {
                     phase: Phase::Sampling(check),
                 })
             }
-            HeaderState::Cache(superblock, needs_repair) => {
-                check_pair(&superblock, &options)?;
+            HeaderState::Cache(superblock, copies) => {
+                check_base(&superblock.base, &options.base)?;
+                check_fixed_options(&superblock, &options)?;
                 let checksums = Checksums::new(superblock.uuid);
-                let (tails, repair) = Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
-                let scan = Scan::new(&superblock, tails, repair)?;
+                let (tails, tails_copies) =
+                    Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
+                let scan = Scan::new(&superblock, tails, tails_copies.needs_repair())?;
                 Ok(Self {
                     pmem,
                     options,
                     superblock: *superblock,
-                    superblock_needs_repair: needs_repair,
+                    superblock_needs_repair: copies.needs_repair(),
                     phase: Phase::Scanning(scan),
                 })
             }
@@ -305,9 +307,8 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
     })
 }
 
-/// Whether cache and base, and the options that are fixed, belong together.
-fn check_pair(superblock: &Superblock, options: &OpenOptions) -> Result<(), OpenError> {
-    let (ours, given): (&BaseIdentity, &BaseIdentity) = (&superblock.base, &options.base);
+/// Whether the base that is `given` can be `ours`, as far as it is known without reading it.
+pub(crate) fn check_base(ours: &BaseIdentity, given: &BaseIdentity) -> Result<(), OpenError> {
     let wrong = |what, expected: String, found: String| {
         Err(OpenError::WrongBase {
             what,
@@ -327,6 +328,11 @@ fn check_pair(superblock: &Superblock, options: &OpenOptions) -> Result<(), Open
     if ours.uuid != given.uuid && ours.name != given.name {
         return wrong("name", ours.name.clone(), given.name.clone());
     }
+    Ok(())
+}
+
+/// Whether the options that formatting has fixed are those that are asked for.
+fn check_fixed_options(superblock: &Superblock, options: &OpenOptions) -> Result<(), OpenError> {
     let mismatch =
         |name, media: String, asked: String| Err(OpenError::OptionMismatch { name, media, asked });
     if let Some(asked) = options.data_crc

@@ -3,6 +3,7 @@
 use super::error::OpenError;
 use super::opening::{OpenStep, new_index};
 use super::scan::{FoundKset, Scan};
+use super::witness::drop_overwritten;
 use crate::engine::{BACKGROUND_AGENT, SegmentStart, SegmentState, Segments};
 use crate::index::{Index, IndexFull, Target};
 use crate::media::{
@@ -178,15 +179,10 @@ impl Rebuild {
     }
 
     fn note_dirty(&mut self, geometry: &Geometry, key: &Key) {
-        let (start, end) = (key.lba.0, key.lba.0 + u64::from(key.len_blocks));
         if key.kind == KeyKind::Data {
             self.dirty_bytes += geometry.bytes(u64::from(key.len_blocks));
         }
-        for entry in &mut self.witness {
-            if start < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < end {
-                entry.len_blocks = 0;
-            }
-        }
+        drop_overwritten(&mut self.witness, key);
     }
 
     pub(super) fn repair_superblock<P: Pmem>(&mut self, pmem: &P, superblock: &mut Superblock) {

@@ -22,7 +22,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::pmem::{
-    Durable, IovCursor, LINE_SIZE_BYTES, MemSlice, Pmem, Poisoned, bounds, simulated_fence,
+    Durable, IovCursor, LINE_SIZE_BYTES, MemSlice, Pmem, PmemRead, Poisoned, bounds,
+    simulated_fence,
 };
 use crate::sim::tracing::PmemOp;
 use crate::units::{Agent, PmemOff};
@@ -255,7 +256,7 @@ impl SimPmem {
     }
 }
 
-impl Pmem for SimPmem {
+impl PmemRead for SimPmem {
     fn len_bytes(&self) -> u64 {
         self.0.len_bytes
     }
@@ -266,7 +267,9 @@ impl Pmem for SimPmem {
         self.state().live().read(at, buf);
         Ok(())
     }
+}
 
+impl Pmem for SimPmem {
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
         self.yield_now();
         let at = self.readable(off, len_bytes)?;
