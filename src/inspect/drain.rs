@@ -11,7 +11,7 @@ use crate::engine::{
     BaseCaps, BaseIdentity, Cache, FormatPolicy, Health, OpenOptions, Outbox, Progress,
 };
 use crate::media::Superblock;
-use crate::pmem::{MapRequest, MappedPmem, Pmem};
+use crate::pmem::{MapRequest, MappedPmem, Pmem, ReadOnlyPmem, Sharing};
 use crate::recovery::{OpenStep, Opening};
 use crate::units::{Now, PAGE_SIZE_BYTES};
 use std::path::Path;
@@ -44,12 +44,13 @@ pub fn drain(
     base_path: &Path,
     progress: &mut ProgressLine,
 ) -> Result<Drained, InspectError> {
+    // What holds no cache is not opened for writing: that would already fill the holes of a file.
+    let (superblock, _) = load_superblock(&ReadOnlyPmem::open(cache_path, Sharing::Readers)?)?;
     let pmem = MappedPmem::open(&MapRequest {
         path: cache_path.to_owned(),
         create_size_bytes: None,
         size_bytes_min: 1,
     })?;
-    let (superblock, _) = load_superblock(&pmem)?;
     let block_size_bytes = superblock.base.block_size_bytes;
     let mut base = BaseFile::open(base_path, BaseAccess::Write, block_size_bytes)?;
     let cache = open(pmem, options(&superblock, &base), &base, progress)?;

@@ -311,68 +311,97 @@ impl Info {
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (base, geometry, options) = (&self.base, &self.geometry, &self.options);
-        let (tails, segments, log) = (&self.tails, &self.segments, &self.log);
-        let order = match options.writeback_order {
+        let (base, geometry) = (&self.base, &self.geometry);
+        writeln!(f, "cache       {} (update {})", self.uuid, self.update)?;
+        writeln!(f, "base        {} ({})", base.name, base.uuid)?;
+        let (count, size) = (base.block_count, base.block_size);
+        writeln!(f, "base size   {count} blocks of {size} bytes")?;
+        writeln!(f, "device size {} bytes", geometry.device_size)?;
+        let (count, size) = (geometry.segment_count, geometry.segment_size);
+        let start = geometry.segments_start;
+        writeln!(
+            f,
+            "geometry    {count} segments of {size} bytes from byte {start:#x} on"
+        )?;
+        writeln!(f, "options     {}", self.options)?;
+        writeln!(f, "tails       {}", self.tails)?;
+        for entry in &self.witness {
+            let (lba, end) = (entry.lba, entry.lba + u64::from(entry.len_blocks));
+            writeln!(f, "witness     blocks {lba}..{end}: {:#010x}", entry.crc)?;
+        }
+        writeln!(f, "segments    {}", self.segments)?;
+        write!(f, "{}", self.log)
+    }
+}
+
+impl fmt::Display for OptionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = match self.writeback_order {
             WritebackOrder::Strict => "strict",
             WritebackOrder::Relaxed => "relaxed",
         };
-        let onoff = if options.data_crc { "on" } else { "off" };
-        writeln!(f, "cache          {} (update {})", self.uuid, self.update)?;
-        writeln!(f, "base           {} ({})", base.name, base.uuid)?;
-        writeln!(
+        let (data_crc, gc_percent) = (self.data_crc, self.gc_percent);
+        write!(
             f,
-            "base size      {} blocks of {} bytes",
-            base.block_count, base.block_size
-        )?;
-        writeln!(f, "device size    {} bytes", geometry.device_size)?;
-        writeln!(
+            "data_crc {data_crc}, gc_percent {gc_percent}, writeback_order {order}"
+        )
+    }
+}
+
+impl fmt::Display for TailsInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            dirty_tail,
+            key_tail,
+            seq_next_min,
+            epoch_min,
+            batch_end,
+            update,
+        } = self;
+        write!(
             f,
-            "segments       {} of {} bytes, from byte {:#x} on",
-            geometry.segment_count, geometry.segment_size, geometry.segments_start
-        )?;
-        writeln!(
-            f,
-            "options        data_crc {onoff}, gc_percent {}, writeback_order {order}",
-            options.gc_percent
-        )?;
-        writeln!(
-            f,
-            "tails          dirty_tail {}, key_tail {}, batch_end {}, seq_next_min {}, epoch_min {} (update {})",
-            tails.dirty_tail,
-            tails.key_tail,
-            tails.batch_end,
-            tails.seq_next_min,
-            tails.epoch_min,
-            tails.update
-        )?;
-        for entry in &self.witness {
-            let (lba, end) = (entry.lba, entry.lba + u64::from(entry.len_blocks));
-            writeln!(f, "witness        blocks {lba}..{end}: {:#010x}", entry.crc)?;
-        }
-        writeln!(
-            f,
-            "segment states {} free, {} open, {} sealed, {} dead, {} damaged; {} with dirty ksets",
-            segments.free,
-            segments.open,
-            segments.sealed,
-            segments.dead,
-            segments.damaged,
-            segments.dirty
-        )?;
-        writeln!(
-            f,
-            "log            {} ksets with {} keys, seq up to {}, epoch up to {}",
-            log.ksets, log.keys, log.seq_max, log.epoch_max
+            "dirty_tail {dirty_tail}, key_tail {key_tail}, batch_end {batch_end}, "
         )?;
         write!(
             f,
-            "dirty          {} bytes and {} blocks of zeroes, in {} ksets",
-            log.dirty_bytes, log.dirty_zero_blocks, log.dirty_ksets
+            "seq_next_min {seq_next_min}, epoch_min {epoch_min} (update {update})"
+        )
+    }
+}
+
+impl fmt::Display for SegmentStates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            free,
+            open,
+            sealed,
+            dead,
+            damaged,
+            dirty,
+        } = self;
+        write!(
+            f,
+            "{free} free, {open} open, {sealed} sealed, {dead} dead, {damaged} damaged; "
         )?;
-        if let Some(epoch) = log.dirty_epoch_min {
-            write!(f, " from epoch {epoch} on")?;
+        write!(f, "{dirty} with dirty ksets")
+    }
+}
+
+impl fmt::Display for LogInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ksets, keys, seq, epoch) = (self.ksets, self.keys, self.seq_max, self.epoch_max);
+        writeln!(
+            f,
+            "log         {ksets} ksets with {keys} keys, seq up to {seq}, epoch up to {epoch}"
+        )?;
+        let (bytes, zeroes, ksets) = (self.dirty_bytes, self.dirty_zero_blocks, self.dirty_ksets);
+        write!(
+            f,
+            "dirty       {bytes} bytes and {zeroes} blocks of zeroes in {ksets} ksets"
+        )?;
+        match self.dirty_epoch_min {
+            Some(epoch) => writeln!(f, " from epoch {epoch} on"),
+            None => writeln!(f),
         }
-        writeln!(f)
     }
 }

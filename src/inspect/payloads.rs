@@ -4,7 +4,7 @@ use super::{Finding, Findings, InspectError, Severity};
 use crate::engine::DataCrc;
 use crate::media::{ChecksumSeed, Checksums, Key, KeyKind, Kset, SegmentInfo, Superblock};
 use crate::pmem::PmemRead;
-use crate::units::{PAGE_SIZE_BYTES, SegId, Seq};
+use crate::units::{Lba, PAGE_SIZE_BYTES, SegId, Seq};
 
 /// Goes through the ksets of a segment in order.
 pub(super) struct Payloads<'a> {
@@ -12,11 +12,16 @@ pub(super) struct Payloads<'a> {
     segment: SegId,
     seed: ChecksumSeed,
     dirty_tail: Seq,
-    /// Each kset has its payloads below those of all before it.
-    lowest_off: u32,
     page: [u8; PAGE_SIZE_BYTES as usize],
-    /// Of one kset: start and end.
-    extents: Vec<(u32, u32)>,
+    extents: Vec<Extent>,
+}
+
+/// Where a payload lies in its segment, in bytes.
+struct Extent {
+    start: u32,
+    end: u32,
+    lba: Lba,
+    dirty: bool,
 }
 
 impl<'a> Payloads<'a> {
@@ -32,18 +37,8 @@ impl<'a> Payloads<'a> {
             segment,
             seed: checksums.payload(segment.0, info.generation.0),
             dirty_tail,
-            // A segment has at most 2^30 bytes.
-            lowest_off: superblock.geometry.segment_size_bytes() as u32,
             page: [0; PAGE_SIZE_BYTES as usize],
             extents: Vec::new(),
-        }
-    }
-
-    fn severity(&self, dirty: bool) -> Severity {
-        if dirty {
-            Severity::Dirty
-        } else {
-            Severity::Clean
         }
     }
 
@@ -59,11 +54,18 @@ impl<'a> Payloads<'a> {
         for key in keys.iter().filter(|key| key.kind.has_payload()) {
             let dirty = key.kind == KeyKind::Data && kset.seq > self.dirty_tail;
             let has_crc = self.superblock.data_crc == DataCrc::On;
+            // Within a page, as the key was decoded.
+            let len_bytes = geometry.bytes(u64::from(key.len_blocks)) as u32;
+            self.extents.push(Extent {
+                start: key.payload_off,
+                end: key.payload_off + len_bytes,
+                lba: key.lba,
+                dirty,
+            });
             if !has_crc && !dirty {
                 continue;
             }
-            // Within a page, as the key was decoded.
-            let bytes = &mut self.page[..geometry.bytes(u64::from(key.len_blocks)) as usize];
+            let bytes = &mut self.page[..len_bytes as usize];
             let start = geometry.segment_off(self.segment);
             let off = start.plus(u64::from(key.payload_off));
             let trouble = match pmem.read(off, bytes).map(|()| self.seed.checksum(bytes)) {
@@ -77,7 +79,7 @@ impl<'a> Payloads<'a> {
             let end = lba + u64::from(key.len_blocks);
             let outcome = match dirty {
                 true => "the base does not hold it, and a drain stops here",
-                false => "the base holds it",
+                false => "the base holds it, but a read from the cache returns it as it is",
             };
             let text = format!(
                 "the payload of blocks {lba}..{end} in segment {segment}, kset {} (seq {}), at {off} is damaged: {trouble}; {outcome}",
@@ -88,73 +90,61 @@ impl<'a> Payloads<'a> {
                 off: Some(off.0),
                 lba: Some(lba),
                 len_blocks: Some(key.len_blocks),
-                ..Finding::new(self.severity(dirty), "payload", text)
+                ..Finding::new(severity(dirty), "payload", text)
             })?;
-        }
-        self.check_places(kset, keys, findings)
-    }
-
-    /// A writer lays payloads down from the end of the segment, and none over another.
-    fn check_places(
-        &mut self,
-        kset: &Kset,
-        keys: &[Key],
-        findings: &mut Findings<'_>,
-    ) -> Result<(), InspectError> {
-        let geometry = &self.superblock.geometry;
-        let with_payload = keys.iter().filter(|key| key.kind.has_payload());
-        self.extents.clear();
-        self.extents.extend(with_payload.map(|key| {
-            let len = geometry.bytes(u64::from(key.len_blocks)) as u32;
-            (key.payload_off, key.payload_off + len)
-        }));
-        self.extents.sort_unstable();
-        let above = self.extents.iter().skip(1).map(|(start, _)| *start);
-        let above = above.chain([self.lowest_off]);
-        let overlap = self
-            .extents
-            .iter()
-            .zip(above)
-            .find(|((_, end), above)| end > above);
-        if let Some(((start, _), _)) = overlap {
-            let what = format!("the payload at byte {start:#x}");
-            self.note_overlap(kset, &what, "another payload", findings)?;
-        }
-        if let Some((start, _)) = self.extents.first() {
-            self.lowest_off = self.lowest_off.min(*start);
         }
         Ok(())
     }
 
-    /// After the last kset, which ends at byte `key_end`.
-    pub(super) fn check_end(
-        &self,
-        last: &Kset,
+    /// After the last kset: no payload lies over another one, nor over the keys, which end at byte `key_end`.
+    pub(super) fn check_places(
+        &mut self,
+        key_end: u32,
         findings: &mut Findings<'_>,
     ) -> Result<(), InspectError> {
-        if self.lowest_off < last.off + last.size_bytes {
-            let what = format!("the payload at byte {:#x}", self.lowest_off);
-            self.note_overlap(last, &what, "the keys", findings)?;
+        self.extents.sort_unstable_by_key(|extent| extent.start);
+        let under_keys = self.extents.iter().filter(|extent| extent.start < key_end);
+        for extent in under_keys {
+            self.note_overlap(extent, "the keys", extent.dirty, findings)?;
+        }
+        let mut highest: Option<&Extent> = None;
+        for extent in &self.extents {
+            if let Some(below) = highest.filter(|below| below.end > extent.start) {
+                let other = format!("that of {}", below.lba);
+                self.note_overlap(extent, &other, extent.dirty || below.dirty, findings)?;
+            }
+            if highest.is_none_or(|below| below.end < extent.end) {
+                highest = Some(extent);
+            }
         }
         Ok(())
     }
 
     fn note_overlap(
         &self,
-        kset: &Kset,
-        what: &str,
+        extent: &Extent,
         other: &str,
+        dirty: bool,
         findings: &mut Findings<'_>,
     ) -> Result<(), InspectError> {
-        let segment = self.segment.0;
+        let (segment, start) = (self.segment.0, extent.start);
         let text = format!(
-            "in segment {segment}, kset {} (seq {}): {what} overlaps {other}",
-            kset.kset_index, kset.seq.0
+            "the payload of {} in segment {segment} at byte {start:#x} lies over {other}",
+            extent.lba
         );
         findings.add(&Finding {
             segment: Some(segment),
-            ..Finding::new(self.severity(kset.seq > self.dirty_tail), "payload", text)
+            lba: Some(extent.lba.0),
+            ..Finding::new(severity(dirty), "payload", text)
         })?;
         Ok(())
+    }
+}
+
+fn severity(dirty: bool) -> Severity {
+    if dirty {
+        Severity::Dirty
+    } else {
+        Severity::Clean
     }
 }

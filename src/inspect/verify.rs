@@ -71,7 +71,7 @@ struct Verifier<'a, P> {
     /// Without the entries under dirty data.
     witness: [Witness; WITNESS_COUNT],
     buf: WalkBuf,
-    /// Segments with ksets that count.
+    /// Segments whose ksets count, if they have any.
     used: Vec<(SegId, SegmentInfo)>,
 }
 
@@ -93,9 +93,7 @@ impl<P: PmemRead> Verifier<'_, P> {
         let mut walk = SegmentWalk::new(self.superblock, id, info);
         let dirty_tail = self.tails.dirty_tail;
         let mut payloads = Payloads::new(self.superblock, id, &info, dirty_tail);
-        let mut last = None;
         while let Some(kset) = walk.next(self.pmem, &mut self.buf) {
-            last = Some(kset);
             // What counts for nothing may be as it likes.
             if kset.seq <= self.tails.key_tail {
                 continue;
@@ -106,16 +104,13 @@ impl<P: PmemRead> Verifier<'_, P> {
                 dirty.for_each(|key| drop_overwritten(&mut self.witness, key));
             }
         }
-        if let Some(last) = last {
-            payloads.check_end(&last, findings)?;
-        }
+        payloads.check_places(walk.key_end(), findings)?;
         match note_damage(self.pmem, &walk, &mut self.buf, &self.tails, findings)? {
             Damage::GivenUp => {
                 let end = walk.end_on_base(dirty_tail).unwrap_or_default();
                 self.key_tail = self.key_tail.max(end);
             }
-            Damage::None | Damage::Refused if last.is_some() => self.used.push((id, info)),
-            Damage::None | Damage::Refused => {}
+            Damage::None | Damage::Refused => self.used.push((id, info)),
         }
         Ok(())
     }

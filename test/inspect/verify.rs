@@ -6,9 +6,10 @@ use pcache::inspect::{Findings, OutputFormat, ProgressLine, Severity, verify};
 use pcache::media::{
     Checksums, HeaderState, Key, KsetBuilder, KsetContext, KsetReader, load_header,
 };
-use pcache::pmem::Pmem;
+use pcache::pmem::{Pmem, PmemRead};
 use pcache::sim::image::ImagePmem;
-use pcache::units::{Agent, Generation, SegId, Seq};
+use pcache::sim::pmem::SimPmem;
+use pcache::units::{Agent, Generation, PmemOff, SegId, Seq};
 use serde_json::Value;
 
 fn verified(files: &Files) -> Ran {
@@ -261,59 +262,61 @@ fn another_base_and_a_changed_one_are_found() {
     }
 }
 
-/// Gives a kset another seq, and a checksum that fits.
-fn renumber(files: &Files, kset: &Value, generation: u64, seq: u64) {
+/// Changes a kset, and gives it a checksum that fits: its seq, and its keys.
+fn rewrite(files: &Files, seq: u64, new_seq: u64, change: impl FnOnce(&mut Vec<Key>)) {
+    let places = Places::of(files);
+    let is_it = |line: &&Value| line["type"] == "kset" && line["seq"] == seq;
+    let kset = places.lines.iter().find(is_it).unwrap();
+    let is_its = |line: &&Value| line["type"] == "segment" && line["segment"] == kset["segment"];
+    let segment = places.lines.iter().find(is_its).unwrap();
+    let (id, generation) = (
+        SegId(number(segment, "segment") as u32),
+        number(segment, "generation"),
+    );
     let pmem = files.map();
     let Ok(HeaderState::Cache(superblock, _)) = load_header(&pmem) else {
         panic!("there is a cache");
     };
-    let geometry = superblock.geometry;
-    let checksums = Checksums::new(superblock.uuid);
-    let (id, generation) = (
-        SegId(number(kset, "segment") as u32),
-        Generation(generation),
-    );
+    let (geometry, checksums) = (superblock.geometry, Checksums::new(superblock.uuid));
     let count = superblock.base.block_count;
-    let context = KsetContext::new(&geometry, count, &checksums, id, generation);
+    let context = KsetContext::new(&geometry, count, &checksums, id, Generation(generation));
     let (off, index) = (
         number(kset, "off") as u32,
         number(kset, "kset_index") as u32,
     );
     let mut keys: Vec<Key> = Vec::new();
-    let read = KsetReader::default()
-        .read(&pmem, &context, off, index, &mut keys)
-        .unwrap();
+    let mut reader = KsetReader::default();
+    let read = reader.read(&pmem, &context, off, index, &mut keys).unwrap();
+    change(&mut keys);
     let mut builder = KsetBuilder::default();
     keys.iter()
         .for_each(|key| builder.push(key, geometry.block_shift()));
-    let bytes = builder.finish(
-        checksums.kset(id.0, generation.0),
-        index,
-        Seq(seq),
-        read.epoch,
+    let seed = checksums.kset(id.0, generation);
+    let bytes = builder.finish(seed, index, Seq(new_seq), read.epoch);
+    pmem.store(
+        Agent(1),
+        geometry.segment_off(id).plus(u64::from(off)),
+        bytes,
     );
-    let at = geometry.segment_off(id).plus(u64::from(off));
-    pmem.store(Agent(1), at, bytes);
     drop(pmem.fence(Agent(1)));
+}
+
+/// Seqs 1, 3 and 5 in one segment, 2, 4 and 6 in another; a block each.
+fn two_streams(kind: Kind) -> Files {
+    let files = Files::new();
+    let mut host = Host::format(&files, kind);
+    for round in 0..3 {
+        host.write(0, round * 8, 1, Fua::No);
+        host.write(1, 256 + round * 8, 1, Fua::No);
+    }
+    host.kill(&files);
+    files
 }
 
 #[test]
 fn two_ksets_with_one_number_are_refused() {
-    let files = Files::new();
-    let mut host = Host::format(&files, STRICT_512);
-    for round in 0..3 {
-        host.write(0, round * 8, 1, Fua::No);
-        host.write(1, 1000 + round * 8, 1, Fua::No);
-    }
-    host.kill(&files);
-    let lines = run("dump", &files.cache, &["--json"]).lines();
-    let kset = lines
-        .iter()
-        .find(|line| line["type"] == "kset" && line["seq"] == 6)
-        .unwrap();
-    let own = |line: &&Value| line["type"] == "segment" && line["segment"] == kset["segment"];
-    let generation = number(lines.iter().find(own).unwrap(), "generation");
-    renumber(&files, kset, generation, 5);
+    let files = two_streams(STRICT_512);
+    rewrite(&files, 6, 5, |_| {});
     let ran = verified(&files);
     assert_eq!(ran.status, 2);
     assert!(
@@ -322,19 +325,81 @@ fn two_ksets_with_one_number_are_refused() {
         ran.out
     );
     assert!(!files.engine_opens(STRICT_512));
-    // Out of order within its segment.
-    renumber(&files, kset, generation, 2);
+}
+
+#[test]
+fn ksets_out_of_order_and_keys_out_of_range_are_refused() {
+    let files = two_streams(STRICT_512);
+    rewrite(&files, 6, 2, |_| {});
+    rewrite(&files, 3, 3, |keys| keys[0].lba.0 = 4096);
     let ran = verified(&files);
-    assert!(
-        ran.status == 2 && ran.out.contains("out of range"),
+    assert_eq!(ran.status, 2);
+    assert_eq!(
+        ran.out.matches("a key is out of range").count(),
+        2,
         "{}",
         ran.out
     );
     assert!(!files.engine_opens(STRICT_512));
 }
 
+#[test]
+fn payloads_that_lie_over_each_other_are_found() {
+    // Without checksums nothing else would tell.
+    let files = two_streams(RELAXED_4096);
+    rewrite(&files, 3, 3, |keys| keys[0].payload_off += 4096);
+    let ran = verified(&files);
+    assert_eq!(ran.status, 2);
+    let told = "dirty: the payload of block 8 in segment ";
+    assert!(
+        ran.out.contains(told) && ran.out.contains("lies over that of block 0"),
+        "{}",
+        ran.out
+    );
+
+    let files = Files::new();
+    let mut host = Host::format(&files, STRICT_512);
+    (0..9).for_each(|lba| host.write(0, lba, 1, Fua::No));
+    host.kill(&files);
+    // Behind its own kset, as it must be, and over one that follows.
+    rewrite(&files, 1, 1, |keys| keys[0].payload_off = (8 << 10) + 512);
+    let ran = verified(&files);
+    assert_eq!(ran.status, 2);
+    assert!(
+        ran.out.contains("at byte 0x2200 lies over the keys"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn memory_that_cannot_be_read_is_a_finding() {
+    let files = Files::new();
+    worked(&files, RELAXED_4096);
+    let places = Places::of(&files);
+    let image = || SimPmem::from_image(files.content().0);
+    let info_off = places.segment_off(3);
+    for (off, worst) in [
+        (0, Severity::Repairable),
+        (info_off, Severity::Repairable),
+        (places.payload("dirty").0, Severity::Dirty),
+        (
+            places.ksets(|line| line["state"] == "dirty")[0],
+            Severity::Refused,
+        ),
+    ] {
+        let pmem = image();
+        pmem.poison(PmemOff(off));
+        assert_eq!(worst_of(&pmem), Some(worst), "at {off:#x}");
+    }
+    let pmem = image();
+    pmem.poison(PmemOff(0));
+    pmem.poison(PmemOff(32 << 10));
+    assert_eq!(worst_of(&pmem), Some(Severity::Refused));
+}
+
 /// What verify finds in an image, at worst.
-fn worst_of(image: &ImagePmem) -> Option<Severity> {
+fn worst_of(image: &impl PmemRead) -> Option<Severity> {
     let mut out = Vec::new();
     let mut findings = Findings::new(&mut out, OutputFormat::Text);
     verify(image, None, &mut findings, &mut ProgressLine::default()).unwrap();
@@ -354,24 +419,30 @@ fn verify_refuses_what_the_engine_refuses_and_nothing_else() {
             .wrapping_add(1442695040888963407);
         (state >> 33) as usize % below
     };
+    let image = ImagePmem::new(cache);
     let (mut refused, mut opened) = (0, 0);
-    for _ in 0..400 {
-        let mut bytes = cache.clone();
+    for _ in 0..1000 {
+        image.mark();
         for _ in 0..=draw(3) {
-            let at = metadata[draw(metadata.len())];
+            let at = PmemOff(metadata[draw(metadata.len())]);
+            let mut line = [0; 64];
             match draw(4) {
-                0 => bytes[at..at + 64].fill(0),
+                0 => {}
                 1 => {
-                    let from = metadata[draw(metadata.len())];
-                    bytes.copy_within(from..from + 64, at);
+                    let from = PmemOff(metadata[draw(metadata.len())]);
+                    image.read(from, &mut line).unwrap();
                 }
-                _ => bytes[at + draw(64)] ^= 1 << draw(8),
+                _ => {
+                    image.read(at, &mut line).unwrap();
+                    line[draw(64)] ^= 1 << draw(8);
+                }
             }
+            image.patch(at, &line);
         }
-        let image = ImagePmem::new(bytes.clone());
         let worst = worst_of(&image);
-        assert!(image.bytes() == bytes);
-        let result = open(image, &base, STRICT_512.options(FormatPolicy::Never));
+        let options = STRICT_512.options(FormatPolicy::Never);
+        let result = open(image.clone(), &base, options);
+        image.roll_back();
         let is_refused = worst == Some(Severity::Refused);
         assert_eq!(result.is_err(), is_refused, "{worst:?}, {:?}", result.err());
         if is_refused {
@@ -387,7 +458,7 @@ fn verify_refuses_what_the_engine_refuses_and_nothing_else() {
 }
 
 /// Offsets of the lines that hold something that is not payload.
-fn metadata_lines(files: &Files) -> Vec<usize> {
+fn metadata_lines(files: &Files) -> Vec<u64> {
     let places = Places::of(files);
     let mut offs: Vec<u64> = [0, 64, 8 << 10, (8 << 10) + 64, 32 << 10, 40 << 10].to_vec();
     for segment in places.segments(|_| true) {
@@ -395,5 +466,5 @@ fn metadata_lines(files: &Files) -> Vec<usize> {
         offs.extend([off, off + 4096]);
     }
     offs.extend(places.ksets(|_| true));
-    offs.into_iter().map(|off| off as usize).collect()
+    offs
 }
