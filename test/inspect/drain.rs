@@ -242,3 +242,56 @@ fn damaged_dirty_data_are_named_and_stay_where_they_are() {
     assert!(base[block(200)] != disk[block(200)] && base[block(300)] != disk[block(300)]);
     assert_eq!(dirty_ksets(&files), 2);
 }
+
+/// A block device over a file.
+struct Loop(std::path::PathBuf);
+
+impl Loop {
+    fn over(file: &std::path::Path) -> Self {
+        let mut losetup = std::process::Command::new("losetup");
+        let output = losetup
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        Self(String::from_utf8(output.stdout).unwrap().trim().into())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup")
+            .arg("-d")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+#[ignore = "needs root and a loop device"]
+fn a_block_device_is_drained_to_like_a_file_and_refused_while_it_is_in_use() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let files = Files::new();
+    let disk = worked(&files, STRICT_512);
+    let device = Loop::over(&files.base);
+    let base = device.0.to_str().unwrap();
+    let mut exclusive = std::fs::OpenOptions::new();
+    let holder = exclusive
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(&device.0)
+        .unwrap();
+    let ran = run("drain", &files.cache, &["--base", base]);
+    assert_eq!(ran.status, 3);
+    assert!(ran.err.contains("is in use"), "{}", ran.err);
+    drop(holder);
+    let ran = run("verify", &files.cache, &["--base", base]);
+    assert_eq!((ran.status, &*ran.out), (0, "no findings\n"));
+    let ran = run("drain", &files.cache, &["--base", base]);
+    assert_eq!((ran.status, &*ran.err), (0, ""));
+    let ran = run("verify", &files.cache, &["--base", base]);
+    assert_eq!((ran.status, &*ran.out), (0, "no findings\n"));
+    drop(device);
+    assert_drained(&files, &disk);
+}
