@@ -1,7 +1,7 @@
 //! Segment infos, ksets and keys, one a line.
 
 use super::header::{self, Header};
-use super::info::note_damage;
+use super::notes::{note_damage, note_refusal};
 use super::{Findings, InspectError, OutputFormat, ProgressLine};
 use crate::media::{Key, KeyKind, Kset, SegmentInfo, Superblock, Tails};
 use crate::pmem::PmemRead;
@@ -218,7 +218,7 @@ pub fn dump<P: PmemRead>(
         let info = match load_info(pmem, &superblock, id) {
             Ok((info, _)) => info,
             Err(error) => {
-                header::note_refusal(findings, "segment info", &error, Some(id.0))?;
+                note_refusal(findings, "segment info", &error, Some(id.0))?;
                 continue;
             }
         };

@@ -1,7 +1,8 @@
 //! The superblock and the tails, and what is wrong with them.
 
-use super::{Finding, Findings, InspectError, Severity};
-use crate::media::{Checksums, Copies, CopyState, HeaderState, Superblock, Tails, load_header};
+use super::notes::{note_copies, note_refusal};
+use super::{Findings, InspectError};
+use crate::media::{Checksums, Copies, HeaderState, Superblock, Tails, load_header};
 use crate::pmem::PmemRead;
 use crate::recovery::OpenError;
 use crate::recovery::scan::tails_out_of_range;
@@ -52,52 +53,4 @@ pub(super) fn load<P: PmemRead>(
         note_refusal(findings, "tails", &error, None)?;
     }
     Ok(Header { superblock, tails })
-}
-
-/// Notes what is wrong with one of two copies.
-pub(super) fn note_copies(
-    findings: &mut Findings<'_>,
-    what: &'static str,
-    copies: &Copies,
-    segment: Option<u32>,
-) -> Result<(), InspectError> {
-    if !copies.needs_repair() {
-        return Ok(());
-    }
-    let owner = segment.map_or(String::new(), |segment| format!(" of segment {segment}"));
-    for (number, (state, off)) in copies.states.into_iter().zip(copies.offs).enumerate() {
-        let which = ["first", "second"][number];
-        let trouble = match (state, copies.states[1 - number]) {
-            (CopyState::Valid(ours), CopyState::Valid(other)) if ours < other => {
-                format!("is of update {ours}, the other of update {other}: an update was cut short")
-            }
-            (CopyState::Valid(ours), CopyState::Valid(other)) if ours == other && number == 1 => {
-                format!("differs from the first, though both are of update {ours}")
-            }
-            (CopyState::Valid(_), _) => continue,
-            (CopyState::Damaged, _) => "is damaged".to_owned(),
-            (CopyState::Poisoned, _) => "cannot be read".to_owned(),
-        };
-        let text = format!("the {which} copy of the {what}{owner} at {off} {trouble}");
-        findings.add(&Finding {
-            segment,
-            off: Some(off.0),
-            ..Finding::new(Severity::Repairable, what, text)
-        })?;
-    }
-    Ok(())
-}
-
-/// Notes why recovery would refuse the cache.
-pub(super) fn note_refusal(
-    findings: &mut Findings<'_>,
-    what: &'static str,
-    error: &OpenError,
-    segment: Option<u32>,
-) -> Result<(), InspectError> {
-    findings.add(&Finding {
-        segment,
-        ..Finding::new(Severity::Refused, what, error.to_string())
-    })?;
-    Ok(())
 }

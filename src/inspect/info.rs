@@ -1,7 +1,8 @@
 //! What a cache is, and how much it holds.
 
 use super::header::{self, Header};
-use super::{Finding, Findings, InspectError, ProgressLine, Severity};
+use super::notes::{Damage, note_damage, note_refusal};
+use super::{Findings, InspectError, ProgressLine};
 use crate::engine::{DataCrc, WritebackOrder};
 use crate::media::{Key, KeyKind, Kset, Superblock, Tails};
 use crate::pmem::PmemRead;
@@ -155,7 +156,7 @@ pub fn info<P: PmemRead>(
             Ok((info, _)) => info,
             Err(error) => {
                 states.damaged += 1;
-                header::note_refusal(findings, "segment info", &error, Some(id.0))?;
+                note_refusal(findings, "segment info", &error, Some(id.0))?;
                 continue;
             }
         };
@@ -168,47 +169,6 @@ pub fn info<P: PmemRead>(
         progress.show("looking at segments", u64::from(id.0), u64::from(count));
     }
     Ok(describe(&superblock, &tails, states, log))
-}
-
-/// Whether the ksets of a segment end where they should.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Damage {
-    None,
-    /// The base holds all of it, and it counts for nothing.
-    GivenUp,
-    Refused,
-}
-
-/// Notes damage that a walk has come to.
-pub(super) fn note_damage<P: PmemRead>(
-    pmem: &P,
-    walk: &SegmentWalk<'_>,
-    buf: &mut WalkBuf,
-    tails: &Tails,
-    findings: &mut Findings<'_>,
-) -> Result<Damage, InspectError> {
-    let segment = walk.segment().0;
-    let reason = match walk.find_damage(pmem, buf) {
-        Ok(None) => return Ok(Damage::None),
-        Ok(Some(reason)) => reason,
-        Err(error) => {
-            header::note_refusal(findings, "ksets", &error, Some(segment))?;
-            return Ok(Damage::Refused);
-        }
-    };
-    if walk.end_on_base(tails.dirty_tail).is_none() {
-        header::note_refusal(findings, "ksets", &walk.refusal(reason), Some(segment))?;
-        return Ok(Damage::Refused);
-    }
-    let (count, off) = (walk.kset_count(), walk.key_end());
-    let text = format!(
-        "segment {segment} is damaged behind {count} ksets at byte {off:#x}: {reason}; the base holds all of it, and the next opening frees it"
-    );
-    findings.add(&Finding {
-        segment: Some(segment),
-        ..Finding::new(Severity::Clean, "ksets", text)
-    })?;
-    Ok(Damage::GivenUp)
 }
 
 impl SegmentStates {

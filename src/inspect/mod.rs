@@ -12,6 +12,7 @@ mod error;
 mod finding;
 mod header;
 mod info;
+mod notes;
 mod payloads;
 mod progress;
 mod verify;

@@ -39,8 +39,9 @@ impl ProgressLine {
         if self.terminal && due {
             self.shown = Some(now);
             let percent = u128::from(done) * 100 / u128::from(total.max(1));
-            // There is nobody to tell that the terminal is gone.
-            let _ = write!(io::stderr(), "\r\x1b[K{what}: {percent} %");
+            // The cursor goes back, so that a finding takes the place of this. There is nobody to tell that the
+            // terminal is gone.
+            let _ = write!(io::stderr(), "\x1b[K{what}: {percent} %\r");
         }
     }
 }
@@ -48,7 +49,7 @@ impl ProgressLine {
 impl Drop for ProgressLine {
     fn drop(&mut self) {
         if self.shown.is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
+            let _ = write!(io::stderr(), "\x1b[K");
         }
     }
 }

@@ -4,7 +4,7 @@
 //! refuse agrees with recovery, since it asks the same questions.
 
 use super::header::{self, Header};
-use super::info::{Damage, note_damage};
+use super::notes::{Damage, note_copies, note_damage, note_refusal};
 use super::payloads::Payloads;
 use super::{BaseAccess, BaseFile, Finding, Findings, InspectError, ProgressLine, Severity};
 use crate::engine::BaseIdentity;
@@ -83,11 +83,11 @@ impl<P: PmemRead> Verifier<'_, P> {
     ) -> Result<(), InspectError> {
         let info = match load_info(self.pmem, self.superblock, id) {
             Ok((info, copies)) => {
-                header::note_copies(findings, "segment info", &copies, Some(id.0))?;
+                note_copies(findings, "segment info", &copies, Some(id.0))?;
                 info
             }
             Err(error) => {
-                return header::note_refusal(findings, "segment info", &error, Some(id.0));
+                return note_refusal(findings, "segment info", &error, Some(id.0));
             }
         };
         let mut walk = SegmentWalk::new(self.superblock, id, info);
@@ -140,7 +140,7 @@ impl<P: PmemRead> Verifier<'_, P> {
             {
                 let (a, b) = (walks[other].segment().0, walks[number].segment().0);
                 let error = OpenError::DuplicateSeq { seq: seq.0, a, b };
-                header::note_refusal(findings, "ksets", &error, Some(b))?;
+                note_refusal(findings, "ksets", &error, Some(b))?;
             }
             last = Some((seq, number));
             heads.extend(advance(&mut walks[number]).map(|seq| Reverse((seq, number))));
@@ -155,7 +155,7 @@ impl<P: PmemRead> Verifier<'_, P> {
             ..ours.clone()
         };
         if let Err(error) = check_base(ours, &given) {
-            return header::note_refusal(findings, "base", &error, None);
+            return note_refusal(findings, "base", &error, None);
         }
         let per_page = self.superblock.geometry.blocks_per_page();
         let mut page = [0; PAGE_SIZE_BYTES as usize];

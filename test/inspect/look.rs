@@ -1,6 +1,7 @@
 //! info, dump, and what the command line refuses.
 
 use crate::rig::{Files, Host, RELAXED_4096, STRICT_512, info, run, worked};
+use pcache::pmem::{MapError, MapRequest, MappedPmem, ReadOnlyPmem, Sharing};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -212,6 +213,29 @@ fn a_cache_in_use_is_refused() {
         assert!(ran.status == 0 && !ran.out.is_empty(), "{ran:?}");
     }
     assert!(files.content() == before);
+}
+
+#[test]
+fn no_cache_is_opened_while_somebody_looks_at_it() {
+    let files = Files::new();
+    worked(&files, STRICT_512);
+    let request = MapRequest {
+        path: files.cache.clone(),
+        create_size_bytes: None,
+        size_bytes_min: 1,
+    };
+    let looking = ReadOnlyPmem::open(&files.cache, Sharing::Readers).unwrap();
+    // Two may look.
+    assert_eq!(run("verify", &files.cache, &[]).status, 0);
+    let refused = MappedPmem::open(&request);
+    assert!(
+        matches!(refused, Err(MapError::InUse { .. })),
+        "{refused:?}"
+    );
+    drop(looking);
+    let looking = ReadOnlyPmem::open(&files.cache, Sharing::Anybody).unwrap();
+    drop(MappedPmem::open(&request).unwrap());
+    drop(looking);
 }
 
 #[test]
