@@ -50,15 +50,21 @@ module: rust spdk  ## Build the module: target/pcache/libspdk_bdev_pcache.so and
 	@$(SAY) "building the module"
 	spdk-sys/module.sh
 
+.PHONY: inspect
+inspect: rust  ## Build the offline tool: target/pcache/pcache-inspect (docs/inspect.md)
+	@$(SAY) "building pcache-inspect"
+	cargo build --release --features inspect --bin pcache-inspect
+	install -D -m 755 target/release/pcache-inspect target/pcache/pcache-inspect
+
 # ---- tests -----------------------------------------------------------------------------------
 
 .PHONY: unit
 unit: rust  ## Run the engine's tests; they need no SPDK
 	@$(SAY) "tests of the engine"
 	if cargo nextest --version >/dev/null 2>&1; then
-		cargo nextest run --features sim
+		cargo nextest run --features sim,inspect
 	else
-		cargo test --features sim
+		cargo test --features sim,inspect
 	fi
 
 # Each ends with one line of JSON. A failure is repeated with the seed that it prints.
@@ -81,8 +87,8 @@ e2e: module $(VENV)/ready  ## Run the tests with real SPDK applications
 check: rust spdk $(VENV)/ready  ## Check format and lints, without and with the SPDK adapter
 	@$(SAY) "format and lints"
 	cargo fmt --all --check
-	cargo clippy --all-targets --features sim -- -D warnings
-	cargo clippy --workspace --all-targets --features sim,spdk -- -D warnings
+	cargo clippy --all-targets --features sim,inspect -- -D warnings
+	cargo clippy --workspace --all-targets --features sim,inspect,spdk -- -D warnings
 	$(VENV)/bin/ruff check --no-cache --config test/ruff.toml $(PYTHON_SOURCES)
 	$(VENV)/bin/ruff format --no-cache --check --config test/ruff.toml $(PYTHON_SOURCES)
 

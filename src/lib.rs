@@ -7,6 +7,8 @@
 pub mod engine;
 mod gc;
 mod index;
+#[cfg(feature = "inspect")]
+pub mod inspect;
 pub mod media;
 #[expect(
     unsafe_code,

@@ -390,6 +390,19 @@ impl<P: Pmem> Cache<P> {
         upto != 0 && self.dirty_tail().0 + 1 < upto
     }
 
+    /// The log holds nothing below `settled` that is not on the base: a drain up to there is done, even if the
+    /// dirty tail stands lower. Numbers that were drawn for batches which a crash cut off are never reached.
+    pub(crate) fn end_drain(&self, settled: Seq) {
+        let upto = self.drain.upto.load(Ordering::Acquire);
+        if upto <= settled.0 {
+            // Failing, it was another drain's.
+            let _ = self
+                .drain
+                .upto
+                .compare_exchange(upto, 0, Ordering::AcqRel, Ordering::Acquire);
+        }
+    }
+
     /// How far the drain is that was asked for last.
     pub fn drain_status(&self) -> DrainStatus {
         let in_progress = self.drain_running();

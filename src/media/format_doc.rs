@@ -13,7 +13,7 @@ use super::superblock::SuperblockOnMedia;
 use super::tails::TailsOnMedia;
 use super::*;
 use crate::engine::{BaseIdentity, DataCrc, GC_PERCENT_MAX, WritebackOrder};
-use crate::pmem::{LINE_SIZE_BYTES, Pmem};
+use crate::pmem::{LINE_SIZE_BYTES, PmemRead};
 use crate::sim::pmem::SimPmem;
 use crate::units::{Agent, Epoch, Generation, Lba, PAGE_SIZE_BYTES, PmemOff, SegId, Seq};
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 use super::{Checksums, Geometry, KEYS_START_BYTES};
 use crate::media::ChecksumSeed;
-use crate::pmem::{LINE_SIZE_BYTES, Pmem, Poisoned};
+use crate::pmem::{LINE_SIZE_BYTES, PmemRead, Poisoned};
 use crate::units::{Epoch, Generation, Lba, SegId, Seq};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -246,7 +246,7 @@ impl KsetReader {
     ///
     /// # Errors
     /// There is no such kset; `keys` is as it was.
-    pub fn read<P: Pmem>(
+    pub fn read<P: PmemRead>(
         &mut self,
         pmem: &P,
         context: &KsetContext<'_>,
@@ -277,7 +277,7 @@ impl KsetReader {
     ///
     /// # Errors
     /// The memory cannot be read.
-    pub fn find_later<P: Pmem>(
+    pub fn find_later<P: PmemRead>(
         &mut self,
         pmem: &P,
         context: &KsetContext<'_>,
@@ -300,7 +300,7 @@ impl KsetReader {
     }
 
     /// Leaves the bytes of the kset at `off` in the buffer if its number is wanted and its checksum good.
-    fn load<P: Pmem>(
+    fn load<P: PmemRead>(
         &mut self,
         pmem: &P,
         context: &KsetContext<'_>,

@@ -22,7 +22,7 @@ pub use layout::{
     Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENT_SIZE_MAX_BYTES,
     SEGMENTS_START_MIN_BYTES,
 };
-pub use pair::{COUNTER_MAX, CopyState, PairError, StaleCopy};
+pub use pair::{COUNTER_MAX, Copies, CopyState, PairError};
 pub use segment_info::{Sealed, SegmentInfo};
 pub use superblock::{
     FEATURES_COMPAT, HeaderState, Superblock, SuperblockError, load_header, persist_superblock,

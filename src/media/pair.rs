@@ -5,7 +5,7 @@
 //! nothing: an older copy alone would bring back a tail or a generation that the log has moved past.
 
 use crate::media::checksum::ChecksumSeed;
-use crate::pmem::{Durable, Pmem, Poisoned};
+use crate::pmem::{Durable, Pmem, PmemRead, Poisoned};
 use crate::units::{Agent, PmemOff};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -58,46 +58,60 @@ pub struct PairError {
     pub offs: [PmemOff; 2],
 }
 
+/// The two copies of a record, of which at least one is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copies {
+    /// What was found.
+    pub states: [CopyState; 2],
+    /// Where.
+    pub offs: [PmemOff; 2],
+    /// The one that is damaged, or older than the other: the loss of the other would lose the record.
+    stale: Option<usize>,
+    len_bytes: usize,
+}
+
+impl Copies {
+    /// They differ: one is damaged, or an update was cut short.
+    #[must_use]
+    pub fn needs_repair(&self) -> bool {
+        self.stale.is_some()
+    }
+
+    /// Makes a stale copy the same as the other one, which is not touched: a cut in here leaves that
+    /// (INV-PAIR-1). Only then may the record be updated. Durable when it returns.
+    ///
+    /// # Errors
+    /// The valid copy cannot be read any more.
+    pub fn repair<P: Pmem>(&mut self, pmem: &P, agent: Agent) -> Result<(), Poisoned> {
+        if let Some(stale) = self.stale {
+            let mut bytes = vec![0; self.len_bytes];
+            pmem.read(self.offs[1 - stale], &mut bytes)?;
+            pmem.store(agent, self.offs[stale], &bytes);
+            drop(pmem.fence(agent));
+            self.stale = None;
+        }
+        Ok(())
+    }
+}
+
 /// The newest valid copy.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Loaded<R> {
     pub(super) record: R,
-    pub(super) stale: Option<StaleCopy>,
-}
-
-/// One of two copies is damaged or older than the other: the loss of the other would lose the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StaleCopy {
-    valid: PmemOff,
-    stale: PmemOff,
-    len_bytes: usize,
-}
-
-impl StaleCopy {
-    /// Makes it the same as the other one, which is not touched: a cut in here leaves that. Only then may the
-    /// record be updated. Durable when it returns.
-    ///
-    /// # Errors
-    /// The valid copy cannot be read any more.
-    pub fn repair<P: Pmem>(&self, pmem: &P, agent: Agent) -> Result<Durable, Poisoned> {
-        let mut bytes = vec![0; self.len_bytes];
-        pmem.read(self.valid, &mut bytes)?;
-        pmem.store(agent, self.stale, &bytes);
-        Ok(pmem.fence(agent))
-    }
+    pub(super) copies: Copies,
 }
 
 /// Loads the newest valid copy.
-pub(super) fn load_pair<P: Pmem, R: PairRecord>(
+pub(super) fn load_pair<P: PmemRead, R: PairRecord>(
     pmem: &P,
     offs: [PmemOff; 2],
     seed: ChecksumSeed,
 ) -> Result<Loaded<R>, PairError> {
     let read = offs.map(|off| load_copy::<P, R>(pmem, off, seed));
-    let (newest, at) = match (&read[0], &read[1]) {
-        (Ok(a), Ok(b)) if a.header().update.get() >= b.header().update.get() => (a, 0),
-        (_, Ok(b)) => (b, 1),
-        (Ok(a), Err(_)) => (a, 0),
+    let newest = match (&read[0], &read[1]) {
+        (Ok(a), Ok(b)) if a.header().update.get() >= b.header().update.get() => a,
+        (_, Ok(b)) => b,
+        (Ok(a), Err(_)) => a,
         (Err(a), Err(b)) => {
             return Err(PairError {
                 copies: [*a, *b],
@@ -105,19 +119,26 @@ pub(super) fn load_pair<P: Pmem, R: PairRecord>(
             });
         }
     };
-    let other = 1 - at;
-    let same = (read[other].as_ref()).is_ok_and(|copy| copy.as_bytes() == newest.as_bytes());
+    let is_newest = |copy: &Result<R, CopyState>| {
+        copy.as_ref()
+            .is_ok_and(|copy| copy.as_bytes() == newest.as_bytes())
+    };
+    let state = |copy: &Result<R, CopyState>| match copy {
+        Ok(copy) => CopyState::Valid(copy.header().update.get()),
+        Err(state) => *state,
+    };
     Ok(Loaded {
         record: *newest,
-        stale: (!same).then_some(StaleCopy {
-            valid: offs[at],
-            stale: offs[other],
+        copies: Copies {
+            states: [state(&read[0]), state(&read[1])],
+            offs,
+            stale: read.iter().position(|copy| !is_newest(copy)),
             len_bytes: size_of::<R>(),
-        }),
+        },
     })
 }
 
-fn load_copy<P: Pmem, R: PairRecord>(
+fn load_copy<P: PmemRead, R: PairRecord>(
     pmem: &P,
     off: PmemOff,
     seed: ChecksumSeed,
@@ -135,7 +156,7 @@ fn load_copy<P: Pmem, R: PairRecord>(
 }
 
 /// Writes both copies, one after the other, under the next update number. Both are valid and the same before:
-/// what recovery found otherwise it has repaired (see [`StaleCopy`]). Durable when it returns.
+/// what recovery found otherwise it has repaired (see [`Copies::repair`]). Durable when it returns.
 pub(super) fn persist_pair<P: Pmem, R: PairRecord>(
     pmem: &P,
     agent: Agent,
@@ -207,7 +228,8 @@ mod tests {
             found_new += usize::from(found == new);
         }
         assert!(found_new > 0 && found_new < images.len());
-        assert_eq!(Tails::load(&pmem, &checksums), Ok((new, None)));
+        let (found, copies) = Tails::load(&pmem, &checksums).unwrap();
+        assert!(found == new && !copies.needs_repair());
     }
 
     #[test]
@@ -221,9 +243,9 @@ mod tests {
             tails.dirty_tail = Seq(5);
             drop(tails.persist(&pmem, AGENT, &checksums));
             pmem.flip_bit(damaged.plus(40), 3);
-            let valid = load(&pmem).unwrap();
+            let mut valid = load(&pmem).unwrap();
             let images = cuts(&pmem, || {
-                drop(valid.stale.unwrap().repair(&pmem, AGENT).unwrap());
+                valid.copies.repair(&pmem, AGENT).unwrap();
                 tails.dirty_tail = Seq(6);
                 drop(tails.persist(&pmem, AGENT, &checksums));
             });
@@ -231,7 +253,7 @@ mod tests {
                 let loaded = load(&image).expect("one copy is valid");
                 assert!(loaded.record.header().update.get() >= valid.record.header().update.get());
             }
-            assert!(load(&pmem).unwrap().stale.is_none());
+            assert!(!load(&pmem).unwrap().copies.needs_repair());
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::layout::Geometry;
 use super::pair::{
-    COUNTER_MAX, PairError, PairHeaderOnMedia, PairRecord, StaleCopy, load_pair, persist_pair,
+    COUNTER_MAX, Copies, PairError, PairHeaderOnMedia, PairRecord, load_pair, persist_pair,
 };
 use crate::media::Checksums;
-use crate::pmem::{Durable, Pmem};
+use crate::pmem::{Durable, Pmem, PmemRead};
 use crate::units::{Agent, Generation, SegId, Seq};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -60,16 +60,16 @@ pub struct SegmentInfo {
 }
 
 impl SegmentInfo {
-    /// Loads the info of a segment, and says which copy of it is to be repaired.
+    /// Loads the info of a segment.
     ///
     /// # Errors
     /// Neither copy is valid.
-    pub fn load<P: Pmem>(
+    pub fn load<P: PmemRead>(
         pmem: &P,
         geometry: &Geometry,
         checksums: &Checksums,
         segment: SegId,
-    ) -> Result<(Self, Option<StaleCopy>), PairError> {
+    ) -> Result<(Self, Copies), PairError> {
         let seed = checksums.segment_info(segment.0);
         let loaded = load_pair::<P, SegmentInfoOnMedia>(pmem, geometry.info_offs(segment), seed)?;
         let media = loaded.record;
@@ -82,7 +82,7 @@ impl SegmentInfo {
             sealed,
             update: media.header.update.get(),
         };
-        Ok((info, loaded.stale))
+        Ok((info, loaded.copies))
     }
 
     /// Writes both copies. Durable when it returns.

@@ -5,10 +5,10 @@
 //! become valid, and with it the cache exists.
 
 use super::layout::{SEGMENTS_START_MIN_BYTES, SUPERBLOCK_OFFS};
-use super::pair::{PairHeaderOnMedia, PairRecord, StaleCopy, load_pair, persist_pair};
-use super::{Checksums, Geometry, GeometryError, PairError};
+use super::pair::{PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
+use super::{Checksums, Copies, Geometry, GeometryError, PairError};
 use crate::engine::{BaseIdentity, DataCrc, WritebackOrder};
-use crate::pmem::{Durable, Pmem, Poisoned};
+use crate::pmem::{Durable, Pmem, PmemRead, Poisoned};
 use crate::units::{Agent, PmemOff};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -105,8 +105,8 @@ pub enum HeaderState {
     Blank,
     /// A format that was cut short. Holds no cache.
     Unfinished,
-    /// A cache, and which copy of its superblock is to be repaired.
-    Cache(Box<Superblock>, Option<StaleCopy>),
+    /// A cache, and the copies of its superblock.
+    Cache(Box<Superblock>, Copies),
 }
 
 /// Why the header area cannot be used.
@@ -174,7 +174,7 @@ pub enum SuperblockError {
 ///
 /// # Errors
 /// Nothing that can be used as it is; the text says what.
-pub fn load_header<P: Pmem>(pmem: &P) -> Result<HeaderState, SuperblockError> {
+pub fn load_header<P: PmemRead>(pmem: &P) -> Result<HeaderState, SuperblockError> {
     if pmem.len_bytes() < SEGMENTS_START_MIN_BYTES {
         let (device, segment) = (pmem.len_bytes(), 1 << 20);
         return Err(GeometryError::TooSmall {
@@ -187,14 +187,17 @@ pub fn load_header<P: Pmem>(pmem: &P) -> Result<HeaderState, SuperblockError> {
     match load_pair::<P, SuperblockOnMedia>(pmem, SUPERBLOCK_OFFS, Checksums::superblock()) {
         Ok(loaded) => {
             let superblock = decode(&loaded.record, pmem.len_bytes())?;
-            Ok(HeaderState::Cache(Box::new(superblock), loaded.stale))
+            Ok(HeaderState::Cache(Box::new(superblock), loaded.copies))
         }
         Err(error) => without_superblock(pmem, error),
     }
 }
 
 /// Tells blank, unfinished, damaged and foreign apart.
-fn without_superblock<P: Pmem>(pmem: &P, error: PairError) -> Result<HeaderState, SuperblockError> {
+fn without_superblock<P: PmemRead>(
+    pmem: &P,
+    error: PairError,
+) -> Result<HeaderState, SuperblockError> {
     let mut header = vec![0; SEGMENTS_START_MIN_BYTES as usize];
     pmem.read(PmemOff(0), &mut header)?;
     let (mark, magic) = (&header[0..8], &header[16..24]);
@@ -222,7 +225,7 @@ fn without_superblock<P: Pmem>(pmem: &P, error: PairError) -> Result<HeaderState
 }
 
 /// Looks for a byte that is not zero at the start and at the end of a device.
-fn find_data<P: Pmem>(pmem: &P) -> Result<Option<PmemOff>, Poisoned> {
+fn find_data<P: PmemRead>(pmem: &P) -> Result<Option<PmemOff>, Poisoned> {
     let size = pmem.len_bytes();
     let start_end = BLANK_BYTES.min(size);
     let end_start = size.saturating_sub(BLANK_BYTES).max(start_end);

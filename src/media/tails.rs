@@ -1,9 +1,9 @@
 //! The tails: how far the log has been written back and reclaimed, and the witness of the base device.
 
 use super::layout::TAILS_OFFS;
-use super::pair::{PairError, PairHeaderOnMedia, PairRecord, StaleCopy, load_pair, persist_pair};
+use super::pair::{Copies, PairError, PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
 use crate::media::Checksums;
-use crate::pmem::{Durable, Pmem};
+use crate::pmem::{Durable, Pmem, PmemRead};
 use crate::units::{Agent, Lba, Seq};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -95,14 +95,11 @@ impl Tails {
         }
     }
 
-    /// Loads them, and says which copy is to be repaired.
+    /// Loads them.
     ///
     /// # Errors
     /// Neither copy is valid.
-    pub fn load<P: Pmem>(
-        pmem: &P,
-        checksums: &Checksums,
-    ) -> Result<(Self, Option<StaleCopy>), PairError> {
+    pub fn load<P: PmemRead>(pmem: &P, checksums: &Checksums) -> Result<(Self, Copies), PairError> {
         let loaded = load_pair::<P, TailsOnMedia>(pmem, TAILS_OFFS, checksums.tails())?;
         let media = loaded.record;
         let tails = Self {
@@ -118,7 +115,7 @@ impl Tails {
             batch_end: Seq(media.batch_end.get()),
             update: media.header.update.get(),
         };
-        Ok((tails, loaded.stale))
+        Ok((tails, loaded.copies))
     }
 
     /// Writes both copies. Durable when it returns.

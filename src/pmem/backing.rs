@@ -61,15 +61,11 @@ impl Drop for Created {
 pub(super) fn open(request: &MapRequest) -> Result<Opened, MapError> {
     let path = &request.path;
     let (file, created) = open_or_create(request)?;
-    lock(&file, path)?;
+    lock(&file, path, File::try_lock)?;
     let meta = file
         .metadata()
         .map_err(io_error(path, "ask for the size of"))?;
-    let mut opened = if meta.file_type().is_char_device() {
-        describe_dax(file, path, meta.rdev())?
-    } else {
-        describe_file(file, path, &meta)?
-    };
+    let mut opened = describe(file, path, &meta)?;
     opened.created = created;
     if let Some(asked) = request.create_size_bytes {
         let asked_bytes = round_down(asked, opened.align_bytes);
@@ -100,11 +96,40 @@ pub(super) fn open(request: &MapRequest) -> Result<Opened, MapError> {
     Ok(opened)
 }
 
+/// Who else may have a cache device open that is only read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Others that only read. No cache is opened on it meanwhile.
+    Readers,
+    /// Anybody: what is read may change at any time.
+    Anybody,
+}
+
+/// Opens an existing device for reading. Changes nothing of it, not even which parts of a file have space.
+pub(super) fn open_to_read(path: &Path, sharing: Sharing) -> Result<Opened, MapError> {
+    let meta = fs::metadata(path).map_err(io_error(path, "look at"))?;
+    check_type(path, &meta)?;
+    let flags = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(io_error(path, "open"))?;
+    if sharing == Sharing::Readers {
+        lock(&file, path, File::try_lock_shared)?;
+    }
+    let meta = file.metadata().map_err(io_error(path, "look at"))?;
+    check_type(path, &meta)?;
+    let mut opened = describe(file, path, &meta)?;
+    opened.size_bytes = round_down(opened.size_bytes, opened.align_bytes);
+    Ok(opened)
+}
+
 fn round_down(size_bytes: u64, unit_bytes: u64) -> u64 {
     size_bytes / unit_bytes * unit_bytes
 }
 
-fn io_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> MapError {
+pub(super) fn io_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> MapError {
     let path = path.to_owned();
     move |error| MapError::Io { path, what, error }
 }
@@ -188,10 +213,14 @@ fn check_type(path: &Path, meta: &fs::Metadata) -> Result<(), MapError> {
     })
 }
 
-/// Takes the lock that keeps every other opener out, in this process too. It goes when the file is closed,
-/// however the process ends.
-fn lock(file: &File, path: &Path) -> Result<(), MapError> {
-    match file.try_lock() {
+/// Takes the lock that keeps every other opener out, or all but readers, in this process too. It goes when the
+/// file is closed, however the process ends.
+fn lock(
+    file: &File,
+    path: &Path,
+    try_lock: impl Fn(&File) -> Result<(), fs::TryLockError>,
+) -> Result<(), MapError> {
+    match try_lock(file) {
         Ok(()) => Ok(()),
         Err(fs::TryLockError::WouldBlock) => {
             let pids = file
@@ -235,6 +264,14 @@ fn parse_lock_holders(locks: &str, id: &str) -> Vec<u32> {
         .filter_map(holder)
         .filter(|pid| *pid != 0)
         .collect()
+}
+
+fn describe(file: File, path: &Path, meta: &fs::Metadata) -> Result<Opened, MapError> {
+    if meta.file_type().is_char_device() {
+        describe_dax(file, path, meta.rdev())
+    } else {
+        describe_file(file, path, meta)
+    }
 }
 
 fn describe_dax(file: File, path: &Path, rdev: libc::dev_t) -> Result<Opened, MapError> {

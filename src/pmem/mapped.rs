@@ -16,7 +16,7 @@ use super::backing::{self, Opened};
 use super::copy::{self, Kernel};
 use super::dax::{Backing, Durability};
 use super::regions::LiveRegion;
-use super::{Durable, IovCursor, MapError, MapRequest, MemSlice, Pmem, Poisoned, bounds};
+use super::{Durable, IovCursor, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned, bounds};
 use crate::units::{Agent, PmemOff};
 
 /// Alignment of the mapping's address: a huge page, without which neither the page tables nor the DMA
@@ -57,11 +57,8 @@ impl MappedPmem {
     pub fn open(request: &MapRequest) -> Result<Self, MapError> {
         let mut opened = backing::open(request)?;
         let map_sync = MapSync::probe(&opened);
-        let map = Mapping::new(&opened, map_sync).map_err(|error| MapError::Io {
-            path: request.path.clone(),
-            what: "map",
-            error,
-        })?;
+        let map = Mapping::new(&opened, PROT, map_sync.flags())
+            .map_err(backing::io_error(&request.path, "map"))?;
         map.advise(opened.backing);
         if let Some(created) = opened.created.take() {
             created.keep();
@@ -133,12 +130,6 @@ impl MappedPmem {
         })
     }
 
-    fn at(&self, off: PmemOff, len_bytes: u64) -> *mut u8 {
-        self.map
-            .base()
-            .wrapping_add(bounds::range_at(off, len_bytes, self.len_bytes()))
-    }
-
     fn lines_at(&self, off: PmemOff, len_bytes: u64) -> *mut u8 {
         self.map
             .base()
@@ -146,25 +137,20 @@ impl MappedPmem {
     }
 }
 
-impl Pmem for MappedPmem {
+impl PmemRead for MappedPmem {
     fn len_bytes(&self) -> u64 {
         self.map.len_bytes as u64
     }
 
     fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned> {
-        let src = self.at(off, buf.len() as u64);
-        // SAFETY: `at` has checked that the bytes at `src` lie inside the mapping, which lives as long as
-        // `self`; `buf` is a reference, of which none reaches into the mapping.
-        unsafe {
-            self.map.read(src, |src| {
-                ptr::copy_nonoverlapping(src, buf.as_mut_ptr(), buf.len())
-            })
-        }
+        self.map.copy_to(off, buf)
     }
+}
 
+impl Pmem for MappedPmem {
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
-        let src = self.at(off, len_bytes);
-        // SAFETY: as in `read`; that the caller's memory does not overlap is the contract of
+        let src = self.map.at(off, len_bytes);
+        // SAFETY: as in `Mapping::copy_to`; that the caller's memory does not overlap is the contract of
         // `IovCursor::new`.
         unsafe {
             self.map
@@ -208,11 +194,11 @@ impl Pmem for MappedPmem {
     }
 
     fn slice(&self, off: PmemOff, len_bytes: u64) -> MemSlice {
-        MemSlice::new(self.at(off, len_bytes), len_bytes as usize)
+        MemSlice::new(self.map.at(off, len_bytes), len_bytes as usize)
     }
 
     fn prefetch(&self, off: PmemOff) {
-        copy::prefetch(self.at(off, 1));
+        copy::prefetch(self.map.at(off, 1));
     }
 }
 
@@ -275,7 +261,7 @@ fn durability_of(opened: &Opened, map_sync: MapSync) -> (Durability, &'static st
 
 /// The address range.
 #[derive(Debug)]
-struct Mapping {
+pub(super) struct Mapping {
     base: NonNull<u8>,
     len_bytes: usize,
     /// `None` only inside of `drop`.
@@ -291,7 +277,7 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the whole device at an address that allows huge pages.
-    fn new(opened: &Opened, map_sync: MapSync) -> io::Result<Self> {
+    pub(super) fn new(opened: &Opened, prot: i32, map_flags: i32) -> io::Result<Self> {
         let too_large = || io::Error::from_raw_os_error(libc::ENOMEM);
         let len_bytes = usize::try_from(opened.size_bytes).map_err(|_| too_large())?;
         let align = MAP_ALIGN_BYTES.max(opened.align_bytes as usize);
@@ -313,11 +299,11 @@ impl Mapping {
         }
         let head_bytes = reserved.addr().next_multiple_of(align) - reserved.addr();
         let start = reserved.wrapping_byte_add(head_bytes);
-        let flags = map_sync.flags() | libc::MAP_FIXED;
+        let flags = map_flags | libc::MAP_FIXED;
         // SAFETY: replaces part of the reservation, which nobody else knows of: `head_bytes` is below
         // `align`, so `len_bytes` are left behind it.
         let mapped =
-            unsafe { libc::mmap(start, len_bytes, PROT, flags, opened.file.as_raw_fd(), 0) };
+            unsafe { libc::mmap(start, len_bytes, prot, flags, opened.file.as_raw_fd(), 0) };
         let error = io::Error::last_os_error();
         Self::unmap(reserved, head_bytes);
         Self::unmap(start.wrapping_byte_add(len_bytes), align - head_bytes);
@@ -360,6 +346,23 @@ impl Mapping {
 
     fn base(&self) -> *mut u8 {
         self.base.as_ptr()
+    }
+
+    fn at(&self, off: PmemOff, len_bytes: u64) -> *mut u8 {
+        let at = bounds::range_at(off, len_bytes, self.len_bytes as u64);
+        self.base().wrapping_add(at)
+    }
+
+    /// Copies `buf.len()` bytes at `off` into `buf`.
+    pub(super) fn copy_to(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned> {
+        let src = self.at(off, buf.len() as u64);
+        // SAFETY: `at` has checked that the bytes at `src` lie inside the mapping, which lives as long as
+        // `self`; `buf` is a reference, of which none reaches into the mapping.
+        unsafe {
+            self.read(src, |src| {
+                ptr::copy_nonoverlapping(src, buf.as_mut_ptr(), buf.len())
+            })
+        }
     }
 
     /// The only way to read: `copy` copies from `src`, which lies inside the mapping.

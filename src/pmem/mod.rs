@@ -15,9 +15,10 @@ mod heap;
 mod hint;
 mod iov;
 mod mapped;
+mod read_only;
 mod regions;
 
-pub use backing::MapRequest;
+pub use backing::{MapRequest, Sharing};
 pub use dax::{Backing, Durability};
 pub use error::MapError;
 #[cfg(any(test, feature = "sim"))]
@@ -27,6 +28,7 @@ pub use heap::{HeapRegion, IovBuf};
 pub(crate) use hint::prefetch_line;
 pub use iov::{IovCursor, MemSlice};
 pub use mapped::{MappedPmem, PopulateProgress};
+pub use read_only::ReadOnlyPmem;
 
 use crate::units::{Agent, PmemOff};
 
@@ -50,12 +52,10 @@ pub struct Poisoned {
     pub at: PmemOff,
 }
 
-/// A byte-addressable persistent memory region. Offsets are bytes from the start of the region; a range
-/// outside of it is a bug of the caller and panics before anything is touched.
-///
-/// All stores are non-temporal: they are pending until the same agent's next [`Pmem::fence`], and until
-/// then any subset of their aligned 8-byte words may survive a power cut.
-pub trait Pmem: Send + Sync + 'static {
+/// What can be read of a cache device, and nothing else: whoever has no more than this cannot change a byte
+/// of it. Offsets are bytes from the start of the region; a range outside of it is a bug of the caller and
+/// panics before anything is touched.
+pub trait PmemRead: Send + Sync + 'static {
     /// Size of the region in bytes.
     fn len_bytes(&self) -> u64;
 
@@ -64,7 +64,13 @@ pub trait Pmem: Send + Sync + 'static {
     /// # Errors
     /// The memory is poisoned; `buf` then holds unspecified bytes.
     fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned>;
+}
 
+/// A byte-addressable persistent memory region.
+///
+/// All stores are non-temporal: they are pending until the same agent's next [`Pmem::fence`], and until
+/// then any subset of their aligned 8-byte words may survive a power cut.
+pub trait Pmem: PmemRead {
     /// Copies `len_bytes` bytes at `off` to the caller's memory at the cursor, and advances the cursor.
     ///
     /// # Errors

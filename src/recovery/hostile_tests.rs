@@ -7,7 +7,7 @@ use crate::media::{
     COUNTER_MAX, Checksums, FEATURES_COMPAT, HeaderState, SegmentInfo, Superblock, Tails, Witness,
     load_header, persist_superblock,
 };
-use crate::pmem::Pmem;
+use crate::pmem::{Pmem, PmemRead};
 use crate::sim::pmem::SimPmem;
 use crate::units::{Agent, Generation, Lba, PmemOff, SegId};
 

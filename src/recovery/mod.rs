@@ -9,10 +9,11 @@ mod error;
 mod format;
 #[cfg(test)]
 mod hostile_tests;
-mod opening;
+pub(crate) mod opening;
 mod rebuild;
-mod scan;
-mod witness;
+pub(crate) mod scan;
+pub(crate) mod walk;
+pub(crate) mod witness;
 
 pub use error::OpenError;
 pub use opening::{OpenStep, Opening};

@@ -11,8 +11,8 @@ use crate::engine::{
 };
 use crate::index::{BASE_PAGES_MAX, Index};
 use crate::media::{
-    Checksums, FEATURES_COMPAT, Geometry, HeaderState, StaleCopy, Superblock, SuperblockError,
-    Tails, load_header, persist_superblock,
+    Checksums, Copies, FEATURES_COMPAT, Geometry, HeaderState, Superblock, SuperblockError, Tails,
+    load_header, persist_superblock,
 };
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES};
@@ -67,7 +67,8 @@ pub struct Opening<P: Pmem> {
     pmem: P,
     options: OpenOptions,
     superblock: Superblock,
-    superblock_stale: Option<StaleCopy>,
+    /// As they were found; `None`: of a new cache.
+    superblock_copies: Option<Copies>,
     /// It is not what the media say any more.
     superblock_changed: bool,
     phase: Phase,
@@ -108,22 +109,23 @@ impl<P: Pmem> Opening<P> {
                     pmem,
                     options,
                     superblock,
-                    superblock_stale: None,
+                    superblock_copies: None,
                     superblock_changed: false,
                     phase: Phase::Sampling(check),
                 })
             }
-            HeaderState::Cache(superblock, stale) => {
-                check_pair(&superblock, &options)?;
+            HeaderState::Cache(superblock, copies) => {
+                check_base(&superblock.base, &options.base)?;
+                check_fixed_options(&superblock, &options)?;
                 let checksums = Checksums::new(superblock.uuid);
-                let (tails, tails_stale) =
+                let (tails, tails_copies) =
                     Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
-                let scan = Scan::new(&superblock, tails, tails_stale)?;
+                let scan = Scan::new(&superblock, tails, Some(tails_copies))?;
                 Ok(Self {
                     pmem,
                     options,
                     superblock: *superblock,
-                    superblock_stale: stale,
+                    superblock_copies: Some(copies),
                     superblock_changed: false,
                     phase: Phase::Scanning(scan),
                 })
@@ -210,8 +212,8 @@ impl<P: Pmem> Opening<P> {
     }
 
     fn repair_superblock(&mut self) -> Result<(), OpenError> {
-        if let Some(stale) = self.superblock_stale.take() {
-            drop(stale.repair(&self.pmem, BACKGROUND_AGENT)?);
+        if let Some(copies) = &mut self.superblock_copies {
+            copies.repair(&self.pmem, BACKGROUND_AGENT)?;
         }
         if std::mem::take(&mut self.superblock_changed) {
             let superblock = &mut self.superblock;
@@ -322,9 +324,8 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
     })
 }
 
-/// Whether cache and base, and the options that are fixed, belong together.
-fn check_pair(superblock: &Superblock, options: &OpenOptions) -> Result<(), OpenError> {
-    let (ours, given): (&BaseIdentity, &BaseIdentity) = (&superblock.base, &options.base);
+/// Whether the base that is `given` can be `ours`, as far as it is known without reading it.
+pub(crate) fn check_base(ours: &BaseIdentity, given: &BaseIdentity) -> Result<(), OpenError> {
     let wrong = |what, expected: String, found: String| {
         Err(OpenError::WrongBase {
             what,
@@ -344,6 +345,11 @@ fn check_pair(superblock: &Superblock, options: &OpenOptions) -> Result<(), Open
     if ours.uuid != given.uuid && ours.name != given.name {
         return wrong("name", ours.name.clone(), given.name.clone());
     }
+    Ok(())
+}
+
+/// Whether the options that formatting has fixed are those that are asked for.
+fn check_fixed_options(superblock: &Superblock, options: &OpenOptions) -> Result<(), OpenError> {
     let mismatch =
         |name, media: String, asked: String| Err(OpenError::OptionMismatch { name, media, asked });
     if let Some(asked) = options.data_crc

@@ -3,6 +3,7 @@
 use super::error::OpenError;
 use super::opening::{OpenStep, new_index};
 use super::scan::{FoundKset, Scan};
+use super::witness::drop_overwritten;
 use crate::engine::{BACKGROUND_AGENT, SegmentStart, SegmentState, Segments};
 use crate::index::{Index, IndexFull, Target};
 use crate::media::{
@@ -180,15 +181,10 @@ impl Rebuild {
     }
 
     fn note_dirty(&mut self, geometry: &Geometry, key: &Key) {
-        let (start, end) = (key.lba.0, key.lba.0 + u64::from(key.len_blocks));
         if key.kind == KeyKind::Data {
             self.dirty_bytes += geometry.bytes(u64::from(key.len_blocks));
         }
-        for entry in &mut self.witness {
-            if start < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < end {
-                entry.len_blocks = 0;
-            }
-        }
+        drop_overwritten(&mut self.witness, key);
     }
 
     /// Makes the media what was understood of them; `None` when all is done. A cut in here changes nothing
@@ -202,8 +198,8 @@ impl Rebuild {
         superblock: &Superblock,
     ) -> Result<Option<OpenStep>, OpenError> {
         let checksums = Checksums::new(superblock.uuid);
-        if let Some(stale) = self.scan.tails_stale.take() {
-            drop(stale.repair(pmem, BACKGROUND_AGENT)?);
+        if let Some(copies) = &mut self.scan.tails_copies {
+            copies.repair(pmem, BACKGROUND_AGENT)?;
         }
         if std::mem::take(&mut self.scan.tails_changed) {
             // 1. The key tail before any generation, as when a segment is reclaimed.
@@ -239,9 +235,7 @@ impl Rebuild {
     ) -> Result<(), OpenError> {
         let key_tail = self.scan.tails.key_tail;
         let found = &mut self.scan.segments[id.index()];
-        if let Some(stale) = found.stale.take() {
-            drop(stale.repair(pmem, BACKGROUND_AGENT)?);
-        }
+        found.copies.repair(pmem, BACKGROUND_AGENT)?;
         let used = found.kset_count > 0 || found.info.sealed.is_some();
         let dead = used && (found.given_up || found.last_seq <= key_tail || found.kset_count == 0);
         if dead {

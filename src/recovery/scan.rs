@@ -2,10 +2,8 @@
 
 use super::error::OpenError;
 use super::opening::OpenStep;
-use crate::media::{
-    COUNTER_MAX, Checksums, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext, KsetError,
-    KsetReader, Sealed, SegmentInfo, StaleCopy, Superblock, Tails, kset_size_bytes,
-};
+use super::walk::{SegmentWalk, WalkBuf, load_info};
+use crate::media::{COUNTER_MAX, Copies, Kset, SegmentInfo, Superblock, Tails};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, SegId, Seq};
 
@@ -25,7 +23,7 @@ pub(super) struct FoundKset {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FoundSegment {
     pub(super) info: SegmentInfo,
-    pub(super) stale: Option<StaleCopy>,
+    pub(super) copies: Copies,
     pub(super) key_end: u32,
     pub(super) kset_count: u32,
     pub(super) last_seq: Seq,
@@ -36,75 +34,60 @@ pub(super) struct FoundSegment {
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) tails: Tails,
-    pub(super) tails_stale: Option<StaleCopy>,
+    pub(super) tails_copies: Option<Copies>,
     /// They are not what the media say any more.
     pub(super) tails_changed: bool,
     pub(super) segments: Vec<FoundSegment>,
     pub(super) ksets: Vec<FoundKset>,
     pub(super) seq_max: Seq,
     pub(super) epoch_max: Epoch,
-    reader: KsetReader,
-    keys: Vec<Key>,
+    buf: WalkBuf,
 }
 
-/// The witness names blocks of the base, a page at most for each entry.
-fn check_witness(superblock: &Superblock, tails: &Tails) -> Result<(), OpenError> {
-    let per_page = superblock.geometry.blocks_per_page();
-    for entry in &tails.witness {
+/// What of the tails cannot be (INV-TAIL-1, INV-OPEN-3).
+pub(crate) fn tails_out_of_range(
+    superblock: &Superblock,
+    tails: &Tails,
+) -> impl Iterator<Item = OpenError> {
+    let (tails, per_page) = (*tails, superblock.geometry.blocks_per_page());
+    let block_count = superblock.base.block_count;
+    let numbers = [
+        ("dirty_tail", tails.dirty_tail.0, COUNTER_MAX),
+        ("batch_end", tails.batch_end.0, COUNTER_MAX),
+        ("seq_next_min", tails.seq_next_min.0, COUNTER_MAX),
+        ("epoch_min", tails.epoch_min, COUNTER_MAX),
+        ("key_tail", tails.key_tail.0, tails.dirty_tail.0),
+    ];
+    let numbers = numbers.into_iter().filter(|&(_, value, max)| value > max);
+    // The witness names blocks of the base, a page at most for each entry.
+    let witness = tails.witness.into_iter().filter(move |entry| {
         let end = entry.lba.0.checked_add(u64::from(entry.len_blocks));
-        let in_range = end.is_some_and(|end| end <= superblock.base.block_count);
-        if entry.len_blocks > per_page || !in_range {
-            return Err(OpenError::TailsRange {
-                field: "witness",
-                value: entry.lba.0,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Where the ksets of a segment end, and why.
-struct LogEnd {
-    off: u32,
-    kset_count: u32,
-    error: Option<KsetError>,
+        entry.len_blocks > per_page || end.is_none_or(|end| end > block_count)
+    });
+    numbers
+        .map(|(field, value, _)| (field, value))
+        .chain(witness.map(|entry| ("witness", entry.lba.0)))
+        .map(|(field, value)| OpenError::TailsRange { field, value })
 }
 
 impl Scan {
     pub(super) fn new(
         superblock: &Superblock,
         tails: Tails,
-        tails_stale: Option<StaleCopy>,
+        tails_copies: Option<Copies>,
     ) -> Result<Self, OpenError> {
-        let numbers = [
-            ("dirty_tail", tails.dirty_tail.0),
-            ("batch_end", tails.batch_end.0),
-            ("seq_next_min", tails.seq_next_min.0),
-            ("epoch_min", tails.epoch_min),
-        ];
-        for (field, value) in numbers {
-            if value > COUNTER_MAX {
-                return Err(OpenError::TailsRange { field, value });
-            }
+        if let Some(error) = tails_out_of_range(superblock, &tails).next() {
+            return Err(error);
         }
-        // INV-TAIL-1.
-        if tails.key_tail > tails.dirty_tail {
-            return Err(OpenError::TailsRange {
-                field: "key_tail",
-                value: tails.key_tail.0,
-            });
-        }
-        check_witness(superblock, &tails)?;
         Ok(Self {
             tails,
-            tails_stale,
+            tails_copies,
             tails_changed: false,
             segments: Vec::with_capacity(superblock.geometry.segment_count() as usize),
             ksets: Vec::new(),
             seq_max: Seq(0),
             epoch_max: Epoch(0),
-            reader: KsetReader::default(),
-            keys: Vec::with_capacity(KSET_KEYS_MAX),
+            buf: WalkBuf::default(),
         })
     }
 
@@ -135,43 +118,24 @@ impl Scan {
         superblock: &Superblock,
         id: SegId,
     ) -> Result<(), OpenError> {
-        let geometry = &superblock.geometry;
-        let checksums = Checksums::new(superblock.uuid);
-        let (info, stale) = SegmentInfo::load(pmem, geometry, &checksums, id).map_err(|error| {
-            OpenError::SegmentInfo {
-                segment: id.0,
-                error,
-            }
-        })?;
-        let context = KsetContext::new(
-            geometry,
-            superblock.base.block_count,
-            &checksums,
-            id,
-            info.generation,
-        );
+        let (info, copies) = load_info(pmem, superblock, id)?;
         let ksets_before = self.ksets.len();
+        let mut walk = SegmentWalk::new(superblock, id, info);
+        while let Some(kset) = walk.next(pmem, &mut self.buf) {
+            self.note(id, &kset);
+        }
         let mut found = FoundSegment {
             info,
-            stale,
-            key_end: KEYS_START_BYTES,
-            kset_count: 0,
-            last_seq: Seq(0),
+            copies,
+            key_end: walk.key_end(),
+            kset_count: walk.kset_count(),
+            last_seq: walk.last_seq(),
             given_up: false,
         };
-        let end = self.walk(pmem, &context, &mut found);
-        if let Some(reason) = self.find_damage(pmem, &context, &found, &end)? {
-            let Some(Sealed { last_seq, .. }) =
-                info.sealed.filter(|s| s.last_seq <= self.tails.dirty_tail)
-            else {
+        if let Some(reason) = walk.find_damage(pmem, &mut self.buf)? {
+            let Some(last_seq) = walk.end_on_base(self.tails.dirty_tail) else {
                 // INV-OPEN-4.
-                let (ksets_valid, off) = (end.kset_count, end.off);
-                return Err(OpenError::Segment {
-                    segment: id.0,
-                    ksets_valid,
-                    off,
-                    reason,
-                });
+                return Err(walk.refusal(reason));
             };
             // The base holds all of it. But its keys cannot speak against older copies of their blocks any
             // more, so those may not count as cached either.
@@ -185,93 +149,14 @@ impl Scan {
         Ok(())
     }
 
-    /// Notes the ksets of a segment up to the first place without one.
-    fn walk<P: Pmem>(
-        &mut self,
-        pmem: &P,
-        context: &KsetContext<'_>,
-        found: &mut FoundSegment,
-    ) -> LogEnd {
-        loop {
-            let (off, kset_count) = (found.key_end, found.kset_count);
-            if found
-                .info
-                .sealed
-                .is_some_and(|sealed| sealed.kset_count == kset_count)
-            {
-                return LogEnd {
-                    off,
-                    kset_count,
-                    error: None,
-                };
-            }
-            self.keys.clear();
-            let kset = match self
-                .reader
-                .read(pmem, context, off, kset_count, &mut self.keys)
-            {
-                Ok(kset) => kset,
-                Err(error) => {
-                    return LogEnd {
-                        off,
-                        kset_count,
-                        error: Some(error),
-                    };
-                }
-            };
-            if !self.is_plausible(&kset, found) {
-                return LogEnd {
-                    off,
-                    kset_count,
-                    error: Some(KsetError::KeyRange),
-                };
-            }
-            self.note(context, &kset, found);
-        }
-    }
-
-    /// INV-LOG-3, and counters that somebody can have reached (INV-OPEN-3).
-    fn is_plausible(&self, kset: &Kset, found: &FoundSegment) -> bool {
-        let seq_is_next = found.kset_count == 0 || kset.seq > found.last_seq;
-        seq_is_next && kset.seq.0 > 0 && kset.seq.0 < COUNTER_MAX && kset.epoch.0 < COUNTER_MAX
-    }
-
-    fn note(&mut self, context: &KsetContext<'_>, kset: &Kset, found: &mut FoundSegment) {
-        found.last_seq = kset.seq;
-        found.kset_count += 1;
-        found.key_end += kset.size_bytes;
+    fn note(&mut self, segment: SegId, kset: &Kset) {
         self.seq_max = self.seq_max.max(kset.seq);
         self.epoch_max = self.epoch_max.max(kset.epoch);
         self.ksets.push(FoundKset {
             seq: kset.seq,
-            segment: context.segment(),
+            segment,
             off: kset.off,
             kset_index: kset.kset_index,
         });
-    }
-
-    /// Whether the ksets of a segment end where they should. Each kset is durable before the next is stored,
-    /// so behind the last one there is nothing valid unless something before it was damaged.
-    fn find_damage<P: Pmem>(
-        &mut self,
-        pmem: &P,
-        context: &KsetContext<'_>,
-        found: &FoundSegment,
-        end: &LogEnd,
-    ) -> Result<Option<&'static str>, OpenError> {
-        match (end.error, found.info.sealed) {
-            (None, Some(sealed)) if sealed.last_seq == found.last_seq => Ok(None),
-            (None, _) => Ok(Some("its last kset is not the one that was sealed")),
-            (Some(KsetError::Poisoned(_)), _) => Ok(Some("its keys cannot be read")),
-            (Some(KsetError::KeyRange), _) => Ok(Some("a key is out of range")),
-            (Some(KsetError::Invalid), Some(_)) => Ok(Some("it was sealed with more ksets")),
-            (Some(KsetError::Invalid), None) => {
-                let window = kset_size_bytes(KSET_KEYS_MAX) as u32;
-                let later =
-                    self.reader
-                        .find_later(pmem, context, end.off, end.kset_count, window)?;
-                Ok(later.map(|_| "a valid kset follows a damaged one"))
-            }
-        }
     }
 }

@@ -3,7 +3,7 @@
 use super::error::OpenError;
 use super::opening::OpenStep;
 use crate::engine::BaseError;
-use crate::media::{Superblock, WITNESS_COUNT, Witness};
+use crate::media::{Key, Superblock, WITNESS_COUNT, Witness};
 use crate::units::Lba;
 
 /// How far the reading is.
@@ -99,21 +99,36 @@ impl WitnessCheck {
         self.next += 1;
         match (result.map(crc32c::crc32c), self.purpose) {
             (Ok(crc), Purpose::Sample) => entry.crc = crc,
-            (Ok(crc), Purpose::Compare) if crc == entry.crc => {}
-            (Ok(found), Purpose::Compare) => {
-                let (lba, expected) = (entry.lba, entry.crc);
-                self.error = Some(OpenError::Witness {
-                    lba,
-                    expected,
-                    found,
-                });
-            }
+            (Ok(crc), Purpose::Compare) => self.error = entry.difference(crc),
             (Err(error), _) => {
                 self.error = Some(OpenError::BaseRead {
                     lba: entry.lba,
                     error,
                 })
             }
+        }
+    }
+}
+
+impl Witness {
+    /// What is wrong if the blocks that it names have the checksum `found` on the base.
+    pub(crate) fn difference(&self, found: u32) -> Option<OpenError> {
+        let (lba, expected) = (self.lba, self.crc);
+        let error = OpenError::Witness {
+            lba,
+            expected,
+            found,
+        };
+        (found != expected).then_some(error)
+    }
+}
+
+/// Drops the entries whose blocks a dirty key is about to overwrite on the base, or has already.
+pub(crate) fn drop_overwritten(witness: &mut [Witness; WITNESS_COUNT], key: &Key) {
+    let (start, end) = (key.lba.0, key.lba.0 + u64::from(key.len_blocks));
+    for entry in witness {
+        if start < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < end {
+            entry.len_blocks = 0;
         }
     }
 }

@@ -16,7 +16,7 @@ use super::pmem::{PendingWord, SimPmem, SimState};
 use super::prng::{Prng, mix};
 use super::stamp::Stamp;
 use super::{recover, script};
-use crate::pmem::Pmem;
+use crate::pmem::{Pmem, PmemRead};
 use images::{Image, Images};
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;

@@ -1,7 +1,9 @@
 //! A cache device that is only ever recovered from: bytes, without the model of what is pending. Much
 //! cheaper than `SimPmem`, for the many images of a crash enumeration.
 
-use crate::pmem::{Durable, IovCursor, MemSlice, Pmem, Poisoned, bounds, simulated_fence};
+use crate::pmem::{
+    Durable, IovCursor, MemSlice, Pmem, PmemRead, Poisoned, bounds, simulated_fence,
+};
 use crate::units::{Agent, PmemOff};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -104,7 +106,7 @@ impl ImagePmem {
     }
 }
 
-impl Pmem for ImagePmem {
+impl PmemRead for ImagePmem {
     fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
@@ -114,7 +116,9 @@ impl Pmem for ImagePmem {
         buf.copy_from_slice(&self.content().bytes[at..at + buf.len()]);
         Ok(())
     }
+}
 
+impl Pmem for ImagePmem {
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
         let at = bounds::range_at(off, len_bytes, self.len_bytes);
         dst.write_from(&self.content().bytes[at..at + len_bytes as usize]);

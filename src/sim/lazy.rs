@@ -4,7 +4,7 @@
 
 use super::image::ImagePmem;
 use super::pmem::{PendingWord, WORD_SIZE_BYTES};
-use crate::pmem::{Durable, IovCursor, MemSlice, Pmem, Poisoned};
+use crate::pmem::{Durable, IovCursor, MemSlice, Pmem, PmemRead, Poisoned};
 use crate::units::{Agent, PmemOff};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -121,7 +121,7 @@ fn words_of(off: PmemOff, len_bytes: u64) -> std::ops::Range<u64> {
     off.0 / word_size * word_size..off.0 + len_bytes
 }
 
-impl Pmem for LazyPmem {
+impl PmemRead for LazyPmem {
     fn len_bytes(&self) -> u64 {
         self.image.len_bytes()
     }
@@ -130,7 +130,9 @@ impl Pmem for LazyPmem {
         self.decide(off, buf.len() as u64);
         self.image.read(off, buf)
     }
+}
 
+impl Pmem for LazyPmem {
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
         self.decide(off, len_bytes);
         self.image.read_to(off, dst, len_bytes)

@@ -22,7 +22,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::pmem::{
-    Durable, IovCursor, LINE_SIZE_BYTES, MemSlice, Pmem, Poisoned, bounds, simulated_fence,
+    Durable, IovCursor, LINE_SIZE_BYTES, MemSlice, Pmem, PmemRead, Poisoned, bounds,
+    simulated_fence,
 };
 use crate::sched;
 use crate::sim::tracing::PmemOp;
@@ -230,7 +231,7 @@ impl SimPmem {
     }
 }
 
-impl Pmem for SimPmem {
+impl PmemRead for SimPmem {
     fn len_bytes(&self) -> u64 {
         self.0.len_bytes
     }
@@ -241,7 +242,9 @@ impl Pmem for SimPmem {
         self.state().live().read(at, buf);
         Ok(())
     }
+}
 
+impl Pmem for SimPmem {
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
         sched::point();
         let at = self.readable(off, len_bytes)?;

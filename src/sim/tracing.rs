@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::pmem::{Durable, IovCursor, MemSlice, Pmem, Poisoned};
+use crate::pmem::{Durable, IovCursor, MemSlice, Pmem, PmemRead, Poisoned};
 use crate::units::{Agent, PmemOff};
 
 /// A store or a fence.
@@ -82,7 +82,7 @@ impl<P: Pmem> TracingPmem<P> {
     }
 }
 
-impl<P: Pmem> Pmem for TracingPmem<P> {
+impl<P: Pmem> PmemRead for TracingPmem<P> {
     fn len_bytes(&self) -> u64 {
         self.inner.len_bytes()
     }
@@ -90,7 +90,9 @@ impl<P: Pmem> Pmem for TracingPmem<P> {
     fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned> {
         self.inner.read(off, buf)
     }
+}
 
+impl<P: Pmem> Pmem for TracingPmem<P> {
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
         self.inner.read_to(off, dst, len_bytes)
     }

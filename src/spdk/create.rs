@@ -22,7 +22,7 @@ use super::thread::{AppCell, Polled, Poller};
 use super::trampoline::guard;
 use super::witness_reads::WitnessReads;
 use crate::engine::{BaseError, OpenOptions};
-use crate::pmem::{Durability, MapError, MappedPmem, Pmem};
+use crate::pmem::{Durability, MapError, MappedPmem, Pmem, PmemRead};
 use crate::recovery::{OpenError, OpenStep, Opening};
 use crate::units::PmemOff;
 

@@ -168,6 +168,7 @@ impl Writeback {
         let cache = context.cache;
         if !self.log.has_below(settled) {
             self.dirty_since = None;
+            cache.end_drain(settled);
             return false;
         }
         let since = *self.dirty_since.get_or_insert(now);

@@ -1,0 +1,56 @@
+//! The superblock and the tails, and what is wrong with them.
+
+use super::notes::{note_copies, note_refusal};
+use super::{Findings, InspectError};
+use crate::media::{Checksums, Copies, HeaderState, Superblock, Tails, load_header};
+use crate::pmem::PmemRead;
+use crate::recovery::OpenError;
+use crate::recovery::scan::tails_out_of_range;
+
+/// What the header area says.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) superblock: Superblock,
+    /// Without valid tails those of an empty log: then everything counts as dirty.
+    pub(super) tails: Tails,
+}
+
+/// The superblock and its copies.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_superblock<P: PmemRead>(pmem: &P) -> Result<(Superblock, Copies), InspectError> {
+    match load_header(pmem).map_err(OpenError::from)? {
+        HeaderState::Cache(superblock, copies) => Ok((*superblock, copies)),
+        HeaderState::Blank => Err(InspectError::NoCache("it is blank")),
+        HeaderState::Unfinished => Err(InspectError::NoCache(
+            "its formatting was cut short, so nothing was ever written to it",
+        )),
+    }
+}
+
+/// Loads it, and notes what is wrong.
+///
+/// # Errors
+/// There is no cache on the device, or nothing is known of it.
+pub(super) fn load<P: PmemRead>(
+    pmem: &P,
+    findings: &mut Findings<'_>,
+) -> Result<Header, InspectError> {
+    let (superblock, copies) = load_superblock(pmem)?;
+    note_copies(findings, "superblock", &copies, None)?;
+    let tails = match Tails::load(pmem, &Checksums::new(superblock.uuid)) {
+        Ok((tails, copies)) => {
+            note_copies(findings, "tails", &copies, None)?;
+            tails
+        }
+        Err(error) => {
+            note_refusal(findings, "tails", &OpenError::Tails(error), None)?;
+            Tails::empty()
+        }
+    };
+    for error in tails_out_of_range(&superblock, &tails) {
+        note_refusal(findings, "tails", &error, None)?;
+    }
+    Ok(Header { superblock, tails })
+}
