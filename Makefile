@@ -72,6 +72,12 @@ sim: rust  ## Simulate histories with faults and crashes: SIM_SEEDS=4000 SEED=1
 	@$(SAY) "simulated histories: $(SIM_SEEDS), from seed $(SEED)"
 	PCACHE_SIM_SEEDS=$(SIM_SEEDS) PCACHE_SEED=$(SEED) $(PROVE) sim
 
+.PHONY: canary
+canary: rust  ## Make seeded mistakes, one after the other: each must be found
+	@$(SAY) "seeded mistakes"
+	mkdir -p target
+	cargo test --quiet --features canary --test canary -- --nocapture | tee target/canaries.txt
+
 .PHONY: e2e
 e2e: module $(VENV)/ready  ## Run the tests with real SPDK applications
 	@$(SAY) "tests with SPDK applications"
@@ -82,6 +88,7 @@ check: rust spdk $(VENV)/ready  ## Check format and lints, without and with the 
 	@$(SAY) "format and lints"
 	cargo fmt --all --check
 	cargo clippy --all-targets --features sim -- -D warnings
+	cargo clippy --all-targets --features canary -- -D warnings
 	cargo clippy --workspace --all-targets --features sim,spdk -- -D warnings
 	$(VENV)/bin/ruff check --no-cache --config test/ruff.toml $(PYTHON_SOURCES)
 	$(VENV)/bin/ruff format --no-cache --check --config test/ruff.toml $(PYTHON_SOURCES)

@@ -1,6 +1,7 @@
 //! Reads the log from the dirty tail on: the ksets of all segments, in the order of their sequence numbers.
 
 use super::overlay::Overlay;
+use crate::canary::{self, Canary};
 use crate::engine::{Cache, DataCrc, SegmentState, WritebackOrder};
 use crate::media::{KEYS_START_BYTES, Key, KeyKind, Kset, KsetContext, KsetError, KsetReader};
 use crate::pmem::Pmem;
@@ -249,7 +250,8 @@ impl LogReader {
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
             // way while the barrier came, and belongs on either side of it (INV-WB-3).
             let epoch = self.epoch.max(decoded.kset.epoch);
-            let border = epoch > self.epoch && taken.dirty;
+            let border =
+                epoch > self.epoch && taken.dirty && !canary::is(Canary::StrictBatchSpansBarrier);
             if limits.order == WritebackOrder::Strict && border && !must {
                 self.next[id.index()] = Some(decoded);
                 break;
@@ -324,6 +326,9 @@ fn take_keys<P: Pmem>(
 ) {
     let start = cache.geometry.segment_off(id);
     for key in keys.iter().filter(|key| key.kind.is_dirty()) {
+        if key.kind == KeyKind::Unmap && canary::is(Canary::UnmapNotWrittenBack) {
+            continue;
+        }
         taken.dirty = true;
         let payload = start.plus(u64::from(key.payload_off));
         overlay.push(key, payload, cache.geometry.block_shift());
