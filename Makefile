@@ -20,7 +20,8 @@ VENV := target/venv
 PYTHON := $(VENV)/bin/python
 TEST_PACKAGES := gcc libc6-dev libiscsi-dev python3-venv
 PYTHON_SOURCES := rpc test
-PROVE := RUST_BACKTRACE=0 cargo test --quiet --features sim --test prove --
+PROVE := RUST_BACKTRACE=0 cargo test --quiet --features sim,inspect --test prove --
+CANARIES := target/canaries.txt
 SAY := printf '== %s\n'
 
 .PHONY: help
@@ -69,14 +70,20 @@ unit: rust  ## Run the engine's tests; they need no SPDK
 
 # Each ends with one line of JSON. A failure is repeated with the seed that it prints.
 .PHONY: crash
-crash: rust  ## Cut the power at every moment and recover: CRASH_STATES=1000000 SEED=1
+crash: canary  ## Cut the power at every moment and recover: CRASH_STATES=1000000 SEED=1
 	@$(SAY) "crash states: $(CRASH_STATES), from seed $(SEED)"
-	PCACHE_CRASH_STATES=$(CRASH_STATES) PCACHE_SEED=$(SEED) $(PROVE) crash
+	PCACHE_CANARIES=$(CANARIES) PCACHE_CRASH_STATES=$(CRASH_STATES) PCACHE_SEED=$(SEED) $(PROVE) crash
 
 .PHONY: sim
 sim: rust  ## Simulate histories with faults and crashes: SIM_SEEDS=4000 SEED=1
 	@$(SAY) "simulated histories: $(SIM_SEEDS), from seed $(SEED)"
-	PCACHE_SIM_SEEDS=$(SIM_SEEDS) PCACHE_SEED=$(SEED) $(PROVE) sim
+	PCACHE_CANARIES=$(CANARIES) PCACHE_SIM_SEEDS=$(SIM_SEEDS) PCACHE_SEED=$(SEED) $(PROVE) sim
+
+.PHONY: canary
+canary: rust  ## Make seeded mistakes, one after the other: each must be found
+	@$(SAY) "seeded mistakes"
+	mkdir -p target
+	cargo test --quiet --features canary --test canary -- --nocapture | tee $(CANARIES)
 
 .PHONY: e2e
 e2e: module $(VENV)/ready  ## Run the tests with real SPDK applications
@@ -88,6 +95,7 @@ check: rust spdk $(VENV)/ready  ## Check format and lints, without and with the 
 	@$(SAY) "format and lints"
 	cargo fmt --all --check
 	cargo clippy --all-targets --features sim,inspect -- -D warnings
+	cargo clippy --all-targets --features canary,inspect -- -D warnings
 	cargo clippy --workspace --all-targets --features sim,inspect,spdk -- -D warnings
 	$(VENV)/bin/ruff check --no-cache --config test/ruff.toml $(PYTHON_SOURCES)
 	$(VENV)/bin/ruff format --no-cache --check --config test/ruff.toml $(PYTHON_SOURCES)

@@ -7,6 +7,7 @@
 //! 2. its generation goes up: everything in it is dead;
 //! 3. it is free.
 
+use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, Progress, SegmentState, Ticket};
 use crate::index::Claim;
 use crate::media::{KEYS_START_BYTES, Key, KsetContext, KsetReader, SegmentInfo, Tails};
@@ -76,7 +77,9 @@ impl Gc {
             State::Idle => self.choose(cache, gc_percent),
             State::Emptying(victim) => self.empty(cache, victim, agent),
             // INV-GRACE-1: whoever might still read what lies there has left.
-            State::Waiting(id, ticket) if cache.grace.passed(ticket) => {
+            State::Waiting(id, ticket)
+                if cache.grace.passed(ticket) || canary::is(Canary::ReclaimIgnoresReaders) =>
+            {
                 free(cache, tails, agent, id);
                 counters.segments_reclaimed.add(1);
                 cache.space_wanted.store(false, Ordering::Release);
@@ -100,7 +103,9 @@ impl Gc {
         let sealed = segments
             .ids()
             .filter(|id| segments.get(*id).state() == SegmentState::Sealed);
-        let clean = sealed.filter(|id| segments.get(*id).last_seq() <= dirty_tail);
+        let clean = sealed.filter(|id| {
+            segments.get(*id).last_seq() <= dirty_tail || canary::is(Canary::DirtySegmentReclaimed)
+        });
         let Some(id) = clean.min_by_key(|id| segments.get(*id).last_seq()) else {
             self.needs_writeback = true;
             if dirty_tail.0 + 1 >= cache.seq_settled().0 {
@@ -207,6 +212,9 @@ fn evict_key<P: Pmem>(
 /// Frees an emptied segment.
 fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     let segment = cache.segments.get(id);
+    if canary::is(Canary::GenerationBeforeKeyTail) {
+        raise_generation(cache, agent, id);
+    }
     // 1. The key tail. An older copy of one of its blocks, still intact in another segment, is dead from here
     //    on; without this a cut would bring it back.
     let last_seq: Seq = segment.last_seq();
@@ -219,6 +227,15 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     tails.key_tail = tails.key_tail.max(last_seq);
     cache.persist_tails(tails, agent);
     // 2. The generation: nothing in it is valid any more (INV-SEG-6).
+    if !canary::is(Canary::GenerationNotRaised) {
+        raise_generation(cache, agent, id);
+    }
+    // 3. Free for a stream.
+    cache.segments.put_free(id);
+}
+
+fn raise_generation<P: Pmem>(cache: &Cache<P>, agent: Agent, id: SegId) {
+    let segment = cache.segments.get(id);
     let mut info = SegmentInfo {
         generation: Generation(segment.generation().0 + 1),
         sealed: None,
@@ -226,8 +243,6 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     };
     drop(info.persist(&cache.pmem, agent, &cache.geometry, &cache.checksums, id));
     segment.set_info(&info);
-    // 3. Free for a stream.
-    cache.segments.put_free(id);
 }
 
 #[cfg(test)]

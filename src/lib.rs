@@ -4,6 +4,7 @@
 //! [`pmem::Pmem`] and answers with effects. The SPDK adapter (feature `spdk`) is the only part that knows
 //! SPDK. `docs/ARCHITECTURE.md` explains the whole, `docs/FORMAT.md` what lies on the cache device.
 
+pub mod canary;
 pub mod engine;
 mod gc;
 mod index;

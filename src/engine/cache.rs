@@ -11,6 +11,7 @@ use super::stats::{Counters, Stats};
 use super::stream::{Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
+use crate::canary::{self, Canary};
 use crate::index::Index;
 use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
 use crate::pmem::Pmem;
@@ -387,7 +388,8 @@ impl<P: Pmem> Cache<P> {
     /// Whether a drain was asked for and is not done.
     pub(crate) fn drain_running(&self) -> bool {
         let upto = self.drain.upto.load(Ordering::Acquire);
-        upto != 0 && self.dirty_tail().0 + 1 < upto
+        let left = u64::from(canary::is(Canary::DrainEndsEarly));
+        upto != 0 && self.dirty_tail().0 + 1 + left < upto
     }
 
     /// The log holds nothing below `settled` that is not on the base: a drain up to there is done, even if the

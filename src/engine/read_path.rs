@@ -262,7 +262,9 @@ impl Core {
             len_blocks: run.len_blocks,
             cursor: reader.state.cursor,
             versions: reader.versions,
-            admitted: reader.version_count <= FILL_PAGES_MAX,
+            // What is larger than a write may never fit into a segment.
+            admitted: reader.version_count <= FILL_PAGES_MAX
+                && bytes <= reader.cache.write_size_max_bytes(),
             result: None,
         };
         let op = self.misses.insert(miss).ok_or(Blocked)?;

@@ -1,6 +1,7 @@
 //! A stream: the open segment to which a core appends. Keys grow up, data grow down, until they meet.
 
 use super::segments::{SegmentState, Segments};
+use crate::canary::{self, Canary};
 use crate::media::{
     ChecksumSeed, Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, kset_size_bytes,
 };
@@ -85,7 +86,7 @@ impl Stream {
         let mut info = SegmentInfo {
             generation: segment.generation(),
             sealed: Some(Sealed {
-                kset_count: open.kset_index,
+                kset_count: open.kset_index - u32::from(canary::is(Canary::SealedOneShort)),
                 last_seq,
             }),
             update: segment.info_update(),

@@ -7,16 +7,22 @@
 //! 5. publish in the index, release the claims;
 //! 6. complete.
 
-use super::cache::Cache;
+mod extent;
+#[cfg(feature = "canary")]
+mod split;
+
+use super::cache::{BACKGROUND_AGENT, Cache};
 use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
 use super::io::{Fua, HostIo, Op, Outbox, Status};
 use super::stream::{OpenSegment, Stream};
+use crate::canary::{self, Canary};
 use crate::engine::DataCrc;
 use crate::index::{Claim, SlotRef, Target};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
 use crate::pmem::{Durable, IovCursor, Pmem};
 use crate::sched;
 use crate::units::{Epoch, Lba, Page, Seq};
+use extent::{HasPayload, Need, has_payload, need, page_pieces, pages};
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
@@ -82,14 +88,6 @@ impl Batch {
     }
 }
 
-/// What an extent needs of the log.
-#[derive(Clone, Copy, Debug)]
-struct Need {
-    key_count: usize,
-    payload_bytes: u64,
-    page_count: usize,
-}
-
 /// Why an extent cannot be part of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
@@ -117,6 +115,10 @@ impl Core {
             self.settle_miss(cache, op, out);
         }
         while let Some(id) = self.batch.conflicted.pop_back() {
+            if canary::is(Canary::AcknowledgedUnlogged) {
+                self.complete(cache, id, Status::Success, out);
+                continue;
+            }
             self.writes.push_front(id);
         }
     }
@@ -234,7 +236,9 @@ impl Core {
             .all(|(page, version)| {
                 let at = cache.index.locate(page);
                 // A bucket claimed earlier in this batch may be about to be published to.
-                cache.index.version(at) == *version && claimed_now.contains(&at.bucket())
+                let unchanged =
+                    cache.index.version(at) == *version || canary::is(Canary::StaleFillInstalled);
+                unchanged && claimed_now.contains(&at.bucket())
             })
     }
 
@@ -303,6 +307,7 @@ impl Core {
         match index.claim(at, owner) {
             Claim::Taken => self.batch.claims.push(at.bucket()),
             Claim::Held => {}
+            Claim::Busy if canary::is(Canary::ClaimsIgnored) => {}
             Claim::Busy => return Err(Refusal::Busy),
         }
         let reserved = index.reserve(at).or_else(|_| {
@@ -339,7 +344,9 @@ impl Core {
         // The floor is set before the number is drawn, so that write-back never passes this batch by
         // (INV-LOG-7).
         let floor = &cache.stream_floors[number];
-        floor.store(cache.seq_next.load(Ordering::SeqCst), Ordering::SeqCst);
+        if !canary::is(Canary::FloorNotSet) {
+            floor.store(cache.seq_next.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
         sched::point();
         // The epoch is read before the number is drawn: whoever sees the next epoch has a higher number than
         // everything that completed before it began (INV-EPOCH-1).
@@ -352,7 +359,14 @@ impl Core {
 
         // 1. Payloads. They are durable before the kset that names them is stored (INV-LOG-4).
         self.store_payloads(cache, open);
-        drop(cache.pmem.fence(agent));
+        if !canary::is(Canary::PayloadsNotFenced) {
+            drop(cache.pmem.fence(agent));
+        }
+        if canary::is(Canary::PublishedBeforeDurable) {
+            self.publish(cache, open);
+        }
+        #[cfg(feature = "canary")]
+        let seq = self.commit_half(cache, open, (seq, epoch));
 
         // 2. The kset. From the fence on, recovery finds the whole batch; before it, nothing of it.
         let off = cache
@@ -370,7 +384,12 @@ impl Core {
             open.data_off
         );
         cache.pmem.store(agent, off, bytes);
-        let durable = cache.pmem.fence(agent);
+        let fencing = if canary::is(Canary::KsetFencedByAnotherCore) {
+            BACKGROUND_AGENT
+        } else {
+            agent
+        };
+        let durable = cache.pmem.fence(fencing);
         // A kset is some kilobytes long.
         open.key_off += bytes.len() as u32;
         open.kset_index += 1;
@@ -506,7 +525,7 @@ impl Core {
 
     /// Completes what the batch was made of. Asks for the proof that it is durable (INV-LOG-5).
     fn complete_batch<P: Pmem>(&mut self, cache: &Cache<P>, _durable: &Durable, out: &mut Outbox) {
-        if self.batch.fua {
+        if self.batch.fua && !canary::is(Canary::FuaClosesNoEpoch) {
             // Nothing that is submitted after a FUA write has completed may reach the base before it
             // (INV-EPOCH-2).
             cache.close_epoch();
@@ -546,60 +565,4 @@ impl Core {
             Op::Read(_) | Op::Flush => {}
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HasPayload {
-    No,
-    Yes,
-}
-
-fn has_payload(io: &HostIo) -> HasPayload {
-    if matches!(io.op, Op::Write(..)) {
-        HasPayload::Yes
-    } else {
-        HasPayload::No
-    }
-}
-
-fn need<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64, payload: HasPayload) -> Need {
-    let page_count = pages(cache, lba, len_blocks).count();
-    match payload {
-        HasPayload::Yes => Need {
-            key_count: page_count,
-            payload_bytes: cache.geometry.bytes(len_blocks),
-            page_count,
-        },
-        HasPayload::No => Need {
-            key_count: 1,
-            payload_bytes: 0,
-            page_count,
-        },
-    }
-}
-
-/// The pages that an extent touches.
-fn pages<P: Pmem>(
-    cache: &Cache<P>,
-    lba: Lba,
-    len_blocks: u64,
-) -> impl Iterator<Item = Page> + use<P> {
-    let per_page = u64::from(cache.geometry.blocks_per_page());
-    (lba.0 / per_page..(lba.0 + len_blocks).div_ceil(per_page)).map(Page)
-}
-
-/// An extent cut at page borders: first block and number of blocks of each piece.
-fn page_pieces<P: Pmem>(
-    cache: &Cache<P>,
-    lba: Lba,
-    len_blocks: u64,
-) -> impl Iterator<Item = (Lba, u32)> + use<P> {
-    let per_page = u64::from(cache.geometry.blocks_per_page());
-    let end = lba.0 + len_blocks;
-    pages(cache, lba, len_blocks).map(move |page| {
-        let first = lba.0.max(page.0 * per_page);
-        let last = end.min((page.0 + 1) * per_page);
-        // A page has 8 blocks at most.
-        (Lba(first), (last - first) as u32)
-    })
 }

@@ -4,6 +4,7 @@ use super::bucket::{
     BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, SlotKind, SlotLayout, TAG_AND_PAYLOAD_BITS_MAX,
     Version,
 };
+use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
 use crate::sched;
 use crate::units::Page;
@@ -431,7 +432,8 @@ impl Index {
             self.fill_line(bucket, slot, value);
         }
         let line = self.split_line(bucket, slot);
-        for block in 0..len_blocks {
+        let lost = u32::from(canary::is(Canary::OverlapLost));
+        for block in 0..len_blocks - lost {
             let sub = match target {
                 Target::Mapped(place) => SUB_MAPPED | (place.0 + u64::from(block)),
                 Target::Zero(place) => SUB_ZERO | place.0,

@@ -2,6 +2,7 @@
 //! belongs, so that blank media, an old lap, another cache and bytes that a guest wrote never pass
 //! (INV-CRC-1).
 
+use crate::canary::{self, Canary};
 use crc32c::{crc32c, crc32c_append};
 
 /// The running CRC from which a checksum of one kind starts.
@@ -59,7 +60,10 @@ impl Checksums {
 
     /// For the ksets of a segment under a generation.
     #[must_use]
-    pub fn kset(&self, segment: u32, generation: u64) -> ChecksumSeed {
+    pub fn kset(&self, segment: u32, mut generation: u64) -> ChecksumSeed {
+        if canary::is(Canary::ChecksumWithoutGeneration) || canary::is(Canary::StaleLapAccepted) {
+            generation = 0;
+        }
         ChecksumSeed(crc32c_append(
             seed(self.uuid, StructKind::Kset, generation).0,
             &segment.to_le_bytes(),
@@ -76,7 +80,10 @@ impl Checksums {
     }
 }
 
-fn seed(uuid: [u8; 16], kind: StructKind, number: u64) -> ChecksumSeed {
+fn seed(mut uuid: [u8; 16], kind: StructKind, number: u64) -> ChecksumSeed {
+    if canary::is(Canary::ChecksumWithoutUuid) {
+        uuid = [0; 16];
+    }
     let crc = crc32c(&uuid);
     let crc = crc32c_append(crc, &(kind as u32).to_le_bytes());
     ChecksumSeed(crc32c_append(crc, &number.to_le_bytes()))

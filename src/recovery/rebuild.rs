@@ -4,6 +4,7 @@ use super::error::OpenError;
 use super::opening::{OpenStep, new_index};
 use super::scan::{FoundKset, Scan};
 use super::witness::drop_overwritten;
+use crate::canary::{self, Canary};
 use crate::engine::{BACKGROUND_AGENT, SegmentStart, SegmentState, Segments};
 use crate::index::{Index, IndexFull, Target};
 use crate::media::{
@@ -45,8 +46,12 @@ pub(super) struct Rebuild {
 impl Rebuild {
     pub(super) fn new(mut scan: Scan, superblock: &Superblock) -> Result<Self, OpenError> {
         let key_tail = scan.tails.key_tail;
-        scan.ksets.retain(|kset| kset.seq > key_tail);
-        scan.ksets.sort_unstable();
+        if !canary::is(Canary::KeyTailIgnored) {
+            scan.ksets.retain(|kset| kset.seq > key_tail);
+        }
+        if !canary::is(Canary::RecoveredInSegmentOrder) {
+            scan.ksets.sort_unstable();
+        }
         // INV-LOG-3.
         for pair in scan.ksets.windows(2) {
             if pair[0].seq == pair[1].seq {
@@ -148,6 +153,9 @@ impl Rebuild {
         let dirty = found.seq > self.scan.tails.dirty_tail;
         for at in 0..self.keys.len() {
             let key = self.keys[at];
+            if !key.kind.has_payload() && canary::is(Canary::ZeroesForgotten) {
+                continue;
+            }
             if let Err(full) = self.install(geometry, found.segment, &key) {
                 return Ok(Err(full));
             }
@@ -261,13 +269,19 @@ impl Rebuild {
 
     /// What was found, once everything is repaired.
     pub(super) fn into_found(self, geometry: &Geometry) -> Found {
-        let scan = self.scan;
+        let mut scan = self.scan;
         assert!(
             scan.segments
                 .iter()
                 .all(|found| found.info.sealed.is_some() == (found.kset_count > 0)),
             "INV-LOG-6: a segment with ksets is open after recovery, or an empty one is sealed"
         );
+        if canary::is(Canary::SeqGivenOutAgain) {
+            scan.seq_max = Seq(0);
+        }
+        if canary::is(Canary::EpochForgotten) {
+            scan.epoch_max = Epoch(0);
+        }
         let starts: Vec<SegmentStart> = scan
             .segments
             .iter()

@@ -12,10 +12,11 @@ use super::prng::{Prng, mix};
 use super::recover;
 use super::stamp::{self, Stamp};
 use crate::engine::{
-    Background, BaseCaps, BaseIdentity, Cache, Channel, Completion, DataCrc, FormatPolicy, Fua,
-    HostIo, IoToken, Op, OpenOptions, OptionChange, Outbox, Status, WritebackOrder,
+    BACKGROUND_AGENT, Background, BaseCaps, BaseIdentity, Cache, Channel, Completion, DataCrc,
+    FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, OptionChange, Outbox, Status,
+    WritebackOrder,
 };
-use crate::media::SEGMENTS_START_MIN_BYTES;
+use crate::media::{SEGMENTS_START_MIN_BYTES, persist_unfinished_mark};
 use crate::pmem::IovBuf;
 use crate::sched;
 use crate::units::{Lba, NS_PER_MS, Now};
@@ -27,6 +28,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 const POLLS_MAX: usize = 200_000;
 /// How deep turns within turns go.
 const YIELD_DEPTH_MAX: u32 = 3;
+/// How many of the turns within turns are long ones, in percent, and how many turns of others these take: a
+/// core may be stopped for long at any place.
+const LONG_YIELD_PERCENT: u8 = 5;
+const LONG_YIELD_TURNS_MAX: u64 = 60;
 /// What the base holds before the first write: not zeroes, so that these are recognised.
 pub const INITIAL: Stamp = Stamp(1);
 
@@ -55,6 +60,10 @@ pub struct Setup {
     pub stream_count_max: u32,
     /// How often somebody else gets a turn in the middle of something, in percent of the accesses.
     pub yield_percent: u8,
+    /// Of the cache, made at format.
+    pub uuid: [u8; 16],
+    /// The device held another cache before, whose segments are full.
+    pub used_before: bool,
 }
 
 impl Default for Setup {
@@ -74,6 +83,8 @@ impl Default for Setup {
             core_count: 2,
             stream_count_max: 2,
             yield_percent: 5,
+            uuid: *b"simulated cache.",
+            used_before: false,
         }
     }
 }
@@ -99,7 +110,7 @@ impl Setup {
             },
             base_caps: self.base_caps,
             format,
-            new_uuid: *b"simulated cache.",
+            new_uuid: self.uuid,
             data_crc: Some(self.data_crc),
             segment_size_bytes: Some(self.segment_size_bytes),
             gc_percent: Some(self.gc_percent),
@@ -267,7 +278,11 @@ impl Machine {
         let mut base = SimBase::new(size, count, setup.base_caps, prng.fork());
         base.fill(INITIAL);
         let model = Model::new(count, INITIAL);
-        let pmem = SimPmem::new(setup.device_size_bytes());
+        let pmem = if setup.used_before {
+            SimPmem::from_image(Self::remains(&setup, seed)?)
+        } else {
+            SimPmem::new(setup.device_size_bytes())
+        };
         let relaxed = setup.order == WritebackOrder::Relaxed;
         let outside = Outside {
             model,
@@ -276,6 +291,26 @@ impl Machine {
         };
         let outside = Arc::new(Mutex::new(outside));
         Self::start(setup, pmem, outside, observer, prng, 0)
+    }
+
+    /// A device that another cache has filled, and that is about to be formatted anew.
+    fn remains(setup: &Setup, seed: u64) -> Result<Vec<u8>, Violation> {
+        let setup = Setup {
+            uuid: *b"an earlier cache",
+            used_before: false,
+            yield_percent: 0,
+            gc_percent: 90,
+            ..setup.clone()
+        };
+        let (count, blocks) = (setup.segment_count, setup.block_count);
+        let machine = Self::new(setup, seed, None)?;
+        for number in 0..4 * count {
+            machine.write(0, number % blocks, 1, Fua::No, &[]);
+            machine.settle()?;
+        }
+        let marked = persist_unfinished_mark(machine.pmem(), BACKGROUND_AGENT);
+        drop(marked.map_err(|error| Violation(format!("no format can begin: {error}")))?);
+        Ok(machine.pmem().durable_image())
     }
 
     /// A machine that starts with these media. The model says what they hold.
@@ -747,14 +782,19 @@ impl Shared {
 
     /// Somebody else may have a turn, here and now.
     fn yield_turn(self: &Arc<Self>) {
-        let choice = {
-            let mut prng = lock(&self.yields);
-            if !prng.percent(self.setup.yield_percent) {
-                return;
+        if !lock(&self.yields).percent(self.setup.yield_percent) {
+            return;
+        }
+        let depth = self.yield_depth.fetch_add(1, Ordering::Relaxed);
+        let turns = match depth {
+            0 if lock(&self.yields).percent(LONG_YIELD_PERCENT) => {
+                lock(&self.yields).between(2, LONG_YIELD_TURNS_MAX)
             }
-            prng.index(self.cores.len() + 2)
+            0..YIELD_DEPTH_MAX => 1,
+            _ => 0,
         };
-        if self.yield_depth.fetch_add(1, Ordering::Relaxed) < YIELD_DEPTH_MAX {
+        for _ in 0..turns {
+            let choice = lock(&self.yields).index(self.cores.len() + 2);
             match choice.checked_sub(self.cores.len()) {
                 None => self.poll_core(choice),
                 Some(0) => self.poll_background(),

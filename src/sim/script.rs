@@ -71,6 +71,8 @@ pub struct Weights {
     pub crash: u64,
     /// Errors of the base, in a thousand.
     pub fault: u64,
+    /// How many turns of the cores are left out, in percent, so that requests queue up.
+    pub busy_percent: u8,
 }
 
 /// Draws the steps of a history.
@@ -117,15 +119,16 @@ fn draw_one(prng: &mut Prng, setup: &Setup, weights: Weights, span: u64) -> Step
         49..=51 => Step::Unmap(core, lba, len),
         52..=54 => Step::Flush(core),
         55 => Step::Abort(core, prng.below(64)),
+        56..=71 | 93..=94 if prng.percent(weights.busy_percent) => Step::Write(core, lba, len, cut),
         56..=71 => Step::Core(core),
         72..=79 => Step::Background(prng.between(1, 8)),
         80..=89 => Step::Base(prng.between(1, 4)),
         90..=92 => Step::Pass(prng.pick(&[1, 60, 2000, 6000])),
-        93..=96 => Step::Turns(prng.between(1, 30)),
-        97 => Step::Settle,
-        98 if prng.percent(40) => Step::Drain,
-        98 => Step::DrainStart,
-        _ if prng.percent(60) => Step::Strict(prng.percent(60)),
+        93..=94 => Step::Turns(prng.between(1, 30)),
+        95 => Step::Settle,
+        96..=97 if prng.percent(20) => Step::Drain,
+        96..=97 => Step::DrainStart,
+        98 => Step::Strict(prng.percent(50)),
         _ => Step::GcPercent(prng.between(0, 90) as u8),
     }
 }
@@ -274,7 +277,11 @@ pub fn finish(machine: &Machine) -> Result<(), Violation> {
 /// # Errors
 /// A promise was broken.
 pub fn go_on(machine: Machine, prng: &mut Prng) -> Result<(), Violation> {
-    let weights = Weights { crash: 0, fault: 0 };
+    let weights = Weights {
+        crash: 0,
+        fault: 0,
+        busy_percent: 0,
+    };
     let steps = draw(prng, machine.setup(), weights, STEPS_AFTER_RECOVERY);
     let machine = steps.into_iter().try_fold(machine, apply)?;
     finish(&machine)
@@ -335,7 +342,7 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
         block_size_bytes,
         block_count,
         segment_size_bytes,
-        segment_count: prng.between(5, 12),
+        segment_count: prng.between(5, 16),
         data_crc: prng.pick(&[DataCrc::Off, DataCrc::On]),
         order: prng.pick(&[
             WritebackOrder::Strict,
@@ -343,11 +350,12 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
             WritebackOrder::Relaxed,
         ]),
         gc_percent: prng.pick(&[0, 30, 70, 90]),
-        core_count: prng.between(1, 3) as usize,
-        stream_count_max: prng.between(1, 3) as u32,
+        core_count: prng.pick(&[1, 2, 3, 3]),
+        stream_count_max: prng.pick(&[1, 2, 3, 4]),
         yield_percent: prng.pick(&[0, 2, 10, 30]),
         ..Setup::default()
     };
+    setup.used_before = prng.percent(20);
     setup.base_caps.flush = prng.percent(85);
     setup.base_caps.unmap = prng.percent(70);
     setup

@@ -34,8 +34,11 @@ pub fn history(seed: u64) -> (Setup, Vec<Step>) {
     let weights = Weights {
         crash: prng.pick(&[0, 5, 20, 60]),
         fault: prng.pick(&[0, 0, 10, 40]),
+        busy_percent: prng.pick(&[0, 0, 50, 80]),
     };
-    let count = prng.between(50, 600) as usize;
+    // The end of a history is compared most thoroughly: many are short.
+    let count_max = prng.pick(&[60, 200, 600]);
+    let count = prng.between(20, count_max) as usize;
     let steps = script::draw(&mut prng, &setup, weights, count);
     (setup, steps)
 }

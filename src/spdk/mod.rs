@@ -18,6 +18,11 @@
 
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+#[cfg(feature = "canary")]
+compile_error!(
+    "the feature `canary` seeds bugs: it is for the tests of the engine, never for a module"
+);
+
 mod background;
 mod base;
 mod base_queue;

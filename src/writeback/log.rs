@@ -1,10 +1,11 @@
 //! Reads the log from the dirty tail on: the ksets of all segments, in the order of their sequence numbers.
 
 use super::overlay::Overlay;
+use crate::canary::{self, Canary};
 use crate::engine::{Cache, DataCrc, SegmentState, WritebackOrder};
 use crate::media::{KEYS_START_BYTES, Key, KeyKind, Kset, KsetContext, KsetError, KsetReader};
 use crate::pmem::Pmem;
-use crate::units::{Epoch, PAGE_SIZE_BYTES, SegId, Seq};
+use crate::units::{Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -43,6 +44,18 @@ pub(crate) enum LogStop {
 struct Cursor {
     off: u32,
     kset_index: u32,
+    /// Of the segment when it was opened.
+    generation: Generation,
+}
+
+impl Cursor {
+    fn start(generation: Generation) -> Self {
+        Self {
+            off: KEYS_START_BYTES,
+            kset_index: 0,
+            generation,
+        }
+    }
 }
 
 /// How far a batch may go.
@@ -113,12 +126,8 @@ pub(super) struct LogReader {
 
 impl LogReader {
     pub(super) fn new(segment_count: usize) -> Self {
-        let start = Cursor {
-            off: KEYS_START_BYTES,
-            kset_index: 0,
-        };
         Self {
-            cursors: vec![start; segment_count],
+            cursors: vec![Cursor::start(Generation(0)); segment_count],
             ready: BinaryHeap::with_capacity(segment_count),
             next: (0..segment_count).map(|_| None).collect(),
             spare: Vec::new(),
@@ -138,11 +147,14 @@ impl LogReader {
 
     /// Looks for ksets that have come since.
     pub(super) fn refresh<P: Pmem>(&mut self, cache: &Cache<P>) -> Result<(), LogStop> {
+        // Since the last look, while a batch was under way, a segment may have been sealed, reclaimed and
+        // opened again: then it is among the opened ones, and what is known of it is of no use.
+        let generation_of = |id: SegId| cache.segments.get(id).generation();
+        let cursors = &mut self.cursors;
+        self.watched
+            .retain(|id| cursors[id.index()].generation == generation_of(*id));
         while let Some(id) = cache.segments.next_opened() {
-            self.cursors[id.index()] = Cursor {
-                off: KEYS_START_BYTES,
-                kset_index: 0,
-            };
+            cursors[id.index()] = Cursor::start(generation_of(id));
             self.watched.push(id);
         }
         let mut at = 0;
@@ -181,7 +193,7 @@ impl LogReader {
     /// Reads the kset at a segment's cursor.
     fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, LogStop> {
         let cursor = self.cursors[id.index()];
-        let generation = cache.segments.get(id).generation();
+        let generation = cursor.generation;
         let context = KsetContext::new(
             &cache.geometry,
             cache.base.block_count,
@@ -238,7 +250,8 @@ impl LogReader {
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
             // way while the barrier came, and belongs on either side of it (INV-WB-3).
             let epoch = self.epoch.max(decoded.kset.epoch);
-            let border = epoch > self.epoch && taken.dirty;
+            let border =
+                epoch > self.epoch && taken.dirty && !canary::is(Canary::StrictBatchSpansBarrier);
             if limits.order == WritebackOrder::Strict && border && !must {
                 self.next[id.index()] = Some(decoded);
                 break;
@@ -313,6 +326,9 @@ fn take_keys<P: Pmem>(
 ) {
     let start = cache.geometry.segment_off(id);
     for key in keys.iter().filter(|key| key.kind.is_dirty()) {
+        if key.kind == KeyKind::Unmap && canary::is(Canary::UnmapNotWrittenBack) {
+            continue;
+        }
         taken.dirty = true;
         let payload = start.plus(u64::from(key.payload_off));
         overlay.push(key, payload, cache.geometry.block_shift());

@@ -14,6 +14,7 @@ mod log;
 mod overlay;
 mod witness;
 
+use crate::canary::{self, Canary};
 use crate::engine::{
     BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Counters, Health, Outbox, Progress,
     WritebackOrder,
@@ -233,7 +234,9 @@ impl Writeback {
             // Before the first base write: after a cut in the middle of the batch the next one goes at least
             // as far, and the base is an exact past state again at its end (INV-WB-2).
             context.tails.batch_end = last_seq;
-            context.cache.persist_tails(context.tails, context.agent);
+            if !canary::is(Canary::BatchEndNotRecorded) {
+                context.cache.persist_tails(context.tails, context.agent);
+            }
         }
         self.state = State::Writing;
         Progress::Busy
@@ -270,6 +273,10 @@ impl Writeback {
             };
         }
         if self.batch.has_ops && cache.base_caps.flush {
+            if canary::is(Canary::TailBeforeBaseFlush) {
+                context.tails.dirty_tail = self.batch.last_seq;
+                cache.persist_tails(context.tails, context.agent);
+            }
             self.state = State::Flushing;
             out.base.push(BaseRequest {
                 op: FLUSH_OP,
@@ -299,9 +306,12 @@ impl Writeback {
         }
         match result {
             Ok(()) => self.finish(context, now),
+            Err(_) if canary::is(Canary::FailedBaseFlushIgnored) => self.finish(context, now),
             // A flush that failed may have lost what was written: all of it is written again.
             Err(error) => {
-                self.batch.rewind(&mut self.overlay);
+                if !canary::is(Canary::OnlyBaseFlushRepeated) {
+                    self.batch.rewind(&mut self.overlay);
+                }
                 note_error(context, "flush", error);
                 self.back_off(now);
             }
@@ -321,7 +331,9 @@ impl Writeback {
             "INV-TAIL-3: the dirty tail moves to {:?} with base operations left",
             batch.last_seq
         );
-        batch.witness.apply(context.tails);
+        if !canary::is(Canary::WitnessNotRenewed) {
+            batch.witness.apply(context.tails);
+        }
         context.tails.dirty_tail = batch.last_seq;
         cache.persist_tails(context.tails, context.agent);
         cache

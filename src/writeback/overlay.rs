@@ -3,6 +3,7 @@
 //! A batch may have half a million keys, and a poll must stay short. So keys are sorted in runs, as they are
 //! gathered, and the runs are merged as the pieces are asked for.
 
+use crate::canary::{self, Canary};
 use crate::media::{Key, KeyKind};
 use crate::units::{Lba, PmemOff};
 use std::cmp::Reverse;
@@ -68,6 +69,10 @@ impl Overlay {
 
     /// Lays a key on top of those that came before.
     pub(super) fn push(&mut self, key: &Key, payload: PmemOff, block_shift: u32) {
+        let covered = |laid: &Laid| laid.lba == key.lba && laid.len_blocks == key.len_blocks;
+        if canary::is(Canary::OldestKeyWins) && self.keys.iter().any(covered) {
+            return;
+        }
         self.block_shift = block_shift;
         self.keys.push(Laid {
             lba: key.lba,

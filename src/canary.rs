@@ -1,0 +1,172 @@
+//! Seeded bugs: does the search for lost data find them? A search that finds nothing in good code proves
+//! something only if it finds what is wrong in bad code.
+//!
+//! Each canary is one mistake at the place where it would be made. They exist with the feature `canary`
+//! alone, and do nothing before a test plants one. Without the feature [`is`] is constant, and its branches
+//! are not compiled. The adapter refuses to be built with the feature.
+
+/// Makes the enum, the list of its variants, and their names.
+macro_rules! canaries {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Canary {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        #[cfg(feature = "canary")]
+        impl Canary {
+            /// All of them.
+            pub const ALL: &[Canary] = &[$(Canary::$variant,)+];
+
+            /// Its name in reports.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Canary::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+canaries! {
+    /// No fence between the payloads and the kset that names them.
+    PayloadsNotFenced = "payloads_not_fenced",
+    /// The fence behind the kset is another core's, which does nothing for this one.
+    KsetFencedByAnotherCore = "kset_fenced_by_another_core",
+    /// A batch is published before its kset is durable.
+    PublishedBeforeDurable = "published_before_durable",
+    /// A write that met another core at its pages is acknowledged, and not logged any more.
+    AcknowledgedUnlogged = "acknowledged_unlogged",
+    /// The keys of a batch go into two ksets, each durable by itself.
+    BatchSplitOverTwoKsets = "batch_split_over_two_ksets",
+    /// The pages of a write are not claimed when another core is at them.
+    ClaimsIgnored = "claims_ignored",
+    /// A batch draws its number before it says from where on one may be missing.
+    FloorNotSet = "floor_not_set",
+    /// Publishing a part of a page forgets its last block.
+    OverlapLost = "overlap_lost",
+    /// A read fill goes into the cache although its page was written meanwhile.
+    StaleFillInstalled = "stale_fill_installed",
+    /// A flush of the application closes no epoch.
+    FlushClosesNoEpoch = "flush_closes_no_epoch",
+    /// A FUA write closes no epoch.
+    FuaClosesNoEpoch = "fua_closes_no_epoch",
+
+    /// The second copy of metadata is never written.
+    SecondCopyNotWritten = "second_copy_not_written",
+    /// Both copies of metadata are written before one fence.
+    BothCopiesBeforeOneFence = "both_copies_before_one_fence",
+    /// A copy of metadata counts whatever its checksum says.
+    PairChecksumIgnored = "pair_checksum_ignored",
+    /// A kset counts whatever its checksum says: one that was torn too.
+    KsetChecksumIgnored = "kset_checksum_ignored",
+    /// Ksets of an earlier use of their segment have good checksums.
+    ChecksumWithoutGeneration = "checksum_without_generation",
+    /// The same, and their numbers need not go up either.
+    StaleLapAccepted = "stale_lap_accepted",
+    /// Ksets of another cache have good checksums.
+    ChecksumWithoutUuid = "checksum_without_uuid",
+    /// A segment is sealed with one kset less than it has.
+    SealedOneShort = "sealed_one_short",
+
+    /// The dirty tail moves before the base is flushed.
+    TailBeforeBaseFlush = "tail_before_base_flush",
+    /// The dirty tail moves although the flush of the base has failed.
+    FailedBaseFlushIgnored = "failed_base_flush_ignored",
+    /// Only the flush of the base is repeated after it has failed, not the writes that it may have lost.
+    OnlyBaseFlushRepeated = "only_base_flush_repeated",
+    /// A write to the base that has failed counts as done.
+    FailedBaseWriteIgnored = "failed_base_write_ignored",
+    /// A batch in strict order spans a barrier.
+    StrictBatchSpansBarrier = "strict_batch_spans_barrier",
+    /// Where keys of a batch overlap, the older one is written to the base.
+    OldestKeyWins = "oldest_key_wins",
+    /// Unmaps are not passed on to the base.
+    UnmapNotWrittenBack = "unmap_not_written_back",
+    /// How far the batch under way goes is not made durable before its first write to the base.
+    BatchEndNotRecorded = "batch_end_not_recorded",
+    /// The witness is not renewed when the base changes.
+    WitnessNotRenewed = "witness_not_renewed",
+    /// A drain ends when one kset is still missing on the base.
+    DrainEndsEarly = "drain_ends_early",
+
+    /// The generation of a segment goes up before the key tail has passed it.
+    GenerationBeforeKeyTail = "generation_before_key_tail",
+    /// A segment is free under the generation that it had.
+    GenerationNotRaised = "generation_not_raised",
+    /// A segment is free although somebody may still read in it.
+    ReclaimIgnoresReaders = "reclaim_ignores_readers",
+    /// A segment is reclaimed although the base does not hold all of it.
+    DirtySegmentReclaimed = "dirty_segment_reclaimed",
+
+    /// Recovery applies ksets segment by segment, not in their global order.
+    RecoveredInSegmentOrder = "recovered_in_segment_order",
+    /// Recovery lets clean keys below the key tail count.
+    KeyTailIgnored = "key_tail_ignored",
+    /// Recovery forgets unmapped and zeroed blocks.
+    ZeroesForgotten = "zeroes_forgotten",
+    /// After recovery numbers are given out again that are in the log.
+    SeqGivenOutAgain = "seq_given_out_again",
+    /// After recovery epochs begin again from what the tails say.
+    EpochForgotten = "epoch_forgotten",
+}
+
+#[cfg(feature = "canary")]
+mod planted {
+    use super::Canary;
+    use std::cell::Cell;
+    use std::marker::PhantomData;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Canary>> = const { Cell::new(None) };
+    }
+
+    /// The mistake is made, by this thread alone, as long as this lives.
+    #[derive(Debug)]
+    pub struct Planted {
+        /// Stays in its thread.
+        _thread: PhantomData<*const ()>,
+    }
+
+    /// Plants a canary.
+    ///
+    /// # Panics
+    /// There is one already.
+    #[must_use]
+    pub fn plant(canary: Canary) -> Planted {
+        let before = PLANTED.replace(Some(canary));
+        assert_eq!(before, None, "one canary at a time");
+        Planted {
+            _thread: PhantomData,
+        }
+    }
+
+    impl Drop for Planted {
+        fn drop(&mut self) {
+            PLANTED.set(None);
+        }
+    }
+
+    pub(super) fn current() -> Option<Canary> {
+        PLANTED.get()
+    }
+}
+
+#[cfg(feature = "canary")]
+pub use planted::{Planted, plant};
+
+/// Whether this mistake is to be made here.
+#[cfg(feature = "canary")]
+#[inline(always)]
+pub(crate) fn is(canary: Canary) -> bool {
+    planted::current() == Some(canary)
+}
+
+/// Whether this mistake is to be made here: never.
+#[cfg(not(feature = "canary"))]
+#[inline(always)]
+pub(crate) const fn is(_: Canary) -> bool {
+    false
+}

@@ -1,0 +1,45 @@
+//! A mistake for [`Canary::BatchSplitOverTwoKsets`].
+
+use super::OpenSegment;
+use crate::canary::{self, Canary};
+use crate::engine::cache::Cache;
+use crate::engine::channel::Core;
+use crate::media::{KsetBuilder, kset_size_bytes};
+use crate::pmem::Pmem;
+use crate::units::{Epoch, Seq};
+use std::sync::atomic::Ordering;
+
+impl Core {
+    /// Commits the first half of the keys of a batch in a kset of their own, under its number. Returns the
+    /// number for the kset with all of them.
+    pub(super) fn commit_half<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        open: &mut OpenSegment,
+        (seq, epoch): (Seq, Epoch),
+    ) -> Seq {
+        let keys = &self.batch.keys;
+        let half = keys.len() / 2;
+        let needed = kset_size_bytes(half) + kset_size_bytes(keys.len());
+        let room = open.data_off - open.key_off;
+        let planted = canary::is(Canary::BatchSplitOverTwoKsets);
+        if !planted || half == 0 || needed > room as usize {
+            return seq;
+        }
+        let mut kset = KsetBuilder::default();
+        let shift = cache.geometry.block_shift();
+        keys[..half].iter().for_each(|key| kset.push(key, shift));
+        let off = cache.geometry.segment_off(open.id);
+        let bytes = kset.finish(open.kset_seed, open.kset_index, seq, epoch);
+        let agent = self.agent();
+        cache
+            .pmem
+            .store(agent, off.plus(u64::from(open.key_off)), bytes);
+        drop(cache.pmem.fence(agent));
+        open.key_off += bytes.len() as u32;
+        open.kset_index += 1;
+        let next = Seq(cache.seq_next.fetch_add(1, Ordering::SeqCst));
+        cache.segments.get(open.id).note_seq(next);
+        next
+    }
+}

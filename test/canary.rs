@@ -1,0 +1,235 @@
+//! Every seeded bug is found, for the right reason; and the same search finds nothing where there is none.
+
+use pcache::canary::{self, Canary};
+use pcache::sim::crash::{self, Limits};
+use pcache::sim::machine::Setup;
+use pcache::sim::model::Violation;
+use pcache::sim::prng::{Prng, mix};
+use pcache::sim::script::{self, Step, Weights};
+use pcache::sim::simulate;
+
+/// A way to look for a broken promise.
+struct Hunter {
+    name: &'static str,
+    /// Runs the history of a seed; returns the number of crashes that it recovered from.
+    hunt: fn(u64) -> Result<u64, Violation>,
+    seeds_per_round: u64,
+}
+
+const HUNTERS: &[Hunter] = &[
+    Hunter {
+        name: "history",
+        hunt: hunt_history,
+        seeds_per_round: 12,
+    },
+    Hunter {
+        name: "crowd",
+        hunt: hunt_crowd,
+        seeds_per_round: 12,
+    },
+    Hunter {
+        name: "crash",
+        hunt: hunt_crashes,
+        seeds_per_round: 1,
+    },
+    Hunter {
+        name: "crowd crash",
+        hunt: hunt_crowd_crashes,
+        seeds_per_round: 1,
+    },
+];
+
+/// A canary that is not found in so many rounds is missed.
+const ROUNDS_MAX: u64 = 50;
+
+/// Of a history with a cut at every moment: far less thorough than the search that has no canary to find.
+const LIMITS: Limits = Limits {
+    lines_max: 1,
+    random_images: 2,
+    lazy_runs_max: 1,
+    twice_every: 1000,
+    go_on_every: 10_000,
+    nested_every: 1000,
+};
+
+/// The history of a seed, with the crashes that are steps of it.
+fn hunt_history(seed: u64) -> Result<u64, Violation> {
+    let (setup, steps) = simulate::history(seed);
+    script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
+}
+
+/// A history of a crowded machine: several cores with long queues run into each other, and there is little
+/// room.
+fn crowd(seed: u64, step_count: usize) -> (Setup, Vec<Step>) {
+    let mut prng = Prng::new(mix(seed, 2));
+    let setup = Setup {
+        segment_size_bytes: 16 << 10,
+        segment_count: prng.between(5, 9),
+        core_count: 4,
+        stream_count_max: prng.between(1, 4) as u32,
+        yield_percent: 30,
+        ..script::setup_of(&mut prng)
+    };
+    let weights = Weights {
+        crash: 0,
+        fault: 0,
+        busy_percent: 70,
+    };
+    let steps = script::draw(&mut prng, &setup, weights, step_count);
+    (setup, steps)
+}
+
+fn hunt_crowd(seed: u64) -> Result<u64, Violation> {
+    let (setup, steps) = crowd(seed, 200);
+    script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
+}
+
+/// A short history with a power cut at every moment of it.
+fn hunt_crashes(seed: u64) -> Result<u64, Violation> {
+    let (setup, steps) = crash::history(seed);
+    crash::run(&setup, seed, &steps, LIMITS).map(|tally| tally.crash_states)
+}
+
+/// The same, crowded.
+fn hunt_crowd_crashes(seed: u64) -> Result<u64, Violation> {
+    let (setup, steps) = crowd(seed, 50);
+    crash::run(&setup, seed, &steps, LIMITS).map(|tally| tally.crash_states)
+}
+
+/// What a canary must be found by: one of these is in the text of the violation.
+fn reasons(canary: Canary) -> &'static [&'static str] {
+    const STALE: &str = "a read found block";
+    const GARBAGE: &str = "a read of block";
+    const LOST: &str = "recovery found block";
+    const IN_PART: &str = "recovery found a write in part";
+    const MIXED: &str = "recovery found writes mixed";
+    const TORN: &str = "recovery found garbage";
+    const REFUSED: &str = "the cache is refused";
+    const CLEAN: &str = "counts as clean";
+    const BARRIER: &str = "the base breaks Barriers";
+    const CUT: &str = "the base breaks Cut";
+    const DRAINED: &str = "after a drain block";
+    const WITNESS: &str = "the base device does not hold what";
+    const INDEX: &str = "INV-INDEX-2";
+    match canary {
+        Canary::PayloadsNotFenced => &[TORN],
+        Canary::KsetFencedByAnotherCore => &["acknowledged too early"],
+        Canary::PublishedBeforeDurable => &[LOST],
+        Canary::AcknowledgedUnlogged => &[STALE, LOST, DRAINED, BARRIER, CUT],
+        Canary::BatchSplitOverTwoKsets => &[IN_PART, MIXED, CUT],
+        Canary::ClaimsIgnored => &[STALE, LOST, DRAINED, MIXED],
+        Canary::FloorNotSet => &[STALE, DRAINED, CLEAN, BARRIER, CUT],
+        Canary::OverlapLost => &[STALE, LOST, IN_PART, CLEAN],
+        Canary::StaleFillInstalled => &[STALE, LOST, CLEAN],
+        Canary::FlushClosesNoEpoch
+        | Canary::FuaClosesNoEpoch
+        | Canary::StrictBatchSpansBarrier
+        | Canary::EpochForgotten => &[BARRIER],
+        Canary::SecondCopyNotWritten
+        | Canary::BothCopiesBeforeOneFence
+        | Canary::ChecksumWithoutGeneration
+        | Canary::SealedOneShort => &[REFUSED],
+        Canary::PairChecksumIgnored => &[REFUSED, LOST, CLEAN],
+        Canary::KsetChecksumIgnored => &[REFUSED, LOST, TORN],
+        Canary::StaleLapAccepted | Canary::ChecksumWithoutUuid => {
+            &[STALE, GARBAGE, LOST, TORN, CLEAN, INDEX]
+        }
+        Canary::TailBeforeBaseFlush
+        | Canary::FailedBaseFlushIgnored
+        | Canary::OnlyBaseFlushRepeated
+        | Canary::FailedBaseWriteIgnored => &[CUT, BARRIER, CLEAN, WITNESS, DRAINED],
+        Canary::OldestKeyWins | Canary::UnmapNotWrittenBack => {
+            &[CUT, BARRIER, CLEAN, DRAINED, STALE]
+        }
+        Canary::BatchEndNotRecorded => &[CUT],
+        Canary::WitnessNotRenewed => &[WITNESS],
+        Canary::DrainEndsEarly => &[DRAINED],
+        Canary::GenerationBeforeKeyTail => &[CLEAN, LOST],
+        Canary::GenerationNotRaised => &[STALE, LOST, CLEAN, TORN],
+        Canary::ReclaimIgnoresReaders => &[GARBAGE, STALE],
+        Canary::DirtySegmentReclaimed => &["INV-SEG-5", STALE, LOST],
+        Canary::RecoveredInSegmentOrder => &[LOST, IN_PART, MIXED, CLEAN, STALE],
+        Canary::KeyTailIgnored => &[INDEX, CLEAN, LOST],
+        Canary::ZeroesForgotten => &[LOST, CLEAN, STALE],
+        Canary::SeqGivenOutAgain => &["both hold a kset with"],
+    }
+}
+
+/// What has become of a search.
+#[derive(Default)]
+struct Search {
+    histories: u64,
+    crash_states: u64,
+    caught: Option<(&'static str, Violation)>,
+    /// Violations that are not what the canary must be found by.
+    others: Vec<String>,
+}
+
+/// Runs the hunters, a few seeds of each in turn, until one finds something to be found by.
+fn search(rounds: u64, reasons: &[&str]) -> Search {
+    let mut search = Search::default();
+    for round in 0..rounds {
+        for hunter in HUNTERS {
+            let first = 1 + round * hunter.seeds_per_round;
+            for seed in first..first + hunter.seeds_per_round {
+                search.histories += 1;
+                match (hunter.hunt)(seed) {
+                    Ok(states) => search.crash_states += states,
+                    Err(violation) if reasons.iter().any(|text| violation.0.contains(text)) => {
+                        search.caught = Some((hunter.name, violation));
+                        return search;
+                    }
+                    Err(violation) => {
+                        let text = format!("{} seed {seed}: {violation}", hunter.name);
+                        search.others.push(text);
+                    }
+                }
+            }
+        }
+    }
+    search
+}
+
+#[test]
+fn every_canary_is_caught_for_the_right_reason_and_nothing_else_is() {
+    let hook = std::panic::take_hook();
+    // Most canaries break invariants, many times.
+    std::panic::set_hook(Box::new(|_| {}));
+    let found: Vec<(Canary, Search)> = Canary::ALL
+        .iter()
+        .map(|canary| {
+            let _planted = canary::plant(*canary);
+            (*canary, search(ROUNDS_MAX, reasons(*canary)))
+        })
+        .collect();
+    let per_round: u64 = HUNTERS.iter().map(|hunter| hunter.seeds_per_round).sum();
+    let longest = found.iter().map(|(_, search)| search.histories).max();
+    let rounds = longest.unwrap_or(0).div_ceil(per_round);
+    let without = search(rounds, &[]);
+    std::panic::set_hook(hook);
+
+    for (canary, search) in &found {
+        let (name, histories, states) = (canary.name(), search.histories, search.crash_states);
+        let (hunter, text) = match &search.caught {
+            Some((hunter, violation)) => (*hunter, violation.0.as_str()),
+            None => ("-", search.others.first().map_or("nothing", String::as_str)),
+        };
+        let text: String = text.chars().take(70).collect();
+        println!("{name:28} {hunter:12} {histories:5} histories {states:7} crash states: {text}");
+    }
+    let missed: Vec<&str> = found
+        .iter()
+        .filter(|(_, search)| search.caught.is_none())
+        .map(|(canary, _)| canary.name())
+        .collect();
+    let report = serde_json::json!({
+        "canaries_total": found.len(),
+        "canaries_caught": found.len() - missed.len(),
+        "histories_without_canary": without.histories,
+        "crash_states_without_canary": without.crash_states,
+        "violations_without_canary": without.others.len(),
+    });
+    println!("{report}");
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+    assert_eq!(without.others, [""; 0], "found without a canary");
+}
