@@ -7,6 +7,7 @@ pub mod image;
 pub mod machine;
 pub mod model;
 mod peek;
+pub mod plain;
 pub mod pmem;
 pub mod prng;
 pub mod recover;
