@@ -14,6 +14,8 @@ pub mod media;
 )]
 pub mod pmem;
 pub mod recovery;
+#[cfg(any(test, feature = "spdk"))]
+mod rpc;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 #[cfg(feature = "spdk")]
