@@ -14,7 +14,7 @@ pub mod media;
 )]
 pub mod pmem;
 pub mod recovery;
-#[cfg(any(test, feature = "spdk"))]
+#[cfg(any(test, feature = "sim", feature = "spdk"))]
 mod rpc;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

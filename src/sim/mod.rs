@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod base;
+pub mod fuzzing;
 pub mod image;
 pub mod machine;
 pub mod model;
