@@ -97,6 +97,19 @@ impl Spot {
         self.len_bytes.next_multiple_of(LINE_SIZE_BYTES as usize)
     }
 
+    /// Whether the checksum is good.
+    #[must_use]
+    pub fn is_sealed<P: Pmem>(&self, pmem: &P) -> bool {
+        let mut bytes = vec![0; self.len_bytes];
+        pmem.read(self.off, &mut bytes).is_ok() && bytes[..4] == self.checksum_of(&bytes)
+    }
+
+    /// Every structure starts with its checksum.
+    fn checksum_of(&self, bytes: &[u8]) -> [u8; 4] {
+        let crc = self.seed.checksum(&bytes[4..self.len_bytes]);
+        crc.to_le_bytes()
+    }
+
     /// Lets `change` do what it likes with the bytes, and makes their checksum good. Durable when it returns.
     ///
     /// # Panics
@@ -106,9 +119,8 @@ impl Spot {
         pmem.read(self.off, &mut bytes)
             .expect("hostile media are not poisoned");
         change(&mut bytes);
-        // Every structure starts with its checksum.
-        let crc = self.seed.checksum(&bytes[4..self.len_bytes]);
-        bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        let checksum = self.checksum_of(&bytes);
+        bytes[..4].copy_from_slice(&checksum);
         let agent = Agent(0);
         pmem.store(agent, self.off, &bytes);
         drop(pmem.fence(agent));

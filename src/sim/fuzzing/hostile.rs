@@ -1,7 +1,7 @@
 //! A cache device that may hold anything, and what must hold when it is opened and used all the same.
 
-use super::trace;
 use crate::engine::{Cache, Fua, Health, Op, OpenOptions, Status};
+use crate::media::{COUNTER_MAX, HeaderState, SegmentInfo, Tails, load_header};
 use crate::pmem::{IovBuf, Pmem};
 use crate::sim::image::ImagePmem;
 use crate::sim::plain::{BackgroundRuns, Plain};
@@ -9,13 +9,16 @@ use crate::sim::pmem::SimPmem;
 use crate::sim::prng::Prng;
 use crate::sim::recover;
 use crate::sim::stamp::{self, Stamp};
-use crate::units::Lba;
+use crate::units::{Lba, SegId};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Requests of one input, at most.
 const REQUESTS_MAX: usize = 60;
 /// The first stamp of a write here; those on the media are lower.
 const FIRST_STAMP: u32 = 1 << 20;
+/// More than the requests of one input can use up.
+const NUMBERS_LEFT_MIN: u64 = 1 << 20;
 
 /// A cache device, and the base to which it belongs.
 #[derive(Debug)]
@@ -47,21 +50,23 @@ impl Content {
 }
 
 /// Opens the media; if that works, uses them.
-pub(super) fn exercise(media: &Media, prng: &mut Prng) {
+///
+/// # Errors
+/// They were refused, and left as they were.
+pub(super) fn exercise(media: &Media, prng: &mut Prng) -> Result<(), String> {
     let before = media.image.bytes();
-    let cache = match open(media, media.image.clone()) {
-        Ok(cache) => cache,
-        Err(refusal) => {
-            trace("refused", &refusal);
-            assert!(
-                media.image.bytes() == before,
-                "refused, but written to: {refusal}"
-            );
-            return;
-        }
-    };
+    let opened = open(media, media.image.clone());
+    let cache = opened.inspect_err(|refusal| {
+        assert!(
+            media.image.bytes() == before,
+            "refused, but written to: {refusal}"
+        );
+    })?;
     cache.check_invariants();
     let contents = contents(&cache, &media.base, media.options.base.block_count);
+    if has_no_numbers_left(&cache, &media.image) {
+        return Ok(());
+    }
     let repaired = media.image.bytes();
     let again = open(media, ImagePmem::new(repaired.clone()));
     let again = again.unwrap_or_else(|refusal| panic!("repaired, then refused: {refusal}"));
@@ -69,6 +74,30 @@ pub(super) fn exercise(media: &Media, prng: &mut Prng) {
     let found = self::contents(&again, &media.base, media.options.base.block_count);
     assert!(found == contents, "a second recovery finds something else");
     use_it(media, repaired, contents, prng);
+    Ok(())
+}
+
+/// Counters stop short of [`COUNTER_MAX`], behind which a cache is refused. Media that pretend to have counted
+/// nearly so far can be opened, but not for ever.
+fn has_no_numbers_left(cache: &Cache<ImagePmem>, image: &ImagePmem) -> bool {
+    let info = cache.info();
+    let mut counters = vec![info.seq_next, info.epoch];
+    if let Ok(HeaderState::Cache(superblock, _)) = load_header(image) {
+        counters.push(superblock.update);
+    }
+    if let Ok((tails, _)) = Tails::load(image, &cache.checksums) {
+        counters.push(tails.update);
+    }
+    for segment in (0..cache.geometry.segment_count()).map(SegId) {
+        let info = SegmentInfo::load(image, &cache.geometry, &cache.checksums, segment);
+        counters.extend(
+            info.iter()
+                .flat_map(|(info, _)| [info.update, info.generation.0]),
+        );
+    }
+    counters
+        .iter()
+        .any(|number| number + NUMBERS_LEFT_MIN > COUNTER_MAX)
 }
 
 fn open(media: &Media, image: ImagePmem) -> Result<Arc<Cache<ImagePmem>>, String> {
@@ -118,7 +147,10 @@ fn use_it(media: &Media, image: Vec<u8>, mut contents: Vec<Content>, prng: &mut 
         if prng.is_at_end() {
             break;
         }
-        request(&mut plain, &mut contents, Stamp(FIRST_STAMP + number), prng);
+        let stamp = Stamp(FIRST_STAMP + number);
+        if request(&mut plain, &mut contents, stamp, prng).is_break() {
+            break;
+        }
     }
     plain.cache.check_invariants();
     let plain = start(plain.pmem.live_image(), plain.base);
@@ -128,7 +160,13 @@ fn use_it(media: &Media, image: Vec<u8>, mut contents: Vec<Content>, prng: &mut 
     compare(found, &contents, ("a restart", 0));
 }
 
-fn request(plain: &mut Plain, contents: &mut [Content], stamp: Stamp, prng: &mut Prng) {
+/// One request. `Break`: the damage keeps the log from moving; more requests would only wait, too.
+fn request(
+    plain: &mut Plain,
+    contents: &mut [Content],
+    stamp: Stamp,
+    prng: &mut Prng,
+) -> ControlFlow<()> {
     let channel = prng.index(2);
     let block_size = plain.base.len() / contents.len();
     // What a channel takes, up to some blocks that cross a page.
@@ -149,7 +187,7 @@ fn request(plain: &mut Plain, contents: &mut [Content], stamp: Stamp, prng: &mut
             let data = data(stamp);
             let buf = IovBuf::new(&data, &[]);
             let status = plain.run(channel, Op::Write(buf.cursor(), fua), lba, len);
-            note_write(plain, status, blocks, &data);
+            return note_write(plain, status, blocks, &data);
         }
         kind @ 3..=4 => {
             let op = if kind == 3 {
@@ -158,7 +196,7 @@ fn request(plain: &mut Plain, contents: &mut [Content], stamp: Stamp, prng: &mut
                 Op::Unmap
             };
             let status = plain.run(channel, op, lba, len);
-            note_write(plain, status, blocks, &data(Stamp::ZERO));
+            return note_write(plain, status, blocks, &data(Stamp::ZERO));
         }
         5 => {
             let (status, found) = plain.read(channel, lba, len);
@@ -166,18 +204,24 @@ fn request(plain: &mut Plain, contents: &mut [Content], stamp: Stamp, prng: &mut
             compare(found.chunks(block_size), blocks, ("a read", lba));
         }
         6 => assert_eq!(plain.run(channel, Op::Flush, 0, 0), Status::Success),
-        _ => drain(plain, contents),
+        _ => return drain(plain, contents),
     }
+    ControlFlow::Continue(())
 }
 
 /// A write may be stuck where the damage keeps the log from moving, and only there; then nothing of it is done.
-fn note_write(plain: &Plain, status: Status, blocks: &mut [Content], data: &[u8]) {
+fn note_write(
+    plain: &Plain,
+    status: Status,
+    blocks: &mut [Content],
+    data: &[u8],
+) -> ControlFlow<()> {
     if status == Status::Success {
         let block_size = data.len() / blocks.len();
         for (block, data) in blocks.iter_mut().zip(data.chunks(block_size)) {
             *block = Content::of(data);
         }
-        return;
+        return ControlFlow::Continue(());
     }
     let health = plain.cache.health();
     let damaged = matches!(health, Health::Degraded(_));
@@ -186,16 +230,18 @@ fn note_write(plain: &Plain, status: Status, blocks: &mut [Content], data: &[u8]
         "a write ends as {status:?}: {health:?}, {:?}",
         plain.cache.info()
     );
+    ControlFlow::Break(())
 }
 
-fn drain(plain: &mut Plain, contents: &[Content]) {
+fn drain(plain: &mut Plain, contents: &[Content]) -> ControlFlow<()> {
     if !plain.drain() {
         let health = plain.cache.health();
         let info = plain.cache.info();
         let damaged = matches!(health, Health::Degraded(_));
         assert!(damaged, "a drain does not end: {health:?}, {info:?}");
-        return;
+        return ControlFlow::Break(());
     }
     let block_size = plain.base.len() / contents.len();
     compare(plain.base.chunks(block_size), contents, ("a drain", 0));
+    ControlFlow::Continue(())
 }

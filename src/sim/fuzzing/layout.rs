@@ -52,7 +52,8 @@ impl Layout {
         Spot::kset(image, geometry, checksums, (segment, generation), off)
     }
 
-    /// The places of all ksets, as far as they lie one behind the other. Checksums do not matter.
+    /// The places of all ksets, as far as they lie one behind the other; those of an earlier lap behind them
+    /// included. Checksums do not matter.
     pub(super) fn kset_places(&self, image: &ImagePmem) -> Vec<KsetPlace> {
         let mut places = Vec::new();
         for segment in self.segments() {
@@ -65,8 +66,7 @@ impl Layout {
         places
     }
 
-    /// Makes all checksums good: of every copy of everything, of the ksets at `places` and of those that lie
-    /// one behind the other by now.
+    /// Makes all checksums good: of every copy of everything, and of the ksets at `places`.
     pub(super) fn seal(&self, image: &ImagePmem, places: &[KsetPlace]) {
         for copy in 0..2 {
             Spot::superblock(copy).edit(image, |_| ());
@@ -75,9 +75,8 @@ impl Layout {
                 self.info(segment, copy).edit(image, |_| ());
             }
         }
-        let mut places = [places, &self.kset_places(image)].concat();
+        let mut places = places.to_vec();
         places.sort_unstable();
-        places.dedup();
         // One that reaches over the next must get its checksum last.
         for place in places.into_iter().rev() {
             if let Some(kset) = self.kset(image, place) {

@@ -21,14 +21,14 @@ const STEPS_MAX: usize = 200;
 /// Bytes as a small cache device: it is opened and used, or refused and left as it was.
 pub fn media_recovery(input: &[u8]) {
     let (media, mut rest) = sparse::decode(input);
-    hostile::exercise(&media, &mut rest);
+    trace("refusal", &hostile::exercise(&media, &mut rest));
 }
 
 /// A valid cache device of which some structures are changed, most of them with good checksums.
 pub fn media_mutations(input: &[u8]) {
     let mut prng = Prng::from_input(input);
     let media = mutation::draw(&mut prng);
-    hostile::exercise(&media, &mut prng);
+    trace("refusal", &hostile::exercise(&media, &mut prng));
 }
 
 /// A history of the simulated machine, which checks every promise.

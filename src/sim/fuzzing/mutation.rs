@@ -98,13 +98,13 @@ fn run_history((setup, seed): (Setup, u64)) -> History {
     let base = machine.with_outside(|outside| outside.base.current_image());
     let layout = Layout::of(&setup);
     let device = ImagePmem::new(image.clone());
-    let places = layout.kset_places(&device);
+    let mut places = layout.kset_places(&device);
+    let spot = |place: &KsetPlace| layout.kset(&device, *place);
+    places.retain(|place| spot(place).is_some_and(|kset| kset.is_sealed(&device)));
     let infos = layout
         .segments()
         .flat_map(|id| [layout.info(id, 0), layout.info(id, 1)]);
-    let ksets = places
-        .iter()
-        .filter_map(|place| layout.kset(&device, *place));
+    let ksets = places.iter().filter_map(spot);
     History {
         spots: [
             [0, 1].map(Spot::superblock).to_vec(),
@@ -130,29 +130,33 @@ pub(super) fn draw(prng: &mut Prng) -> Media {
     let count = prng.between(0, MUTATIONS_MAX);
     let mutations: Vec<Mutation> = (0..count).map(|_| history.mutation(prng)).collect();
     trace("mutations", &mutations);
-    let image = ImagePmem::new(history.image.clone());
-    let mut places = history.places.clone();
-    for mutation in &mutations {
-        history.apply(&image, *mutation, &mut places);
-    }
-    history.layout.seal(&image, &places);
-    for mutation in &mutations {
-        if let Mutation::Damage { off, bit } = mutation {
-            let mut byte = [0];
-            // An image is never poisoned.
-            if image.read(*off, &mut byte).is_ok() {
-                image.patch(*off, &[byte[0] ^ 1 << bit]);
-            }
-        }
-    }
-    Media {
-        image,
-        base: history.base.clone(),
-        options: open_options(&history.setup),
-    }
+    history.media_after(&mutations)
 }
 
 impl History {
+    fn media_after(&self, mutations: &[Mutation]) -> Media {
+        let image = ImagePmem::new(self.image.clone());
+        let mut places = self.places.clone();
+        for mutation in mutations {
+            self.apply(&image, *mutation, &mut places);
+        }
+        self.layout.seal(&image, &places);
+        for mutation in mutations {
+            if let Mutation::Damage { off, bit } = mutation {
+                let mut byte = [0];
+                // An image is never poisoned.
+                if image.read(*off, &mut byte).is_ok() {
+                    image.patch(*off, &[byte[0] ^ 1 << bit]);
+                }
+            }
+        }
+        Media {
+            image,
+            base: self.base.clone(),
+            options: open_options(&self.setup),
+        }
+    }
+
     fn mutation(&self, prng: &mut Prng) -> Mutation {
         // Mostly ksets, of which there are most.
         let kind = prng.pick(&[3, 3, 3, 2, 2, 1, 1, 0]);
@@ -243,7 +247,7 @@ impl History {
                 kset,
                 to,
                 add_to_seq,
-            } => places.extend(self.append(image, kset, to, add_to_seq)),
+            } => places.extend(self.append(image, kset, to, add_to_seq, places)),
             // Once everything is sealed.
             Mutation::Damage { .. } => {}
         }
@@ -255,8 +259,8 @@ impl History {
         kset: Spot,
         to: SegId,
         add_to_seq: u64,
+        places: &[KsetPlace],
     ) -> Option<KsetPlace> {
-        let places = self.layout.kset_places(image);
         let there = places.iter().filter(|place| place.0 == to);
         let (index, last) = there.enumerate().last()?;
         let last_len = self.layout.kset(image, *last)?.size_bytes();
@@ -275,5 +279,74 @@ impl History {
             .plus(u64::from(place.1));
         image.patch(off, &bytes);
         Some(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hostile;
+    use super::*;
+
+    /// What opening the first history says after some changes.
+    fn outcome(change: impl Fn(&History) -> Vec<Mutation>) -> Result<(), String> {
+        let history = &histories()[0];
+        let media = history.media_after(&change(history));
+        hostile::exercise(&media, &mut Prng::new(1))
+    }
+
+    fn set(spot: Spot, at: usize, value: u64) -> Mutation {
+        Mutation::Set {
+            spot,
+            at,
+            width: 8,
+            value,
+        }
+    }
+
+    #[test]
+    fn unchanged_media_open() {
+        for history in histories() {
+            let media = history.media_after(&[]);
+            assert_eq!(hostile::exercise(&media, &mut Prng::new(1)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn hostile_numbers_get_past_the_checksums() {
+        // The dirty tail; the address in the first key.
+        let tails = |h: &History| {
+            h.spots[1]
+                .iter()
+                .map(|spot| set(*spot, 16, u64::MAX))
+                .collect()
+        };
+        let refusal = outcome(tails).unwrap_err();
+        assert!(refusal.contains("dirty_tail"), "{refusal}");
+        let key = |h: &History| {
+            let last = h.spots[3].iter().max_by_key(|spot| spot.off.0);
+            vec![set(*last.unwrap(), 32, u64::MAX)]
+        };
+        let refusal = outcome(key).unwrap_err();
+        assert!(refusal.contains("a key is out of range"), "{refusal}");
+    }
+
+    #[test]
+    fn a_kset_can_be_appended_to_another_segment() {
+        let found_twice = |to: SegId, kset: Spot| {
+            let add_to_seq = 0;
+            let refusal = outcome(|_| {
+                vec![Mutation::Append {
+                    kset,
+                    to,
+                    add_to_seq,
+                }]
+            });
+            refusal.is_err_and(|refusal| refusal.contains("both hold a kset"))
+        };
+        // Where it may be depends on the order of the segments.
+        let history = &histories()[0];
+        let ksets = &history.spots[3];
+        let mut segments = history.layout.segments();
+        assert!(segments.any(|to| ksets.iter().any(|kset| found_twice(to, *kset))));
     }
 }

@@ -57,7 +57,8 @@ pub(super) fn decode(input: &[u8]) -> (Media, Prng) {
     }
     let image = ImagePmem::new(bytes);
     if flags & flags::SEAL != 0 {
-        Layout::of(&setup).seal(&image, &[]);
+        let layout = Layout::of(&setup);
+        layout.seal(&image, &layout.kset_places(&image));
     }
     let block_size = setup.block_size_bytes as usize;
     let mut base = vec![0; block_size * setup.block_count as usize];
@@ -143,4 +144,19 @@ fn image_of(setup: &Setup, seed: u64) -> ImagePmem {
     }; WITNESS_COUNT];
     drop(tails.persist(&image, Agent(0), &checksums));
     image
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hostile;
+    use super::*;
+
+    #[test]
+    fn the_first_inputs_stand_for_media_that_open() {
+        for (name, input) in seeds() {
+            let (media, mut requests) = decode(&input);
+            assert!(!requests.is_at_end(), "{name} has requests");
+            assert_eq!(hostile::exercise(&media, &mut requests), Ok(()), "{name}");
+        }
+    }
 }
