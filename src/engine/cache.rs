@@ -125,6 +125,9 @@ pub(crate) struct CacheParts<P> {
 pub(crate) struct Drain {
     /// Everything below this is to be written back; 0: nothing is asked for.
     pub(crate) upto: AtomicU64,
+    /// Nothing below this is in the log without being on the base. May be ahead of the dirty tail: after a
+    /// crash there can be numbers at the end of the log that no kset carries.
+    pub(crate) reached: AtomicU64,
     bytes_start: AtomicU64,
 }
 
@@ -193,6 +196,7 @@ impl<P: Pmem> Cache<P> {
             space_wanted: AtomicBool::new(false),
             drain: Drain {
                 upto: AtomicU64::new(0),
+                reached: AtomicU64::new(0),
                 bytes_start: AtomicU64::new(0),
             },
             failed: AtomicBool::new(false),
@@ -373,7 +377,8 @@ impl<P: Pmem> Cache<P> {
     /// Whether a drain was asked for and is not done.
     pub(crate) fn drain_running(&self) -> bool {
         let upto = self.drain.upto.load(Ordering::Acquire);
-        upto != 0 && self.dirty_tail().0 + 1 < upto
+        let reached = self.drain.reached.load(Ordering::Acquire);
+        upto != 0 && reached.max(self.dirty_tail().0 + 1) < upto
     }
 
     /// How far the drain is that was asked for last.

@@ -167,6 +167,7 @@ impl Writeback {
     fn is_wanted<P: Pmem>(&mut self, context: &Context<'_, P>, settled: Seq, now: Now) -> bool {
         let cache = context.cache;
         if !self.log.has_below(settled) {
+            cache.drain.reached.store(settled.0, Ordering::Release);
             self.dirty_since = None;
             return false;
         }
