@@ -15,10 +15,11 @@ DEMO_ARGS ?=
 SEED ?= 1
 CRASH_STATES ?= 1200000
 SIM_SEEDS ?= 4000
+FUZZ_TARGET ?=
 
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
-TEST_PACKAGES := gcc libc6-dev libiscsi-dev python3-venv
+TEST_PACKAGES := g++ gcc libc6-dev libiscsi-dev python3-venv
 PYTHON_SOURCES := rpc test
 PROVE := RUST_BACKTRACE=0 cargo test --quiet --features sim,inspect --test prove --
 CANARIES := target/canaries.txt
@@ -90,6 +91,17 @@ e2e: module $(VENV)/ready  ## Run the tests with real SPDK applications
 	@$(SAY) "tests with SPDK applications"
 	$(PYTHON) -m pytest -v -c test/pytest.ini test/e2e $(PYTEST_ARGS)
 
+# FUZZ_TARGET: one of fuzz/fuzz_targets, or all; FUZZ_SECONDS: for each of them.
+.PHONY: fuzz
+fuzz: rust target/test-packages  ## Fuzz for long: FUZZ_SECONDS=600 for each target, FUZZ_TARGET=one of them
+	@$(SAY) "fuzzing"
+	fuzz/run.sh fuzz $(FUZZ_TARGET)
+
+.PHONY: fuzz-smoke
+fuzz-smoke: rust target/test-packages  ## Replay the fuzzers' corpus, then fuzz for some seconds
+	@$(SAY) "fuzzing, for a moment"
+	fuzz/run.sh smoke $(FUZZ_TARGET)
+
 .PHONY: check
 check: rust spdk $(VENV)/ready  ## Check format and lints, without and with the SPDK adapter
 	@$(SAY) "format and lints"
@@ -122,7 +134,8 @@ rust:
 		exit 1
 	fi
 
-# The C compiler and libiscsi are for the storage client, which the tests build themselves.
+# The C compiler and libiscsi are for the storage client, which the tests build themselves; the C++
+# compiler is for libFuzzer.
 target/test-packages: Makefile
 	@missing=()
 	for package in $(TEST_PACKAGES); do

@@ -17,6 +17,8 @@ pub mod media;
 )]
 pub mod pmem;
 pub mod recovery;
+#[cfg(any(test, feature = "sim", feature = "spdk"))]
+mod rpc;
 mod sched;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -7,7 +7,6 @@ use std::process::Command;
 const FILE_LINES_MAX: usize = 600;
 /// Files that were longer when the rule came, with what they had then: they may shrink, not grow.
 const LONGER_FILES: &[(&str, usize)] = &[
-    ("src/recovery/compat_tests.rs", 612),
     ("src/sim/machine.rs", 958),
 ];
 /// What may lie at the top, besides dot files.

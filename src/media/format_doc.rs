@@ -284,7 +284,9 @@ fn no_struct_is_forgotten() {
     }
     assert_eq!(count, documented.len());
     let modules = include_str!("mod.rs").lines();
-    let modules = modules.filter(|line| line.starts_with("mod ") && !line.contains("format_doc"));
+    let modules = modules.filter(|line| {
+        line.starts_with("mod ") && !line.contains("format_doc") && !line.contains("seal")
+    });
     assert_eq!(modules.count(), sources.len());
 }
 

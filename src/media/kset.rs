@@ -41,6 +41,18 @@ pub(crate) struct KeyOnMedia {
     rsv: [u8; 3],
 }
 
+#[cfg(any(test, feature = "sim"))]
+impl KsetHeaderOnMedia {
+    pub(super) fn key_count(&self) -> u32 {
+        self.key_count.get()
+    }
+
+    pub(super) fn renumber(&mut self, kset_index: u32, add_to_seq: u64) {
+        self.kset_index.set(kset_index);
+        self.seq.set(self.seq.get().wrapping_add(add_to_seq));
+    }
+}
+
 const _: () = {
     assert!(size_of::<KsetHeaderOnMedia>() == 32);
     assert!(size_of::<KeyOnMedia>() == 24);

@@ -9,6 +9,8 @@ mod format_doc;
 mod kset;
 mod layout;
 mod pair;
+#[cfg(any(test, feature = "sim"))]
+mod seal;
 mod segment_info;
 mod superblock;
 mod tails;
@@ -23,6 +25,8 @@ pub use layout::{
     SEGMENTS_START_MIN_BYTES,
 };
 pub use pair::{COUNTER_MAX, Copies, CopyState, PairError};
+#[cfg(any(test, feature = "sim"))]
+pub use seal::Spot;
 pub use segment_info::{Sealed, SegmentInfo};
 pub use superblock::{
     FEATURES_COMPAT, HeaderState, Superblock, SuperblockError, load_header, persist_superblock,

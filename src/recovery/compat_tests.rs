@@ -4,18 +4,16 @@
 //! An image is what [`write_image`] once made of a script. A script is frozen together with its image: what
 //! must be read is computed from it, and a change of it would make a good image look wrong.
 
-use super::{OpenError, OpenStep, Opening};
+use super::OpenError;
 use crate::engine::{
-    Background, BaseCaps, BaseError, BaseIdentity, BaseKind, BaseRequest, Cache, CacheInfo,
-    Channel, DataCrc, FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, Outbox, Status,
+    BaseCaps, BaseIdentity, CacheInfo, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Status,
     WritebackOrder,
 };
 use crate::pmem::IovBuf;
+use crate::sim::plain::{BackgroundRuns, Plain, open};
 use crate::sim::pmem::SimPmem;
-use crate::units::{Lba, Now};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// 64 KiB of header area and ten segments of 16 KiB.
 const DEVICE_SIZE_BYTES: u64 = (64 + 10 * 16) << 10;
@@ -279,179 +277,57 @@ fn content(lba: u64, number: u64, block: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A cache over a base that does everything at once. The background works in drains only, so that what is
-/// dirty, and what is cached, depends on nothing but the script.
-struct Machine {
-    pmem: SimPmem,
-    base: Vec<u8>,
-    block: usize,
-    cache: Arc<Cache<SimPmem>>,
-    channels: Vec<Channel<SimPmem>>,
-    background: Background<SimPmem>,
-    out: Outbox,
-    now: Now,
-    /// Blocks that a request read from the base.
-    missed: BTreeSet<u64>,
-}
-
-pub(super) fn open(
-    pmem: SimPmem,
-    base: &[u8],
-    options: OpenOptions,
-) -> Result<Arc<Cache<SimPmem>>, OpenError> {
-    let block = options.base.block_size_bytes as usize;
-    let mut opening = Opening::begin(pmem, options)?;
-    loop {
-        match opening.poll()? {
-            OpenStep::Working { .. } | OpenStep::AwaitingBase => {}
-            OpenStep::ReadBase {
-                slot,
-                lba,
-                len_blocks,
-            } => {
-                let bytes = &base[lba.0 as usize * block..][..len_blocks as usize * block];
-                opening.on_base_block(slot, Ok(bytes));
+/// The numbers of a script's steps tell the data of its writes.
+fn run_step(machine: &mut Plain, block: usize, number: u64, step: Step) {
+    let data = |lba: u64, len: u64| -> Vec<u8> {
+        let blocks = (lba..lba + len).flat_map(|lba| content(lba, number, block));
+        blocks.collect()
+    };
+    let mut run = |channel, op, lba, len| {
+        assert_eq!(machine.run(channel, op, lba, len), Status::Success);
+    };
+    match step {
+        Write(channel, lba, len) | WriteFua(channel, lba, len) => {
+            let fua = match step {
+                WriteFua(..) => Fua::Yes,
+                _ => Fua::No,
+            };
+            let buf = IovBuf::new(&data(lba, len), &[]);
+            run(channel, Op::Write(buf.cursor(), fua), lba, len);
+        }
+        Read(channel, lba, len) => drop(read(machine, channel, lba, len)),
+        Zero(channel, lba, len) => run(channel, Op::WriteZeroes, lba, len),
+        Unmap(channel, lba, len) => run(channel, Op::Unmap, lba, len),
+        Flush => run(0, Op::Flush, 0, 0),
+        Drain => {
+            assert!(machine.drain());
+            // Reclaiming.
+            for _ in 0..1000 {
+                machine.poll_background();
             }
-            OpenStep::Ready => return Ok(opening.finish()),
         }
     }
 }
 
-impl Machine {
-    fn new(pmem: SimPmem, base: Vec<u8>, options: OpenOptions) -> Self {
-        let block = options.base.block_size_bytes as usize;
-        let cache = open(pmem.clone(), &base, options).unwrap();
-        let channels = (0..2).map(|_| cache.channel().unwrap()).collect();
-        let background = cache.background().unwrap();
-        Self {
-            pmem,
-            base,
-            block,
-            cache,
-            channels,
-            background,
-            out: Outbox::new(),
-            now: Now(0),
-            missed: BTreeSet::new(),
-        }
-    }
+fn read(machine: &mut Plain, channel: usize, lba: u64, len_blocks: u64) -> Vec<u8> {
+    let (status, bytes) = machine.read(channel, lba, len_blocks);
+    assert_eq!(status, Status::Success);
+    bytes
+}
 
-    fn run(&mut self, channel: usize, op: Op, lba: u64, len_blocks: u64) {
-        let io = HostIo {
-            token: IoToken(1),
-            op,
-            lba: Lba(lba),
-            len_blocks,
-        };
-        self.channels[channel].submit(io).unwrap();
-        for _ in 0..100_000 {
-            self.now.0 += 1_000_000;
-            self.out.clear();
-            self.channels[channel].poll(self.now, &mut self.out);
-            let completion = self.out.completions.first().copied();
-            for request in std::mem::take(&mut self.out.base) {
-                let (first, len) = (request.lba.0, request.len_blocks);
-                self.missed.extend(first..first + len);
-                let result = self.base_op(&request);
-                self.channels[channel].on_base_done(request.op, result);
-            }
-            if let Some(completion) = completion {
-                assert_eq!(completion.status, Status::Success);
-                return;
-            }
-        }
-        panic!("{io:?} does not complete: {:?}", self.cache.info());
-    }
-
-    fn poll_background(&mut self) {
-        self.now.0 += 1_000_000;
-        self.out.clear();
-        self.background.poll(self.now, &mut self.out);
-        for request in std::mem::take(&mut self.out.base) {
-            let result = self.base_op(&request);
-            self.background.on_base_done(request.op, result);
-        }
-    }
-
-    fn base_op(&mut self, request: &BaseRequest) -> Result<(), BaseError> {
-        let start = request.lba.0 as usize * self.block;
-        let end = start + request.len_blocks as usize * self.block;
-        match request.kind {
-            BaseKind::Read(mut cursor) => cursor.write_from(&self.base[start..end]),
-            BaseKind::Write {
-                first_source,
-                source_count,
-            } => {
-                let mut at = start;
-                let first = first_source as usize;
-                for slice in &self.out.sources[first..first + source_count as usize] {
-                    slice.copy_to(&mut self.base[at..at + slice.len_bytes()]);
-                    at += slice.len_bytes();
-                }
-                assert_eq!(at, end);
-            }
-            BaseKind::Unmap | BaseKind::WriteZeroes => self.base[start..end].fill(0),
-            BaseKind::Flush => {}
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, channel: usize, lba: u64, len_blocks: u64) -> Vec<u8> {
-        let buf = IovBuf::zeroed(len_blocks as usize * self.block);
-        self.run(channel, Op::Read(buf.cursor()), lba, len_blocks);
-        buf.bytes()
-    }
-
-    fn drain(&mut self) {
-        self.cache.drain_start();
-        for _ in 0..100_000 {
-            self.poll_background();
-            if !self.cache.drain_status().in_progress {
-                return;
-            }
-        }
-        panic!("the drain does not end: {:?}", self.cache.info());
-    }
-
-    fn step(&mut self, number: u64, step: Step) {
-        let block = self.block;
-        let data = |lba: u64, len: u64| -> Vec<u8> {
-            let blocks = (lba..lba + len).flat_map(|lba| content(lba, number, block));
-            blocks.collect()
-        };
-        match step {
-            Write(channel, lba, len) | WriteFua(channel, lba, len) => {
-                let fua = match step {
-                    WriteFua(..) => Fua::Yes,
-                    _ => Fua::No,
-                };
-                let buf = IovBuf::new(&data(lba, len), &[]);
-                self.run(channel, Op::Write(buf.cursor(), fua), lba, len);
-            }
-            Read(channel, lba, len) => drop(self.read(channel, lba, len)),
-            Zero(channel, lba, len) => self.run(channel, Op::WriteZeroes, lba, len),
-            Unmap(channel, lba, len) => self.run(channel, Op::Unmap, lba, len),
-            Flush => self.run(0, Op::Flush, 0, 0),
-            Drain => {
-                self.drain();
-                // Reclaiming.
-                for _ in 0..1000 {
-                    self.poll_background();
-                }
-            }
-        }
-    }
+fn machine(pmem: SimPmem, base: Vec<u8>, options: OpenOptions) -> Plain {
+    Plain::new(pmem, base, options, BackgroundRuns::InDrains).unwrap()
 }
 
 /// The cache device after the script: what a kill would leave, both streams with an open segment.
 fn write_image(image: &Image) -> Vec<u8> {
-    let mut machine = Machine::new(
+    let mut machine = machine(
         SimPmem::new(DEVICE_SIZE_BYTES),
         image.content_after(0),
         image.options_at_format(),
     );
     for (number, step) in (1..).zip(image.script) {
-        machine.step(number, *step);
+        run_step(&mut machine, image.block(), number, *step);
         machine.cache.check_invariants();
     }
     assert!(
@@ -470,8 +346,8 @@ fn write_images() {
     }
 }
 
-fn open_image(image: &Image, bytes: Vec<u8>) -> Machine {
-    Machine::new(
+fn open_image(image: &Image, bytes: Vec<u8>) -> Plain {
+    machine(
         SimPmem::from_image(bytes),
         image.base_content(),
         image.options(),
@@ -511,10 +387,10 @@ fn check_info(image: &Image, info: &CacheInfo) {
 }
 
 /// Every block, one by one, so that each miss is seen.
-fn check_content(image: &Image, machine: &mut Machine) {
+fn check_content(image: &Image, machine: &mut Plain) {
     let expected = image.content();
     for lba in 0..image.block_count() {
-        let block = machine.read((lba % 2) as usize, lba, 1);
+        let block = read(machine, (lba % 2) as usize, lba, 1);
         let range = lba as usize * image.block()..(lba as usize + 1) * image.block();
         assert!(
             block == expected[range],
@@ -545,7 +421,7 @@ fn every_block_of_every_image_reads_as_it_was_written() {
 fn every_image_can_be_drained_and_opened_again() {
     for image in &IMAGES {
         let mut machine = open_image(image, image.load());
-        machine.drain();
+        assert!(machine.drain());
         assert!(machine.base == image.content(), "{}", image.file);
         machine.cache.check_invariants();
         let bytes = machine.pmem.durable_image();
@@ -554,7 +430,7 @@ fn every_image_can_be_drained_and_opened_again() {
         // Fewer cores, another uuid of the base: neither is a matter of the format.
         options.stream_count_max = 1;
         options.base.uuid = [1; 16];
-        let mut again = Machine::new(SimPmem::from_image(bytes), base, options);
+        let mut again = self::machine(SimPmem::from_image(bytes), base, options);
         assert_eq!(again.cache.info().dirty_bytes, 0);
         check_content(image, &mut again);
     }

@@ -86,8 +86,9 @@ impl Formatting {
 mod tests {
     use crate::engine::FormatPolicy;
     use crate::media::{HeaderState, load_header};
-    use crate::recovery::compat_tests::{IMAGES, open};
+    use crate::recovery::compat_tests::IMAGES;
     use crate::sim::image::ImagePmem;
+    use crate::sim::plain::open;
     use crate::sim::pmem::SimPmem;
     use std::sync::{Arc, Mutex};
 

@@ -1,15 +1,15 @@
 //! Media with good checksums and impossible numbers, and devices that only look blank: an error that says
 //! so, never a panic, and nothing is written (INV-OPEN-3).
 
-use super::compat_tests::{IMAGES, open};
+use super::compat_tests::IMAGES;
 use crate::engine::FormatPolicy;
 use crate::media::{
-    COUNTER_MAX, Checksums, FEATURES_COMPAT, HeaderState, SegmentInfo, Superblock, Tails, Witness,
-    load_header, persist_superblock,
+    COUNTER_MAX, Checksums, FEATURES_COMPAT, HeaderState, SegmentInfo, Spot, Superblock, Tails,
+    Witness, load_header, persist_superblock,
 };
-use crate::pmem::{Pmem, PmemRead};
+use crate::sim::plain::open;
 use crate::sim::pmem::SimPmem;
-use crate::units::{Agent, Generation, Lba, PmemOff, SegId};
+use crate::units::{Agent, Generation, Lba, SegId};
 
 const AGENT: Agent = Agent(9);
 
@@ -86,17 +86,12 @@ fn counters_that_nobody_can_have_reached_are_damage() {
 #[test]
 fn an_unknown_state_of_a_segment_is_damage() {
     let error = error_after(|pmem, superblock, checksums| {
-        let segment = superblock.geometry.segment_off(SegId(1));
-        for copy in [0, 4096] {
-            let off = segment.plus(copy);
-            let mut line = [0; 64];
-            pmem.read(off, &mut line).unwrap();
-            line[4..8].copy_from_slice(&7u32.to_le_bytes());
-            let crc = checksums.segment_info(1).checksum(&line[4..]);
-            line[0..4].copy_from_slice(&crc.to_le_bytes());
-            pmem.store(AGENT, off, &line);
+        for copy in [0, 1] {
+            let spot = Spot::segment_info(&superblock.geometry, checksums, SegId(1), copy);
+            spot.edit(pmem, |bytes| {
+                bytes[4..8].copy_from_slice(&7u32.to_le_bytes())
+            });
         }
-        drop(pmem.fence(AGENT));
     });
     assert!(error.contains("segment 1"), "{error}");
 }
@@ -107,15 +102,11 @@ fn a_base_name_of_impossible_length_is_refused() {
         let error = error_after(|pmem, mut superblock, _| {
             superblock.base.name = "n".repeat(255);
             drop(persist_superblock(pmem, AGENT, &mut superblock));
-            for off in [0u64, 32 << 10] {
-                let mut bytes = [0; 512];
-                pmem.read(PmemOff(off), &mut bytes).unwrap();
-                bytes[128..132].copy_from_slice(&(len as u32).to_le_bytes());
-                let crc = Checksums::superblock().checksum(&bytes[4..]);
-                bytes[0..4].copy_from_slice(&crc.to_le_bytes());
-                pmem.store(AGENT, PmemOff(off), &bytes);
+            for copy in [0, 1] {
+                Spot::superblock(copy).edit(pmem, |bytes| {
+                    bytes[128..132].copy_from_slice(&(len as u32).to_le_bytes());
+                });
             }
-            drop(pmem.fence(AGENT));
         });
         assert!(error.contains("base_name_len"), "{error}");
     }
@@ -161,16 +152,12 @@ fn a_device_with_data_behind_a_blank_start_is_not_formatted_unasked() {
 fn force_overwrites_whatever_a_superblock_says() {
     let image = &IMAGES[0];
     let pmem = SimPmem::from_image(image.load());
-    for off in [0u64, 32 << 10] {
-        let mut bytes = [0; 512];
-        pmem.read(PmemOff(off), &mut bytes).unwrap();
+    for copy in [0, 1] {
         // A segment size that is no power of two.
-        bytes[80..88].copy_from_slice(&12345u64.to_le_bytes());
-        let crc = Checksums::superblock().checksum(&bytes[4..]);
-        bytes[0..4].copy_from_slice(&crc.to_le_bytes());
-        pmem.store(AGENT, PmemOff(off), &bytes);
+        Spot::superblock(copy).edit(&pmem, |bytes| {
+            bytes[80..88].copy_from_slice(&12345u64.to_le_bytes());
+        });
     }
-    drop(pmem.fence(AGENT));
     let base = image.base_content();
     let error = open(pmem.clone(), &base, image.options()).expect_err("the geometry is impossible");
     assert!(error.to_string().contains("12345"), "{error}");

@@ -4,11 +4,13 @@
 
 pub mod base;
 pub mod crash;
+pub mod fuzzing;
 pub mod image;
 mod lazy;
 pub mod machine;
 pub mod model;
 mod peek;
+pub mod plain;
 pub mod pmem;
 pub mod prng;
 pub mod recover;

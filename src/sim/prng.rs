@@ -1,28 +1,59 @@
-//! Pseudo-random numbers that depend on the seed alone, whatever the version of any library.
+//! Pseudo-random numbers that depend on the seed alone, whatever the version of any library; or the numbers
+//! that a fuzzer's input spells out, so that whatever is drawn from a seed can be steered by a fuzzer too.
 
-/// A SplitMix64 generator.
+#[derive(Clone, Debug)]
+enum Source {
+    /// A SplitMix64 generator.
+    Seed(u64),
+    /// What is left of an input; zeroes follow.
+    Input(std::vec::IntoIter<u8>),
+}
+
+/// See the module.
 #[derive(Clone, Debug)]
 pub struct Prng {
-    state: u64,
+    source: Source,
 }
 
 impl Prng {
     /// The generator of a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self {
-            state: mix(seed, 0x5eed),
-        }
+        let source = Source::Seed(mix(seed, 0x5eed));
+        Self { source }
+    }
+
+    /// The numbers of an input. Each takes as few bytes as its bound allows, so that a change of one byte
+    /// changes one number.
+    #[must_use]
+    pub fn from_input(input: &[u8]) -> Self {
+        let source = Source::Input(Vec::from(input).into_iter());
+        Self { source }
+    }
+
+    /// Whether only zeroes are left of an input. A seed never ends.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        matches!(&self.source, Source::Input(left) if left.len() == 0)
     }
 
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.state, 0)
+        match &mut self.source {
+            Source::Seed(state) => {
+                *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                mix(*state, 0)
+            }
+            Source::Input(left) => little_endian(left, 8),
+        }
     }
 
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
+        if let Source::Input(left) = &mut self.source {
+            let bits = 64 - (bound - 1).leading_zeros();
+            return little_endian(left, bits.div_ceil(8)) % bound;
+        }
         ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 
@@ -53,6 +84,12 @@ impl Prng {
     }
 }
 
+fn little_endian(bytes: &mut std::vec::IntoIter<u8>, count: u32) -> u64 {
+    (0..count).fold(0, |number, at| {
+        number | u64::from(bytes.next().unwrap_or(0)) << (8 * at)
+    })
+}
+
 /// Mixes two numbers into one (the finaliser of SplitMix64).
 #[must_use]
 pub fn mix(a: u64, b: u64) -> u64 {
@@ -73,6 +110,19 @@ mod tests {
         let mut again = Prng::new(7);
         assert_eq!(first, (0..4).map(|_| again.below(1000)).collect::<Vec<_>>());
         assert_ne!(Prng::new(8).next_u64(), Prng::new(7).next_u64());
+    }
+
+    #[test]
+    fn an_input_spells_out_the_numbers_and_ends_in_zeroes() {
+        let mut prng = Prng::from_input(&[7, 0x34, 0x12, 9, 250]);
+        assert_eq!(prng.below(1), 0);
+        assert_eq!(prng.below(8), 7);
+        assert_eq!(prng.below(0x10000), 0x1234);
+        assert!(!prng.is_at_end());
+        assert_eq!(prng.below(u64::MAX), 250 << 8 | 9);
+        assert!(prng.is_at_end());
+        assert_eq!((prng.below(3), prng.next_u64()), (0, 0));
+        assert!(!Prng::new(0).is_at_end());
     }
 
     #[test]

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use spdk_sys as sys;
 
-use super::json::RpcError;
 use super::registry::{self, EntryId};
 use super::trampoline::guard;
 use crate::engine::{BaseCaps, BaseError, BaseIdentity};
+use crate::rpc::RpcError;
 
 /// A smaller base device is a mistake.
 const BASE_SIZE_MIN_BYTES: u64 = 1 << 20;

@@ -11,8 +11,7 @@ use spdk_sys as sys;
 
 use super::background::Driver;
 use super::base::{Base, os_text};
-use super::definition::Definition;
-use super::json::{Json, Request, RpcError};
+use super::json::{Json, Request};
 use super::mapping::{self, Job, Mapped, Origin};
 use super::memory::Access;
 use super::node::{Node, NodeApp};
@@ -24,6 +23,7 @@ use super::witness_reads::WitnessReads;
 use crate::engine::{BaseError, OpenOptions};
 use crate::pmem::{Durability, MapError, MappedPmem, Pmem, PmemRead};
 use crate::recovery::{OpenError, OpenStep, Opening};
+use crate::rpc::{Definition, RpcError};
 use crate::units::PmemOff;
 
 /// How many cores may append at once, at most.

@@ -1,30 +1,14 @@
 //! JSON between SPDK's parser and writer and `serde_json`.
 
 use std::ffi::{CString, c_int, c_void};
-use std::fmt;
 use std::ptr::NonNull;
 
 use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::{Map, Value};
 use spdk_sys as sys;
 
-/// An error for the caller of an RPC: a JSON-RPC code or a negative errno, and a sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct RpcError {
-    pub(super) code: i32,
-    pub(super) message: String,
-}
+use crate::rpc::{Members, RpcError};
 
 impl RpcError {
-    /// The parameters are wrong: the message names the parameter, its value and what would be right.
-    pub(super) fn invalid_params(message: impl Into<String>) -> Self {
-        Self {
-            code: sys::SPDK_JSONRPC_ERROR_INVALID_PARAMS,
-            message: message.into(),
-        }
-    }
-
     /// The operation failed; `errno` is positive.
     pub(super) fn errno(errno: i32, message: impl Into<String>) -> Self {
         Self {
@@ -38,12 +22,6 @@ impl RpcError {
             code: sys::SPDK_JSONRPC_ERROR_INTERNAL_ERROR,
             message: message.into(),
         }
-    }
-}
-
-impl fmt::Display for RpcError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
     }
 }
 
@@ -112,35 +90,6 @@ impl Drop for Request {
     }
 }
 
-/// The members of a JSON object, each name once.
-#[derive(Debug, Default)]
-pub(super) struct Members(pub(super) Map<String, Value>);
-
-impl<'de> Deserialize<'de> for Members {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Once;
-        impl<'de> Visitor<'de> for Once {
-            type Value = Members;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with named parameters")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Members, A::Error> {
-                let mut members = Map::new();
-                while let Some((name, value)) = access.next_entry::<String, Value>()? {
-                    if members.contains_key(&name) {
-                        return Err(A::Error::custom(format!("{name} is given twice")));
-                    }
-                    members.insert(name, value);
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Once)
-    }
-}
-
 /// The parameters of an RPC.
 ///
 /// # Safety
@@ -166,8 +115,7 @@ pub(super) unsafe fn members_of(params: *const sys::spdk_json_val) -> Result<Mem
     if rc != 0 {
         return Err(RpcError::invalid_params("the parameters cannot be read"));
     }
-    serde_json::from_slice(&text)
-        .map_err(|error| RpcError::invalid_params(format!("the parameters are wrong: {error}")))
+    Members::parse(&text)
 }
 
 /// Called by SPDK's writer with a piece of its output.

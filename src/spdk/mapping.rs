@@ -6,10 +6,9 @@ use std::thread::JoinHandle;
 
 use spdk_sys as sys;
 
-use super::definition::{CACHE_SIZE_MIB_MIN, Definition};
-use super::json::RpcError;
 use crate::engine::FormatPolicy;
 use crate::pmem::{MapError, MapRequest, MappedPmem};
+use crate::rpc::{CACHE_SIZE_MIB_MIN, Definition, RpcError};
 
 /// Work on a thread of its own. Dropping it lets the thread go on alone.
 #[derive(Debug)]

@@ -2,11 +2,11 @@
 //! that knows SPDK.
 //!
 //! - `module`: start and end of the module, what is saved in configurations.
-//! - `registry`, `definition`: the caches that exist, are being opened, or wait for their base device.
+//! - `registry`: the caches that exist, are being opened, or wait for their base device.
 //! - `create`: from a definition to a registered bdev. `remove`: the way back.
 //! - `node`: a cache with its bdev. `channel`: one per bdev and SPDK thread; `background`: one per bdev.
 //! - `base`: the base bdev's descriptor; `base_queue`: operations on it; `memory`: how they reach the mapping.
-//! - `rpc`, `params`, `json`: the management interface.
+//! - `rpc`, `json`: the management interface; [`crate::rpc`] knows its parameters.
 //! - `thread`, `trampoline`, `log`: what keeps all of it safe at the border.
 //!
 //! Rules that hold throughout:
@@ -28,14 +28,12 @@ mod base;
 mod base_queue;
 mod channel;
 mod create;
-mod definition;
 mod json;
 mod log;
 mod mapping;
 mod memory;
 mod module;
 mod node;
-mod params;
 mod registry;
 mod remove;
 mod rpc;

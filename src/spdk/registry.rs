@@ -12,11 +12,11 @@ use spdk_sys as sys;
 
 use super::base::{Base, OpenBaseError, c_string};
 use super::create::Creation;
-use super::definition::Definition;
-use super::json::{Json, Request, RpcError};
+use super::json::{Json, Request};
 use super::node::{Description, Node};
-use super::remove::{self, After, Drain};
+use super::remove::{self, After};
 use super::thread::AppCell;
+use crate::rpc::{Definition, Drain, RpcError};
 
 /// Names an entry; never used twice. Callbacks that may come late carry it instead of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,13 +12,14 @@ use std::sync::Arc;
 
 use spdk_sys as sys;
 
-use super::json::{Json, Request, RpcError};
+use super::json::{Json, Request};
 use super::mapping::Job;
 use super::node::Node;
 use super::registry::{self, EntryId};
 use super::thread::{Polled, Poller, now};
 use super::trampoline::guard;
 use crate::engine::Health;
+use crate::rpc::{Drain, RpcError};
 use crate::units::{NS_PER_MS, NS_PER_S, Now};
 
 /// How often a drain is looked at.
@@ -27,13 +28,6 @@ const DRAIN_LOOK_NS: u64 = NS_PER_MS;
 const FINAL_DRAIN_NS: u64 = 30 * NS_PER_S;
 /// How often the thread that unmaps is looked at.
 const UNMAP_LOOK_US: u64 = 200;
-
-/// Whether dirty data are written to the base before a cache is deleted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drain {
-    No,
-    Yes,
-}
 
 /// What becomes of the definition when the cache is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,13 +5,11 @@ use std::ptr::NonNull;
 use serde::Serialize;
 use spdk_sys as sys;
 
-use super::definition::{Definition, check_change, option_change};
-use super::json::{Json, Members, Request, RpcError, members_of};
-use super::params::Params;
+use super::json::{Json, Request, members_of};
 use super::registry;
-use super::remove::Drain;
 use super::trampoline::guard;
-use crate::engine::Stats;
+use crate::engine::{OptionChange, Stats};
+use crate::rpc::{Call, Members, Method, RpcError};
 
 /// # Safety
 /// `request` and `params` are as SPDK hands them to a method's handler, on the app thread.
@@ -40,41 +38,37 @@ unsafe extern "C" fn pcache_up_rpc(
 }
 
 fn dispatch(method: sys::pcache_rpc_method, members: Members, request: Request) {
-    match method {
-        sys::PCACHE_RPC_CREATE => match Definition::from_params(members) {
-            Ok(definition) => registry::create(definition, request),
-            Err(error) => request.answer(Err(error)),
-        },
-        sys::PCACHE_RPC_DELETE => match delete_params(members) {
-            Ok((name, drain)) => registry::delete(&name, drain, request),
-            Err(error) => request.answer(Err(error)),
-        },
-        sys::PCACHE_RPC_GET_BDEVS => request.answer(get_bdevs(members)),
-        sys::PCACHE_RPC_GET_STATS => request.answer(get_stats(members)),
-        sys::PCACHE_RPC_RESET_STATS => request.answer(reset_stats(members)),
-        sys::PCACHE_RPC_FLUSH_START => request.answer(flush_start(members)),
-        sys::PCACHE_RPC_FLUSH_STATUS => request.answer(flush_status(members)),
-        sys::PCACHE_RPC_SET_OPTIONS => request.answer(set_options(members)),
-        _ => request.answer(Err(RpcError::invalid_params("there is no such method"))),
+    let call = match method {
+        sys::PCACHE_RPC_CREATE => Method::Create,
+        sys::PCACHE_RPC_DELETE => Method::Delete,
+        sys::PCACHE_RPC_GET_BDEVS => Method::GetBdevs,
+        sys::PCACHE_RPC_GET_STATS => Method::GetStats,
+        sys::PCACHE_RPC_RESET_STATS => Method::ResetStats,
+        sys::PCACHE_RPC_FLUSH_START => Method::FlushStart,
+        sys::PCACHE_RPC_FLUSH_STATUS => Method::FlushStatus,
+        sys::PCACHE_RPC_SET_OPTIONS => Method::SetOptions,
+        _ => {
+            let error = RpcError::invalid_params("there is no such method");
+            return request.answer(Err(error));
+        }
+    };
+    match Call::from_params(call, members) {
+        Ok(call) => run(call, request),
+        Err(error) => request.answer(Err(error)),
     }
 }
 
-fn delete_params(members: Members) -> Result<(String, Drain), RpcError> {
-    let mut params = Params::new(members);
-    let name = params.needed_text("name")?;
-    let drain = match params.flag("drain")? {
-        Some(true) => Drain::Yes,
-        Some(false) | None => Drain::No,
-    };
-    params.finish()?;
-    Ok((name, drain))
-}
-
-fn get_bdevs(members: Members) -> Result<Json, RpcError> {
-    let mut params = Params::new(members);
-    let name = params.text("name")?;
-    params.finish()?;
-    registry::describe(name.as_deref())
+fn run(call: Call, request: Request) {
+    match call {
+        Call::Create(definition) => registry::create(definition, request),
+        Call::Delete(name, drain) => registry::delete(&name, drain, request),
+        Call::GetBdevs(name) => request.answer(registry::describe(name.as_deref())),
+        Call::GetStats(name) => request.answer(get_stats(name)),
+        Call::ResetStats(name) => request.answer(reset_stats(&name)),
+        Call::FlushStart(name) => request.answer(flush_start(&name)),
+        Call::FlushStatus(name) => request.answer(flush_status(&name)),
+        Call::SetOptions(name, change) => request.answer(set_options(&name, change)),
+    }
 }
 
 /// Statistics of one cache.
@@ -86,10 +80,7 @@ struct NamedStats<'a> {
 }
 
 /// An array with one object for each cache in use, or for the one that is named.
-fn get_stats(members: Members) -> Result<Json, RpcError> {
-    let mut params = Params::new(members);
-    let name = params.text("name")?;
-    params.finish()?;
+fn get_stats(name: Option<String>) -> Result<Json, RpcError> {
     let nodes = match name {
         Some(name) => vec![registry::online(&name)?],
         None => registry::all_online(),
@@ -104,13 +95,13 @@ fn get_stats(members: Members) -> Result<Json, RpcError> {
     Ok(Json::of(&stats))
 }
 
-fn reset_stats(members: Members) -> Result<Json, RpcError> {
-    registry::online(&only_name(members)?)?.cache.reset_stats();
+fn reset_stats(name: &str) -> Result<Json, RpcError> {
+    registry::online(name)?.cache.reset_stats();
     Ok(Json::yes())
 }
 
-fn flush_start(members: Members) -> Result<Json, RpcError> {
-    let node = registry::online(&only_name(members)?)?;
+fn flush_start(name: &str) -> Result<Json, RpcError> {
+    let node = registry::online(name)?;
     if node.cache.drain_start() {
         return Ok(Json::yes());
     }
@@ -118,27 +109,15 @@ fn flush_start(members: Members) -> Result<Json, RpcError> {
     Err(RpcError::errno(libc::EBUSY, message))
 }
 
-fn flush_status(members: Members) -> Result<Json, RpcError> {
-    let node = registry::online(&only_name(members)?)?;
+fn flush_status(name: &str) -> Result<Json, RpcError> {
+    let node = registry::online(name)?;
     Ok(Json::of(&node.cache.drain_status()))
 }
 
-fn set_options(members: Members) -> Result<Json, RpcError> {
-    let mut params = Params::new(members);
-    let name = params.needed_text("name")?;
-    let change = option_change(&mut params)?;
-    params.finish()?;
-    check_change(&change)?;
-    let node = registry::online(&name)?;
+fn set_options(name: &str, change: OptionChange) -> Result<Json, RpcError> {
+    let node = registry::online(name)?;
     node.cache
         .change_options(change)
         .map_err(|error| RpcError::invalid_params(error.to_string()))?;
     Ok(Json::yes())
-}
-
-fn only_name(members: Members) -> Result<String, RpcError> {
-    let mut params = Params::new(members);
-    let name = params.needed_text("name")?;
-    params.finish()?;
-    Ok(name)
 }

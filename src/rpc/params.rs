@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-use super::json::{Members, RpcError};
+use super::{Members, RpcError};
 
 /// The parameters that have not been taken yet.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     fn params(text: &str) -> Params {
-        Params::new(serde_json::from_str(text).unwrap())
+        Params::new(Members::parse(text.as_bytes()).unwrap())
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_parameter_given_twice_is_refused() {
-        let error = serde_json::from_str::<Members>(r#"{"a": 1, "a": 2}"#).unwrap_err();
-        assert!(error.to_string().contains("a is given twice"));
+        let error = Members::parse(br#"{"a": 1, "a": 2}"#).unwrap_err();
+        assert!(error.message.contains("a is given twice"));
     }
 }

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::json::{Members, RpcError};
-use super::params::Params;
-use crate::engine::{
-    CacheInfo, DataCrc, FormatPolicy, GC_PERCENT_MAX, OptionChange, WritebackOrder,
-};
+use super::{Params, RpcError};
+#[cfg(feature = "spdk")]
+use crate::engine::CacheInfo;
+use crate::engine::{DataCrc, FormatPolicy, GC_PERCENT_MAX, OptionChange, WritebackOrder};
 
 /// The longest name of a cache, in bytes. SPDK has no limit of its own; its tools print names in columns,
 /// and NVMe-oF and iSCSI derive shorter ones from them.
@@ -17,7 +16,7 @@ const NAME_LEN_MAX: usize = 255;
 const BASE_NAME_LEN_MAX: usize = 255;
 
 /// The smallest cache device that makes sense.
-pub(super) const CACHE_SIZE_MIB_MIN: u64 = 8;
+pub(crate) const CACHE_SIZE_MIB_MIN: u64 = 8;
 /// The largest that can be asked for: 16 TiB.
 const CACHE_SIZE_MIB_MAX: u64 = 16 << 20;
 /// The smallest segment: a write of 64 KiB, which is to be atomic, has to fit into a quarter of one.
@@ -37,30 +36,29 @@ const ORDERS: &[(&str, WritebackOrder)] = &[
 ];
 
 /// A cache as the user described it. `None`: not given; what the media say holds, or the default.
-#[derive(Clone, Debug)]
-pub(super) struct Definition {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Definition {
     /// Of the cache's bdev.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Name or alias (uuid) of the bdev behind the cache.
-    pub(super) base_bdev_name: String,
+    pub(crate) base_bdev_name: String,
     /// The cache device.
-    pub(super) cache_path: PathBuf,
-    pub(super) cache_size_mib: Option<u64>,
-    pub(super) data_crc: Option<DataCrc>,
-    pub(super) segment_size_kib: Option<u64>,
-    pub(super) gc_percent: Option<u8>,
-    pub(super) writeback_order: Option<WritebackOrder>,
-    pub(super) format: FormatPolicy,
+    pub(crate) cache_path: PathBuf,
+    pub(crate) cache_size_mib: Option<u64>,
+    pub(crate) data_crc: Option<DataCrc>,
+    pub(crate) segment_size_kib: Option<u64>,
+    pub(crate) gc_percent: Option<u8>,
+    pub(crate) writeback_order: Option<WritebackOrder>,
+    pub(crate) format: FormatPolicy,
 }
 
 impl Definition {
-    /// From the parameters of `bdev_pcache_create`.
-    pub(super) fn from_params(members: Members) -> Result<Self, RpcError> {
-        let mut params = Params::new(members);
+    /// Takes the parameters of `bdev_pcache_create`; [`Definition::check`] is still to be asked.
+    pub(super) fn take(params: &mut Params) -> Result<Self, RpcError> {
         let name = params.needed_text("name")?;
         let base_bdev_name = params.needed_text("base_bdev_name")?;
         let cache_path = params.needed_text("cache_path")?;
-        let definition = Self {
+        Ok(Self {
             cache_size_mib: params
                 .number("cache_size_mib", CACHE_SIZE_MIB_MIN..=CACHE_SIZE_MIB_MAX)?,
             data_crc: params
@@ -70,19 +68,17 @@ impl Definition {
                 "segment_size_kib",
                 SEGMENT_SIZE_KIB_MIN..=SEGMENT_SIZE_KIB_MAX,
             )?,
-            gc_percent: gc_percent(&mut params)?,
+            gc_percent: gc_percent(params)?,
             writeback_order: params.choice("writeback_order", ORDERS)?,
             format: params.choice("format", FORMATS)?.unwrap_or_default(),
             name,
             base_bdev_name,
             cache_path: PathBuf::from(cache_path),
-        };
-        params.finish()?;
-        definition.check()?;
-        Ok(definition)
+        })
     }
 
-    fn check(&self) -> Result<(), RpcError> {
+    /// Refuses what cannot be, as far as it can be told without looking at a device.
+    pub(super) fn check(&self) -> Result<(), RpcError> {
         check_name("name", &self.name, NAME_LEN_MAX)?;
         check_name("base_bdev_name", &self.base_bdev_name, BASE_NAME_LEN_MAX)?;
         if self.name == self.base_bdev_name {
@@ -106,13 +102,15 @@ impl Definition {
     }
 
     /// The size of a file to be created.
-    pub(super) fn cache_size_bytes(&self) -> Option<u64> {
+    #[cfg(feature = "spdk")]
+    pub(crate) fn cache_size_bytes(&self) -> Option<u64> {
         self.cache_size_mib.map(|mib| mib << 20)
     }
 
     /// The cache was opened: from now on the definition describes that very cache, and nothing may be
     /// formatted in its place.
-    pub(super) fn settle(&mut self, info: &CacheInfo) {
+    #[cfg(feature = "spdk")]
+    pub(crate) fn settle(&mut self, info: &CacheInfo) {
         self.format = FormatPolicy::Never;
         self.data_crc = Some(if info.data_crc {
             DataCrc::On
@@ -130,7 +128,7 @@ impl Definition {
     /// force, and once the cache exists it says that nothing is to be formatted at all: should the cache
     /// device be lost or exchanged, loading fails instead of starting over with an empty cache in front of
     /// a base device that lacks the dirty data.
-    pub(super) fn to_config(&self) -> Value {
+    pub(crate) fn to_config(&self) -> Value {
         let format = match self.format {
             FormatPolicy::Force => FormatPolicy::Auto,
             other => other,
@@ -210,10 +208,18 @@ fn has_nul(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Call, Members, Method};
     use super::*;
 
+    fn create(members: Members) -> Result<Definition, RpcError> {
+        match Call::from_params(Method::Create, members)? {
+            Call::Create(definition) => Ok(definition),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn parse(text: &str) -> Result<Definition, RpcError> {
-        Definition::from_params(serde_json::from_str(text).unwrap())
+        create(Members::parse(text.as_bytes())?)
     }
 
     const LEAST: &str = r#"{"name": "P0", "base_bdev_name": "B0", "cache_path": "/dev/dax0.0"}"#;
@@ -242,10 +248,10 @@ mod tests {
             (r#""data_crc": 1"#, "data_crc is 1"),
             (r#""mode": "wb""#, "mode"),
         ] {
-            let mut members: Members = serde_json::from_str(LEAST).unwrap();
-            let more: Members = serde_json::from_str(&format!("{{{extra}}}")).unwrap();
+            let mut members = Members::parse(LEAST.as_bytes()).unwrap();
+            let more = Members::parse(format!("{{{extra}}}").as_bytes()).unwrap();
             members.0.extend(more.0);
-            let error = Definition::from_params(members).unwrap_err();
+            let error = create(members).unwrap_err();
             assert!(error.message.contains(named), "{extra}: {}", error.message);
         }
     }
