@@ -10,6 +10,7 @@ mod peek;
 pub mod pmem;
 pub mod prng;
 pub mod recover;
+pub mod rig;
 pub mod script;
 pub mod simulate;
 pub mod stamp;
