@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import AckClient, Host, IscsiTarget, Rpc, wait_until
+from harness import AckClient, Host, IscsiTarget, NvmfTarget, Rpc, wait_until
 from harness.ackclient import EXIT_DISCONNECTED, EXIT_DONE, EXIT_TARGET_ERROR
 from harness.scenario import (
     BASE,
@@ -16,6 +16,7 @@ from harness.scenario import (
     assert_intact,
     bdev_info,
     cache_info,
+    cache_stats,
     drain,
     heal,
     make_sick,
@@ -49,6 +50,20 @@ def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type:
         return not session.rpc.bdev_pcache_flush_status(name=CACHE)["in_progress"]
 
     wait_until(drained, "the drain goes on by itself once the base is healthy", timeout_s=40)
+    assert_intact(client.verify(session.url))
+    assert_intact(client.verify_file(storage.base_file))
+    session.app.stop()
+
+
+def test_base_that_fails_write_zeroes_gets_them_as_data(host: Host, media: Path, seed: int):
+    """SPDK's aio bdev claims WRITE ZEROES, which fails on tmpfs, every time."""
+    storage = Storage(media)
+    client = storage.client(seed)
+    bdevs = [storage.aio_base(), storage.cache()]
+    session = start_session(host, bdevs, target=NvmfTarget)
+    assert_intact(client.write(session.url, writes=400, zero_percent=30, seconds=20))
+    assert cache_stats(session.rpc)["write_zeroes"] > 0
+    drain(session.rpc)
     assert_intact(client.verify(session.url))
     assert_intact(client.verify_file(storage.base_file))
     session.app.stop()

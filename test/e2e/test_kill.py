@@ -46,7 +46,6 @@ class Variant:
     # 64 KiB over iSCSI, 128 KiB over NVMe/TCP.
     atomic_bytes: int = 64 << 10
     mixture: dict[str, Any] = field(default_factory=dict)
-    base_fallocate: bool = True
 
 
 _FUA_AND_ZEROES = {"fua_percent": 6, "zero_percent": 4, "flush_percent": 4}
@@ -59,7 +58,6 @@ VARIANTS = [
         {"segment_size_kib": 1024, "writeback_order": "strict"},
         atomic_bytes=128 << 10,
         mixture=_FUA_AND_ZEROES,
-        base_fallocate=False,
     ),
     Variant(
         "nvme-4096-crc-relaxed",
@@ -68,7 +66,6 @@ VARIANTS = [
         {"segment_size_kib": 512, "data_crc": True, "writeback_order": "relaxed"},
         atomic_bytes=128 << 10,
         mixture=_FUA_AND_ZEROES,
-        base_fallocate=False,
     ),
     Variant(
         "iscsi-512-crc-strict",
@@ -95,7 +92,6 @@ class KillLoop:
             block_size=variant.block_size,
             base_mib=48,
             cache_mib=16,
-            base_fallocate=variant.base_fallocate,
             options=variant.options,
         )
         self.client = self.storage.client(seed)
@@ -132,8 +128,10 @@ class KillLoop:
         dice = self._dice
         session = self.start(cores)
         options = {"seconds": 60, "depth": dice.choice([1, 16, 64]), **self.variant.mixture}
+        acked_before = self.client.writes_acked()
         self.client.start_writing(session.url, **options)
-        time.sleep(dice.uniform(0.05, 1.0))
+        wait_until(lambda: self.client.writes_acked() > acked_before, "the first write", pause_s=0.001)
+        time.sleep(dice.uniform(0, 1.0))
         what = dice.choice(["under load", "under load", "while draining", "while the base fails"])
         if what == "while draining":
             session.rpc.bdev_pcache_flush_start(name=CACHE)

@@ -35,8 +35,6 @@ class Storage:
     block_size: int = 512
     base_mib: int = 128
     cache_mib: int = 64
-    # Whether the base takes UNMAP and WRITE ZEROES itself. On tmpfs the latter then always fails.
-    base_fallocate: bool = True
     options: dict[str, Any] = field(default_factory=lambda: {"segment_size_kib": 1024})
 
     @property
@@ -55,7 +53,7 @@ class Storage:
             "name": name,
             "filename": str(self.base_file),
             "block_size": self.block_size,
-            "fallocate": self.base_fallocate,
+            "fallocate": True,
         }
         return {"method": "bdev_aio_create", "params": params}
 
