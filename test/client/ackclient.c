@@ -590,16 +590,19 @@ prepare_requests(void (*done)(struct io *, enum io_status, const char *))
 }
 
 static void
-check_mixture(void)
+check_requests(void)
 {
-	unsigned unsupported = g_session.transport->unsupported;
+	const struct transport *transport = g_session.transport;
 
+	if (g_opt.depth > transport->depth_max) {
+		die("--depth is at most %u for %s", transport->depth_max, transport->scheme);
+	}
 	if (g_opt.read_percent + g_opt.unmap_percent + g_opt.zero_percent + g_opt.flush_percent +
 	    g_opt.fua_percent > 100) {
 		die("the shares are more than 100 percent");
 	}
-	if ((g_opt.fua_percent && unsupported & 1u << IO_WRITE_FUA) ||
-	    (g_opt.zero_percent && unsupported & 1u << IO_WRITE_ZEROES)) {
+	if ((g_opt.fua_percent && transport->unsupported & 1u << IO_WRITE_FUA) ||
+	    (g_opt.zero_percent && transport->unsupported & 1u << IO_WRITE_ZEROES)) {
 		die("--fua-percent and --zero-percent are for NVMe/TCP");
 	}
 }
@@ -622,7 +625,7 @@ run_writes(void)
 	g_random_state = g_journal->seed ^ mix(g_journal->next_version);
 	prepare_requests(request_done);
 	connect_target();
-	check_mixture();
+	check_requests();
 	start_s = now_s();
 	end_s = start_s + g_opt.seconds;
 	while (may_start_more(end_s) || g_session.outstanding > 0) {

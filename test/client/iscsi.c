@@ -145,6 +145,7 @@ iscsi_transport_disconnect(bool gone)
 
 const struct transport iscsi_transport = {
 	.scheme = "iscsi://",
+	.depth_max = DEPTH_MAX,
 	/* SPDK's SCSI layer drops FUA and emulates WRITE SAME. */
 	.unsupported = 1u << IO_WRITE_FUA | 1u << IO_WRITE_ZEROES,
 	.connect = iscsi_transport_connect,

@@ -571,6 +571,8 @@ nvme_tcp_disconnect(bool gone)
 
 const struct transport nvme_tcp_transport = {
 	.scheme = "nvme+tcp://",
+	/* A submission queue is full when one entry is left. */
+	.depth_max = DEPTH_MAX - 1,
 	.connect = nvme_tcp_connect,
 	.submit = nvme_tcp_submit,
 	.service = nvme_tcp_service,

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Requests under way at once, at most. */
+/* Requests that there is room for. */
 #define DEPTH_MAX	128
 
 enum io_kind { IO_READ, IO_WRITE, IO_WRITE_FUA, IO_WRITE_ZEROES, IO_UNMAP, IO_FLUSH };
@@ -36,6 +36,8 @@ struct geometry {
 struct transport {
 	/* What its urls begin with. */
 	const char *scheme;
+	/* Requests under way at once, at most. */
+	unsigned depth_max;
 	/* Bits of the io_kinds that it cannot send. */
 	unsigned unsupported;
 	/* False, after a complaint on stderr: there is no such target, or not yet. */

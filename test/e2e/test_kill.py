@@ -17,6 +17,7 @@ from harness.scenario import (
     BASE,
     CACHE,
     FOR_EVER,
+    SICK,
     Session,
     Storage,
     assert_intact,
@@ -30,7 +31,7 @@ from harness.scenario import (
 START_KILL_SHARE = 0.3
 # What a new cache logs just before and just after recovery.
 BEFORE_RECOVERY = "stored to with"
-AFTER_RECOVERY = f"in front of {BASE}"
+AFTER_RECOVERY = f"in front of {SICK}"
 ROUNDS_MIN = 4
 
 

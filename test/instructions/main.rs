@@ -22,7 +22,7 @@ use pcache::sim::rig::Rig;
 use pcache::sim::tracing::{PmemOp, TracingPmem};
 use pcache::units::{Agent, PmemOff};
 use std::path::{Path, PathBuf};
-use stepper::{Event, follow, watch};
+use stepper::{Alone, Event, watch};
 
 const DEVICE_SIZE_BYTES: u64 = 9 * SEGMENT_SIZE_BYTES;
 const SEGMENT_SIZE_BYTES: u64 = 64 << 10;
@@ -131,12 +131,13 @@ fn sources() -> Vec<(Vec<u8>, IovBuf)> {
 
 #[test]
 fn every_kernel_streams_each_line_once_and_fences_behind_it() {
+    let alone = Alone::wait();
     let sim = TracingPmem::new(SimPmem::new(DEVICE_SIZE_BYTES));
     store_all_ways(&sim, &sources());
     let ops = sim.trace().take();
     for kernel in MappedPmem::store_kernel_names() {
         let (_dir, path) = device();
-        let walk = follow(
+        let walk = alone.follow(
             &path,
             || (map(&path, kernel), sources()),
             |(pmem, sources)| {
@@ -252,6 +253,7 @@ fn live<P: Pmem>(pmem: P, base: Vec<u8>) -> Rig<P> {
 
 #[test]
 fn the_engine_on_the_real_device_executes_what_the_simulated_one_is_told() {
+    let alone = Alone::wait();
     let (_dir, path) = device();
     let kernel = MappedPmem::store_kernel_names()[0];
     let mut sim = SimPmem::new(DEVICE_SIZE_BYTES);
@@ -266,7 +268,7 @@ fn the_engine_on_the_real_device_executes_what_the_simulated_one_is_told() {
             "{stats:?}"
         );
         let base_after = rig.close();
-        let walk = follow(
+        let walk = alone.follow(
             &path,
             || Watched(map(&path, kernel)),
             |pmem| live(pmem, base.clone()),
@@ -288,10 +290,11 @@ fn the_engine_on_the_real_device_executes_what_the_simulated_one_is_told() {
 
 #[test]
 fn a_store_through_the_cache_and_a_flush_do_not_go_unseen() {
+    let alone = Alone::wait();
     let (_dir, path) = device();
     let kernel = MappedPmem::store_kernel_names()[0];
     let source = pattern(200);
-    let walk = follow(
+    let walk = alone.follow(
         &path,
         || map(&path, kernel),
         |pmem| {

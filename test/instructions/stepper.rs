@@ -8,6 +8,7 @@ use iced_x86::{
     Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic, OpAccess, Register, UsedMemory,
 };
 use libc::{c_int, c_long, pid_t, user_regs_struct};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,7 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// No instruction of x86 is longer than 15 bytes.
 const INSTRUCTION_SIZE_BYTES_MAX: usize = 15;
@@ -43,7 +44,7 @@ pub(crate) struct Walk {
     pub(crate) steps: u64,
 }
 
-/// Calls `f`, and has the parent follow it. Only in a child of [`follow`].
+/// Calls `f`, and has the parent follow it. Only in a child of [`Alone::follow`].
 pub(crate) fn watch<R>(f: impl FnOnce() -> R) -> R {
     mark();
     let result = f();
@@ -57,24 +58,37 @@ fn mark() {
     unsafe { std::arch::asm!("int3", options(nostack)) };
 }
 
-/// Forks. The child calls `prepare`, which maps the file `device`, and then `run`; of that, what goes through
-/// [`watch`] is followed. Neither may start threads, and what `run` returns is not dropped.
-pub(crate) fn follow<T, R>(
-    device: &Path,
-    prepare: impl FnOnce() -> T,
-    run: impl FnOnce(T) -> R,
-) -> Walk {
-    // The threads of other tests must not hold a lock that the child would find locked for ever.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let _pinned = Pinned::here();
-    // SAFETY: all other threads of this process are at a standstill: tests wait at the lock above, and the
-    // thread that waits for them holds no lock of the allocator's (which fork takes care of anyway). The
-    // child goes into `be_followed` and never returns.
-    match unsafe { libc::fork() } {
-        0 => be_followed(prepare, run),
-        pid if pid > 0 => Tracee { pid }.walk(device),
-        _ => panic!("fork: {}", io::Error::last_os_error()),
+/// The right to fork: no other test of this process runs meanwhile, which might hold a lock that the child
+/// would find locked for ever. A test gets it before anything else.
+pub(crate) struct Alone {
+    _guard: MutexGuard<'static, ()>,
+}
+
+impl Alone {
+    /// Waits until the tests before have ended.
+    pub(crate) fn wait() -> Self {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { _guard }
+    }
+
+    /// Forks. The child calls `prepare`, which maps the file `device`, and then `run`; of that, what goes
+    /// through [`watch`] is followed. Neither may start threads, and what `run` returns is not dropped.
+    pub(crate) fn follow<T, R>(
+        &self,
+        device: &Path,
+        prepare: impl FnOnce() -> T,
+        run: impl FnOnce(T) -> R,
+    ) -> Walk {
+        let _pinned = Pinned::here();
+        // SAFETY: the tests of other threads wait in `Alone::wait`, or have given back their right and only
+        // end; the main thread waits for them. None holds a lock that the child needs, but for those of the
+        // allocator, which fork takes care of. The child goes into `be_followed` and never returns.
+        match unsafe { libc::fork() } {
+            0 => be_followed(prepare, run),
+            pid if pid > 0 => Tracee::new(pid).walk(device),
+            _ => panic!("fork: {}", io::Error::last_os_error()),
+        }
     }
 }
 
@@ -149,11 +163,16 @@ struct Decoded {
 /// A child that is killed and reaped when this is dropped.
 struct Tracee {
     pid: pid_t,
+    /// It was waited for: the number may be somebody else's by now.
+    reaped: Cell<bool>,
 }
 
 impl Drop for Tracee {
     fn drop(&mut self) {
-        // SAFETY: takes no memory; nobody else waits for this child, so the number is still its own.
+        if self.reaped.get() {
+            return;
+        }
+        // SAFETY: takes no memory; the child was not waited for, so the number is still its own.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
         // SAFETY: no status is asked for.
         unsafe { libc::waitpid(self.pid, ptr::null_mut(), 0) };
@@ -161,6 +180,11 @@ impl Drop for Tracee {
 }
 
 impl Tracee {
+    fn new(pid: pid_t) -> Self {
+        let reaped = Cell::new(false);
+        Self { pid, reaped }
+    }
+
     fn walk(self, device: &Path) -> Walk {
         let status = self.wait();
         assert!(
@@ -212,6 +236,7 @@ impl Tracee {
             let error = io::Error::last_os_error();
             assert_eq!(error.kind(), io::ErrorKind::Interrupted, "waitpid: {error}");
         }
+        self.reaped.set(!libc::WIFSTOPPED(status));
         status
     }
 
