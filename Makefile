@@ -86,6 +86,16 @@ canary: rust  ## Make seeded mistakes, one after the other: each must be found
 	mkdir -p target
 	cargo test --quiet --features canary --test canary -- --nocapture | tee $(CANARIES)
 
+# A nightly feature of the compiler, but all of it is in the stable one too. The standard library is not
+# instrumented, which the address sanitizer does without. Few simulated histories: they take long.
+.PHONY: asan
+asan: rust  ## Run the engine's tests with AddressSanitizer
+	@$(SAY) "tests of the engine with AddressSanitizer"
+	export RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address
+	export PCACHE_SIM_SEEDS="$${PCACHE_SIM_SEEDS:-20}" PCACHE_CRASH_STATES="$${PCACHE_CRASH_STATES:-5000}"
+	host=$$(rustc -vV | sed -n 's/^host: //p')
+	cargo test --target "$$host" --target-dir target/asan --features sim --lib --test prove
+
 .PHONY: e2e
 e2e: module $(VENV)/ready  ## Run the tests with real SPDK applications
 	@$(SAY) "tests with SPDK applications"

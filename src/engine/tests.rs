@@ -3,14 +3,18 @@
 
 use super::*;
 use crate::media::{Checksums, Tails};
-use crate::pmem::IovBuf;
-use crate::recovery::{OpenError, OpenStep, Opening};
+use crate::pmem::{MapRequest, MappedPmem, Pmem};
 use crate::sim::pmem::SimPmem;
-use crate::units::{Agent, Lba, Now, Seq};
+use crate::sim::rig::Rig;
+use crate::sim::tracing::{PmemOp, Trace, TracingPmem};
+use crate::units::{Agent, PmemOff, Seq};
 use proptest::prelude::*;
-use std::sync::Arc;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use std::path::Path;
 
 const BLOCKS: u64 = 512;
+const DEVICE_SIZE_BYTES: u64 = (64 << 10) + 12 * (64 << 10);
 
 fn options(block_size_bytes: u32, data_crc: Option<DataCrc>) -> OpenOptions {
     OpenOptions {
@@ -34,190 +38,6 @@ fn options(block_size_bytes: u32, data_crc: Option<DataCrc>) -> OpenOptions {
     }
 }
 
-/// A cache over a base that does everything at once.
-struct Rig {
-    pmem: SimPmem,
-    base: Vec<u8>,
-    cache: Arc<Cache<SimPmem>>,
-    channel: Channel<SimPmem>,
-    background: Background<SimPmem>,
-    out: Outbox,
-    now: Now,
-    block: usize,
-    next_token: u64,
-}
-
-fn open(
-    pmem: SimPmem,
-    base: &[u8],
-    options: OpenOptions,
-) -> Result<Arc<Cache<SimPmem>>, OpenError> {
-    let block = options.base.block_size_bytes as usize;
-    let mut opening = Opening::begin(pmem, options)?;
-    loop {
-        match opening.poll()? {
-            OpenStep::Working { .. } | OpenStep::AwaitingBase => {}
-            OpenStep::ReadBase {
-                slot,
-                lba,
-                len_blocks,
-            } => {
-                let start = lba.0 as usize * block;
-                let bytes = &base[start..start + len_blocks as usize * block];
-                opening.on_base_block(slot, Ok(bytes));
-            }
-            OpenStep::Ready => return Ok(opening.finish()),
-        }
-    }
-}
-
-impl Rig {
-    fn new(options: OpenOptions, cache_size: u64) -> Self {
-        let pmem = SimPmem::new(cache_size);
-        let base = vec![0; (BLOCKS * u64::from(options.base.block_size_bytes)) as usize];
-        Self::with(pmem, base, options)
-    }
-
-    fn with(pmem: SimPmem, base: Vec<u8>, options: OpenOptions) -> Self {
-        let block = options.base.block_size_bytes as usize;
-        let cache = open(pmem.clone(), &base, options).unwrap();
-        let channel = cache.channel().unwrap();
-        let background = cache.background().unwrap();
-        let out = Outbox::new();
-        Self {
-            pmem,
-            base,
-            cache,
-            channel,
-            background,
-            out,
-            now: Now(0),
-            block,
-            next_token: 0,
-        }
-    }
-
-    fn reopen(self, options: OpenOptions) -> Self {
-        let image = SimPmem::from_image(self.pmem.durable_image());
-        Self::with(image, self.base.clone(), options)
-    }
-
-    /// Polls everything until `token` has completed.
-    fn run(&mut self, op: Op, lba: u64, len_blocks: u64) -> Status {
-        self.next_token += 1;
-        let token = IoToken(self.next_token);
-        self.channel
-            .submit(HostIo {
-                token,
-                op,
-                lba: Lba(lba),
-                len_blocks,
-            })
-            .unwrap();
-        for _ in 0..100_000 {
-            if let Some(status) = self.step() {
-                return status;
-            }
-        }
-        panic!(
-            "request {token:?} does not complete: {:?}",
-            self.cache.info()
-        );
-    }
-
-    fn step(&mut self) -> Option<Status> {
-        self.now.0 += 1_000_000;
-        self.out.clear();
-        self.channel.poll(self.now, &mut self.out);
-        let status = self
-            .out
-            .completions
-            .first()
-            .map(|completion| completion.status);
-        for request in std::mem::take(&mut self.out.base) {
-            let result = self.base_op(&request);
-            self.channel.on_base_done(request.op, result);
-        }
-        self.out.clear();
-        self.background.poll(self.now, &mut self.out);
-        for request in std::mem::take(&mut self.out.base) {
-            let result = self.base_op(&request);
-            self.background.on_base_done(request.op, result);
-        }
-        status
-    }
-
-    fn base_op(&mut self, request: &BaseRequest) -> Result<(), BaseError> {
-        let start = request.lba.0 as usize * self.block;
-        let end = start + request.len_blocks as usize * self.block;
-        match request.kind {
-            BaseKind::Read(mut cursor) => cursor.write_from(&self.base[start..end]),
-            BaseKind::Write {
-                first_source,
-                source_count,
-            } => {
-                let mut at = start;
-                let first = first_source as usize;
-                for slice in &self.out.sources[first..first + source_count as usize] {
-                    slice.copy_to(&mut self.base[at..at + slice.len_bytes()]);
-                    at += slice.len_bytes();
-                }
-                assert_eq!(at, end);
-            }
-            BaseKind::Unmap | BaseKind::WriteZeroes => self.base[start..end].fill(0),
-            BaseKind::Flush => {}
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, lba: u64, bytes: &[u8], cuts: &[usize]) {
-        let buf = IovBuf::new(bytes, cuts);
-        let len_blocks = (bytes.len() / self.block) as u64;
-        let status = self.run(Op::Write(buf.cursor(), Fua::No), lba, len_blocks);
-        assert_eq!(status, Status::Success);
-    }
-
-    fn read(&mut self, lba: u64, len_blocks: u64) -> Vec<u8> {
-        let buf = IovBuf::zeroed(len_blocks as usize * self.block);
-        assert_eq!(
-            self.run(Op::Read(buf.cursor()), lba, len_blocks),
-            Status::Success
-        );
-        buf.bytes()
-    }
-
-    fn drain(&mut self) {
-        self.cache.drain_start();
-        for _ in 0..100_000 {
-            if !self.cache.drain_status().in_progress {
-                return;
-            }
-            self.step();
-        }
-        panic!("the drain does not end: {:?}", self.cache.info());
-    }
-}
-
-#[test]
-fn a_drain_ends_although_a_crash_cut_off_the_last_batches() {
-    let mut rig = Rig::new(options(512, None), 1 << 20);
-    rig.write(0, &[1; 512], &[]);
-    let image = SimPmem::from_image(rig.pmem.durable_image());
-    // Another core had drawn numbers when the tails were written, and its ksets did not arrive.
-    let checksums = Checksums::new([9; 16]);
-    let (mut tails, _) = Tails::load(&image, &checksums).unwrap();
-    tails.seq_next_min = Seq(rig.cache.info().seq_next + 3);
-    drop(tails.persist(&image, Agent(1), &checksums));
-    let mut rig = Rig::with(image, rig.base.clone(), options(512, None));
-    rig.drain();
-    assert_eq!(rig.base[..512], [1; 512]);
-    // Nor does one without anything dirty.
-    rig.drain();
-    rig.write(8, &[2; 512], &[]);
-    rig.drain();
-    assert_eq!(rig.base[8 * 512..9 * 512], [2; 512]);
-}
-
 #[derive(Clone, Debug)]
 enum Step {
     Write {
@@ -225,6 +45,7 @@ enum Step {
         len: u64,
         fill: u8,
         cut: usize,
+        fua: Fua,
     },
     Read {
         lba: u64,
@@ -250,8 +71,8 @@ fn extent() -> impl Strategy<Value = (u64, u64)> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (extent(), any::<u8>(), 0usize..5000)
-            .prop_map(|((lba, len), fill, cut)| Step::Write { lba, len, fill, cut }),
+        8 => (extent(), any::<u8>(), 0usize..5000, prop_oneof![4 => Just(Fua::No), 1 => Just(Fua::Yes)])
+            .prop_map(|((lba, len), fill, cut, fua)| Step::Write { lba, len, fill, cut, fua }),
         6 => extent().prop_map(|(lba, len)| Step::Read { lba, len }),
         1 => extent().prop_map(|(lba, len)| Step::Zero { lba, len }),
         1 => extent().prop_map(|(lba, len)| Step::Unmap { lba, len }),
@@ -261,15 +82,35 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn check(steps: &[Step], block_size: u32, data_crc: DataCrc) {
+/// What a history leaves.
+#[derive(Debug)]
+struct Played {
+    /// The cache device's content.
+    content: Vec<u8>,
+    /// Of each life of the cache.
+    stats: Vec<Stats>,
+}
+
+impl Played {
+    fn total(&self, counter: impl Fn(&Stats) -> u64) -> u64 {
+        self.stats.iter().map(counter).sum()
+    }
+}
+
+/// `next_life` gives the device, the first time and after each restart.
+fn check<P: Pmem>(
+    steps: &[Step],
+    block_size: u32,
+    data_crc: DataCrc,
+    mut next_life: impl FnMut() -> P,
+) -> Played {
     // Each write is limited to a quarter of a segment.
     let len_max = (16 << 10) / u64::from(block_size);
     let block = block_size as usize;
-    let mut rig = Rig::new(
-        options(block_size, Some(data_crc)),
-        (64 << 10) + 12 * (64 << 10),
-    );
     let mut model = vec![0u8; BLOCKS as usize * block];
+    let first_options = options(block_size, Some(data_crc));
+    let mut rig = Rig::open(next_life(), model.clone(), first_options).unwrap();
+    let mut stats = Vec::new();
     for (number, step) in steps.iter().enumerate() {
         match *step {
             Step::Write {
@@ -277,6 +118,7 @@ fn check(steps: &[Step], block_size: u32, data_crc: DataCrc) {
                 len,
                 fill,
                 cut,
+                fua,
             } => {
                 let len = len.min(len_max);
                 let bytes: Vec<u8> = (0..len as usize * block)
@@ -285,7 +127,7 @@ fn check(steps: &[Step], block_size: u32, data_crc: DataCrc) {
                             .wrapping_add(number as u8)
                     })
                     .collect();
-                rig.write(lba, &bytes, &[cut.min(bytes.len())]);
+                rig.write(lba, &bytes, &[cut], fua);
                 model[lba as usize * block..][..bytes.len()].copy_from_slice(&bytes);
             }
             Step::Read { lba, len } => {
@@ -301,24 +143,104 @@ fn check(steps: &[Step], block_size: u32, data_crc: DataCrc) {
                 } else {
                     Op::Unmap
                 };
-                assert_eq!(rig.run(op, lba, len), Status::Success);
+                rig.run(op, lba, len);
                 model[lba as usize * block..(lba + len) as usize * block].fill(0);
             }
-            Step::Flush => assert_eq!(rig.run(Op::Flush, 0, 0), Status::Success),
-            Step::Reopen => rig = rig.reopen(options(block_size, None)),
+            Step::Flush => rig.run(Op::Flush, 0, 0),
+            Step::Reopen => {
+                stats.push(rig.cache().stats());
+                let base = rig.close();
+                rig = Rig::open(next_life(), base, options(block_size, None)).unwrap();
+            }
             Step::Drain => {
                 rig.drain();
                 assert!(
-                    rig.base == model,
+                    rig.base() == model,
                     "step {number}: the base differs after a drain"
                 );
             }
         }
-        rig.cache.check_invariants();
+        rig.cache().check_invariants();
     }
     assert!(rig.read(0, BLOCKS) == model);
     rig.drain();
-    assert!(rig.base == model);
+    assert!(rig.base() == model);
+    stats.push(rig.cache().stats());
+    drop(rig);
+    let mut content = vec![0; DEVICE_SIZE_BYTES as usize];
+    next_life().read(PmemOff(0), &mut content).unwrap();
+    Played { content, stats }
+}
+
+/// A device whose next life begins with what the last one has made durable.
+fn simulated() -> impl FnMut() -> SimPmem {
+    let mut last = SimPmem::new(DEVICE_SIZE_BYTES);
+    move || {
+        last = SimPmem::from_image(last.durable_image());
+        last.clone()
+    }
+}
+
+/// A file in memory.
+fn mapped(path: &Path) -> impl FnMut() -> MappedPmem + use<> {
+    let request = MapRequest {
+        path: path.to_owned(),
+        create_size_bytes: Some(DEVICE_SIZE_BYTES),
+        size_bytes_min: DEVICE_SIZE_BYTES,
+    };
+    move || MappedPmem::open(&request).unwrap()
+}
+
+fn traced<P: Pmem>(
+    trace: &Trace,
+    mut next_life: impl FnMut() -> P,
+) -> impl FnMut() -> TracingPmem<P> {
+    move || TracingPmem::with_trace(next_life(), trace)
+}
+
+#[track_caller]
+fn assert_same_ops(real: &[PmemOp], simulated: &[PmemOp]) {
+    let differs =
+        (0..real.len().max(simulated.len())).find(|at| real.get(*at) != simulated.get(*at));
+    if let Some(at) = differs {
+        let (real, simulated) = (real.get(at), simulated.get(at));
+        panic!("operation {at} on the real device is {real:?}, on the simulated one {simulated:?}");
+    }
+}
+
+#[test]
+fn the_engine_does_the_same_to_the_real_and_to_the_simulated_device() {
+    let mut runner = TestRunner::deterministic();
+    for (block_size, data_crc) in [
+        (512, DataCrc::Off),
+        (512, DataCrc::On),
+        (4096, DataCrc::Off),
+        (4096, DataCrc::On),
+    ] {
+        let history = prop::collection::vec(step(), 800);
+        let steps = history.new_tree(&mut runner).unwrap().current();
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (real_trace, sim_trace) = (Trace::default(), Trace::default());
+        let real = traced(&real_trace, mapped(&dir.path().join("cache")));
+        let real = check(&steps, block_size, data_crc, real);
+        let sim = check(
+            &steps,
+            block_size,
+            data_crc,
+            traced(&sim_trace, simulated()),
+        );
+        assert_same_ops(&real_trace.take(), &sim_trace.take());
+        assert!(
+            real.content == sim.content,
+            "the devices hold the same in the end"
+        );
+        assert_eq!(real.stats, sim.stats);
+        assert!(sim.stats.len() > 10, "the cache was opened again and again");
+        assert!(sim.total(|stats| stats.segments_reclaimed) > 10);
+        assert!(sim.total(|stats| stats.writeback_batches) > 10);
+        assert!(sim.total(|stats| stats.fua_writes) > 10);
+        assert!(sim.total(|stats| stats.unmaps.min(stats.write_zeroes)) > 10);
+    }
 }
 
 proptest! {
@@ -329,13 +251,35 @@ proptest! {
         steps in prop::collection::vec(step(), 1..120),
         crc in prop_oneof![Just(DataCrc::Off), Just(DataCrc::On)],
     ) {
-        check(&steps, 512, crc);
+        check(&steps, 512, crc, simulated());
     }
 
     #[test]
     fn a_cache_behaves_like_a_disk_with_4096_byte_blocks(
         steps in prop::collection::vec(step(), 1..120),
     ) {
-        check(&steps, 4096, DataCrc::Off);
+        check(&steps, 4096, DataCrc::Off, simulated());
     }
+}
+
+#[test]
+fn a_drain_ends_although_a_crash_cut_off_the_last_batches() {
+    let base = vec![0; BLOCKS as usize * 512];
+    let pmem = SimPmem::new(DEVICE_SIZE_BYTES);
+    let mut rig = Rig::open(pmem, base, options(512, None)).unwrap();
+    rig.write(0, &[1; 512], &[], Fua::No);
+    let image = SimPmem::from_image(rig.pmem().durable_image());
+    // Another core had drawn numbers when the tails were written, and its ksets did not arrive.
+    let checksums = Checksums::new([9; 16]);
+    let (mut tails, _) = Tails::load(&image, &checksums).unwrap();
+    tails.seq_next_min = Seq(rig.cache().info().seq_next + 3);
+    drop(tails.persist(&image, Agent(1), &checksums));
+    let mut rig = Rig::open(image, rig.close(), options(512, None)).unwrap();
+    rig.drain();
+    assert_eq!(rig.base()[..512], [1; 512]);
+    // Nor does one without anything dirty.
+    rig.drain();
+    rig.write(8, &[2; 512], &[], Fua::No);
+    rig.drain();
+    assert_eq!(rig.base()[8 * 512..9 * 512], [2; 512]);
 }

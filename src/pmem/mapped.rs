@@ -99,6 +99,29 @@ impl MappedPmem {
         self.kernel.name()
     }
 
+    /// The instructions that this CPU can store lines with, the best first.
+    #[cfg(any(test, feature = "sim"))]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn store_kernel_names() -> Vec<&'static str> {
+        let kernels = Kernel::available();
+        kernels.iter().map(Kernel::name).collect()
+    }
+
+    /// Stores lines with another instruction than the best.
+    ///
+    /// # Panics
+    /// This CPU does not have it.
+    #[cfg(any(test, feature = "sim"))]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_store_kernel(mut self, name: &str) -> Self {
+        let mut kernels = Kernel::available().into_iter();
+        let kernel = kernels.find(|kernel| kernel.name() == name);
+        self.kernel = kernel.expect("a kernel that this CPU has");
+        self
+    }
+
     /// Makes the page tables (and, on a file system, the pages) of the next 64 MiB, so that I/O does not
     /// have to. Returns `None` when there is nothing left to do. Optional, and of no effect on kernels
     /// before 5.14. Blocks for some tens of milliseconds, so it belongs before the start of I/O.

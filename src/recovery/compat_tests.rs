@@ -278,7 +278,7 @@ fn content(lba: u64, number: u64, block: usize) -> Vec<u8> {
 }
 
 /// The numbers of a script's steps tell the data of its writes.
-fn run_step(machine: &mut Plain, block: usize, number: u64, step: Step) {
+fn run_step(machine: &mut Plain<SimPmem>, block: usize, number: u64, step: Step) {
     let data = |lba: u64, len: u64| -> Vec<u8> {
         let blocks = (lba..lba + len).flat_map(|lba| content(lba, number, block));
         blocks.collect()
@@ -309,13 +309,13 @@ fn run_step(machine: &mut Plain, block: usize, number: u64, step: Step) {
     }
 }
 
-fn read(machine: &mut Plain, channel: usize, lba: u64, len_blocks: u64) -> Vec<u8> {
+fn read(machine: &mut Plain<SimPmem>, channel: usize, lba: u64, len_blocks: u64) -> Vec<u8> {
     let (status, bytes) = machine.read(channel, lba, len_blocks);
     assert_eq!(status, Status::Success);
     bytes
 }
 
-fn machine(pmem: SimPmem, base: Vec<u8>, options: OpenOptions) -> Plain {
+fn machine(pmem: SimPmem, base: Vec<u8>, options: OpenOptions) -> Plain<SimPmem> {
     Plain::new(pmem, base, options, BackgroundRuns::InDrains).unwrap()
 }
 
@@ -335,7 +335,7 @@ fn write_image(image: &Image) -> Vec<u8> {
         "{}: the background ran outside of a drain",
         image.file
     );
-    machine.pmem.durable_image()
+    machine.pmem().durable_image()
 }
 
 #[test]
@@ -346,7 +346,7 @@ fn write_images() {
     }
 }
 
-fn open_image(image: &Image, bytes: Vec<u8>) -> Plain {
+fn open_image(image: &Image, bytes: Vec<u8>) -> Plain<SimPmem> {
     machine(
         SimPmem::from_image(bytes),
         image.base_content(),
@@ -387,7 +387,7 @@ fn check_info(image: &Image, info: &CacheInfo) {
 }
 
 /// Every block, one by one, so that each miss is seen.
-fn check_content(image: &Image, machine: &mut Plain) {
+fn check_content(image: &Image, machine: &mut Plain<SimPmem>) {
     let expected = image.content();
     for lba in 0..image.block_count() {
         let block = read(machine, (lba % 2) as usize, lba, 1);
@@ -424,7 +424,7 @@ fn every_image_can_be_drained_and_opened_again() {
         assert!(machine.drain());
         assert!(machine.base == image.content(), "{}", image.file);
         machine.cache.check_invariants();
-        let bytes = machine.pmem.durable_image();
+        let bytes = machine.pmem().durable_image();
         let base = machine.base.clone();
         let mut options = image.options();
         // Fewer cores, another uuid of the base: neither is a matter of the format.
@@ -439,7 +439,7 @@ fn every_image_can_be_drained_and_opened_again() {
 #[test]
 fn either_copy_of_everything_may_be_lost() {
     for image in &IMAGES {
-        let whole = open_image(image, image.load()).pmem.durable_image();
+        let whole = open_image(image, image.load()).pmem().durable_image();
         for copy in 0..2 {
             let mut bytes = image.load();
             let infos = (64 << 10..DEVICE_SIZE_BYTES as usize)
@@ -453,7 +453,7 @@ fn either_copy_of_everything_may_be_lost() {
             let mut machine = open_image(image, bytes);
             check_info(image, &machine.cache.info());
             // What was lost is there again (INV-PAIR-2): only update numbers and checksums tell that.
-            let repaired = machine.pmem.durable_image();
+            let repaired = machine.pmem().durable_image();
             let is_zero = |off: usize| repaired[off..off + 64].iter().all(|byte| *byte == 0);
             let segments = (64 << 10..whole.len()).step_by(SEGMENT_SIZE_BYTES as usize);
             for off in segments.flat_map(|segment| [segment, segment + 4096]) {

@@ -14,6 +14,7 @@ pub mod plain;
 pub mod pmem;
 pub mod prng;
 pub mod recover;
+pub mod rig;
 pub mod script;
 pub mod simulate;
 pub mod stamp;

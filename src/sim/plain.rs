@@ -1,13 +1,12 @@
 //! A cache over a base that does everything at once and never fails, driven one request after the other:
 //! for histories in which only the cache and its media matter.
 
-use super::pmem::SimPmem;
 use super::recover;
 use crate::engine::{
     Background, BaseError, BaseKind, BaseRequest, Cache, Channel, HostIo, IoToken, Op, OpenOptions,
     Outbox, Status,
 };
-use crate::pmem::IovBuf;
+use crate::pmem::{IovBuf, Pmem};
 use crate::recovery::OpenError;
 use crate::units::{Lba, NS_PER_MS, Now};
 use std::collections::BTreeSet;
@@ -28,18 +27,16 @@ pub enum BackgroundRuns {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Plain {
-    /// The cache device.
-    pub pmem: SimPmem,
+pub struct Plain<P: Pmem> {
     /// What the base holds.
     pub base: Vec<u8>,
     /// The cache.
-    pub cache: Arc<Cache<SimPmem>>,
+    pub cache: Arc<Cache<P>>,
     /// Blocks that a request read from the base.
     pub missed: BTreeSet<u64>,
     block_size: usize,
-    channels: Vec<Channel<SimPmem>>,
-    background: Background<SimPmem>,
+    channels: Vec<Channel<P>>,
+    background: Background<P>,
     background_runs: BackgroundRuns,
     out: Outbox,
     now: Now,
@@ -49,30 +46,30 @@ pub struct Plain {
 ///
 /// # Errors
 /// The cache is refused.
-pub fn open(
-    pmem: SimPmem,
+pub fn open<P: Pmem>(
+    pmem: P,
     base: &[u8],
     options: OpenOptions,
-) -> Result<Arc<Cache<SimPmem>>, OpenError> {
+) -> Result<Arc<Cache<P>>, OpenError> {
     let block_size = options.base.block_size_bytes as usize;
     recover::open(pmem, options, |lba, len| {
         &base[lba as usize * block_size..][..len as usize * block_size]
     })
 }
 
-impl Plain {
+impl<P: Pmem> Plain<P> {
     /// Opens, or formats, as `options` say.
     ///
     /// # Errors
     /// The cache is refused.
     pub fn new(
-        pmem: SimPmem,
+        pmem: P,
         base: Vec<u8>,
         options: OpenOptions,
         background_runs: BackgroundRuns,
     ) -> Result<Self, OpenError> {
         let block_size = options.base.block_size_bytes as usize;
-        let cache = open(pmem.clone(), &base, options)?;
+        let cache = open(pmem, &base, options)?;
         let channel = || cache.channel().expect("fewer than there can be");
         Ok(Self {
             channels: (0..CHANNEL_COUNT).map(|_| channel()).collect(),
@@ -82,10 +79,15 @@ impl Plain {
             now: Now(0),
             missed: BTreeSet::new(),
             block_size,
-            pmem,
             base,
             cache,
         })
+    }
+
+    /// The cache device.
+    #[must_use]
+    pub fn pmem(&self) -> &P {
+        &self.cache.pmem
     }
 
     /// Runs a request to its end. One that gets nowhere is given up.

@@ -54,10 +54,14 @@ impl<P: Pmem> TracingPmem<P> {
     /// Wraps `inner`.
     #[must_use]
     pub fn new(inner: P) -> Self {
-        Self {
-            inner,
-            trace: Trace::default(),
-        }
+        Self::with_trace(inner, &Trace::default())
+    }
+
+    /// As [`TracingPmem::new`], and goes on with a record that there is already.
+    #[must_use]
+    pub fn with_trace(inner: P, trace: &Trace) -> Self {
+        let trace = trace.clone();
+        Self { inner, trace }
     }
 
     /// The record.

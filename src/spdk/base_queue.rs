@@ -16,7 +16,7 @@ use libc::iovec;
 use spdk_sys as sys;
 
 use super::base::Base;
-use super::memory::DmaBuf;
+use super::memory::{BOUNCE_SIZE_BYTES, DmaBuf};
 use super::trampoline::guard;
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest};
 use crate::pmem::{IovCursor, MemSlice};
@@ -39,6 +39,8 @@ enum Payload {
     Read(IovCursor),
     /// `Op::sources`.
     Write,
+    /// A WRITE_ZEROES that the base has failed, as data: address and length of zeroes.
+    Zeroes(*mut u8, usize),
 }
 
 /// What an operation does; a copy of the request's kind.
@@ -97,6 +99,8 @@ struct Inner {
     ops: Vec<NonNull<Op>>,
     free: Vec<u32>,
     bounce: Vec<DmaBuf>,
+    /// Made when the base first fails a WRITE_ZEROES.
+    zeroes: Option<DmaBuf>,
     /// Parts that SPDK has completed.
     landed: Vec<(u32, Result<(), BaseError>)>,
     /// Taken by `advance` in exchange for `landed`, so that both keep their memory.
@@ -168,7 +172,9 @@ impl BaseQueue {
             mem::take(&mut inner.landed_spare)
         };
         for (index, result) in landed.drain(..) {
-            if self.part_done(index, result) {
+            if result.is_err() && self.falls_back_to_data(index) {
+                self.start_part(index);
+            } else if self.part_done(index, result) {
                 let id = self.with_op(index, |op| op.id);
                 self.finish(index);
                 ended(id, result);
@@ -177,6 +183,32 @@ impl BaseQueue {
             }
         }
         self.inner.borrow_mut().landed_spare = landed;
+    }
+
+    /// A base may claim WRITE_ZEROES and then fail it always: an aio bdev does, on a file system that cannot
+    /// zero a range. Repeating it would never end, so zeroes are written. `false`: that is not the case.
+    fn falls_back_to_data(&self, index: u32) -> bool {
+        if !self.with_op(index, |op| matches!(op.verb, Verb::WriteZeroes)) {
+            return false;
+        }
+        let mut inner = self.inner.borrow_mut();
+        if inner.zeroes.is_none() {
+            log::warn!("the base device fails WRITE_ZEROES: zeroes are written to it as data");
+            inner.zeroes = DmaBuf::zeroed(BOUNCE_SIZE_BYTES);
+        }
+        let zeroes = inner
+            .zeroes
+            .as_ref()
+            .map(|buf| (buf.as_ptr(), buf.len_bytes()));
+        drop(inner);
+        let Some((at, len_bytes)) = zeroes else {
+            return false;
+        };
+        self.with_op(index, |op| {
+            op.verb = Verb::Write;
+            op.payload = Payload::Zeroes(at, len_bytes);
+        });
+        true
     }
 
     /// Whether the operation is at its end.
@@ -269,7 +301,7 @@ impl BaseQueue {
         // SAFETY: descriptor and channel are open and belong together and to this thread. The scatter list
         // lies in the operation, which stays as it is until `part_landed` is called with it; the memory it
         // names is the caller's until the engine hears of the end (read), pinned by the engine until then,
-        // or the operation's own bounce buffer (write).
+        // the operation's own bounce buffer, or the queue's zeroes (write).
         unsafe {
             match verb {
                 Verb::Read => sys::spdk_bdev_readv_blocks(
@@ -398,6 +430,13 @@ impl Op {
             Payload::Read(cursor) => {
                 self.part_blocks = self.blocks_left;
                 cursor.fill_iovecs(self.part_blocks as usize * block_size, &mut self.iovs);
+            }
+            Payload::Zeroes(at, len_bytes) => {
+                self.part_blocks = self.blocks_left.min((len_bytes / block_size) as u64);
+                self.iovs.push(iovec {
+                    iov_base: at.cast(),
+                    iov_len: self.part_blocks as usize * block_size,
+                });
             }
             Payload::Write => {
                 let len_bytes = match self

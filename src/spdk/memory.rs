@@ -140,6 +140,14 @@ impl DmaBuf {
         NonNull::new(start.cast()).map(|start| Self { start, len_bytes })
     }
 
+    /// As [`DmaBuf::new`], filled with zeroes.
+    pub(super) fn zeroed(len_bytes: usize) -> Option<Self> {
+        let buf = Self::new(len_bytes)?;
+        // SAFETY: so many bytes were just allocated there, and nobody else has the address.
+        unsafe { ptr::write_bytes(buf.as_ptr(), 0, len_bytes) };
+        Some(buf)
+    }
+
     pub(super) fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }

@@ -2,7 +2,7 @@
 /*
  * ackclient - a storage client that remembers what it was promised.
  *
- * It writes to an iSCSI LUN and keeps, in a journal file, which version of each block it has sent
+ * It writes to a device over iSCSI or NVMe/TCP and keeps, in a journal file, which version of each block it has sent
  * (issued) and which one the target has acknowledged (acked). Whatever then happens to the
  * target - SIGKILL included - a later verify reads every block back and checks that it holds
  *
@@ -24,7 +24,6 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -37,8 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <iscsi/iscsi.h>
-#include <iscsi/scsi-lowlevel.h>
+#include "transport.h"
 
 enum exit_code {
 	EXIT_DONE = 0,
@@ -52,12 +50,12 @@ enum exit_code {
 #define JOURNAL_MAGIC	0x314b4341484341ULL	/* "ACHACK1" */
 #define SECTOR_MAGIC	0x61636b636c69656eULL
 #define SECTOR_SIZE	512u
-#define DEPTH_MAX	128
 #define IO_BYTES_MAX	(1024u * 1024u)
-#define VERIFY_IO_BYTES	(256u * 1024u)
+/* A target over NVMe/TCP takes no more at once, unless told. */
+#define VERIFY_IO_BYTES	(128u * 1024u)
 #define VERIFY_DEPTH	16
 #define ZERO_VERSION	0ULL
-/* Marks a version whose content is zeroes: an UNMAP. */
+/* Marks a version whose content is zeroes: an UNMAP or WRITE ZEROES. */
 #define ZERO_FLAG	(1ULL << 63)
 /* What a block holds if it is no version at all. */
 #define GARBAGE		UINT64_MAX
@@ -104,7 +102,9 @@ struct options {
 	unsigned io_bytes_max;
 	unsigned read_percent;
 	unsigned unmap_percent;
+	unsigned zero_percent;
 	unsigned flush_percent;
+	unsigned fua_percent;
 	unsigned atomic_bytes_max;
 	double seconds;
 	uint64_t writes_max;
@@ -130,7 +130,7 @@ static volatile sig_atomic_t g_stop;
 
 /* ---- small helpers -------------------------------------------------------------------------- */
 
-static void __attribute__((noreturn, format(printf, 1, 2)))
+void
 die(const char *format, ...)
 {
 	va_list args;
@@ -306,11 +306,10 @@ journal_is_settled(void)
 	return true;
 }
 
-/* ---- iSCSI -------------------------------------------------------------------------------------------- */
+/* ---- the connection ------------------------------------------------------------------------------------- */
 
 struct session {
-	struct iscsi_context *iscsi;
-	int lun;
+	const struct transport *transport;
 	unsigned outstanding;
 	bool closing;
 	bool failed;
@@ -319,92 +318,54 @@ struct session {
 
 static struct session g_session;
 
-static bool
-try_connect(void)
+static const struct transport *
+transport_of(const char *url)
 {
-	struct iscsi_url *url;
-	bool ok;
+	static const struct transport *const transports[] = { &iscsi_transport, &nvme_tcp_transport };
 
-	g_session.iscsi = iscsi_create_context("iqn.2016-06.io.spdk:ackclient");
-	if (g_session.iscsi == NULL) {
-		die("out of memory");
+	for (size_t i = 0; i < sizeof(transports) / sizeof(transports[0]); i++) {
+		if (strncmp(url, transports[i]->scheme, strlen(transports[i]->scheme)) == 0) {
+			return transports[i];
+		}
 	}
-	url = iscsi_parse_full_url(g_session.iscsi, g_opt.url);
-	if (url == NULL) {
-		die("not an iscsi:// url: %s", g_opt.url);
-	}
-	iscsi_set_noautoreconnect(g_session.iscsi, 1);
-	iscsi_set_session_type(g_session.iscsi, ISCSI_SESSION_NORMAL);
-	iscsi_set_targetname(g_session.iscsi, url->target);
-	iscsi_set_header_digest(g_session.iscsi, ISCSI_HEADER_DIGEST_NONE);
-	g_session.lun = url->lun;
-	ok = iscsi_full_connect_sync(g_session.iscsi, url->portal, url->lun) == 0;
-	iscsi_destroy_url(url);
-	if (!ok) {
-		fprintf(stderr, "ackclient: %s\n", iscsi_get_error(g_session.iscsi));
-		iscsi_destroy_context(g_session.iscsi);
-		g_session.iscsi = NULL;
-	}
-	return ok;
-}
-
-static void
-check_capacity(void)
-{
-	struct scsi_task *task = iscsi_readcapacity16_sync(g_session.iscsi, g_session.lun);
-	struct scsi_readcapacity16 *capacity;
-
-	if (task == NULL || task->status != SCSI_STATUS_GOOD) {
-		die("READ CAPACITY failed: %s", iscsi_get_error(g_session.iscsi));
-	}
-	capacity = scsi_datain_unmarshall(task);
-	if (capacity == NULL || capacity->block_length != g_journal->block_size ||
-	    capacity->returned_lba + 1 < g_journal->block_count) {
-		die("the LUN has another block size than the journal, or is smaller");
-	}
-	scsi_free_scsi_task(task);
+	die("not a url of a target: %s", url);
 }
 
 static void
 connect_target(void)
 {
+	struct geometry geometry;
+
 	if (g_opt.url == NULL) {
 		die("--url is missing");
 	}
-	for (int attempt = 0; !try_connect(); attempt++) {
+	g_session.transport = transport_of(g_opt.url);
+	for (int attempt = 0; !g_session.transport->connect(g_opt.url, &geometry); attempt++) {
 		if (attempt == 20) {
 			die("cannot connect to %s", g_opt.url);
 		}
 		usleep(100 * 1000);
 	}
-	check_capacity();
+	if (geometry.block_size != g_journal->block_size ||
+	    geometry.block_count < g_journal->block_count) {
+		die("the device has another block size than the journal, or is smaller");
+	}
 	g_session.last_answer_s = now_s();
 }
 
 static void
 disconnect_target(void)
 {
-	/* The callbacks of what is still under way come now; they must change nothing. */
+	/* What is still under way may end now; that must change nothing. */
 	g_session.closing = true;
-	if (!g_session.failed) {
-		iscsi_logout_sync(g_session.iscsi);
-	}
-	iscsi_destroy_context(g_session.iscsi);
+	g_session.transport->disconnect(g_session.failed);
 }
 
 /* Waits for events a little while; false if the connection is gone. */
 static bool
 service_session(void)
 {
-	struct pollfd pfd = {
-		.fd = iscsi_get_fd(g_session.iscsi),
-		.events = (short)iscsi_which_events(g_session.iscsi),
-	};
-
-	if (poll(&pfd, 1, 200) < 0 && errno != EINTR) {
-		die("poll: %s", strerror(errno));
-	}
-	if (iscsi_service(g_session.iscsi, pfd.revents) < 0) {
+	if (!g_session.transport->service()) {
 		g_session.failed = true;
 	}
 	return !g_session.failed;
@@ -418,17 +379,11 @@ session_hangs(void)
 
 /* ---- requests of the write phase ---------------------------------------------------------------------- */
 
-enum request_kind { REQUEST_WRITE, REQUEST_UNMAP, REQUEST_READ, REQUEST_FLUSH };
-
 struct request {
-	enum request_kind kind;
+	/* First: what is done to the one is done to the other. */
+	struct io io;
 	bool busy;
-	unsigned index;
-	uint64_t lba;
-	uint64_t len_blocks;
 	uint64_t version;
-	uint8_t *buf;
-	struct unmap_list unmap;
 };
 
 static struct request g_requests[DEPTH_MAX];
@@ -437,19 +392,25 @@ static uint8_t *g_in_use;
 static unsigned g_target_errors;
 static unsigned g_stale_reads;
 
+static bool
+writes_zeroes(enum io_kind kind)
+{
+	return kind == IO_UNMAP || kind == IO_WRITE_ZEROES;
+}
+
 static void
 set_in_use(const struct request *req, uint8_t value)
 {
-	memset(g_in_use + req->lba, value, req->len_blocks);
+	memset(g_in_use + req->io.lba, value, req->io.len_blocks);
 }
 
 static void
 check_read(const struct request *req)
 {
-	for (uint64_t i = 0; i < req->len_blocks; i++) {
-		uint64_t lba = req->lba + i;
+	for (uint64_t i = 0; i < req->io.len_blocks; i++) {
+		uint64_t lba = req->io.lba + i;
 		uint64_t expected = content_of(g_blocks[lba].acked);
-		uint64_t found = decode_block(req->buf + i * g_journal->block_size, lba);
+		uint64_t found = decode_block(req->io.buf + i * g_journal->block_size, lba);
 
 		if (found != expected && g_stale_reads++ < COMPLAINTS_MAX) {
 			fprintf(stderr, "ackclient: read of block %" PRIu64 " returned version %" PRId64
@@ -462,91 +423,93 @@ check_read(const struct request *req)
 static void
 record_ack(const struct request *req)
 {
-	for (uint64_t i = 0; i < req->len_blocks; i++) {
-		g_blocks[req->lba + i].acked = req->version;
+	for (uint64_t i = 0; i < req->io.len_blocks; i++) {
+		g_blocks[req->io.lba + i].acked = req->version;
 	}
-	g_journal->slots[req->index].version = 0;
-	g_journal->blocks_acked += req->len_blocks;
-	if (req->kind == REQUEST_WRITE) {
-		g_journal->writes_acked++;
-	} else {
+	g_journal->slots[req->io.index].version = 0;
+	g_journal->blocks_acked += req->io.len_blocks;
+	if (writes_zeroes(req->io.kind)) {
 		g_journal->unmaps_acked++;
+	} else {
+		g_journal->writes_acked++;
 	}
 }
 
 static void
-request_done(struct iscsi_context *iscsi, int status, void *command_data, void *private_data)
+request_done(struct io *io, enum io_status status, const char *reason)
 {
-	struct request *req = private_data;
-	struct scsi_task *task = command_data;
+	struct request *req = (struct request *)io;
 
 	if (g_session.closing) {
 		return;
 	}
 	g_session.outstanding--;
 	g_session.last_answer_s = now_s();
-	if (status == SCSI_STATUS_CANCELLED || status == SCSI_STATUS_ERROR ||
-	    status == SCSI_STATUS_TIMEOUT) {
-		/* No answer of the target: the connection is going down. */
+	if (status == IO_LOST) {
 		g_session.failed = true;
-	} else if (status != SCSI_STATUS_GOOD) {
+		return;
+	}
+	if (status == IO_ERROR) {
 		if (g_target_errors++ < COMPLAINTS_MAX) {
 			fprintf(stderr, "ackclient: request kind %d, block %" PRIu64 ", %" PRIu64
-				" blocks: %s\n", req->kind, req->lba, req->len_blocks,
-				iscsi_get_error(iscsi));
+				" blocks: %s\n", io->kind, io->lba, io->len_blocks, reason);
 		}
+		return;
+	}
+	if (io->kind == IO_READ) {
+		check_read(req);
+	} else if (io->kind == IO_FLUSH) {
+		g_journal->flushes_acked++;
 	} else {
-		if (req->kind == REQUEST_READ) {
-			check_read(req);
-		} else if (req->kind == REQUEST_FLUSH) {
-			g_journal->flushes_acked++;
-		} else {
-			record_ack(req);
-		}
-		if (req->kind != REQUEST_FLUSH) {
-			set_in_use(req, 0);
-		}
-		req->busy = false;
+		record_ack(req);
 	}
-	if (task != NULL) {
-		scsi_free_scsi_task(task);
+	if (io->kind != IO_FLUSH) {
+		set_in_use(req, 0);
 	}
+	req->busy = false;
 }
 
 /* The journal knows of a write before the target does. */
 static void
 record_issue(struct request *req)
 {
-	struct journal_slot *slot = &g_journal->slots[req->index];
+	struct journal_slot *slot = &g_journal->slots[req->io.index];
 
 	req->version = g_journal->next_version++;
-	if (req->kind == REQUEST_UNMAP) {
+	if (writes_zeroes(req->io.kind)) {
 		req->version |= ZERO_FLAG;
 	}
-	slot->lba = req->lba;
-	slot->len_blocks = req->len_blocks;
+	slot->lba = req->io.lba;
+	slot->len_blocks = req->io.len_blocks;
 	slot->version = req->version;
-	for (uint64_t i = 0; i < req->len_blocks; i++) {
-		g_blocks[req->lba + i].issued = req->version;
+	for (uint64_t i = 0; i < req->io.len_blocks; i++) {
+		g_blocks[req->io.lba + i].issued = req->version;
 	}
 	g_journal->writes_issued++;
 }
 
-static enum request_kind
+static enum io_kind
 choose_kind(void)
 {
+	const struct {
+		enum io_kind kind;
+		unsigned percent;
+	} table[] = {
+		{ IO_READ, g_opt.read_percent },
+		{ IO_UNMAP, g_opt.unmap_percent },
+		{ IO_WRITE_ZEROES, g_opt.zero_percent },
+		{ IO_FLUSH, g_opt.flush_percent },
+		{ IO_WRITE_FUA, g_opt.fua_percent },
+	};
 	uint64_t dice = random_below(100);
 
-	if (dice < g_opt.read_percent) {
-		return REQUEST_READ;
+	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		if (dice < table[i].percent) {
+			return table[i].kind;
+		}
+		dice -= table[i].percent;
 	}
-	if (dice < g_opt.read_percent + g_opt.unmap_percent) {
-		return REQUEST_UNMAP;
-	}
-	if (dice < g_opt.read_percent + g_opt.unmap_percent + g_opt.flush_percent) {
-		return REQUEST_FLUSH;
-	}
-	return REQUEST_WRITE;
+	return IO_WRITE;
 }
 
 /* Half of the requests go to the first sixteenth, so that blocks are overwritten soon and often. */
@@ -570,53 +533,19 @@ choose_range(struct request *req)
 	if (random_below(2) == 0 && span / 16 > len) {
 		span /= 16;
 	}
-	req->lba = random_below(span - len + 1);
+	req->io.lba = random_below(span - len + 1);
 	if (g_opt.aligned) {
-		req->lba -= req->lba % len;
+		req->io.lba -= req->io.lba % len;
 	}
-	req->len_blocks = len;
-	return memchr(g_in_use + req->lba, 1, len) == NULL;
-}
-
-static struct scsi_task *
-send_request(struct request *req)
-{
-	struct iscsi_context *iscsi = g_session.iscsi;
-	uint32_t bytes = (uint32_t)(req->len_blocks * g_journal->block_size);
-	int block_size = (int)g_journal->block_size;
-	struct scsi_task *task;
-
-	switch (req->kind) {
-	case REQUEST_WRITE:
-		for (uint64_t i = 0; i < req->len_blocks; i++) {
-			fill_block(req->buf + i * g_journal->block_size, req->lba + i, req->version);
-		}
-		return iscsi_write16_task(iscsi, g_session.lun, req->lba, req->buf, bytes, block_size,
-					  0, 0, 0, 0, 0, request_done, req);
-	case REQUEST_UNMAP:
-		req->unmap.lba = req->lba;
-		req->unmap.num = (uint32_t)req->len_blocks;
-		return iscsi_unmap_task(iscsi, g_session.lun, 0, 0, &req->unmap, 1, request_done, req);
-	case REQUEST_FLUSH:
-		return iscsi_synchronizecache16_task(iscsi, g_session.lun, 0,
-						     (uint32_t)g_journal->block_count, 0, 0,
-						     request_done, req);
-	case REQUEST_READ:
-		task = iscsi_read16_task(iscsi, g_session.lun, req->lba, bytes, block_size,
-					 0, 0, 0, 0, 0, request_done, req);
-		if (task != NULL) {
-			scsi_task_add_data_in_buffer(task, (int)bytes, req->buf);
-		}
-		return task;
-	}
-	return NULL;
+	req->io.len_blocks = len;
+	return memchr(g_in_use + req->io.lba, 1, len) == NULL;
 }
 
 static void
 start_request(struct request *req)
 {
-	req->kind = choose_kind();
-	if (req->kind != REQUEST_FLUSH) {
+	req->io.kind = choose_kind();
+	if (req->io.kind != IO_FLUSH) {
 		for (int attempt = 0; !choose_range(req); attempt++) {
 			if (attempt == 16) {
 				return;
@@ -624,12 +553,18 @@ start_request(struct request *req)
 		}
 		set_in_use(req, 1);
 	}
-	if (req->kind == REQUEST_WRITE || req->kind == REQUEST_UNMAP) {
+	if (req->io.kind != IO_FLUSH && req->io.kind != IO_READ) {
 		record_issue(req);
+	}
+	if (req->io.kind == IO_WRITE || req->io.kind == IO_WRITE_FUA) {
+		for (uint64_t i = 0; i < req->io.len_blocks; i++) {
+			fill_block(req->io.buf + i * g_journal->block_size, req->io.lba + i,
+				   req->version);
+		}
 	}
 	req->busy = true;
 	g_session.outstanding++;
-	if (send_request(req) == NULL) {
+	if (!g_session.transport->submit(&req->io)) {
 		g_session.failed = true;
 	}
 }
@@ -642,14 +577,33 @@ may_start_more(double end_s)
 }
 
 static void
-prepare_requests(void)
+prepare_requests(void (*done)(struct io *, enum io_status, const char *))
 {
 	g_in_use = xcalloc(g_journal->block_count, 1);
 	for (unsigned i = 0; i < g_opt.depth; i++) {
-		g_requests[i].index = i;
-		if (posix_memalign((void **)&g_requests[i].buf, 4096, IO_BYTES_MAX) != 0) {
+		g_requests[i].io.index = i;
+		g_requests[i].io.done = done;
+		if (posix_memalign((void **)&g_requests[i].io.buf, 4096, IO_BYTES_MAX) != 0) {
 			die("out of memory");
 		}
+	}
+}
+
+static void
+check_requests(void)
+{
+	const struct transport *transport = g_session.transport;
+
+	if (g_opt.depth > transport->depth_max) {
+		die("--depth is at most %u for %s", transport->depth_max, transport->scheme);
+	}
+	if (g_opt.read_percent + g_opt.unmap_percent + g_opt.zero_percent + g_opt.flush_percent +
+	    g_opt.fua_percent > 100) {
+		die("the shares are more than 100 percent");
+	}
+	if ((g_opt.fua_percent && transport->unsupported & 1u << IO_WRITE_FUA) ||
+	    (g_opt.zero_percent && transport->unsupported & 1u << IO_WRITE_ZEROES)) {
+		die("--fua-percent and --zero-percent are for NVMe/TCP");
 	}
 }
 
@@ -669,8 +623,9 @@ run_writes(void)
 		    IO_BYTES_MAX);
 	}
 	g_random_state = g_journal->seed ^ mix(g_journal->next_version);
-	prepare_requests();
+	prepare_requests(request_done);
 	connect_target();
+	check_requests();
 	start_s = now_s();
 	end_s = start_s + g_opt.seconds;
 	while (may_start_more(end_s) || g_session.outstanding > 0) {
@@ -852,26 +807,20 @@ observe(const uint8_t *buf, uint64_t lba, uint64_t len_blocks)
 }
 
 static void
-verify_read_done(struct iscsi_context *iscsi, int status, void *command_data, void *private_data)
+verify_read_done(struct io *io, enum io_status status, const char *reason)
 {
-	struct request *req = private_data;
-	struct scsi_task *task = command_data;
-
 	if (g_session.closing) {
 		return;
 	}
 	g_session.outstanding--;
 	g_session.last_answer_s = now_s();
-	req->busy = false;
-	if (status != SCSI_STATUS_GOOD) {
+	((struct request *)io)->busy = false;
+	if (status != IO_OK) {
 		g_target_errors++;
 		fprintf(stderr, "ackclient: reading %" PRIu64 " blocks at %" PRIu64 ": %s\n",
-			req->len_blocks, req->lba, iscsi_get_error(iscsi));
+			io->len_blocks, io->lba, reason);
 	} else {
-		observe(req->buf, req->lba, req->len_blocks);
-	}
-	if (task != NULL) {
-		scsi_free_scsi_task(task);
+		observe(io->buf, io->lba, io->len_blocks);
 	}
 }
 
@@ -880,21 +829,13 @@ start_verify_read(struct request *req, uint64_t lba)
 {
 	uint64_t left = g_journal->block_count - lba;
 	uint64_t len = VERIFY_IO_BYTES / g_journal->block_size;
-	struct scsi_task *task;
-	uint32_t bytes;
 
-	req->lba = lba;
-	req->len_blocks = len < left ? len : left;
+	req->io.kind = IO_READ;
+	req->io.lba = lba;
+	req->io.len_blocks = len < left ? len : left;
 	req->busy = true;
-	bytes = (uint32_t)(req->len_blocks * g_journal->block_size);
-	task = iscsi_read16_task(g_session.iscsi, g_session.lun, lba, bytes,
-				 (int)g_journal->block_size, 0, 0, 0, 0, 0, verify_read_done, req);
-	if (task == NULL) {
-		return false;
-	}
-	scsi_task_add_data_in_buffer(task, (int)bytes, req->buf);
 	g_session.outstanding++;
-	return true;
+	return g_session.transport->submit(&req->io);
 }
 
 static int
@@ -905,13 +846,17 @@ run_verify(void)
 
 	g_observed = xcalloc(g_journal->block_count, sizeof(*g_observed));
 	g_opt.depth = VERIFY_DEPTH;
-	prepare_requests();
+	prepare_requests(verify_read_done);
 	connect_target();
 	while (next_lba < g_journal->block_count || g_session.outstanding > 0) {
 		for (unsigned i = 0; i < g_opt.depth && next_lba < g_journal->block_count; i++) {
-			if (!g_requests[i].busy && start_verify_read(&g_requests[i], next_lba)) {
-				next_lba += g_requests[i].len_blocks;
+			if (g_requests[i].busy) {
+				continue;
 			}
+			if (!start_verify_read(&g_requests[i], next_lba)) {
+				g_session.failed = true;
+			}
+			next_lba += g_requests[i].io.len_blocks;
 		}
 		if (!service_session() || session_hangs()) {
 			rc = g_session.failed ? EXIT_DISCONNECTED : EXIT_HUNG;
@@ -1003,7 +948,8 @@ static const char g_usage[] =
 	"               fill that image with content of its own\n"
 	"  write        random writes, with checked reads, unmaps and flushes: --url, --seconds N,\n"
 	"               --writes N (0: no limit), --depth N, --io-bytes MIN:MAX, --aligned,\n"
-	"               --read-percent, --unmap-percent, --flush-percent N\n"
+	"               --read-percent, --unmap-percent, --flush-percent N; with NVMe/TCP also\n"
+	"               --zero-percent (WRITE ZEROES), --fua-percent N\n"
 	"  verify       read everything back from --url and compare with the journal;\n"
 	"               --atomic-bytes N: largest write that must not be torn\n"
 	"  verify-file  the same on a raw image: --file\n"
@@ -1013,7 +959,8 @@ static const char g_usage[] =
 
 enum option_id {
 	OPT_JOURNAL = 256, OPT_URL, OPT_FILE, OPT_BLOCK_SIZE, OPT_BLOCK_COUNT, OPT_SEED, OPT_DEPTH,
-	OPT_IO_BYTES, OPT_READ, OPT_UNMAP, OPT_FLUSH, OPT_ATOMIC, OPT_SECONDS, OPT_WRITES, OPT_ALIGNED,
+	OPT_IO_BYTES, OPT_READ, OPT_UNMAP, OPT_ZERO, OPT_FLUSH, OPT_FUA, OPT_ATOMIC, OPT_SECONDS,
+	OPT_WRITES, OPT_ALIGNED,
 };
 
 static const struct option g_long_options[] = {
@@ -1027,7 +974,9 @@ static const struct option g_long_options[] = {
 	{ "io-bytes", required_argument, NULL, OPT_IO_BYTES },
 	{ "read-percent", required_argument, NULL, OPT_READ },
 	{ "unmap-percent", required_argument, NULL, OPT_UNMAP },
+	{ "zero-percent", required_argument, NULL, OPT_ZERO },
 	{ "flush-percent", required_argument, NULL, OPT_FLUSH },
+	{ "fua-percent", required_argument, NULL, OPT_FUA },
 	{ "atomic-bytes", required_argument, NULL, OPT_ATOMIC },
 	{ "seconds", required_argument, NULL, OPT_SECONDS },
 	{ "writes", required_argument, NULL, OPT_WRITES },
@@ -1067,6 +1016,8 @@ parse_option(int id, const char *arg)
 		break;
 	case OPT_READ: g_opt.read_percent = (unsigned)parse_number(arg); break;
 	case OPT_UNMAP: g_opt.unmap_percent = (unsigned)parse_number(arg); break;
+	case OPT_ZERO: g_opt.zero_percent = (unsigned)parse_number(arg); break;
+	case OPT_FUA: g_opt.fua_percent = (unsigned)parse_number(arg); break;
 	case OPT_FLUSH: g_opt.flush_percent = (unsigned)parse_number(arg); break;
 	case OPT_ATOMIC: g_opt.atomic_bytes_max = (unsigned)parse_number(arg); break;
 	case OPT_SECONDS: g_opt.seconds = strtod(arg, NULL); break;

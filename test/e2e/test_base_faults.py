@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import AckClient, Host, IscsiTarget, Rpc, wait_until
+from harness import AckClient, Host, IscsiTarget, NvmfTarget, Rpc, wait_until
 from harness.ackclient import EXIT_DISCONNECTED, EXIT_DONE, EXIT_TARGET_ERROR
 from harness.scenario import (
     BASE,
@@ -16,39 +16,22 @@ from harness.scenario import (
     assert_intact,
     bdev_info,
     cache_info,
+    cache_stats,
     drain,
+    heal,
+    make_sick,
     start_session,
     wait_online,
 )
 
-# bdev_error names its bdevs so.
-SICK = f"EE_{BASE}"
 PASSTHRU = "Between"
-FOR_EVER = 1 << 31
-
-
-def sick_base(storage: Storage) -> list[dict]:
-    """The base with the error bdev in front."""
-    return [
-        storage.aio_base(),
-        {"method": "bdev_error_create", "params": {"base_name": BASE}},
-        storage.cache(SICK),
-    ]
-
-
-def make_sick(rpc: Rpc, io_type: str) -> None:
-    rpc.bdev_error_inject_error(name=SICK, io_type=io_type, error_type="failure", num=FOR_EVER)
-
-
-def heal(rpc: Rpc) -> None:
-    rpc.bdev_error_inject_error(name=SICK, io_type="clear", error_type="failure", num=1)
 
 
 @pytest.mark.parametrize("io_type", ["write", "flush"])
 def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type: str):
     storage = Storage(media)
     client = storage.client(seed)
-    session = start_session(host, sick_base(storage))
+    session = start_session(host, storage.sick_base())
     make_sick(session.rpc, io_type)
     # Less than the cache holds, so that nobody has to wait for the base.
     assert_intact(client.write(session.url, writes=1500, io_bytes="512:16384", unmap_percent=0, seconds=20))
@@ -72,11 +55,25 @@ def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type:
     session.app.stop()
 
 
+def test_base_that_fails_write_zeroes_gets_them_as_data(host: Host, media: Path, seed: int):
+    """SPDK's aio bdev claims WRITE ZEROES, which fails on tmpfs, every time."""
+    storage = Storage(media)
+    client = storage.client(seed)
+    bdevs = [storage.aio_base(), storage.cache()]
+    session = start_session(host, bdevs, target=NvmfTarget)
+    assert_intact(client.write(session.url, writes=400, zero_percent=30, seconds=20))
+    assert cache_stats(session.rpc)["write_zeroes"] > 0
+    drain(session.rpc)
+    assert_intact(client.verify(session.url))
+    assert_intact(client.verify_file(storage.base_file))
+    session.app.stop()
+
+
 def test_full_cache_waits_for_the_base(host: Host, media: Path, seed: int, ended_client):
     storage = Storage(media, cache_mib=24)
     client = storage.client(seed)
     ended_client.append(client)
-    session = start_session(host, sick_base(storage))
+    session = start_session(host, storage.sick_base())
     make_sick(session.rpc, "write")
     client.start_writing(session.url, seconds=6, read_percent=0, unmap_percent=0)
 
@@ -97,13 +94,13 @@ def test_killed_while_the_base_is_sick(host: Host, media: Path, seed: int, ended
     storage = Storage(media)
     client = storage.client(seed)
     ended_client.append(client)
-    session = start_session(host, sick_base(storage))
+    session = start_session(host, storage.sick_base())
     make_sick(session.rpc, "write")
     client.start_writing(session.url, seconds=20)
     time.sleep(1)
     session.app.kill()
     client.finish_writing()
-    session = start_session(host, sick_base(storage))
+    session = start_session(host, storage.sick_base())
     assert_intact(client.verify(session.url))
     drain(session.rpc)
     assert_intact(client.verify_file(storage.base_file))

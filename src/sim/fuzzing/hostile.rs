@@ -178,7 +178,7 @@ fn use_it(media: &Media, image: Vec<u8>, mut contents: Vec<Content>, prng: &mut 
         }
     }
     plain.cache.check_invariants();
-    let plain = start(plain.pmem.live_image(), plain.base);
+    let plain = start(plain.pmem().live_image(), plain.base);
     plain.cache.check_invariants();
     let found = self::contents(&plain.cache, &plain.base, contents.len() as u64);
     let found = found.iter().map(|content| content.now.as_slice());
@@ -187,7 +187,7 @@ fn use_it(media: &Media, image: Vec<u8>, mut contents: Vec<Content>, prng: &mut 
 
 /// One request. `Break`: the damage keeps the log from moving; more requests would only wait, too.
 fn request(
-    plain: &mut Plain,
+    plain: &mut Plain<SimPmem>,
     contents: &mut [Content],
     stamp: Stamp,
     prng: &mut Prng,
@@ -236,7 +236,7 @@ fn request(
 
 /// A write may be stuck where the damage keeps the log from moving, and only there; then nothing of it is done.
 fn note_write(
-    plain: &Plain,
+    plain: &Plain<SimPmem>,
     status: Status,
     blocks: &mut [Content],
     data: &[u8],
@@ -258,7 +258,7 @@ fn note_write(
     ControlFlow::Break(())
 }
 
-fn drain(plain: &mut Plain, contents: &[Content]) -> ControlFlow<()> {
+fn drain(plain: &mut Plain<SimPmem>, contents: &[Content]) -> ControlFlow<()> {
     if !plain.drain() {
         let health = plain.cache.health();
         let info = plain.cache.info();

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The storage client in another process (test/client/ackclient.c), and its journal."""
+"""The storage client in another process (test/client), and its journal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from .host import _die_with_parent
 from .paths import ROOT
 
-_SOURCE = ROOT / "test/client/ackclient.c"
+_SOURCES = ROOT / "test/client"
 _BINARY = ROOT / "target/client/ackclient"
 
 # struct journal_header of ackclient.c, up to writes_acked.
@@ -27,11 +27,13 @@ EXIT_DISCONNECTED = 4
 
 
 def build() -> Path:
-    """Compiles the client if its source is newer."""
-    if not _BINARY.exists() or _BINARY.stat().st_mtime < _SOURCE.stat().st_mtime:
+    """Compiles the client if its sources are newer."""
+    changed = max(file.stat().st_mtime for file in _SOURCES.iterdir())
+    if not _BINARY.exists() or _BINARY.stat().st_mtime < changed:
         _BINARY.parent.mkdir(parents=True, exist_ok=True)
         flags = ["-O2", "-g", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run(["cc", *flags, "-o", _BINARY, _SOURCE, "-liscsi"], check=True)
+        sources = sorted(_SOURCES.glob("*.c"))
+        subprocess.run(["cc", *flags, "-o", _BINARY, *sources, "-liscsi"], check=True)
     return _BINARY
 
 
@@ -76,9 +78,9 @@ class AckClient:
         self.start_writing(url, **options)
         return self.finish_writing()
 
-    def verify(self, url: str) -> ClientResult:
-        """Reads everything from the target and judges it."""
-        return self._run("verify", "--url", url)
+    def verify(self, url: str, **options: Any) -> ClientResult:
+        """Reads everything from the target and judges it: atomic_bytes."""
+        return self._run("verify", "--url", url, *_to_arguments(options))
 
     def verify_file(self, image: Path) -> ClientResult:
         """Judges a raw image; nothing of SPDK or pcache takes part."""

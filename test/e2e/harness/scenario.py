@@ -11,13 +11,16 @@ from typing import Any
 from .ackclient import AckClient, ClientResult
 from .host import App, Host
 from .rpc import Rpc
-from .targets import IscsiTarget
+from .targets import IscsiTarget, NvmfTarget
 from .util import wait_until
 
 MIB = 1 << 20
 
 CACHE = "Cache0"
 BASE = "Base0"
+# bdev_error names its bdevs so.
+SICK = f"EE_{BASE}"
+FOR_EVER = 1 << 31
 
 
 @dataclass
@@ -53,6 +56,11 @@ class Storage:
             "fallocate": True,
         }
         return {"method": "bdev_aio_create", "params": params}
+
+    def sick_base(self) -> list[dict[str, Any]]:
+        """The base with the error bdev in front, and the cache."""
+        error = {"method": "bdev_error_create", "params": {"base_name": BASE}}
+        return [self.aio_base(), error, self.cache(SICK)]
 
     def malloc_base(self, name: str = BASE) -> dict[str, Any]:
         """The base as memory of the application: fast, and gone with it."""
@@ -93,10 +101,10 @@ class Storage:
 
 @dataclass
 class Session:
-    """An spdk_tgt with the cache in it, exported over iSCSI."""
+    """An spdk_tgt with the cache in it, exported."""
 
     app: App
-    target: IscsiTarget
+    target: IscsiTarget | NvmfTarget
 
     @property
     def rpc(self) -> Rpc:
@@ -109,11 +117,17 @@ class Session:
         return self.target.url
 
 
-def start_session(host: Host, bdevs: list[dict[str, Any]], bdev: str = CACHE, **options: Any) -> Session:
+def start_session(
+    host: Host,
+    bdevs: list[dict[str, Any]],
+    bdev: str = CACHE,
+    target: type[IscsiTarget | NvmfTarget] = IscsiTarget,
+    **options: Any,
+) -> Session:
     """Starts spdk_tgt with these bdevs and exports `bdev`."""
     app = host.start("spdk_tgt", bdevs=bdevs, **options)
     wait_online(app.rpc, bdev)
-    return Session(app, IscsiTarget(app, bdev))
+    return Session(app, target(app, bdev))
 
 
 def bdev_info(rpc: Rpc, name: str) -> dict[str, Any] | None:
@@ -124,6 +138,22 @@ def bdev_info(rpc: Rpc, name: str) -> dict[str, Any] | None:
 def cache_info(rpc: Rpc, name: str = CACHE) -> dict[str, Any] | None:
     """The entry of bdev_pcache_get_bdevs, also for a cache that has no bdev now."""
     return next((bdev for bdev in rpc.bdev_pcache_get_bdevs() if bdev["name"] == name), None)
+
+
+def cache_stats(rpc: Rpc, name: str = CACHE) -> dict[str, int]:
+    """The counters of bdev_pcache_get_stats."""
+    (stats,) = rpc.bdev_pcache_get_stats(name=name)
+    return {counter: value for counter, value in stats.items() if counter != "name"}
+
+
+def make_sick(rpc: Rpc, io_type: str, count: int = FOR_EVER) -> None:
+    """So many operations of the base fail from now on; see `Storage.sick_base`."""
+    rpc.bdev_error_inject_error(name=SICK, io_type=io_type, error_type="failure", num=count)
+
+
+def heal(rpc: Rpc) -> None:
+    """The base is well again."""
+    rpc.bdev_error_inject_error(name=SICK, io_type="clear", error_type="failure", num=1)
 
 
 def wait_online(rpc: Rpc, name: str = CACHE, timeout_s: float = 30.0) -> dict[str, Any]:

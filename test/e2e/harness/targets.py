@@ -50,6 +50,11 @@ class NvmfTarget:
         rpc.nvmf_subsystem_add_ns(nqn=self.NQN, namespace={"bdev_name": bdev})
         rpc.nvmf_subsystem_add_listener(nqn=self.NQN, listen_address=self._address())
 
+    @property
+    def url(self) -> str:
+        """For the client."""
+        return f"nvme+tcp://{_HOST}:{self.port}/{self.NQN}"
+
     def _address(self) -> dict[str, str]:
         return {
             "trtype": "TCP",

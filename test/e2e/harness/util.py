@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(probe: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
+def wait_until(probe: Callable[[], T], what: str, timeout_s: float = 30.0, *, pause_s: float = 0.02) -> T:
     """Calls `probe` until it returns something true, and returns that."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -21,7 +21,7 @@ def wait_until(probe: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
             return result
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.02)
+        time.sleep(pause_s)
 
 
 def free_port() -> int:
