@@ -8,7 +8,7 @@ const FILE_LINES_MAX: usize = 600;
 /// Files that were longer when the rule came, with what they had then: they may shrink, not grow.
 const LONGER_FILES: &[(&str, usize)] = &[
     ("src/recovery/compat_tests.rs", 612),
-    ("src/sim/machine.rs", 958),
+    ("src/sim/machine.rs", 947),
 ];
 /// What may lie at the top, besides dot files.
 const TOP: &str = "Cargo.lock Cargo.toml LICENSE Makefile README.md benches build.rs clippy.toml \

@@ -12,6 +12,7 @@ mod peek;
 pub mod pmem;
 pub mod prng;
 pub mod recover;
+pub mod scenarios;
 pub mod script;
 pub mod simulate;
 pub mod stamp;
