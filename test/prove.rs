@@ -24,8 +24,10 @@
 )]
 
 use pcache::sim::crash::{self, Limits, Tally};
+use pcache::sim::scenarios::{self, Context};
 use pcache::sim::simulate;
 use serde::Serialize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -120,7 +122,29 @@ impl Search {
         });
     }
 
-    fn crash(&self, states: u64) {
+    fn scenarios(&self, seed: u64) {
+        self.next_seed.store(0, Ordering::Relaxed);
+        let count = scenarios::ALL.len() as u64;
+        self.run(|number| {
+            let Some(scenario) = scenarios::ALL.get(number as usize) else {
+                return false;
+            };
+            let mut context = Context::new(seed, Limits::default());
+            let ran = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut context)));
+            match ran {
+                Ok(Ok(())) => {}
+                Ok(Err(violation)) => self.fail(&format!("{}: {violation}", scenario.name)),
+                Err(_) => self.fail(&format!("{}: a panic", scenario.name)),
+            }
+            self.add_tally(&context.tally());
+            self.add(|report| report.scenarios += 1);
+            self.tell("scenarios", number + 1, count);
+            true
+        });
+    }
+
+    fn crash(&self, first: u64, states: u64) {
+        self.next_seed.store(first, Ordering::Relaxed);
         let done = AtomicU64::new(0);
         self.run(|seed| {
             match crash::run_seed(seed, Limits::default()) {
@@ -192,7 +216,8 @@ fn main() {
     let first_seed = number("PCACHE_SEED", 1);
     let search = Search::new(first_seed);
     if crash || !sim {
-        search.crash(number("PCACHE_CRASH_STATES", 50_000));
+        search.scenarios(first_seed);
+        search.crash(first_seed, number("PCACHE_CRASH_STATES", 50_000));
     }
     if sim || !crash {
         search.sim(first_seed, number("PCACHE_SIM_SEEDS", 300));

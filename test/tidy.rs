@@ -6,7 +6,7 @@ use std::process::Command;
 
 const FILE_LINES_MAX: usize = 600;
 /// Files that were longer when the rule came, with what they had then: they may shrink, not grow.
-const LONGER_FILES: &[(&str, usize)] = &[("src/sim/machine.rs", 958)];
+const LONGER_FILES: &[(&str, usize)] = &[("src/sim/machine.rs", 947)];
 /// What may lie at the top, besides dot files.
 const TOP: &str = "Cargo.lock Cargo.toml LICENSE Makefile README.md benches build.rs clippy.toml \
                    docs fuzz rpc rustfmt.toml spdk-sys src test";
@@ -18,6 +18,11 @@ const TEST_FILES: &[&str] = &["src/sim/", "src/media/format_doc.rs", "src/media/
 const UNWRAPS: &[(&str, &str, &str)] = &[
     ("src/pmem/heap.rs", "smaller than the address", "for tests"),
     ("src/pmem/heap.rs", "there until drop", "for tests"),
+    (
+        "src/pmem/mapped.rs",
+        "a kernel that this CPU has",
+        "for tests",
+    ),
 ];
 /// Traces of work that is not done; without the bars, so that this file may say them.
 const UNFINISHED: &[&str] = &["to|do!(", "unimplemen|ted!(", "db|g!(", "FIX|ME", "XX|X:"];

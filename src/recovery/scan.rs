@@ -52,10 +52,10 @@ pub(crate) fn tails_out_of_range(
     let (tails, per_page) = (*tails, superblock.geometry.blocks_per_page());
     let block_count = superblock.base.block_count;
     let numbers = [
-        ("dirty_tail", tails.dirty_tail.0, COUNTER_MAX),
-        ("batch_end", tails.batch_end.0, COUNTER_MAX),
-        ("seq_next_min", tails.seq_next_min.0, COUNTER_MAX),
-        ("epoch_min", tails.epoch_min, COUNTER_MAX),
+        ("dirty_tail", tails.dirty_tail.0, COUNTER_MAX - 1),
+        ("batch_end", tails.batch_end.0, COUNTER_MAX - 1),
+        ("seq_next_min", tails.seq_next_min.0, COUNTER_MAX - 1),
+        ("epoch_min", tails.epoch_min, COUNTER_MAX - 1),
         ("key_tail", tails.key_tail.0, tails.dirty_tail.0),
     ];
     let numbers = numbers.into_iter().filter(|&(_, value, max)| value > max);

@@ -29,6 +29,8 @@ pub struct Faults {
     pub gone: bool,
     /// The device answers nothing.
     pub stuck: bool,
+    /// The device answers no flush.
+    pub flush_stuck: bool,
     /// Unmaps are answered with [`BaseError::Unsupported`].
     pub unmap_unsupported: bool,
 }
@@ -197,10 +199,19 @@ impl SimBase {
 
     /// Ends one operation, any of those under way.
     pub fn complete_one(&mut self) -> Option<BaseDone> {
-        if self.in_flight.is_empty() || self.faults.stuck {
+        let faults = self.faults;
+        let answered = |op: &InFlight| {
+            !(faults.stuck || faults.flush_stuck && matches!(op.request.kind, BaseKind::Flush))
+        };
+        let ops = (0..).zip(&self.in_flight);
+        let ready: Vec<usize> = ops
+            .filter(|(_, op)| answered(op))
+            .map(|(at, _)| at)
+            .collect();
+        if ready.is_empty() {
             return None;
         }
-        let at = self.prng.index(self.in_flight.len());
+        let at = ready[self.prng.index(ready.len())];
         let op = self.in_flight.swap_remove(at);
         let result = self.run(&op);
         self.failure_count += u64::from(result.is_err());

@@ -250,22 +250,9 @@ impl Enumerator {
         stamps: &[Stamp],
     ) -> Result<(), Violation> {
         let pmem = SimPmem::from_image(bytes);
-        let states = Arc::new(Mutex::new(Vec::new()));
-        let collected = Arc::clone(&states);
-        let mut dice = self.prng.fork();
-        // The hook must not be entered again, so it only collects; a small recovery has few fences.
-        pmem.on_crash_point(Some(Box::new(move |state, _| {
-            let words = state.pending_words();
-            let images = Images::new(state, &words, 4, &mut dice);
-            let mut states = collected.lock().unwrap_or_else(PoisonError::into_inner);
-            for number in 0..images.count() + 4 {
-                let mut image = state.durable().to_vec();
-                images.choose(number, &mut dice).write(&words, &mut image);
-                states.push(image);
-            }
-        })));
+        let cuts = Cuts::of(&pmem, 4, 4, self.prng.fork());
         self.recover(cut, pmem, base)?;
-        let states = std::mem::take(&mut *states.lock().unwrap_or_else(PoisonError::into_inner));
+        let states = cuts.take();
         for bytes in states {
             self.tally.nested_states += 1;
             let image = load(&mut self.nested, &bytes);
@@ -313,6 +300,35 @@ impl Enumerator {
         }
         image.roll_back();
         Ok(())
+    }
+}
+
+/// What cuts at the fences of a device would leave, collected for later: who looks at a fence must not use the
+/// device.
+pub(super) struct Cuts(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Cuts {
+    /// Of all fences from now on: all images of L1 to L3 over `lines_max` lines, and some random ones. There
+    /// should be few of them.
+    pub(super) fn of(pmem: &SimPmem, lines_max: usize, random_images: u64, mut dice: Prng) -> Self {
+        let states = Arc::new(Mutex::new(Vec::new()));
+        let collected = Arc::clone(&states);
+        pmem.on_crash_point(Some(Box::new(move |state, _| {
+            let words = state.pending_words();
+            let images = Images::new(state, &words, lines_max, &mut dice);
+            let mut states = collected.lock().unwrap_or_else(PoisonError::into_inner);
+            for number in 0..images.count() + random_images {
+                let mut image = state.durable().to_vec();
+                images.choose(number, &mut dice).write(&words, &mut image);
+                states.push(image);
+            }
+        })));
+        Self(states)
+    }
+
+    /// Those of the fences so far.
+    pub(super) fn take(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

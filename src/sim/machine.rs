@@ -224,6 +224,7 @@ struct Shared {
     now: AtomicU64,
     next_token: AtomicU64,
     hash: AtomicU64,
+    completed: Mutex<Vec<Completion>>,
     violation: Mutex<Option<Violation>>,
 }
 
@@ -374,6 +375,7 @@ impl Machine {
                 now: AtomicU64::new(0),
                 next_token: AtomicU64::new(1),
                 hash: AtomicU64::new(hash),
+                completed: Mutex::new(Vec::new()),
                 violation: Mutex::new(None),
                 setup,
             }),
@@ -415,6 +417,13 @@ impl Machine {
     /// There is one.
     pub fn verdict(&self) -> Result<(), Violation> {
         lock(&self.shared.violation).clone().map_or(Ok(()), Err)
+    }
+
+    /// The requests that have completed since the last call, in this order. Their tokens count from 1, in the
+    /// order of submission.
+    #[must_use]
+    pub fn take_completed(&self) -> Vec<Completion> {
+        std::mem::take(&mut *lock(&self.shared.completed))
     }
 
     /// Lets time pass.
@@ -640,30 +649,9 @@ impl Machine {
             super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
         }
         if prng.percent(20) {
-            self.offer_another_base(&image, &mut prng)?;
+            recover::offer_another_base(&self.shared.setup, &image, &mut prng)?;
         }
         self.start_again(image, change, dice)
-    }
-
-    /// A start with a base of another size is refused, and changes nothing.
-    fn offer_another_base(&self, image: &[u8], prng: &mut Prng) -> Result<(), Violation> {
-        let count = self.shared.setup.block_count;
-        let mut other = self.shared.setup.clone();
-        other.block_count = prng.pick(&[count - 1, count + 1, count * 2, count / 2]);
-        let copy = super::image::ImagePmem::new(image.to_vec());
-        let zeroes = vec![0; 4096];
-        let opened = recover::open(copy.clone(), other.options(FormatPolicy::Auto), |_, len| {
-            &zeroes[..len as usize * other.block_size_bytes as usize]
-        });
-        let untouched = copy.bytes() == image;
-        if opened.is_err() && untouched {
-            return Ok(());
-        }
-        Err(Violation(format!(
-            "a cache of {count} blocks starts over {} (refused: {}, untouched: {untouched})",
-            other.block_count,
-            opened.is_err()
-        )))
     }
 
     /// A crash; `image` is what the cache device holds afterwards, `base` what the base does.
@@ -819,6 +807,7 @@ impl Shared {
             let outside = &mut *lock(&self.outside);
             for completion in core.out.completions.drain(..) {
                 self.note(completion.token.0, completion.status as u64);
+                lock(&self.completed).push(completion);
                 match complete(outside, &mut core.pending, completion, &self.setup) {
                     Ok(write) => acknowledged |= write,
                     Err(violation) => self.fail(violation),

@@ -15,6 +15,7 @@ pub mod pmem;
 pub mod prng;
 pub mod recover;
 pub mod rig;
+pub mod scenarios;
 pub mod script;
 pub mod simulate;
 pub mod stamp;

@@ -5,6 +5,7 @@ use super::image::ImagePmem;
 use super::machine::Setup;
 use super::model::{Expectation, Model, Violation};
 use super::peek::Peek;
+use super::prng::Prng;
 use super::stamp::{self, Garbage, Stamp};
 use crate::engine::{Cache, FormatPolicy, OpenOptions};
 use crate::pmem::Pmem;
@@ -106,4 +107,28 @@ pub fn judge_with<P: Pmem>(
     let found = look(&cache, base, setup.block_count)?;
     let stamps = expectation.check(|lba| found[lba as usize])?;
     Ok((stamps, cache))
+}
+
+/// A start with a base of another size is refused, and changes nothing.
+///
+/// # Errors
+/// It is not, or does.
+pub fn offer_another_base(setup: &Setup, image: &[u8], prng: &mut Prng) -> Result<(), Violation> {
+    let count = setup.block_count;
+    let mut other = setup.clone();
+    other.block_count = prng.pick(&[count - 1, count + 1, count * 2, count / 2]);
+    let copy = ImagePmem::new(image.to_vec());
+    let zeroes = vec![0; 4096];
+    let opened = open(copy.clone(), other.options(FormatPolicy::Auto), |_, len| {
+        &zeroes[..len as usize * other.block_size_bytes as usize]
+    });
+    let untouched = copy.bytes() == image;
+    if opened.is_err() && untouched {
+        return Ok(());
+    }
+    Err(Violation(format!(
+        "a cache of {count} blocks starts over {} (refused: {}, untouched: {untouched})",
+        other.block_count,
+        opened.is_err()
+    )))
 }

@@ -1,0 +1,213 @@
+//! Scenarios: the traps that a write-back cache is known to fall into, each laid on purpose. `docs/TESTING.md`
+//! lists all of them by item, with those that other tests cover.
+//!
+//! Most run on a [`Machine`] with the crash enumerator as its observer, so that every fence and every
+//! acknowledgement of the scenario is cut.
+
+#[cfg(test)]
+mod doc_tests;
+mod durability;
+mod log;
+mod metadata;
+mod opening;
+mod reads;
+mod reclaim;
+mod requests;
+mod writeback;
+
+use super::base::Faults;
+use super::crash::{self, Enumerator, Limits, Tally};
+use super::machine::{Machine, Setup};
+use super::model::Violation;
+use super::script::{self, Step};
+use crate::engine::Fua;
+use crate::index::BlockMap;
+use crate::media::Place;
+use crate::units::{Lba, Page};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A named scenario.
+#[derive(Clone, Copy)]
+pub struct Scenario {
+    /// A sentence.
+    pub name: &'static str,
+    /// Its item of the list in `docs/TESTING.md`.
+    pub item: u32,
+    /// Runs it.
+    pub run: fn(&mut Context) -> Result<(), Violation>,
+}
+
+impl std::fmt::Debug for Scenario {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.item, self.name)
+    }
+}
+
+macro_rules! scenarios {
+    ($($item:literal $module:ident::$name:ident,)+) => {
+        /// All of them.
+        pub const ALL: &[Scenario] = &[
+            $(Scenario { name: stringify!($name), item: $item, run: $module::$name },)+
+        ];
+    };
+}
+
+scenarios! {
+    1 durability::an_acknowledged_write_survives_a_cut_at_any_moment,
+    2 durability::a_flush_covers_the_open_batches_of_all_cores,
+    3 durability::a_fua_write_survives_alone_and_is_never_torn,
+    4 durability::a_torn_kset_is_no_kset_and_hides_nothing_older,
+    5 log::an_earlier_lap_of_a_segment_is_not_taken_for_the_log,
+    6 log::guest_data_in_the_shape_of_ksets_are_never_the_log,
+    7 log::the_log_can_be_cut_wherever_it_enters_another_segment,
+    8 reclaim::the_newer_of_two_copies_may_be_reclaimed_first,
+    9 reclaim::a_reclaimed_segment_with_checksums_is_used_again,
+    10 metadata::a_torn_update_of_any_record_can_be_repaired_and_torn_again,
+    11 metadata::numbers_near_their_end_still_count,
+    11 metadata::a_drain_ends_though_numbers_were_drawn_and_never_stored,
+    12 log::a_flipped_bit_in_the_log_is_reported_or_harmless,
+    13 metadata::one_copy_of_any_record_may_be_poisoned_and_both_are_an_error,
+    14 writeback::overwrites_there_and_back_reach_the_base_in_order,
+    14 writeback::a_journal_on_the_base_is_always_consistent,
+    15 writeback::the_base_alone_is_always_a_state_that_the_barriers_allow,
+    16 writeback::failing_writes_of_the_base_hold_the_tail_and_heal,
+    16 writeback::failing_flushes_of_the_base_hold_the_tail_and_heal,
+    17 metadata::a_recovery_that_is_cut_again_and_again_finds_the_same,
+    18 reclaim::an_orderly_stop_while_everything_is_full_keeps_everything,
+    19 opening::a_format_can_be_cut_anywhere,
+    19 opening::a_format_over_an_old_cache_leaves_the_old_one_or_the_new_one,
+    20 opening::a_wrong_base_is_refused_and_nothing_is_written,
+    21 requests::a_write_that_finds_no_room_changes_nothing,
+    22 reads::a_fill_never_overtakes_a_write_that_overlaps_it,
+    23 requests::unmapped_data_do_not_come_back,
+    24 durability::a_kill_after_any_step_loses_nothing,
+    26 requests::every_overlap_of_two_requests_reads_right,
+    27 requests::a_segment_can_be_filled_to_its_last_byte,
+    27 requests::a_write_of_two_pages_waits_for_room_as_a_whole,
+    28 reclaim::a_full_cache_serves_reads_and_wakes_writers_in_order,
+    29 reclaim::more_cores_than_segments_do_not_block_each_other,
+    31 reads::concurrent_misses_of_one_block_each_read_the_base,
+    32 reads::poisoned_memory_fails_only_what_is_dirty_in_it,
+    33 writeback::damaged_payload_never_reaches_the_base,
+    35 requests::requests_beyond_the_limits_are_refused_and_the_largest_is_atomic,
+    36 requests::aborted_requests_happened_wholly_or_not_at_all,
+    38 opening::a_recovery_takes_polls_and_memory_in_proportion_to_the_log,
+    39 reads::a_read_miss_does_not_wait_for_a_flush_of_the_base,
+    40 writeback::relaxed_order_merges_what_barriers_separate,
+}
+
+/// What a scenario is given, and where it leaves what it did.
+#[derive(Debug)]
+pub struct Context {
+    seed: u64,
+    limits: Limits,
+    tally: Tally,
+}
+
+impl Context {
+    /// For a run.
+    #[must_use]
+    pub fn new(seed: u64, limits: Limits) -> Self {
+        Self {
+            seed,
+            limits,
+            tally: Tally::default(),
+        }
+    }
+
+    /// The crash states that were checked.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Runs a history with a cut at every moment.
+    fn cut_script(&mut self, setup: &Setup, steps: &[Step]) -> Result<(), Violation> {
+        let tally = crash::run(setup, self.seed, steps, self.limits)?;
+        self.tally.add(&tally);
+        Ok(())
+    }
+
+    /// Runs `history` on a new machine, and its end, with a cut at every moment.
+    fn cut(
+        &mut self,
+        setup: &Setup,
+        history: impl FnOnce(Machine) -> Result<Machine, Violation>,
+    ) -> Result<(), Violation> {
+        let enumerator = Enumerator::new(setup, self.limits, self.seed);
+        let enumerator = Arc::new(Mutex::new(enumerator));
+        let ended = Machine::new(setup.clone(), self.seed, Some(enumerator.clone()))
+            .and_then(history)
+            .and_then(|machine| script::finish(&machine));
+        let enumerator = enumerator.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tally.add(&enumerator.tally());
+        enumerator.verdict()?;
+        ended
+    }
+
+    /// A machine that is not cut.
+    fn machine(&self, setup: &Setup) -> Result<Machine, Violation> {
+        Machine::new(setup.clone(), self.seed, None)
+    }
+}
+
+/// A setup in which nobody has a turn in the middle of something: what happens is what the scenario says.
+fn in_order() -> Setup {
+    Setup {
+        yield_percent: 0,
+        ..Setup::default()
+    }
+}
+
+fn apply(machine: Machine, steps: &[Step]) -> Result<Machine, Violation> {
+    steps.iter().copied().try_fold(machine, script::apply)
+}
+
+/// The base answers nothing from now on; writes of seven blocks, two to a segment, until one waits for room.
+/// Returns their number.
+fn fill_up(machine: &Machine) -> Result<u64, Violation> {
+    machine.with_outside(|outside| outside.base.faults.stuck = true);
+    let places = machine.setup().block_count / 8;
+    for number in 0..1000 {
+        machine.write(0, number % places * 8, 7, Fua::No, &[]);
+        (0..3).for_each(|_| machine.poll_all());
+        if machine.outstanding() > 0 {
+            return Ok(number + 1);
+        }
+    }
+    Err(Violation(
+        "a cache of a few segments does not fill up".to_owned(),
+    ))
+}
+
+fn heal(machine: &Machine) {
+    machine.with_outside(|outside| outside.base.faults = Faults::default());
+}
+
+/// A fact that a scenario is about, or that it needs.
+fn check(fact: bool, text: impl FnOnce() -> String) -> Result<(), Violation> {
+    if fact { Ok(()) } else { Err(Violation(text())) }
+}
+
+/// Where the cache holds a block; `None` if it does not, or as zeroes.
+fn place_of(machine: &Machine, lba: Lba) -> Option<Place> {
+    let cache = machine.cache();
+    let per_page = u64::from(cache.geometry.blocks_per_page());
+    let found = cache
+        .index
+        .lookup(cache.index.locate(Page(lba.0 / per_page)));
+    match found?.map.block((lba.0 % per_page) as u32) {
+        BlockMap::Mapped(place) => Some(place),
+        BlockMap::Absent | BlockMap::Zero(_) => None,
+    }
+}
+
+/// Whether the cache holds a block, as data or as zeroes.
+fn is_cached(machine: &Machine, lba: Lba) -> bool {
+    let cache = machine.cache();
+    let per_page = u64::from(cache.geometry.blocks_per_page());
+    let found = cache
+        .index
+        .lookup(cache.index.locate(Page(lba.0 / per_page)));
+    found.is_some_and(|found| found.map.block((lba.0 % per_page) as u32) != BlockMap::Absent)
+}

@@ -1,0 +1,220 @@
+//! Reads: misses, fills, media errors. Items 22, 31, 32, 39.
+
+use super::{Context, apply, check, in_order, is_cached, place_of};
+use crate::engine::{Fua, HostIo, IoToken, Op, Outbox, Status};
+use crate::pmem::IovBuf;
+use crate::sim::machine::{Machine, Setup};
+use crate::sim::model::Violation;
+use crate::sim::script::{self, Step};
+use crate::units::{Lba, Now};
+
+/// When a write comes, as seen from a miss of core 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comes {
+    /// Acknowledged on another core before the base has answered.
+    BeforeTheAnswer,
+    /// Acknowledged on another core, after the answer, before the fill.
+    BeforeTheFill,
+    /// In the batch of the fill.
+    WithTheFill,
+    /// After it.
+    AfterTheFill,
+}
+
+/// The missed range is four blocks from here; what overlaps it is given by its first block and length, from
+/// the start of the group.
+const MISSED: u64 = 18;
+const OVERLAPS: [(u64, u64); 6] = [(16, 8), (14, 6), (20, 6), (19, 2), (18, 4), (22, 2)];
+const GROUP: u64 = 32;
+
+/// All shapes of overlap, all moments, all kinds of write.
+pub(super) fn a_fill_never_overtakes_a_write_that_overlaps_it(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let seed = context.seed;
+    let comes = [
+        Comes::BeforeTheAnswer,
+        Comes::BeforeTheFill,
+        Comes::WithTheFill,
+        Comes::AfterTheFill,
+    ];
+    for comes in comes {
+        for op in [None, Some(Op::WriteZeroes), Some(Op::Unmap)] {
+            let setup = Setup {
+                block_count: GROUP * OVERLAPS.len() as u64,
+                // So many that nothing is written back meanwhile.
+                segment_count: 14,
+                ..in_order()
+            };
+            let history = |machine: Machine| {
+                for (group, (first, len)) in (0..).zip(OVERLAPS) {
+                    fill_and_write(&machine, group * GROUP, comes, op, (first, len))?;
+                }
+                machine.cut_power(seed, |setup| setup.core_count = 3)
+            };
+            // For a power cut the kinds of write are the same.
+            if op.is_none() {
+                context.cut(&setup, history)?;
+            } else {
+                script::finish(&history(context.machine(&setup)?)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn fill_and_write(
+    machine: &Machine,
+    group: u64,
+    comes: Comes,
+    op: Option<Op>,
+    (first, len): (u64, u64),
+) -> Result<(), Violation> {
+    let write = |core| {
+        match op {
+            None => machine.write(core, group + first, len, Fua::No, &[]),
+            Some(op) => machine.clear(core, op, group + first, len),
+        }
+        if comes != Comes::WithTheFill {
+            machine.poll_core(core);
+        }
+    };
+    machine.read(0, group + MISSED, 4, &[]);
+    machine.poll_core(0);
+    let asked = machine.with_outside(|outside| outside.base.in_flight());
+    check(asked == 1, || {
+        format!("a miss has asked the base {asked} times")
+    })?;
+    if comes == Comes::BeforeTheAnswer {
+        write(1);
+    }
+    machine.complete_base();
+    match comes {
+        Comes::BeforeTheAnswer | Comes::AfterTheFill => {}
+        Comes::BeforeTheFill => write(1),
+        Comes::WithTheFill => write(0),
+    }
+    machine.poll_core(0);
+    if comes == Comes::AfterTheFill {
+        let filled = is_cached(machine, Lba(group + MISSED));
+        check(filled, || "a miss was not put into the cache".to_owned())?;
+        write(1);
+    }
+    machine.settle()?;
+    for core in 0..2 {
+        machine.read(core, group + 12, 16, &[]);
+    }
+    machine.settle()
+}
+
+/// Two misses of one block ask the base twice, and fill the cache once: a known cost, no promise.
+pub(super) fn concurrent_misses_of_one_block_each_read_the_base(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    context.cut(&in_order(), |machine| {
+        for core in 0..2 {
+            machine.read(core, 8, 8, &[]);
+            machine.poll_core(core);
+        }
+        machine.settle()?;
+        let stats = machine.cache().stats();
+        let page = 4096;
+        check(
+            (stats.base_read_bytes, stats.fill_bytes, stats.fills_dropped) == (2 * page, page, 1),
+            || format!("{stats:?}"),
+        )?;
+        Ok(machine)
+    })
+}
+
+/// A read by a channel of its own, which neither the machine nor its oracle knows of. Nothing of it may miss.
+fn read_aside(machine: &Machine, lba: u64, len_blocks: u64) -> Result<Status, Violation> {
+    let mut channel = machine.cache().channel().expect("there are few channels");
+    let buf = IovBuf::zeroed((len_blocks * u64::from(machine.setup().block_size_bytes)) as usize);
+    let mut out = Outbox::new();
+    let io = HostIo {
+        token: IoToken(1),
+        op: Op::Read(buf.cursor()),
+        lba: Lba(lba),
+        len_blocks,
+    };
+    channel.submit(io).expect("the channel is empty");
+    channel.poll(Now(0), &mut out);
+    let status = out.completions.first().map(|completion| completion.status);
+    status.ok_or_else(|| {
+        Violation(format!(
+            "a read of {lba}+{len_blocks} is not served at once"
+        ))
+    })
+}
+
+/// One line is lost: the base helps where the data are clean, and only what touches it fails where not.
+pub(super) fn poisoned_memory_fails_only_what_is_dirty_in_it(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let mut steps = vec![];
+    // Two of them fill a segment, so those with the clean data are sealed, and do not get dirty data too.
+    for lba in [0, 8, 16, 24] {
+        steps.extend([Step::Write(0, lba, 7, 0), Step::Core(0)]);
+    }
+    steps.extend([Step::Drain, Step::Write(0, 40, 7, 0), Step::Core(0)]);
+    steps.extend([Step::Write(0, 48, 7, 0), Step::Core(0)]);
+    let machine = apply(context.machine(&in_order())?, &steps)?;
+    let line_of = |lba| {
+        let place =
+            place_of(&machine, Lba(lba)).ok_or_else(|| Violation("not cached".to_owned()))?;
+        Ok::<_, Violation>(machine.cache().geometry.place_off(place).plus(128))
+    };
+    let (clean, dirty) = (line_of(2)?, line_of(43)?);
+    machine.pmem().poison(clean);
+    machine.pmem().poison(dirty);
+    // The machine takes no failure for granted, and compares the data.
+    machine.read(0, 0, 7, &[]);
+    machine.read(1, 2, 1, &[]);
+    machine.settle()?;
+    let failed: Vec<u64> = (40..47)
+        .filter(|lba| matches!(read_aside(&machine, *lba, 1), Ok(Status::Failed)))
+        .collect();
+    check(failed == [43], || {
+        format!("blocks {failed:?} fail, not 43 alone")
+    })?;
+    check(read_aside(&machine, 41, 4)? == Status::Failed, || {
+        "a read over a lost line succeeds".to_owned()
+    })?;
+    check(machine.cache().stats().poisoned_reads >= 4, || {
+        "nobody counts".to_owned()
+    })?;
+    // A write of the block makes it good again, elsewhere.
+    machine.write(0, 43, 1, Fua::No, &[]);
+    machine.settle()?;
+    machine.read(0, 40, 7, &[]);
+    machine.settle()?;
+    machine.pmem().heal(clean);
+    machine.pmem().heal(dirty);
+    script::finish(&machine)
+}
+
+/// Write-back waits for a flush that takes for ever; a miss does not.
+pub(super) fn a_read_miss_does_not_wait_for_a_flush_of_the_base(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    context.cut(&in_order(), |machine| {
+        let machine = apply(machine, &[Step::Write(0, 0, 8, 0), Step::Settle])?;
+        machine.with_outside(|outside| outside.base.faults.flush_stuck = true);
+        let machine = apply(machine, &[Step::DrainStart, Step::Turns(10)])?;
+        let waiting = machine.with_outside(|outside| outside.base.in_flight());
+        check(waiting == 1, || {
+            format!("{waiting} operations wait, not the flush alone")
+        })?;
+        for core in 0..2 {
+            machine.read(core, 30 + 10 * core as u64, 5, &[]);
+        }
+        (0..4).for_each(|_| machine.poll_all());
+        let still = machine.with_outside(|outside| outside.base.in_flight());
+        let left = machine.outstanding();
+        check(left == 0 && still == 1, || {
+            format!("{left} reads wait behind a flush of the base")
+        })?;
+        Ok(machine)
+    })
+}

@@ -1,0 +1,85 @@
+//! A test for each scenario of `docs/TESTING.md`. `PCACHE_SEED` chooses another seed than 1.
+
+use pcache::sim::crash::Limits;
+use pcache::sim::scenarios::{ALL, Context};
+
+/// Fewer states of a moment than `make crash` takes, which runs the same scenarios.
+const LIMITS: Limits = Limits {
+    lines_max: 6,
+    random_images: 8,
+    lazy_runs_max: 60,
+    twice_every: 7,
+    go_on_every: 499,
+    nested_every: 61,
+};
+
+fn run(name: &str) {
+    let seed = std::env::var("PCACHE_SEED").map_or(1, |text| text.parse().expect("a number"));
+    let scenario = ALL.iter().find(|scenario| scenario.name == name);
+    let mut context = Context::new(seed, LIMITS);
+    let result = (scenario.expect("it is in the list").run)(&mut context);
+    println!("{:?}", context.tally());
+    if let Err(violation) = result {
+        panic!("{name}, seed {seed}: {violation}");
+    }
+}
+
+macro_rules! tests {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            run(stringify!($name));
+        })*
+
+        #[test]
+        fn every_scenario_has_a_test() {
+            let tests = [$(stringify!($name)),*];
+            let names: Vec<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+            assert_eq!(names, tests);
+        }
+    };
+}
+
+tests! {
+    an_acknowledged_write_survives_a_cut_at_any_moment
+    a_flush_covers_the_open_batches_of_all_cores
+    a_fua_write_survives_alone_and_is_never_torn
+    a_torn_kset_is_no_kset_and_hides_nothing_older
+    an_earlier_lap_of_a_segment_is_not_taken_for_the_log
+    guest_data_in_the_shape_of_ksets_are_never_the_log
+    the_log_can_be_cut_wherever_it_enters_another_segment
+    the_newer_of_two_copies_may_be_reclaimed_first
+    a_reclaimed_segment_with_checksums_is_used_again
+    a_torn_update_of_any_record_can_be_repaired_and_torn_again
+    numbers_near_their_end_still_count
+    a_drain_ends_though_numbers_were_drawn_and_never_stored
+    a_flipped_bit_in_the_log_is_reported_or_harmless
+    one_copy_of_any_record_may_be_poisoned_and_both_are_an_error
+    overwrites_there_and_back_reach_the_base_in_order
+    a_journal_on_the_base_is_always_consistent
+    the_base_alone_is_always_a_state_that_the_barriers_allow
+    failing_writes_of_the_base_hold_the_tail_and_heal
+    failing_flushes_of_the_base_hold_the_tail_and_heal
+    a_recovery_that_is_cut_again_and_again_finds_the_same
+    an_orderly_stop_while_everything_is_full_keeps_everything
+    a_format_can_be_cut_anywhere
+    a_format_over_an_old_cache_leaves_the_old_one_or_the_new_one
+    a_wrong_base_is_refused_and_nothing_is_written
+    a_write_that_finds_no_room_changes_nothing
+    a_fill_never_overtakes_a_write_that_overlaps_it
+    unmapped_data_do_not_come_back
+    a_kill_after_any_step_loses_nothing
+    every_overlap_of_two_requests_reads_right
+    a_segment_can_be_filled_to_its_last_byte
+    a_write_of_two_pages_waits_for_room_as_a_whole
+    a_full_cache_serves_reads_and_wakes_writers_in_order
+    more_cores_than_segments_do_not_block_each_other
+    concurrent_misses_of_one_block_each_read_the_base
+    poisoned_memory_fails_only_what_is_dirty_in_it
+    damaged_payload_never_reaches_the_base
+    requests_beyond_the_limits_are_refused_and_the_largest_is_atomic
+    aborted_requests_happened_wholly_or_not_at_all
+    a_recovery_takes_polls_and_memory_in_proportion_to_the_log
+    a_read_miss_does_not_wait_for_a_flush_of_the_base
+    relaxed_order_merges_what_barriers_separate
+}
