@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def main() -> int:
     seconds = _setting("BENCH_SECONDS", 1)
     wanted_mib = _setting("BENCH_CACHE_GIB", peers.CACHE_MIB_WANTED >> 10) << 10
     only = re.compile(os.environ.get("BENCH_ONLY") or "")
+    # What was reserved is given back then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with Host(app_mib=peers.APP_MIB, app_count=1) as host, peers.Store() as store:
         if host.spdk.app("bdevperf") is None:
             print("bench: this SPDK has no bdevperf; a built tree has one (SPDK_DIR)", file=sys.stderr)

@@ -16,7 +16,7 @@ from harness import ROOT
 _FEW = 5_000
 _MANY = 15_000
 # So large that nothing is written back.
-_PROFILED_CACHE_MIB = 512
+_PROFILED_CACHE_MIB = 256
 
 
 # Three fifths of it are filled: nothing is reclaimed.
@@ -61,16 +61,16 @@ class Parts:
             "table_mib_per_gib": full["table_bytes"] / (_INDEX_CACHE_MIB << 10),
         }
 
-    def instructions(self, file: Path, kind: str) -> float:
-        """Instructions of the engine for one request of 4 KiB at depth 1, by valgrind."""
-        few, many = (self._count(file, kind, requests) for requests in (_FEW, _MANY))
+    def instructions(self, file: Path, kind: str, depth: int) -> float:
+        """Instructions of the engine for one request of 4 KiB, by valgrind."""
+        few, many = (self._count(file, kind, depth, requests) for requests in (_FEW, _MANY))
         return (many - few) / (_MANY - _FEW)
 
-    def _count(self, file: Path, kind: str, requests: int) -> int:
+    def _count(self, file: Path, kind: str, depth: int, requests: int) -> int:
         out = file.with_suffix(".callgrind")
         under = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
         try:
-            self.run("requests", file, _PROFILED_CACHE_MIB, kind, requests, under=under)
+            self.run("requests", file, _PROFILED_CACHE_MIB, kind, depth, requests, under=under)
             totals = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
         finally:
             out.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 //! The limits that bind, and what a request costs; each mode prints one line of JSON. `make bench` asks for them.
 //!
 //! - `parts copy PATH MIB SECONDS`: how fast the store instructions alone fill the file at PATH; it stays.
-//! - `parts requests PATH MIB KIND COUNT`: runs COUNT requests of 4 KiB at depth 1, `write` or `read` (hits), to
-//!   be counted by a profiler. The difference of two counts is free of what the start costs.
+//! - `parts requests PATH MIB KIND DEPTH COUNT`: runs COUNT requests of 4 KiB, `write` or `read` (hits), to be
+//!   counted by a profiler. The difference of two counts is free of what the start costs.
 //! - `parts index PATH MIB KIND PAGES`: DRAM that a cache takes with so many pages of 4 KiB in it: `dense`, or
 //!   `scattered` over a terabyte, or the first 512 bytes of each: `scattered_512`.
 
@@ -65,7 +65,7 @@ fn copy(path: &Path, size_bytes: u64, span: Duration) -> Value {
     })
 }
 
-fn requests(path: &Path, size_bytes: u64, kind: &str, count: u64) -> Value {
+fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) -> Value {
     let base = Base {
         block_size_bytes: 4096,
         block_count: size_bytes / 2 / 4096,
@@ -73,7 +73,7 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, count: u64) -> Value {
     let cache = open(map(path, size_bytes), DataCrc::Off, base);
     let mut rig = Rig::new(&cache);
     let load = Load {
-        depth: 1,
+        depth,
         len_blocks: 1,
         pattern: Pattern::Sequential,
     };
@@ -152,7 +152,10 @@ fn main() {
             let span = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
             copy(path, size_bytes, span)
         }
-        ("requests", [kind, count]) => requests(path, size_bytes, kind, number(count)),
+        ("requests", [kind, depth, count]) => {
+            let depth = number(depth) as usize;
+            requests(path, size_bytes, kind, depth, number(count))
+        }
         ("index", [kind, pages]) => index(path, size_bytes, kind, number(pages)),
         _ => panic!("no such mode: {args:?}"),
     };

@@ -88,7 +88,7 @@ def write(figures: Figures, machine: dict[str, Any], settings: dict[str, Any]) -
         "absolutes": medians(figures, ABSOLUTES),
         "spreads": spreads(figures, [*RATIOS, *ABSOLUTES]),
         "figures": figures.summary(),
-        "left_out": figures.notes,
+        "notes": figures.notes | _remarks(figures),
         "failed": figures.failed,
     }
     subtitle = _machine_line(machine)
@@ -130,7 +130,7 @@ def markdown(figures: Figures, machine: dict[str, Any], settings: dict[str, Any]
     for prefix, title, column in _TABLES:
         lines += _workload_table(figures, prefix, title, column)
     lines += _other_table(figures)
-    for what, why in (figures.notes | figures.failed).items():
+    for what, why in (figures.notes | _remarks(figures) | figures.failed).items():
         lines.append(f"- {what}: {why.splitlines()[0]}")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -199,6 +199,20 @@ def _other_table(figures: Figures) -> list[str]:
                 cell = _cell(samples, column, figures.median(workload, peer, metric))
                 rows.append([workload, peer, _UNITS.get(metric, metric), cell])
     return _table("Without a peer", ["what", "of", "unit", "value"], rows)
+
+
+def _remarks(figures: Figures) -> dict[str, str]:
+    """Where reads were no hits, or write-back ran, although it should not be so."""
+    remarks = {}
+    for workload, peers in figures.samples.items():
+        for peer in peers:
+            hits = figures.median(workload, peer, "hit_share")
+            if hits is not None and hits < 0.99 and "miss" not in workload and "busy" not in peer:
+                remarks[f"{workload}/{peer}"] = f"only {hits:.0%} of the reads were hits"
+            written = figures.median(workload, peer, "writeback_share")
+            if written is not None and written > 0.01 and "size" not in workload and "busy" not in peer:
+                remarks[f"{workload}/{peer}"] = f"write-back ran, {written:.0%} as fast as writes came"
+    return remarks
 
 
 # ---- the picture ------------------------------------------------------------------------------

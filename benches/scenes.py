@@ -96,7 +96,7 @@ class Bench:
             bdevs = peer.make(self.store.cache_file, self.cache_mib)
         with self._bdevperf(bdevs, cores=peer.cores, zero_copy=peer.zero_copy) as bdevperf:
             if peer.zero_copy and not self._has_zero_copy(bdevperf.app.rpc):
-                self.figures.notes[peer.name] = "left out: the bdev does not support ZCOPY"
+                self._skip(peer.name, "the bdev does not support ZCOPY")
                 return
             if peer.filled:
                 self.fill(bdevperf, WORKING_SET_MIB)
@@ -109,7 +109,7 @@ class Bench:
     @contextmanager
     def _bdevperf(self, bdevs: peers.Bdevs, **options: Any) -> Iterator[Bdevperf]:
         if self.host.hugepages.free_mib() < peers.APP_MIB:
-            self._skip("hugepages", "there were too few for all applications, some ran with 4 KiB pages")
+            self._note("hugepages", "too few were free, some applications ran with 4 KiB pages")
         bdevperf = Bdevperf(self.host, bdevs, **options)
         yield bdevperf
         bdevperf.stop()
@@ -291,14 +291,17 @@ class Bench:
         if not native.have_valgrind():
             self._skip("instructions of the engine", "valgrind is not installed")
             return
-        for kind in ("write", "read"):
-            count = self.parts.instructions(self.store.small_file, kind)
-            self.figures.add("instructions", f"engine_{kind}_qd1", instructions_per_io=count)
+        for kind, depth in (("write", 1), ("write", 32), ("read", 1)):
+            count = self.parts.instructions(self.store.small_file, kind, depth)
+            self.figures.add("instructions", f"engine_{kind}_qd{depth}", instructions_per_io=count)
 
     def _skip(self, what: str, why: str) -> None:
+        self._note(what, f"left out: {why}")
+
+    def _note(self, what: str, text: str) -> None:
         if what not in self.figures.notes:
-            self.say(f"{what}: skipped: {why}")
-        self.figures.notes[what] = f"left out: {why}"
+            self.say(f"{what}: {text}")
+        self.figures.notes[what] = text
 
 
 def _free_segments(rpc: Rpc) -> int:
