@@ -23,10 +23,11 @@ from harness import Host
 from scenes import Bench
 
 
-def _setting(name: str, default: int) -> int:
-    value = int(os.environ.get(name) or default)
-    if value < 1:
-        raise SystemExit(f"bench: {name} must be at least 1, not {value}")
+def _setting(name: str, default: int, least: int = 1) -> int:
+    text = os.environ.get(name) or str(default)
+    value = int(text) if text.isdecimal() else 0
+    if value < least:
+        raise SystemExit(f"bench: {name} must be a number, at least {least}, not {text}")
     return value
 
 
@@ -34,7 +35,8 @@ def main() -> int:
     """Runs it; returns the exit status."""
     rounds = _setting("BENCH_ROUNDS", 5)
     seconds = _setting("BENCH_SECONDS", 1)
-    wanted_mib = _setting("BENCH_CACHE_GIB", peers.CACHE_MIB_WANTED >> 10) << 10
+    least_gib = peers.CACHE_MIB_LEAST >> 10
+    wanted_mib = _setting("BENCH_CACHE_GIB", peers.CACHE_MIB_WANTED >> 10, least_gib) << 10
     only = re.compile(os.environ.get("BENCH_ONLY") or "")
     # What was reserved is given back then, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -64,6 +66,8 @@ def main() -> int:
         for number in range(rounds):
             bench.say(f"round {number + 1} of {rounds}")
             bench.round(number)
+        if not (bench.figures.samples or bench.figures.failed):
+            bench.figures.failed["everything"] = "nothing was measured: does BENCH_ONLY match anything?"
         machine |= bench.machine
         print()
         print(report.markdown(bench.figures, machine, settings))

@@ -19,7 +19,8 @@ WORKING_SET_MIB = 1024
 # Of the cache, unless the machine has less: room for what a second of writes appends to the log, so that
 # write-back has no cause to run meanwhile.
 CACHE_MIB_WANTED = 16 << 10
-CACHE_MIB_LEAST = 1024
+# Everything that is read fits.
+CACHE_MIB_LEAST = 2 * WORKING_SET_MIB
 # A cache of half the working set has to write back and reclaim all the time.
 SMALL_CACHE_MIB = WORKING_SET_MIB // 2
 # Of one bdevperf: two malloc bdevs for OCF, its metadata, the buffers.

@@ -20,9 +20,9 @@ from peers import PEERS, WORKING_SET_MIB, Peer, Store
 from workloads import WORKLOADS, Workload
 
 GC_PERCENT = 90
-# Amounts of cached data, and what the cache must hold for that.
+# Amounts of cached data, and the share of the cache that they may be: less than GC_PERCENT.
 SIZES_GIB = (1, 4, 12)
-SIZE_CACHE_SHARE = 0.8
+SIZE_CACHE_SHARE = 0.86
 # Of each kind of bare copies.
 COPY_SECONDS = 0.4
 # The scenes that take long do with fewer rounds.
