@@ -20,7 +20,7 @@ FUZZ_TARGET ?=
 VENV := target/venv
 PYTHON := $(VENV)/bin/python
 TEST_PACKAGES := g++ gcc libc6-dev libiscsi-dev python3-venv
-PYTHON_SOURCES := rpc test
+PYTHON_SOURCES := rpc test benches
 PROVE := RUST_BACKTRACE=0 cargo test --quiet --features sim,inspect --test prove --
 CANARIES := target/canaries.txt
 SAY := printf '== %s\n'
@@ -35,6 +35,11 @@ help:  ## Tell what there is
 .PHONY: demo
 demo: module $(VENV)/ready  ## Show pcache at work: speed, a kill, recovery, an intact base
 	@$(PYTHON) test/demo/demo.py $(DEMO_ARGS)
+
+# Settings: BENCH_ROUNDS=5 BENCH_SECONDS=1 BENCH_ONLY=regex BENCH_CACHE_GIB=16; see docs/PERFORMANCE.md.
+.PHONY: bench
+bench: module $(VENV)/ready  ## Measure pcache beside its peers (15 minutes): target/bench/
+	@$(PYTHON) benches/bench.py
 
 .PHONY: test
 test: unit crash sim e2e  ## Run all tests: the engine's, then those with real SPDK applications

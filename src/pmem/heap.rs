@@ -8,15 +8,18 @@ use std::sync::{Mutex, PoisonError};
 
 use libc::iovec;
 
+#[cfg(any(test, feature = "sim"))]
+use super::Durable;
+use super::bounds;
 use super::iov::{IovCursor, MemSlice};
 use super::regions::LiveRegion;
-use super::{Durable, bounds};
 use crate::units::PmemOff;
 
 /// Alignment of regions and buffers, as that of a mapping and of an SPDK DMA buffer.
 const HEAP_ALIGN_BYTES: usize = 4096;
 
 /// The token for a fence that a simulator has carried out on its own model.
+#[cfg(any(test, feature = "sim"))]
 pub(crate) fn simulated_fence() -> Durable {
     Durable { _only_by_fence: () }
 }

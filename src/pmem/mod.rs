@@ -10,7 +10,7 @@ mod dax;
 mod error;
 #[cfg(target_arch = "x86_64")]
 mod fused;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "heap"))]
 mod heap;
 mod hint;
 mod iov;
@@ -23,7 +23,7 @@ pub use dax::{Backing, Durability};
 pub use error::MapError;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use heap::simulated_fence;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "heap"))]
 pub use heap::{HeapRegion, IovBuf};
 pub(crate) use hint::prefetch_line;
 pub use iov::{IovCursor, MemSlice};

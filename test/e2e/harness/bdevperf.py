@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ class WorkloadResult:
     iops: float
     mibps: float
     latency_us: float
+    # Of the worst job.
+    latency_us_median: float
+    latency_us_p9999: float
     latency_us_max: float
     io_failed: int
 
@@ -27,8 +31,19 @@ class Bdevperf:
     It runs on every bdev that nobody has claimed, so a cache keeps its base out of the way.
     """
 
-    def __init__(self, host: Host, bdevs: list[dict[str, Any]], *, cores: int = 1, **options: Any):
-        arguments = ["-z", "-q", "1", "-o", "4096", "-w", "randread", "-t", "1"]
+    def __init__(
+        self,
+        host: Host,
+        bdevs: list[dict[str, Any]],
+        *,
+        cores: int = 1,
+        zero_copy: bool = False,
+        **options: Any,
+    ) -> None:
+        # -l: percentiles of the latency, in the log.
+        arguments = ["-z", "-l", "-q", "1", "-o", "4096", "-w", "randread", "-t", "1"]
+        if zero_copy:
+            arguments.append("-Z")
         if cores > 1:
             # Every core works on every bdev, instead of one core on each.
             arguments.append("-C")
@@ -47,6 +62,7 @@ class Bdevperf:
         }
         if workload in ("rw", "randrw"):
             params["rw_percentage"] = read_percent
+        log_size = len(self.app.log())
         try:
             answer = self.app.rpc.call("perform_tests", params)
         except RpcError as error:
@@ -55,10 +71,14 @@ class Bdevperf:
         if not jobs or any(job["status"] != "finished" for job in jobs):
             raise AppFailed(f"{workload} {io_size}: {jobs}\n{self.app.log_tail()}")
         iops = sum(job["iops"] for job in jobs)
+        # It is flushed to the log before the answer is sent.
+        log = self.app.log()[log_size:]
         return WorkloadResult(
             iops=iops,
             mibps=sum(job["mibps"] for job in jobs),
             latency_us=sum(job["avg_latency_us"] * job["iops"] for job in jobs) / max(iops, 1.0),
+            latency_us_median=_percentile_us(log, "50.00000"),
+            latency_us_p9999=_percentile_us(log, "99.99000"),
             latency_us_max=max(job["max_latency_us"] for job in jobs),
             io_failed=sum(job["io_failed"] for job in jobs),
         )
@@ -66,3 +86,11 @@ class Bdevperf:
     def stop(self) -> None:
         """Ends it in good order."""
         self.app.stop()
+
+
+def _percentile_us(log: str, percent: str) -> float:
+    """The upper end of the bucket of the histogram in which this share of the requests is reached."""
+    found = re.findall(rf"^ *{re.escape(percent)}% : +([0-9.]+)us$", log, re.MULTILINE)
+    if not found:
+        raise AppFailed(f"bdevperf told no latency at {percent} %:\n{log[-2000:]}")
+    return max(float(latency) for latency in found)

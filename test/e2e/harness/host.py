@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .memory import Hugepages
+from .memory import APP_COUNT, APP_MIB, Hugepages
 from .paths import MODULE, Spdk
 from .rpc import Rpc, RpcConnectionLost
 from .util import core_mask, wait_until
@@ -133,10 +133,17 @@ class App:
 class Host:
     """This machine, as a place to run applications on. Use it as a context manager."""
 
-    def __init__(self, *, hugepages: bool = True, module: Path = MODULE) -> None:
+    def __init__(
+        self,
+        *,
+        hugepages: bool = True,
+        module: Path = MODULE,
+        app_mib: int = APP_MIB,
+        app_count: int = APP_COUNT,
+    ) -> None:
         self.spdk = Spdk.find()
         self.module = module
-        self.hugepages = Hugepages(hugepages)
+        self.hugepages = Hugepages(hugepages, app_mib, app_count)
         self._apps: list[App] = []
         # Unix socket paths are short (108 bytes), pytest's folders are not.
         self._tmp = tempfile.TemporaryDirectory(prefix="pcache-")

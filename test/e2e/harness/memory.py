@@ -11,13 +11,14 @@ _PAGE_MIB = 2
 # What one application takes with the small iSCSI pools of `Host` and a modest malloc bdev; two
 # or three run at a time.
 APP_MIB = 768
-_WANTED_MIB = 3 * APP_MIB
+APP_COUNT = 3
 # Reserving must leave the machine this much.
 _SPARE_MIB = 4096
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
-def _meminfo_mib(key: str) -> int:
+def meminfo_mib(key: str) -> int:
+    """A line of /proc/meminfo."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == key:
@@ -35,9 +36,11 @@ def _existing_mount() -> Path | None:
 
 
 class Hugepages:
-    """The machine's hugepages, and those that were reserved for the tests."""
+    """The machine's hugepages; enough for `app_count` applications of `app_mib` each are reserved."""
 
-    def __init__(self, allowed: bool) -> None:
+    def __init__(self, allowed: bool, app_mib: int = APP_MIB, app_count: int = APP_COUNT) -> None:
+        self._app_mib = app_mib
+        self._wanted_mib = app_mib * app_count
         self.mount: Path | None = None
         self._own_mount: Path | None = None
         self._reserved_before: int | None = None
@@ -62,8 +65,8 @@ class Hugepages:
         return folder
 
     def _reserve(self) -> None:
-        missing_mib = _WANTED_MIB - self.free_mib()
-        if missing_mib <= 0 or _meminfo_mib("MemAvailable") < missing_mib + _SPARE_MIB:
+        missing_mib = self._wanted_mib - self.free_mib()
+        if missing_mib <= 0 or meminfo_mib("MemAvailable") < missing_mib + _SPARE_MIB:
             return
         count = int((_POOL / "nr_hugepages").read_text())
         try:
@@ -84,10 +87,10 @@ class Hugepages:
 
     def arguments(self) -> list[str]:
         """The memory options for one more application."""
-        if self.free_mib() >= APP_MIB:
+        if self.free_mib() >= self._app_mib:
             # Unlinked at once: nothing to clean up after a SIGKILL.
             return ["-s", "256", "--huge-unlink", "--huge-dir", str(self.mount)]
-        return ["--no-huge", "-s", "1024"]
+        return ["--no-huge", "-s", str(max(1024, self._app_mib))]
 
     def remove_leftovers(self, pid: int) -> None:
         """Deletes the files that a killed application left: hugepages, and its trace buffer."""

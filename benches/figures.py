@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What was measured: samples of each round, medians and spread, and the ratios that the goals speak of."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# The value of one round.
+Samples = list[float]
+Get = Callable[[str, str, str], float]
+
+
+@dataclass
+class Figures:
+    """Samples by workload, peer and metric; what was left out, and what went wrong."""
+
+    samples: dict[str, dict[str, dict[str, Samples]]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, workload: str, peer: str, **metrics: float) -> None:
+        """What one round gave."""
+        of_peer = self.samples.setdefault(workload, {}).setdefault(peer, {})
+        for metric, value in metrics.items():
+            of_peer.setdefault(metric, []).append(float(value))
+
+    def get(self, workload: str, peer: str, metric: str) -> Samples:
+        """All rounds; empty if it was not measured."""
+        return self.samples.get(workload, {}).get(peer, {}).get(metric, [])
+
+    def median(self, workload: str, peer: str, metric: str) -> float | None:
+        """None if it was not measured."""
+        samples = self.get(workload, peer, metric)
+        return statistics.median(samples) if samples else None
+
+    def summary(self) -> dict[str, Any]:
+        """Everything, for results.json."""
+        return {
+            workload: {
+                peer: {metric: _describe(samples) for metric, samples in metrics.items()}
+                for peer, metrics in peers.items()
+            }
+            for workload, peers in self.samples.items()
+        }
+
+
+def _describe(samples: Samples) -> dict[str, Any]:
+    return {
+        "median": statistics.median(samples),
+        "low": min(samples),
+        "high": max(samples),
+        "samples": samples,
+    }
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A ratio of two figures, `ours` / `theirs`, or ours alone. A goal is a limit: at least, or at most."""
+
+    name: str
+    ours: tuple[str, str, str]
+    theirs: tuple[str, str, str] | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    # The cost, 1 - ours / theirs, in the place of the ratio.
+    is_cost: bool = False
+
+    def of(self, get: Get) -> float:
+        """Its value, with the figures that `get` gives."""
+        if self.theirs is None:
+            return get(*self.ours)
+        quotient = get(*self.ours) / get(*self.theirs)
+        return 1 - quotient if self.is_cost else quotient
+
+    def rounds(self, figures: Figures) -> int:
+        """In how many its figures were measured."""
+        ours = len(figures.get(*self.ours))
+        return ours if self.theirs is None else min(ours, len(figures.get(*self.theirs)))
+
+    def goal(self) -> str:
+        """As text."""
+        if self.at_least is not None:
+            return f"at least {self.at_least:g}"
+        return "" if self.at_most is None else f"at most {self.at_most:g}"
+
+    def is_met(self, value: float) -> bool | None:
+        """None if there is no goal."""
+        if self.at_least is not None:
+            return value >= self.at_least
+        return None if self.at_most is None else value <= self.at_most
+
+
+def _iops(name: str, workload: str, ours: str, theirs: str, **goal: Any) -> Yardstick:
+    return Yardstick(name, (workload, ours, "iops"), (workload, theirs, "iops"), **goal)
+
+
+_WRITE = "randwrite_qd32"
+_BUSY = (_WRITE, "pcache_busy")
+_SEQUENTIAL = ("seqwrite_128k_qd8", "pcache", "mibps")
+
+RATIOS = [
+    _iops("randwrite_qd32_vs_malloc", _WRITE, "pcache", "malloc", at_least=2),
+    _iops("randwrite_qd32_vs_ocf", _WRITE, "pcache", "ocf", at_least=8),
+    Yardstick(
+        "randwrite_qd1_latency_vs_malloc",
+        ("randwrite_qd1", "pcache", "latency_us"),
+        ("randwrite_qd1", "malloc", "latency_us"),
+        at_most=1,
+    ),
+    _iops("randread_qd32_vs_malloc", "randread_qd32", "pcache", "malloc", at_least=1),
+    _iops("zcopy_randread_qd32_vs_malloc", "randread_qd32", "pcache_zcopy", "malloc", at_least=3),
+    _iops("two_cores_vs_one_randwrite", _WRITE, "pcache_2cores", "pcache", at_least=1.9),
+    Yardstick(
+        "seqwrite_128k_vs_copy_limit",
+        _SEQUENTIAL,
+        ("copy", "limit", "copy_128k_8_mibps"),
+        at_least=0.85,
+    ),
+    _iops("data_crc_cost", _WRITE, "pcache_crc", "pcache", at_most=0.15, is_cost=True),
+    Yardstick("busy_vs_idle_randwrite", (*_BUSY, "iops"), (_WRITE, "pcache", "iops"), at_least=0.7),
+    Yardstick(
+        "busy_p9999_vs_median",
+        (*_BUSY, "latency_us_p9999"),
+        (*_BUSY, "latency_us_median"),
+        at_most=20,
+    ),
+    _iops("size_4g_vs_1g_randwrite", "size_randwrite_qd32", "4g", "1g", at_least=0.9),
+    _iops("size_12g_vs_1g_randwrite", "size_randwrite_qd32", "12g", "1g", at_least=0.9),
+    _iops("size_12g_vs_1g_randread", "size_randread_qd32", "12g", "1g", at_least=0.9),
+    Yardstick(
+        "backlog_writeback_vs_malloc",
+        ("backlog", "pcache", "mibps"),
+        ("seqwrite_128k_qd8", "malloc", "mibps"),
+        at_least=0.9,
+    ),
+    _iops("randread_miss_vs_base", "randread_miss_qd32", "pcache_slow", "slow"),
+    _iops("randwrite_512b_vs_malloc", "randwrite_512b_qd32", "pcache_512", "malloc_512"),
+    _iops("randwrite_over_malloc_busy_vs_malloc", _WRITE, "pcache_busy_malloc", "malloc"),
+    _iops("two_cores_vs_one_randwrite_malloc", _WRITE, "malloc_2cores", "malloc"),
+]
+
+
+ABSOLUTES = [
+    Yardstick("index_dense_mib_per_gib", ("index", "dense", "table_mib_per_gib"), at_most=3),
+    Yardstick("index_scattered_bytes_per_page", ("index", "scattered", "bytes_per_page"), at_most=32),
+    Yardstick(
+        "index_scattered_512b_bytes_per_page", ("index", "scattered_512", "bytes_per_page"), at_most=32
+    ),
+    Yardstick("recovery_million_keys_per_s", ("recovery", "pcache", "million_keys_per_s"), at_least=10),
+    Yardstick("instructions_per_write_qd1", ("randwrite_qd1", "pcache", "instructions_per_io"), at_most=1000),
+    Yardstick(
+        "instructions_per_write_qd1_engine_alone", ("instructions", "engine_write_qd1", "instructions_per_io")
+    ),
+    Yardstick(
+        "instructions_per_read_qd1_engine_alone", ("instructions", "engine_read_qd1", "instructions_per_io")
+    ),
+]
+
+
+def medians(figures: Figures, yardsticks: list[Yardstick]) -> dict[str, float]:
+    """With the medians; those whose figures are there."""
+
+    def median(*of: str) -> float:
+        value = figures.median(*of)
+        assert value is not None
+        return value
+
+    return {yardstick.name: yardstick.of(median) for yardstick in yardsticks if yardstick.rounds(figures)}
+
+
+def spreads(figures: Figures, yardsticks: list[Yardstick]) -> dict[str, tuple[float, float]]:
+    """The lowest and the highest value of the rounds."""
+    found = {}
+    for yardstick in yardsticks:
+        values = [
+            yardstick.of(lambda *of, number=number: figures.get(*of)[number])
+            for number in range(yardstick.rounds(figures))
+        ]
+        if values:
+            found[yardstick.name] = (min(values), max(values))
+    return found

@@ -1,0 +1,216 @@
+//! The engine without SPDK, for the benches: a cache on a real mapping, in front of memory that answers at once.
+
+use pcache::engine::{
+    Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, HostIo,
+    IoToken, Op, OpenOptions, Outbox, Progress,
+};
+use pcache::pmem::{IovBuf, IovCursor, MapRequest, MappedPmem};
+use pcache::recovery::{OpenStep, Opening};
+use pcache::units::{Lba, Now};
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Requests that a rig can keep under way.
+const DEPTH_MAX: usize = 128;
+/// For how many polls of the channel a background that found nothing to do is left alone. An application leaves
+/// it alone for 50 us.
+const NAP_POLLS: u32 = 64;
+/// The largest request in bytes.
+const IO_SIZE_BYTES_MAX: usize = 128 << 10;
+
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// SplitMix64.
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench measures time")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// Maps a new file with memory behind every page.
+pub(crate) fn map(path: &Path, size_bytes: u64) -> MappedPmem {
+    let request = MapRequest {
+        path: path.to_owned(),
+        create_size_bytes: Some(size_bytes),
+        size_bytes_min: 1 << 20,
+    };
+    let mut pmem = MappedPmem::open(&request).expect("the file can be mapped");
+    while pmem.populate_next().is_some() {}
+    pmem
+}
+
+/// The base device of a cache.
+#[derive(Clone, Copy)]
+pub(crate) struct Base {
+    pub(crate) block_size_bytes: u32,
+    pub(crate) block_count: u64,
+}
+
+/// Formats a cache.
+pub(crate) fn open(mut pmem: MappedPmem, data_crc: DataCrc, base: Base) -> Arc<Cache<MappedPmem>> {
+    while pmem.populate_next().is_some() {}
+    let options = OpenOptions {
+        base: BaseIdentity {
+            uuid: [1; 16],
+            name: "bench".to_owned(),
+            block_size_bytes: base.block_size_bytes,
+            block_count: base.block_count,
+        },
+        base_caps: BaseCaps {
+            flush: true,
+            unmap: true,
+        },
+        format: FormatPolicy::Force,
+        new_uuid: [2; 16],
+        data_crc: Some(data_crc),
+        segment_size_bytes: None,
+        gc_percent: None,
+        writeback_order: None,
+        stream_count_max: 2,
+    };
+    let mut opening = Opening::begin(pmem, options).expect("a new file is formatted");
+    loop {
+        match opening.poll().expect("a new cache opens") {
+            OpenStep::ReadBase {
+                slot, len_blocks, ..
+            } => {
+                let len_bytes = len_blocks * u64::from(base.block_size_bytes);
+                opening.on_base_block(slot, Ok(&vec![0; len_bytes as usize]));
+            }
+            OpenStep::Ready => return opening.finish(),
+            OpenStep::Working { .. } | OpenStep::AwaitingBase => {}
+        }
+    }
+}
+
+/// Where requests go.
+#[derive(Clone, Copy)]
+pub(crate) enum Pattern {
+    Random,
+    Sequential,
+}
+
+/// Requests of one kind.
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) depth: usize,
+    pub(crate) len_blocks: u64,
+    pub(crate) pattern: Pattern,
+}
+
+/// Keeps requests under way on one channel.
+pub(crate) struct Rig {
+    channel: Channel<MappedPmem>,
+    background: Background<MappedPmem>,
+    buffers: Vec<IovBuf>,
+    out: Outbox,
+    background_out: Outbox,
+    nap_polls_left: u32,
+    rng: Rng,
+    clock: Instant,
+    block_count: u64,
+    /// Of a sequential load.
+    place_next: u64,
+}
+
+impl Rig {
+    pub(crate) fn new(cache: &Arc<Cache<MappedPmem>>) -> Self {
+        Self {
+            channel: cache.channel().expect("a channel"),
+            background: cache.background().expect("the background"),
+            buffers: (0..DEPTH_MAX)
+                .map(|_| IovBuf::zeroed(IO_SIZE_BYTES_MAX))
+                .collect(),
+            out: Outbox::new(),
+            background_out: Outbox::new(),
+            nap_polls_left: 0,
+            rng: Rng::new(1),
+            clock: now(),
+            block_count: cache.info().block_count,
+            place_next: 0,
+        }
+    }
+
+    /// Keeps requests under way until `enough`, which is told how many have ended; returns how many have in
+    /// all.
+    pub(crate) fn run(
+        &mut self,
+        load: Load,
+        make: impl Fn(IovCursor) -> Op,
+        enough: impl Fn(u64) -> bool,
+    ) -> u64 {
+        let mut done = 0u64;
+        for slot in 0..load.depth {
+            self.submit(slot, load, &make);
+        }
+        let mut stopping = false;
+        let mut under_way = load.depth;
+        while under_way > 0 {
+            self.out.clear();
+            let at = Now(self.clock.elapsed().as_nanos() as u64);
+            self.channel.poll(at, &mut self.out);
+            self.run_background(at);
+            for number in 0..self.out.completions.len() {
+                let slot = self.out.completions[number].token.0 as usize;
+                done += 1;
+                if stopping {
+                    under_way -= 1;
+                } else {
+                    self.submit(slot, load, &make);
+                }
+            }
+            for request in std::mem::take(&mut self.out.base) {
+                self.channel.on_base_done(request.op, Ok(()));
+            }
+            stopping = enough(done);
+        }
+        done
+    }
+
+    fn submit(&mut self, slot: usize, load: Load, make: &impl Fn(IovCursor) -> Op) {
+        let places = self.block_count / load.len_blocks;
+        let place = match load.pattern {
+            Pattern::Random => self.rng.next() % places,
+            Pattern::Sequential => self.place_next % places,
+        };
+        self.place_next += 1;
+        let io = HostIo {
+            token: IoToken(slot as u64),
+            op: make(self.buffers[slot].cursor()),
+            lba: Lba(place * load.len_blocks),
+            len_blocks: load.len_blocks,
+        };
+        self.channel.submit(io).expect("the table has room");
+    }
+
+    fn run_background(&mut self, at: Now) {
+        if self.nap_polls_left > 0 {
+            self.nap_polls_left -= 1;
+            return;
+        }
+        self.background_out.clear();
+        let progress = self.background.poll(at, &mut self.background_out);
+        if progress == Progress::Idle && self.background_out.base.is_empty() {
+            self.nap_polls_left = NAP_POLLS;
+        }
+        for request in &self.background_out.base {
+            black_box(matches!(request.kind, BaseKind::Flush));
+            self.background.on_base_done(request.op, Ok(()));
+        }
+    }
+}

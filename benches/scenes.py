@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs everything: the peers with their workloads, and what needs a scene of its own."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import native
+import peers
+from figures import Figures
+from harness import AppFailed, Bdevperf, Host, Rpc, RpcConnectionLost, RpcError, WorkloadResult, wait_until
+from harness.scenario import CACHE, MIB, bdev_info, cache_info, drain
+from peers import PEERS, WORKING_SET_MIB, Peer, Store
+from workloads import WORKLOADS, Workload
+
+GC_PERCENT = 90
+# Amounts of cached data, and the share of the cache that they may be: less than GC_PERCENT.
+SIZES_GIB = (1, 4, 12)
+SIZE_CACHE_SHARE = 0.86
+# Of each kind of bare copies.
+COPY_SECONDS = 0.4
+# The scenes that take long do with fewer rounds.
+LONG_SCENE_ROUNDS = 3
+_FAILURES = (AppFailed, RpcError, RpcConnectionLost, native.NativeFailed, TimeoutError, OSError)
+
+
+class Bench:
+    """The scenes; what they find out ends up in `figures`."""
+
+    def __init__(
+        self, host: Host, store: Store, *, cache_mib: int, seconds: int, only: re.Pattern[str]
+    ) -> None:
+        self.host = host
+        self.store = store
+        self.cache_mib = cache_mib
+        self.seconds = seconds
+        self.only = only
+        self.figures = Figures()
+        self.machine: dict[str, Any] = {}
+        self.parts = native.Parts()
+        self.perf = native.Perf()
+        self.counts_with_perf = self.perf.works
+        self._started_s = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line of progress."""
+        print(f"[{time.monotonic() - self._started_s:6.1f} s] {text}", flush=True)
+
+    def wanted(self, workload: str, peer: str) -> bool:
+        """Does BENCH_ONLY take it?"""
+        return self.only.search(f"{workload}/{peer}") is not None
+
+    def round(self, number: int) -> None:
+        """Everything once, the peers in turn."""
+        self._scene("copy limit", self.copy_limit)
+        for peer in PEERS:
+            self._scene(peer.name, lambda peer=peer: self.peer(peer))
+        if number < LONG_SCENE_ROUNDS:
+            for size_gib in SIZES_GIB:
+                self._scene(f"{size_gib} GiB cached", lambda size_gib=size_gib: self.size(size_gib))
+            self._scene("recovery", self.recovery)
+            self._scene("backlog", self.backlog)
+        if number == 0:
+            self._scene("memory of the index", self.index)
+            self._scene("instructions", self.instructions)
+
+    def _scene(self, name: str, run: Callable[[], None]) -> None:
+        started_s = time.monotonic()
+        try:
+            run()
+        except _FAILURES as error:
+            self.figures.failed[name] = str(error)
+            self.say(f"{name}: FAILED: {error}")
+        finally:
+            self.host.forget_ended()
+        took_s = time.monotonic() - started_s
+        if took_s > 0.1:
+            self.say(f"{name}: {took_s:.1f} s")
+
+    # ---- peers --------------------------------------------------------------------------------
+
+    def peer(self, peer: Peer) -> None:
+        """All workloads of one peer."""
+        workloads = [w for w in WORKLOADS if peer.name in w.peers and self.wanted(w.name, peer.name)]
+        if not workloads:
+            return
+        if peer.small_cache:
+            bdevs = peer.make(self.store.small_file, peers.SMALL_CACHE_MIB)
+        else:
+            bdevs = peer.make(self.store.cache_file, self.cache_mib)
+        with self._bdevperf(bdevs, cores=peer.cores, zero_copy=peer.zero_copy) as bdevperf:
+            if peer.zero_copy and not self._has_zero_copy(bdevperf.app.rpc):
+                self._skip(peer.name, "the bdev does not support ZCOPY")
+                return
+            if peer.filled:
+                self.fill(bdevperf, WORKING_SET_MIB)
+            for workload in workloads:
+                if peer.is_pcache and not peer.small_cache:
+                    self._make_room(bdevperf, workload)
+                self.measure(bdevperf, workload, peer.name, cores=peer.cores)
+        self.store.small_file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _bdevperf(self, bdevs: peers.Bdevs, **options: Any) -> Iterator[Bdevperf]:
+        if self.host.hugepages.free_mib() < peers.APP_MIB:
+            self._note("hugepages", "too few were free, some applications ran with 4 KiB pages")
+        bdevperf = Bdevperf(self.host, bdevs, **options)
+        yield bdevperf
+        bdevperf.stop()
+
+    def _has_zero_copy(self, rpc: Rpc) -> bool:
+        bdevs = [bdev for bdev in rpc.bdev_get_bdevs() if not bdev["claimed"]]
+        return all(bdev["supported_io_types"]["zcopy"] for bdev in bdevs)
+
+    def fill(self, bdevperf: Bdevperf, size_mib: int) -> None:
+        """Writes everything once."""
+        seconds = 1
+        while True:
+            result = bdevperf.run("write", io_size=128 << 10, queue_depth=8, seconds=seconds)
+            # Each core writes its own part.
+            if result.mibps * seconds >= size_mib * 1.1:
+                return
+            seconds = math.ceil(1.3 * size_mib / max(result.mibps, 1.0)) + 1
+
+    def _make_room(self, bdevperf: Bdevperf, workload: Workload) -> None:
+        """Nothing is dirty and, before writes, the log is empty."""
+        rpc = bdevperf.app.rpc
+        drain(rpc)
+        if not workload.writes:
+            return
+        rpc.bdev_pcache_set_options(name=CACHE, gc_percent=0)
+        seen = -1
+        while (free := _free_segments(rpc)) != seen:
+            seen = free
+            time.sleep(0.1)
+        rpc.bdev_pcache_set_options(name=CACHE, gc_percent=GC_PERCENT)
+        if workload.read_percent:
+            self.fill(bdevperf, WORKING_SET_MIB)
+            drain(rpc)
+
+    def measure(self, bdevperf: Bdevperf, workload: Workload, peer: str, *, cores: int = 1) -> None:
+        """One run, with what the cache itself says about it."""
+        rpc = bdevperf.app.rpc
+        cached = cache_info(rpc) is not None
+        if cached:
+            rpc.bdev_pcache_reset_stats(name=CACHE)
+        if self.counts_with_perf:
+            self.perf.start(bdevperf.app.process.pid)
+        result = self._run(bdevperf, workload)
+        metrics = {
+            "iops": result.iops,
+            "mibps": result.mibps,
+            "latency_us": result.latency_us,
+            "latency_us_median": result.latency_us_median,
+            "latency_us_p9999": result.latency_us_p9999,
+            "latency_us_max": result.latency_us_max,
+        }
+        if self.counts_with_perf:
+            metrics["instructions_per_io"] = self.perf.rate() * cores / result.iops
+        if cached:
+            metrics |= _shares(_stats(rpc))
+        self.figures.add(workload.name, peer, **metrics)
+
+    def _run(self, bdevperf: Bdevperf, workload: Workload) -> WorkloadResult:
+        return bdevperf.run(
+            workload.kind,
+            io_size=workload.io_size,
+            queue_depth=workload.depth,
+            seconds=self.seconds,
+            read_percent=workload.read_percent,
+        )
+
+    # ---- scenes of their own ------------------------------------------------------------------
+
+    def size(self, size_gib: int) -> None:
+        """Random reads and writes with so much cached data; the same cache for all amounts."""
+        name = f"{size_gib}g"
+        read, write = (
+            Workload(f"size_{kind}_qd32", kind, 4096, 32, (name,)) for kind in ("randread", "randwrite")
+        )
+        if not (self.wanted(read.name, name) or self.wanted(write.name, name)):
+            return
+        size_mib = size_gib << 10
+        if size_mib > self.cache_mib * SIZE_CACHE_SHARE:
+            self._skip(f"size {name}", f"a cache of {self.cache_mib} MiB cannot hold it")
+            return
+        bdevs = [peers.null("Base", size_mib), peers.pcache(self.store.cache_file, self.cache_mib)]
+        with self._bdevperf(bdevs) as bdevperf:
+            self.fill(bdevperf, size_mib)
+            drain(bdevperf.app.rpc)
+            self.measure(bdevperf, read, name)
+            # Until the log has gone around once: then write-back and reclaim run at all sizes alike.
+            rate = self._run(bdevperf, write).mibps
+            around_s = math.ceil(self.cache_mib / max(rate, 1.0))
+            bdevperf.run("randwrite", io_size=4096, queue_depth=32, seconds=around_s)
+            self.measure(bdevperf, write, name)
+
+    def recovery(self) -> None:
+        """How long creation takes with millions of keys, and with none."""
+        if not self.wanted("recovery", "pcache"):
+            return
+        base = self.store.folder / "base.img"
+        try:
+            self._recovery(base)
+        finally:
+            base.unlink(missing_ok=True)
+
+    def _recovery(self, base: Path) -> None:
+        # The base must hold what is written back: the cache recognises it by that.
+        with base.open("wb") as file:
+            file.truncate(WORKING_SET_MIB * MIB)
+        aio = [peers.entry("bdev_aio_create", name="Base", filename=str(base), block_size=512)]
+        file, size_mib = self.store.cache_file, self.cache_mib
+        with self._bdevperf([*aio, peers.pcache(file, size_mib)]):
+            pass
+        with self._bdevperf(aio) as bdevperf:
+            rpc = bdevperf.app.rpc
+            empty_ms = self._reopen_ms(rpc)
+            # Small, so that there are many keys, and for so short a time that nothing is written back.
+            bdevperf.run("randwrite", io_size=512, queue_depth=32, seconds=1)
+            stats = _stats(rpc)
+        with self._bdevperf(aio) as bdevperf:
+            full_ms = self._reopen_ms(bdevperf.app.rpc)
+        if stats["segments_reclaimed"]:
+            self._skip("recovery", "segments were reclaimed: the number of keys is not known")
+            return
+        keys, took_ms = stats["keys"], full_ms - empty_ms
+        self.figures.add(
+            "recovery",
+            "pcache",
+            keys=keys,
+            empty_ms=empty_ms,
+            full_ms=full_ms,
+            ms_per_million_keys=took_ms / keys * 1e6,
+            million_keys_per_s=keys / took_ms / 1e3,
+        )
+
+    def _reopen_ms(self, rpc: Rpc) -> float:
+        create = peers.pcache(self.store.cache_file, self.cache_mib, format="never")
+        started_s = time.monotonic()
+        rpc.call(create["method"], create["params"])
+        took_ms = (time.monotonic() - started_s) * 1000
+        wait_until(lambda: bdev_info(rpc, CACHE), "the cache is there")
+        return took_ms
+
+    def backlog(self) -> None:
+        """How fast dirty data reach a RAM disk when nobody else wants the core."""
+        if not self.wanted("backlog", "pcache"):
+            return
+        bdevs = [peers.malloc("Base", WORKING_SET_MIB), peers.pcache(self.store.cache_file, self.cache_mib)]
+        with self._bdevperf(bdevs) as bdevperf:
+            # Twice, so that the base's pages are not touched for the first time.
+            for _ in range(2):
+                self.fill(bdevperf, WORKING_SET_MIB)
+                rpc = bdevperf.app.rpc
+                rpc.bdev_pcache_reset_stats(name=CACHE)
+                started_s = time.monotonic()
+                drain(rpc)
+                took_s = time.monotonic() - started_s
+                written_mib = _stats(rpc)["writeback_bytes"] / MIB
+        self.figures.add("backlog", "pcache", mibps=written_mib / took_s, written_mib=written_mib)
+
+    def copy_limit(self) -> None:
+        """How fast the store instructions alone fill the cache's memory."""
+        if not self.wanted("copy", "limit"):
+            return
+        answer = self.parts.run("copy", self.store.cache_file, self.cache_mib, COPY_SECONDS)
+        self.machine["store_kernel"] = answer.pop("store_kernel")
+        self.machine["store_durability"] = answer.pop("durability")
+        self.figures.add("copy", "limit", **answer)
+
+    def index(self) -> None:
+        """DRAM for what is cached."""
+        if not self.wanted("index", "dram"):
+            return
+        for kind in ("dense", "scattered", "scattered_512"):
+            self.figures.add("index", kind, **self.parts.index(self.store.small_file, kind))
+
+    def instructions(self) -> None:
+        """Of the engine alone; those of bdevperf are counted with the workloads, where perf can."""
+        if not self.wanted("instructions", "engine"):
+            return
+        if not self.counts_with_perf:
+            self._skip("instructions of bdevperf", "this machine lets perf count none")
+        if not native.have_valgrind():
+            self._skip("instructions of the engine", "valgrind is not installed")
+            return
+        for kind, depth in (("write", 1), ("write", 32), ("read", 1)):
+            count = self.parts.instructions(self.store.small_file, kind, depth)
+            self.figures.add("instructions", f"engine_{kind}_qd{depth}", instructions_per_io=count)
+
+    def _skip(self, what: str, why: str) -> None:
+        self._note(what, f"left out: {why}")
+
+    def _note(self, what: str, text: str) -> None:
+        if what not in self.figures.notes:
+            self.say(f"{what}: {text}")
+        self.figures.notes[what] = text
+
+
+def _free_segments(rpc: Rpc) -> int:
+    info = cache_info(rpc)
+    assert info is not None
+    return info["segments_free"]
+
+
+def _stats(rpc: Rpc) -> dict[str, int]:
+    (stats,) = rpc.bdev_pcache_get_stats(name=CACHE)
+    return stats
+
+
+def _shares(stats: dict[str, int]) -> dict[str, float]:
+    """Is a hit a hit, and how much was written back meanwhile?"""
+    shares: dict[str, float] = {}
+    reads = stats["read_hits"] + stats["read_partial_hits"] + stats["read_misses"]
+    if reads:
+        shares["hit_share"] = stats["read_hits"] / reads
+    if stats["write_bytes"]:
+        shares["writeback_share"] = stats["writeback_bytes"] / stats["write_bytes"]
+        shares["segments_reclaimed"] = stats["segments_reclaimed"]
+    return shares
