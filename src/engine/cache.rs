@@ -259,6 +259,22 @@ impl<P: Pmem> Cache<P> {
         UNMAP_SIZE_MAX_BYTES
     }
 
+    /// An orderly end: seals the open segments, so that damage in the last ksets of the log is told from its
+    /// end (C7). After a kill the last kset of an open segment cannot be told from a torn one. When all
+    /// channels are idle and the background is stopped; nothing may be submitted any more.
+    pub fn seal_streams(&self) {
+        if self.has_failed() {
+            return;
+        }
+        for stream in &self.streams {
+            let mut stream = lock(stream);
+            // What holds nothing stays free.
+            if stream.open.is_some_and(|open| open.kset_index > 0) {
+                stream.seal(&self.stream_context(BACKGROUND_AGENT));
+            }
+        }
+    }
+
     /// What the base holds already: everything in a segment whose last kset was written back (INV-READ-1).
     pub(crate) fn is_clean(&self, place: Place) -> bool {
         let segment = self.segments.get(self.geometry.segment_of(place));

@@ -2,7 +2,7 @@
 //! smaller than what is written, it goes through INV-LOG-1, INV-LOG-2, INV-SEG-2 and INV-INDEX-2 all the time.
 
 use super::*;
-use crate::media::{Checksums, Tails};
+use crate::media::{Checksums, KEYS_START_BYTES, Tails};
 use crate::pmem::{MapRequest, MappedPmem, Pmem};
 use crate::sim::pmem::SimPmem;
 use crate::sim::rig::Rig;
@@ -282,4 +282,35 @@ fn a_drain_ends_although_a_crash_cut_off_the_last_batches() {
     rig.write(8, &[2; 512], &[], Fua::No);
     rig.drain();
     assert_eq!(rig.base()[8 * 512..9 * 512], [2; 512]);
+}
+
+#[test]
+fn after_an_orderly_stop_a_flipped_bit_in_the_last_kset_is_reported() {
+    let base = vec![0; BLOCKS as usize * 512];
+    let mut rig = Rig::open(SimPmem::new(DEVICE_SIZE_BYTES), base, options(512, None)).unwrap();
+    for lba in 0..3 {
+        rig.write(lba, &[lba as u8 + 1; 512], &[], Fua::No);
+    }
+    let killed = rig.pmem().live_image();
+    rig.cache().seal_streams();
+    let stopped = rig.pmem().live_image();
+    let base = rig.close();
+    let open = |mut image: Vec<u8>, damage: Option<usize>| {
+        if let Some(at) = damage {
+            image[at] ^= 4;
+        }
+        Rig::open(SimPmem::from_image(image), base.clone(), options(512, None))
+    };
+    // The last byte that differs from nothing before the payloads: in the last of three ksets.
+    let segment = 64 << 10;
+    let keys_end = segment + KEYS_START_BYTES as usize + 3 * 64;
+    let last_kset = keys_end - 64 + 8;
+    assert_ne!(stopped[last_kset], 0, "a kset lies there");
+    assert!(
+        open(killed, Some(last_kset)).is_ok(),
+        "it looks like a torn kset"
+    );
+    let error = open(stopped.clone(), Some(last_kset)).expect_err("it was acknowledged");
+    assert!(error.to_string().contains("sealed"), "{error}");
+    assert_eq!(open(stopped, None).unwrap().read(2, 1), [3; 512]);
 }

@@ -643,6 +643,7 @@ impl Machine {
         self.run_until("a stop", || {
             lock(&self.shared.driver).background.in_flight() == 0
         })?;
+        self.cache().seal_streams();
         let mut image = self.shared.pmem.live_image();
         let mut prng = Prng::new(dice);
         if prng.percent(50) {

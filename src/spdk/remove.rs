@@ -355,6 +355,7 @@ fn finish(node: Arc<Node>) {
         poller: None,
     });
     let cache = Arc::clone(&node.cache);
+    cache.seal_streams();
     if Arc::strong_count(&node) != 1 {
         log::error!("{}: something still refers to the closed cache", node.name);
     }
