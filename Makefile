@@ -13,7 +13,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SEED ?= 1
-CRASH_STATES ?= 1200000
+CRASH_STATES ?= 1000000
 SIM_SEEDS ?= 4000
 FUZZ_TARGET ?=
 
@@ -42,7 +42,7 @@ bench: module $(VENV)/ready  ## Measure pcache beside its peers (15 minutes): ta
 	@$(PYTHON) benches/bench.py
 
 .PHONY: test
-test: unit crash sim e2e  ## Run all tests: the engine's, then those with real SPDK applications
+test: unit crash sim fuzz-smoke asan e2e  ## Run all tests: the engine's, then those with real SPDK applications
 
 # ---- what is built ---------------------------------------------------------------------------
 
