@@ -1,7 +1,7 @@
 //! Reclaiming of segments, ahead of need.
 //!
-//! The oldest segment that is wholly on the base is emptied: its pages leave the index, everybody who might
-//! still read them leaves, and then, in this order and each step durable before the next,
+//! The oldest segment that is wholly on the base and not lent is emptied: its pages leave the index, everybody
+//! who might still read them leaves, and then, in this order and each step durable before the next,
 //!
 //! 1. the key tail passes the segment: after a cut, no older copy of any of its blocks counts as cached;
 //! 2. its generation goes up: everything in it is dead;
@@ -76,6 +76,13 @@ impl Gc {
             State::Idle => self.choose(cache, gc_percent),
             State::Emptying(victim) => self.empty(cache, victim, agent),
             State::Waiting(id, ticket) if cache.grace.passed(ticket) => {
+                if cache.segments.get(id).is_pinned() {
+                    // Lent since it was chosen, who knows for how long. It is as it was, but for the index,
+                    // and is chosen again when the last loan has come back; others can be reclaimed meanwhile.
+                    cache.segments.get(id).set_state(SegmentState::Sealed);
+                    self.state = State::Idle;
+                    return Progress::Busy;
+                }
                 free(cache, tails, agent, id);
                 counters.segments_reclaimed.add(1);
                 cache.space_wanted.store(false, Ordering::Release);
@@ -99,7 +106,10 @@ impl Gc {
         let sealed = segments
             .ids()
             .filter(|id| segments.get(*id).state() == SegmentState::Sealed);
-        let clean = sealed.filter(|id| segments.get(*id).last_seq() <= dirty_tail);
+        let clean = sealed.filter(|id| {
+            let segment = segments.get(*id);
+            segment.last_seq() <= dirty_tail && !segment.is_pinned()
+        });
         let Some(id) = clean.min_by_key(|id| segments.get(*id).last_seq()) else {
             self.needs_writeback = true;
             if dirty_tail.0 + 1 >= cache.seq_settled().0 {
@@ -206,6 +216,10 @@ fn evict_key<P: Pmem>(
 /// Frees an emptied segment.
 fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     let segment = cache.segments.get(id);
+    assert!(
+        !segment.is_pinned(),
+        "INV-PIN-1: a segment is freed when nobody looks at it"
+    );
     // 1. The key tail. An older copy of one of its blocks, still intact in another segment, is dead from here
     //    on; without this a cut would bring it back.
     let last_seq: Seq = segment.last_seq();

@@ -1,5 +1,7 @@
 //! The engine against a naive model, one request at a time: the first thing that must hold.
 
+mod lend;
+
 use super::*;
 use crate::pmem::IovBuf;
 use crate::recovery::{OpenError, OpenStep, Opening};

@@ -6,6 +6,7 @@
 //! seeds.
 
 use super::base::{BaseDone, BaseImage, Client, SimBase};
+use super::loans::Held;
 use super::model::{BaseRule, Model, Time, Violation, WriteId, WriteKind};
 use super::pmem::{CrashPointHook, SimPmem, SimState};
 use super::prng::{Prng, mix};
@@ -13,7 +14,7 @@ use super::recover;
 use super::stamp::{self, Stamp};
 use crate::engine::{
     Background, BaseCaps, BaseIdentity, Cache, Channel, Completion, DataCrc, FormatPolicy, Fua,
-    HostIo, IoToken, Op, OpenOptions, OptionChange, Outbox, Status, WritebackOrder,
+    HostIo, IoToken, LoanId, Op, OpenOptions, OptionChange, Outbox, Status, WritebackOrder,
 };
 use crate::media::SEGMENTS_START_MIN_BYTES;
 use crate::pmem::IovBuf;
@@ -175,6 +176,12 @@ enum Asked {
         /// Of the base, when it was submitted.
         failures: u64,
     },
+    Lend {
+        begin: Time,
+        lba: u64,
+        /// How long it is held.
+        turns: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -189,6 +196,7 @@ struct Pending {
 struct Core {
     channel: Channel<SimPmem>,
     pending: Vec<Pending>,
+    held: Vec<Held>,
     out: Outbox,
 }
 
@@ -320,6 +328,7 @@ impl Machine {
         let core = || Core {
             channel: cache.channel().expect("fewer cores than channels"),
             pending: Vec::new(),
+            held: Vec::new(),
             out: Outbox::new(),
         };
         let cores = (0..setup.core_count).map(|_| Mutex::new(core())).collect();
@@ -431,6 +440,27 @@ impl Machine {
             failures,
         };
         self.submit(core, op, lba, len_blocks, asked, Some(buf));
+    }
+
+    /// Submits a read of which the place is wanted; what is lent is held for so many turns of the core.
+    pub fn lend(&self, core: usize, lba: u64, len_blocks: u64, turns: u64) {
+        let begin = self.with_outside(|outside| outside.model.begin_read());
+        let asked = Asked::Lend { begin, lba, turns };
+        self.submit(core, Op::Lend, lba, len_blocks, asked, None);
+    }
+
+    /// Everything that is lent comes back.
+    ///
+    /// # Errors
+    /// Lent data have changed, or a segment still counts as lent.
+    pub fn give_back_all(&self) -> Result<(), Violation> {
+        for core in &self.shared.cores {
+            lock(core).give_back(|_| true)?;
+        }
+        if self.shared.cache.has_loans() {
+            return Err(Violation("a loan is left over".to_owned()));
+        }
+        Ok(())
     }
 
     /// Submits a flush.
@@ -722,6 +752,19 @@ impl Machine {
     }
 }
 
+impl Core {
+    /// Gives back the loans that `due` names.
+    fn give_back(&mut self, due: impl FnMut(&mut Held) -> bool) -> Result<(), Violation> {
+        let back: Vec<Held> = self.held.extract_if(.., due).collect();
+        let channel = &mut self.channel;
+        let results: Vec<_> = back
+            .into_iter()
+            .map(|held| held.give_back(channel))
+            .collect();
+        results.into_iter().collect()
+    }
+}
+
 impl Shared {
     fn now(&self) -> Now {
         Now(self.now.load(Ordering::Relaxed))
@@ -769,6 +812,9 @@ impl Shared {
             return;
         };
         let core = &mut *core;
+        if let Err(violation) = core.give_back(Held::pass_turn) {
+            self.fail(violation);
+        }
         core.out.clear();
         self.with_turns(|| core.channel.poll(self.now(), &mut core.out));
         if !core.out.completions.is_empty() {
@@ -777,13 +823,15 @@ impl Shared {
         let mut acknowledged = false;
         {
             let outside = &mut *lock(&self.outside);
-            for completion in core.out.completions.drain(..) {
-                self.note(completion.token.0, completion.status as u64);
-                match complete(outside, &mut core.pending, completion, &self.setup) {
+            let mut completions = std::mem::take(&mut core.out.completions);
+            for completion in completions.drain(..) {
+                self.note(completion.token.0, code_of(completion.status));
+                match complete(outside, core, completion, &self.setup) {
                     Ok(write) => acknowledged |= write,
                     Err(violation) => self.fail(violation),
                 }
             }
+            core.out.completions = completions;
             for request in core.out.base.drain(..) {
                 self.note(request.lba.0, request.len_blocks);
                 let client = Client::Channel(at);
@@ -868,19 +916,44 @@ impl Shared {
     }
 }
 
+fn stamps_of(bytes: &[u8], lba: u64, setup: &Setup) -> Result<Vec<Stamp>, Violation> {
+    let blocks = bytes.chunks_exact(setup.block_size_bytes as usize);
+    (lba..)
+        .zip(blocks)
+        .map(|(lba, block)| {
+            stamp::read(block, lba)
+                .map_err(|g| Violation(format!("a read of block {lba} is garbage: {g}")))
+        })
+        .collect()
+}
+
+/// For the event hash.
+fn code_of(status: Status) -> u64 {
+    match status {
+        Status::Success => 0,
+        Status::Failed => 1,
+        Status::Aborted => 2,
+        Status::NotLent => 3,
+        Status::Lent(LoanId(id)) => 4 + u64::from(id),
+    }
+}
+
 /// Tells the oracle of a completion. `true`: a write was acknowledged.
 fn complete(
     outside: &mut Outside,
-    pending: &mut Vec<Pending>,
+    core: &mut Core,
     completion: Completion,
     setup: &Setup,
 ) -> Result<bool, Violation> {
-    let at = pending.iter().position(|p| p.token == completion.token);
+    let at = core
+        .pending
+        .iter()
+        .position(|p| p.token == completion.token);
     let Some(at) = at else {
         let token = completion.token;
         return Err(Violation(format!("{token:?} completes twice")));
     };
-    let Pending { asked, buf, .. } = pending.swap_remove(at);
+    let Pending { asked, buf, .. } = core.pending.swap_remove(at);
     let model = &mut outside.model;
     match (asked, completion.status) {
         (Asked::Write(id), Status::Success) => {
@@ -894,15 +967,20 @@ fn complete(
         (Asked::Flush(begin), Status::Success) => model.end_flush(begin),
         (Asked::Read { begin, lba, .. }, Status::Success) => {
             let bytes = buf.map(|buf| buf.bytes()).unwrap_or_default();
-            let blocks = bytes.chunks_exact(setup.block_size_bytes as usize);
-            let stamps: Result<Vec<Stamp>, _> = (lba..)
-                .zip(blocks)
-                .map(|(lba, block)| {
-                    stamp::read(block, lba)
-                        .map_err(|g| Violation(format!("a read of block {lba} is garbage: {g}")))
-                })
-                .collect();
-            model.end_read(begin, lba, Some(&stamps?))?;
+            model.end_read(begin, lba, Some(&stamps_of(&bytes, lba, setup)?))?;
+        }
+        (Asked::Lend { begin, lba, turns }, Status::Lent(id)) => {
+            let held = Held::new(&core.channel, id, turns);
+            let held = held.ok_or_else(|| Violation("a loan of nothing".to_owned()))?;
+            model.end_read(begin, lba, Some(&stamps_of(held.bytes(), lba, setup)?))?;
+            core.held.push(held);
+        }
+        (Asked::Lend { begin, .. }, Status::NotLent | Status::Aborted) => {
+            model.end_read(begin, 0, None)?;
+        }
+        (asked, Status::Lent(_) | Status::NotLent) | (asked @ Asked::Lend { .. }, _) => {
+            let status = completion.status;
+            return Err(Violation(format!("{asked:?} ends as {status:?}")));
         }
         (Asked::Read { failures, .. }, Status::Failed)
             if failures == outside.base.failure_count() =>

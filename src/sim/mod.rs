@@ -6,6 +6,7 @@ pub mod base;
 pub mod crash;
 pub mod image;
 mod lazy;
+mod loans;
 pub mod machine;
 pub mod model;
 mod peek;
