@@ -27,8 +27,19 @@ class Bdevperf:
     It runs on every bdev that nobody has claimed, so a cache keeps its base out of the way.
     """
 
-    def __init__(self, host: Host, bdevs: list[dict[str, Any]], *, cores: int = 1, **options: Any):
+    def __init__(
+        self,
+        host: Host,
+        bdevs: list[dict[str, Any]],
+        *,
+        cores: int = 1,
+        zcopy: bool = False,
+        **options: Any,
+    ):
         arguments = ["-z", "-q", "1", "-o", "4096", "-w", "randread", "-t", "1"]
+        if zcopy:
+            # Reads and writes of up to 64 KiB borrow the bdev's memory.
+            arguments.append("-Z")
         if cores > 1:
             # Every core works on every bdev, instead of one core on each.
             arguments.append("-C")

@@ -41,11 +41,11 @@ class NvmfTarget:
 
     NQN = "nqn.2016-06.io.spdk:pcache"
 
-    def __init__(self, app: App, bdev: str) -> None:
+    def __init__(self, app: App, bdev: str, *, zcopy: bool = False) -> None:
         self.port = free_port()
         rpc = app.rpc
         # The default number of shared buffers takes half a gigabyte.
-        rpc.nvmf_create_transport(trtype="TCP", num_shared_buffers=1023)
+        rpc.nvmf_create_transport(trtype="TCP", num_shared_buffers=1023, zcopy=zcopy)
         rpc.nvmf_create_subsystem(nqn=self.NQN, allow_any_host=True, serial_number="PCACHE0")
         rpc.nvmf_subsystem_add_ns(nqn=self.NQN, namespace={"bdev_name": bdev})
         rpc.nvmf_subsystem_add_listener(nqn=self.NQN, listen_address=self._address())
