@@ -311,12 +311,15 @@ bool
 pcache_io_has_loan(const struct spdk_bdev_io *bdev_io, const void *owner, uint32_t loan)
 {
 	const struct pcache_zcopy *zcopy = const_zcopy_of(bdev_io);
+	/*
+	 * With the caller; or on its way back to us, in some queue. Another start that has not come to
+	 * us yet, or was ended on the way, has another status.
+	 */
+	enum spdk_bdev_io_status status = bdev_io->u.bdev.zcopy.start ?
+					  SPDK_BDEV_IO_STATUS_SUCCESS : SPDK_BDEV_IO_STATUS_PENDING;
 
-	/* Lent, or on its way back to us in some queue. */
-	return bdev_io->type == SPDK_BDEV_IO_TYPE_ZCOPY && zcopy->owner == owner &&
-	       zcopy->loan == loan &&
-	       (bdev_io->u.bdev.zcopy.start ||
-		bdev_io->internal.status == SPDK_BDEV_IO_STATUS_PENDING);
+	return bdev_io->type == SPDK_BDEV_IO_TYPE_ZCOPY && bdev_io->internal.status == (int)status &&
+	       zcopy->owner == owner && zcopy->loan == loan;
 }
 
 /* ---- our bdevs ---- */

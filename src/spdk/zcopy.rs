@@ -192,6 +192,7 @@ impl ChannelState {
 
     /// Ends the loans of requests that SPDK has ended without telling.
     fn sweep(&self) {
+        let mut count = 0;
         for loan in (0..).map(LoanId).take(LOAN_COUNT_MAX) {
             let Some(bdev_io) = self.loans.holder(loan) else {
                 continue;
@@ -203,7 +204,14 @@ impl ChannelState {
                 unsafe { sys::pcache_io_has_loan(bdev_io.as_ptr(), self.as_owner(), loan.0) };
             if !holds {
                 self.end_loan(loan, bdev_io.as_ptr());
+                count += 1;
             }
+        }
+        if count > 0 {
+            log::info!(
+                "{}: {count} lent reads were ended by a reset or an abort",
+                self.node.name
+            );
         }
     }
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from .host import App
@@ -34,6 +35,20 @@ class IscsiTarget:
     def url(self) -> str:
         """For an initiator."""
         return f"iscsi://{_HOST}:{self.port}/{self.iqn}/0"
+
+    def reset_lun(self, count: int) -> None:
+        """Has SPDK reset the bdev, so many times."""
+        libiscsi = ctypes.CDLL("libiscsi.so.7")
+        libiscsi.iscsi_create_context.restype = ctypes.c_void_p
+        session = ctypes.c_void_p(libiscsi.iscsi_create_context(b"iqn.2016-06.io.spdk:resetter"))
+        libiscsi.iscsi_set_session_type(session, 2)
+        libiscsi.iscsi_set_targetname(session, self.iqn.encode())
+        portal = f"{_HOST}:{self.port}".encode()
+        assert libiscsi.iscsi_full_connect_sync(session, portal, 0) == 0
+        for _ in range(count):
+            assert libiscsi.iscsi_task_mgmt_lun_reset_sync(session, 0) == 0
+        libiscsi.iscsi_logout_sync(session)
+        libiscsi.iscsi_destroy_context(session)
 
 
 class NvmfTarget:
