@@ -305,7 +305,7 @@ impl ChannelState {
         for completion in &outbox.completions {
             self.complete(*completion);
         }
-        self.loans.complete_answered();
+        let answered = self.loans.complete_answered();
         outbox.clear();
         *self.outbox.borrow_mut() = Some(outbox);
         self.complete_aborts(abort_count);
@@ -316,7 +316,7 @@ impl ChannelState {
                 self.awake.set(false);
             }
         }
-        if progress == Progress::Busy {
+        if progress == Progress::Busy || answered {
             note_busy_poll();
             Polled::Busy
         } else {

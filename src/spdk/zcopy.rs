@@ -76,16 +76,16 @@ impl Loans {
         !self.answered.borrow().is_empty()
     }
 
-    /// Completes what has been answered so far; a completion may bring the next.
-    pub(super) fn complete_answered(&self) {
+    /// Completes what has been answered so far; a completion may bring the next. `false`: nothing was.
+    pub(super) fn complete_answered(&self) -> bool {
         let count = self.answered.borrow().len();
         for _ in 0..count {
             let next = self.answered.borrow_mut().pop_front();
-            let Some((bdev_io, status)) = next else {
-                return;
-            };
-            complete(bdev_io.as_ptr(), status);
+            if let Some((bdev_io, status)) = next {
+                complete(bdev_io.as_ptr(), status);
+            }
         }
+        count > 0
     }
 
     fn hold(&self, loan: LoanId, bdev_io: NonNull<sys::spdk_bdev_io>) {
