@@ -42,6 +42,9 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Gc {
     state: State,
+    /// Out of the index, and still lent: to be freed when the last loan has come back. Nothing waits for them
+    /// meanwhile.
+    lent: Vec<SegId>,
     reader: KsetReader,
     keys: Vec<Key>,
     needs_writeback: bool,
@@ -51,6 +54,7 @@ impl Default for Gc {
     fn default() -> Self {
         Self {
             state: State::Idle,
+            lent: Vec::new(),
             reader: KsetReader::default(),
             keys: Vec::with_capacity(crate::media::KSET_KEYS_MAX),
             needs_writeback: false,
@@ -72,25 +76,33 @@ impl Gc {
         counters: &Counters,
         gc_percent: u8,
     ) -> Progress {
-        match self.state {
-            State::Idle => self.choose(cache, gc_percent),
-            State::Emptying(victim) => self.empty(cache, victim, agent),
+        let emptied = match self.state {
+            State::Idle => self.take_returned(cache),
+            State::Emptying(victim) => return self.empty(cache, victim, agent),
             State::Waiting(id, ticket) if cache.grace.passed(ticket) => {
+                self.state = State::Idle;
                 if cache.segments.get(id).is_pinned() {
-                    // Lent since it was chosen, who knows for how long. It is as it was, but for the index,
-                    // and is chosen again when the last loan has come back; others can be reclaimed meanwhile.
-                    cache.segments.get(id).set_state(SegmentState::Sealed);
-                    self.state = State::Idle;
+                    self.lent.push(id);
                     return Progress::Busy;
                 }
-                free(cache, tails, agent, id);
-                counters.segments_reclaimed.add(1);
-                cache.space_wanted.store(false, Ordering::Release);
-                self.state = State::Idle;
-                Progress::Busy
+                Some(id)
             }
-            State::Waiting(..) => Progress::Idle,
-        }
+            State::Waiting(..) => return Progress::Idle,
+        };
+        let Some(id) = emptied else {
+            return self.choose(cache, gc_percent);
+        };
+        free(cache, tails, agent, id);
+        counters.segments_reclaimed.add(1);
+        cache.space_wanted.store(false, Ordering::Release);
+        Progress::Busy
+    }
+
+    /// An emptied segment that is not lent any more.
+    fn take_returned<P: Pmem>(&mut self, cache: &Cache<P>) -> Option<SegId> {
+        let mut lent = self.lent.iter();
+        let at = lent.position(|id| !cache.segments.get(*id).is_pinned())?;
+        Some(self.lent.swap_remove(at))
     }
 
     fn choose<P: Pmem>(&mut self, cache: &Cache<P>, gc_percent: u8) -> Progress {
@@ -106,11 +118,16 @@ impl Gc {
         let sealed = segments
             .ids()
             .filter(|id| segments.get(*id).state() == SegmentState::Sealed);
-        let clean = sealed.filter(|id| {
-            let segment = segments.get(*id);
-            segment.last_seq() <= dirty_tail && !segment.is_pinned()
-        });
-        let Some(id) = clean.min_by_key(|id| segments.get(*id).last_seq()) else {
+        let clean = sealed.filter(|id| segments.get(*id).last_seq() <= dirty_tail);
+        // What is lent comes last: it may take long until it is free. But if requests wait for room it has to
+        // do: once it is out of the index, nothing of it is lent anew.
+        let candidates = clean
+            .map(|id| {
+                let segment = segments.get(id);
+                (segment.is_pinned(), segment.last_seq(), id)
+            })
+            .filter(|(is_lent, ..)| wanted || !is_lent);
+        let Some((_, _, id)) = candidates.min() else {
             self.needs_writeback = true;
             if dirty_tail.0 + 1 >= cache.seq_settled().0 {
                 // Everything is clean: a writer that waits for the index finds room now.

@@ -11,7 +11,7 @@ use super::read_path::Blocked;
 use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::{MemSlice, Pmem};
-use crate::units::{Lba, Page, SegId};
+use crate::units::{Lba, Page, PmemOff, SegId};
 
 /// Loans of a channel at once; reads beyond that are answered with [`Status::NotLent`].
 pub const LOAN_COUNT_MAX: usize = 1024;
@@ -123,11 +123,7 @@ fn is_readable<P: Pmem>(cache: &Cache<P>, place: Place, len_blocks: u64) -> bool
     let mut byte = [0];
     let mut at = start;
     while at < end {
-        if cache
-            .pmem
-            .read(crate::units::PmemOff(at), &mut byte)
-            .is_err()
-        {
+        if cache.pmem.read(PmemOff(at), &mut byte).is_err() {
             return false;
         }
         at = (at + 1).next_multiple_of(PROBE_STEP_BYTES);
