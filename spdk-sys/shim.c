@@ -43,6 +43,19 @@ module_config_json(struct spdk_json_write_ctx *w)
 	return 0;
 }
 
+/* What a ZCOPY request carries from its start to its end. */
+struct pcache_zcopy {
+	/* The channel that has lent something; NULL: the memory is the request's own. */
+	const void *owner;
+	uint32_t loan;
+};
+
+static int
+module_get_ctx_size(void)
+{
+	return sizeof(struct pcache_zcopy);
+}
+
 static void module_examine_config(struct spdk_bdev *bdev);
 static void module_examine_disk(struct spdk_bdev *bdev);
 
@@ -53,6 +66,7 @@ static struct spdk_bdev_module g_pcache_module = {
 	.async_fini_start = true,
 	.module_fini = module_fini,
 	.config_json = module_config_json,
+	.get_ctx_size = module_get_ctx_size,
 	.examine_config = module_examine_config,
 	.examine_disk = module_examine_disk,
 };
@@ -137,6 +151,30 @@ pcache_io_device_register(void *ctx, const char *name)
 
 /* ---- requests ---- */
 
+static struct pcache_zcopy *
+zcopy_of(struct spdk_bdev_io *bdev_io)
+{
+	return (struct pcache_zcopy *)bdev_io->driver_ctx;
+}
+
+static const struct pcache_zcopy *
+const_zcopy_of(const struct spdk_bdev_io *bdev_io)
+{
+	return (const struct pcache_zcopy *)bdev_io->driver_ctx;
+}
+
+static enum pcache_io_kind
+zcopy_kind(const struct spdk_bdev_io *bdev_io)
+{
+	if (bdev_io->u.bdev.zcopy.start) {
+		return bdev_io->u.bdev.zcopy.populate ? PCACHE_IO_LEND : PCACHE_IO_LEND_BUF;
+	}
+	if (bdev_io->u.bdev.zcopy.commit && const_zcopy_of(bdev_io)->owner == NULL) {
+		return PCACHE_IO_WRITE;
+	}
+	return PCACHE_IO_GIVE_BACK;
+}
+
 static enum pcache_io_kind
 io_kind(const struct spdk_bdev_io *bdev_io)
 {
@@ -155,6 +193,8 @@ io_kind(const struct spdk_bdev_io *bdev_io)
 		return PCACHE_IO_RESET;
 	case SPDK_BDEV_IO_TYPE_ABORT:
 		return PCACHE_IO_ABORT;
+	case SPDK_BDEV_IO_TYPE_ZCOPY:
+		return zcopy_kind(bdev_io);
 	default:
 		return PCACHE_IO_OTHER;
 	}
@@ -177,17 +217,26 @@ describe(const struct spdk_bdev_io *bdev_io, struct pcache_io *io)
 		/*
 		 * The calls for a single buffer leave the dword as an earlier request of the pool
 		 * had it. A flag that nobody meant costs an epoch, one that is lost would cost order.
+		 * For ZCOPY nobody passes the host's flag on, so it is taken for set.
 		 */
-		io->fua = (bdev_io->u.bdev.nvme_cdw12.raw & PCACHE_NVME_CDW12_FUA) != 0;
+		io->fua = bdev_io->type == SPDK_BDEV_IO_TYPE_ZCOPY ||
+			  (bdev_io->u.bdev.nvme_cdw12.raw & PCACHE_NVME_CDW12_FUA) != 0;
 		io->iovs = bdev_io->u.bdev.iovs;
 		io->iov_count = bdev_io->u.bdev.iovcnt;
 		break;
 	case PCACHE_IO_ABORT:
 		io->abort_target = bdev_io->u.abort.bio_to_abort;
 		return;
+	case PCACHE_IO_GIVE_BACK:
+		io->lent = const_zcopy_of(bdev_io)->owner != NULL;
+		io->loan = const_zcopy_of(bdev_io)->loan;
+		io->commit = bdev_io->u.bdev.zcopy.commit;
+		return;
 	case PCACHE_IO_FLUSH:
 	case PCACHE_IO_UNMAP:
 	case PCACHE_IO_WRITE_ZEROES:
+	case PCACHE_IO_LEND:
+	case PCACHE_IO_LEND_BUF:
 		break;
 	default:
 		return;
@@ -221,6 +270,58 @@ pcache_io_get_buf(struct spdk_bdev_io *bdev_io)
 			     bdev_io->u.bdev.num_blocks * bdev_io->bdev->blocklen);
 }
 
+static void
+get_zcopy_buf_done(struct spdk_io_channel *ch, struct spdk_bdev_io *bdev_io, bool success)
+{
+	struct pcache_io io;
+
+	describe(bdev_io, &io);
+	if (io.kind == PCACHE_IO_LEND) {
+		io.kind = PCACHE_IO_READ;
+		io.iovs = bdev_io->u.bdev.iovs;
+		io.iov_count = bdev_io->u.bdev.iovcnt;
+	}
+	pcache_up_buf_ready(pcache_channel_state(ch), bdev_io, &io, success);
+}
+
+void
+pcache_io_get_zcopy_buf(struct spdk_bdev_io *bdev_io)
+{
+	zcopy_of(bdev_io)->owner = NULL;
+	if (bdev_io->u.bdev.iovs != NULL) {
+		/* An array to be filled: what it holds is left over from other requests. */
+		bdev_io->u.bdev.iovs[0].iov_base = NULL;
+		bdev_io->u.bdev.iovcnt = 1;
+	}
+	spdk_bdev_io_get_buf(bdev_io, get_zcopy_buf_done,
+			     bdev_io->u.bdev.num_blocks * bdev_io->bdev->blocklen);
+}
+
+void
+pcache_io_lend(struct spdk_bdev_io *bdev_io, void *buf, size_t len, const void *owner,
+	       uint32_t loan)
+{
+	zcopy_of(bdev_io)->owner = owner;
+	zcopy_of(bdev_io)->loan = loan;
+	spdk_bdev_io_set_buf(bdev_io, buf, len);
+	bdev_io->u.bdev.iovcnt = 1;
+}
+
+bool
+pcache_io_has_loan(const struct spdk_bdev_io *bdev_io, const void *owner, uint32_t loan)
+{
+	const struct pcache_zcopy *zcopy = const_zcopy_of(bdev_io);
+	/*
+	 * With the caller; or on its way back to us, in some queue. Another start that has not come to
+	 * us yet, or was ended on the way, has another status.
+	 */
+	enum spdk_bdev_io_status status = bdev_io->u.bdev.zcopy.start ?
+					  SPDK_BDEV_IO_STATUS_SUCCESS : SPDK_BDEV_IO_STATUS_PENDING;
+
+	return bdev_io->type == SPDK_BDEV_IO_TYPE_ZCOPY && bdev_io->internal.status == (int)status &&
+	       zcopy->owner == owner && zcopy->loan == loan;
+}
+
 /* ---- our bdevs ---- */
 
 static int
@@ -242,6 +343,8 @@ bdev_io_type_supported(void *ctx, enum spdk_bdev_io_type type)
 	case SPDK_BDEV_IO_TYPE_RESET:
 	case SPDK_BDEV_IO_TYPE_ABORT:
 		return true;
+	case SPDK_BDEV_IO_TYPE_ZCOPY:
+		return pcache_up_supports_zcopy(ctx);
 	default:
 		return false;
 	}
@@ -432,4 +535,29 @@ pcache_accel_copies_by_cpu(void)
 
 	return spdk_accel_get_opc_module_name(SPDK_ACCEL_OPC_COPY, &module) == 0 &&
 	       module != NULL && strcmp(module, "software") == 0;
+}
+
+bool
+pcache_accel_is_software(void)
+{
+	const char *module;
+	int opcode;
+
+	for (opcode = 0; opcode < SPDK_ACCEL_OPC_LAST; opcode++) {
+		/* What nobody does is done by no device. */
+		if (spdk_accel_get_opc_module_name(opcode, &module) == 0 &&
+		    strcmp(module, "software") != 0) {
+			return false;
+		}
+	}
+	return true;
+}
+
+uint64_t
+pcache_buf_size_max(void)
+{
+	struct spdk_iobuf_opts opts;
+
+	spdk_iobuf_get_opts(&opts, sizeof(opts));
+	return opts.large_bufsize;
 }

@@ -33,6 +33,12 @@ enum pcache_io_kind {
 	PCACHE_IO_WRITE_ZEROES,
 	PCACHE_IO_RESET,
 	PCACHE_IO_ABORT,
+	/* ZCOPY, start: a place that holds the data is wanted. Afterwards it may be a READ, see below. */
+	PCACHE_IO_LEND,
+	/* ZCOPY, start: memory to be filled is wanted. The end, if it commits, is a WRITE. */
+	PCACHE_IO_LEND_BUF,
+	/* ZCOPY, end of what was lent, or of what is not to be written. */
+	PCACHE_IO_GIVE_BACK,
 	PCACHE_IO_OTHER,
 };
 
@@ -54,6 +60,11 @@ struct pcache_io {
 	bool fua;
 	/* READ: the caller brought no memory; pcache_io_get_buf has to be called first. */
 	bool needs_buf;
+	/* GIVE_BACK: there is a loan, of this number. */
+	bool lent;
+	/* GIVE_BACK: the caller wants it to be written. */
+	bool commit;
+	uint32_t loan;
 };
 
 /* With what a bdev is registered. Sizes are in blocks unless they say otherwise. */
@@ -120,10 +131,28 @@ void *pcache_up_channel_create(void *ctx);
 void pcache_up_channel_destroy(void *state);
 void *pcache_channel_state(struct spdk_io_channel *ch);
 void pcache_up_submit(void *state, struct spdk_bdev_io *bdev_io, const struct pcache_io *io);
-/* The memory for a READ is there (io has its place), or there is none. */
+/*
+ * The memory for a READ or LEND_BUF is there (io has its place), or there is none. A LEND has become a READ:
+ * what could not be lent is copied.
+ */
 void pcache_up_buf_ready(void *state, struct spdk_bdev_io *bdev_io, const struct pcache_io *io,
 			 bool success);
 void pcache_io_get_buf(struct spdk_bdev_io *bdev_io);
+
+/* ---- ZCOPY: a request that is seen twice, at the start and at the end ---- */
+
+/* Whether a bdev has it. */
+bool pcache_up_supports_zcopy(void *ctx);
+/* At the start: gets memory that belongs to the request until it is freed; ends in pcache_up_buf_ready. */
+void pcache_io_get_zcopy_buf(struct spdk_bdev_io *bdev_io);
+/* At the start: the caller is to find buf. owner is the state of the channel. */
+void pcache_io_lend(struct spdk_bdev_io *bdev_io, void *buf, size_t len, const void *owner,
+		    uint32_t loan);
+/*
+ * Whether the loan goes on. While a channel is reset, and when a request is aborted in a queue of SPDK, the
+ * bdev layer ends a request without asking us; afterwards it may be any request of any bdev.
+ */
+bool pcache_io_has_loan(const struct spdk_bdev_io *bdev_io, const void *owner, uint32_t loan);
 
 /* ---- the base bdev ---- */
 
@@ -154,5 +183,9 @@ void pcache_uuid_from(uint8_t out[16], const uint8_t *name, size_t len);
 void pcache_uuid_random(uint8_t out[16]);
 /* Whether copies are made by the CPU, and not by a device that needs registered memory. */
 bool pcache_accel_copies_by_cpu(void);
+/* The same for everything that the accel framework does. */
+bool pcache_accel_is_software(void);
+/* Size of the largest buffer that pcache_io_get_buf and pcache_io_get_zcopy_buf can get, in bytes. */
+uint64_t pcache_buf_size_max(void);
 
 #endif

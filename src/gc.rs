@@ -1,7 +1,7 @@
 //! Reclaiming of segments, ahead of need.
 //!
-//! The oldest segment that is wholly on the base is emptied: its pages leave the index, everybody who might
-//! still read them leaves, and then, in this order and each step durable before the next,
+//! The oldest segment that is wholly on the base and not lent is emptied: its pages leave the index, everybody
+//! who might still read them leaves, and then, in this order and each step durable before the next,
 //!
 //! 1. the key tail passes the segment: after a cut, no older copy of any of its blocks counts as cached;
 //! 2. its generation goes up: everything in it is dead;
@@ -43,6 +43,9 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Gc {
     state: State,
+    /// Out of the index, and still lent: to be freed when the last loan has come back. Nothing waits for them
+    /// meanwhile.
+    lent: Vec<SegId>,
     reader: KsetReader,
     keys: Vec<Key>,
     needs_writeback: bool,
@@ -52,6 +55,7 @@ impl Default for Gc {
     fn default() -> Self {
         Self {
             state: State::Idle,
+            lent: Vec::new(),
             reader: KsetReader::default(),
             keys: Vec::with_capacity(crate::media::KSET_KEYS_MAX),
             needs_writeback: false,
@@ -73,21 +77,36 @@ impl Gc {
         counters: &Counters,
         gc_percent: u8,
     ) -> Progress {
-        match self.state {
-            State::Idle => self.choose(cache, gc_percent),
-            State::Emptying(victim) => self.empty(cache, victim, agent),
+        let emptied = match self.state {
+            State::Idle => self.take_returned(cache),
+            State::Emptying(victim) => return self.empty(cache, victim, agent),
             // INV-GRACE-1: whoever might still read what lies there has left.
             State::Waiting(id, ticket)
                 if cache.grace.passed(ticket) || canary::is(Canary::ReclaimIgnoresReaders) =>
             {
-                free(cache, tails, agent, id);
-                counters.segments_reclaimed.add(1);
-                cache.space_wanted.store(false, Ordering::Release);
                 self.state = State::Idle;
-                Progress::Busy
+                if cache.segments.get(id).is_pinned() {
+                    self.lent.push(id);
+                    return Progress::Busy;
+                }
+                Some(id)
             }
-            State::Waiting(..) => Progress::Idle,
-        }
+            State::Waiting(..) => return Progress::Idle,
+        };
+        let Some(id) = emptied else {
+            return self.choose(cache, gc_percent);
+        };
+        free(cache, tails, agent, id);
+        counters.segments_reclaimed.add(1);
+        cache.space_wanted.store(false, Ordering::Release);
+        Progress::Busy
+    }
+
+    /// An emptied segment that is not lent any more.
+    fn take_returned<P: Pmem>(&mut self, cache: &Cache<P>) -> Option<SegId> {
+        let mut lent = self.lent.iter();
+        let at = lent.position(|id| !cache.segments.get(*id).is_pinned())?;
+        Some(self.lent.swap_remove(at))
     }
 
     fn choose<P: Pmem>(&mut self, cache: &Cache<P>, gc_percent: u8) -> Progress {
@@ -106,7 +125,15 @@ impl Gc {
         let clean = sealed.filter(|id| {
             segments.get(*id).last_seq() <= dirty_tail || canary::is(Canary::DirtySegmentReclaimed)
         });
-        let Some(id) = clean.min_by_key(|id| segments.get(*id).last_seq()) else {
+        // What is lent comes last: it may take long until it is free. But if requests wait for room it has to
+        // do: once it is out of the index, nothing of it is lent anew.
+        let candidates = clean
+            .map(|id| {
+                let segment = segments.get(id);
+                (segment.is_pinned(), segment.last_seq(), id)
+            })
+            .filter(|(is_lent, ..)| wanted || !is_lent);
+        let Some((_, _, id)) = candidates.min() else {
             self.needs_writeback = true;
             if dirty_tail.0 + 1 >= cache.seq_settled().0 {
                 // Everything is clean: a writer that waits for the index finds room now.
@@ -212,6 +239,10 @@ fn evict_key<P: Pmem>(
 /// Frees an emptied segment.
 fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     let segment = cache.segments.get(id);
+    assert!(
+        !segment.is_pinned(),
+        "INV-PIN-1: a segment is freed when nobody looks at it"
+    );
     if canary::is(Canary::GenerationBeforeKeyTail) {
         raise_generation(cache, agent, id);
     }

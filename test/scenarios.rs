@@ -5,9 +5,9 @@ use pcache::sim::scenarios::{ALL, Context};
 
 /// Fewer states of a moment than `make crash` takes, which runs the same scenarios.
 const LIMITS: Limits = Limits {
-    lines_max: 6,
-    random_images: 8,
-    lazy_runs_max: 60,
+    lines_max: 3,
+    random_images: 4,
+    lazy_runs_max: 20,
     twice_every: 7,
     go_on_every: 499,
     nested_every: 61,

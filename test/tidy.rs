@@ -6,14 +6,19 @@ use std::process::Command;
 
 const FILE_LINES_MAX: usize = 600;
 /// Files that were longer when the rule came, with what they had then: they may shrink, not grow.
-const LONGER_FILES: &[(&str, usize)] = &[("src/sim/machine.rs", 947)];
+const LONGER_FILES: &[(&str, usize)] = &[];
 /// What may lie at the top, besides dot files.
 const TOP: &str = "Cargo.lock Cargo.toml LICENSE Makefile README.md benches build.rs clippy.toml \
                    docs fuzz rpc rustfmt.toml spdk-sys src test";
 /// Where code may be unsafe.
 const ISLANDS: &[&str] = &["src/pmem/", "src/spdk/", "spdk-sys/", "fuzz/", "test/"];
 /// Files of `src` that are for tests, or read by them, besides those named `tests`.
-const TEST_FILES: &[&str] = &["src/sim/", "src/media/format_doc.rs", "src/media/seal.rs"];
+const TEST_FILES: &[&str] = &[
+    "src/sim/",
+    "src/engine/tests/",
+    "src/media/format_doc.rs",
+    "src/media/seal.rs",
+];
 /// `unwrap` and `expect` elsewhere: file, a part of the line, why it does no harm.
 const UNWRAPS: &[(&str, &str, &str)] = &[
     ("src/pmem/heap.rs", "smaller than the address", "for tests"),

@@ -480,6 +480,14 @@ impl<P: Pmem> Cache<P> {
             "INV-SEG-2: free segments are in the queue"
         );
     }
+
+    /// Whether anything is lent. For tests.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn has_loans(&self) -> bool {
+        self.segments
+            .ids()
+            .any(|id| self.segments.get(id).is_pinned())
+    }
 }
 
 /// A mutex of plain data: a panic of another holder does not make the data worse.

@@ -1,14 +1,18 @@
 //! A channel: where the requests of one core go in and come out.
 
 use super::cache::Cache;
-use super::io::{BaseError, BaseOpId, Completion, HostIo, IoToken, Op, Outbox, Progress, Status};
+use super::io::{
+    BaseError, BaseOpId, Completion, HostIo, IoToken, LoanId, Op, Outbox, Progress, Status,
+};
+use super::lend::{LOAN_COUNT_MAX, Loan};
 use super::read_path::{Miss, ReadState};
 use super::stats::Counters;
 use super::write_path::Batch;
 use crate::canary::{self, Canary};
-use crate::pmem::Pmem;
+use crate::pmem::{MemSlice, Pmem};
 use crate::units::{Agent, Now, Page};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Requests that a channel takes at once.
@@ -68,6 +72,11 @@ impl<T> Slab<T> {
     pub(super) fn used_count(&self) -> usize {
         self.items.len() - self.free.len()
     }
+
+    /// All that there can be, in use or not.
+    pub(super) fn ids(&self) -> Range<u32> {
+        0..u32::try_from(self.items.len()).unwrap_or(u32::MAX)
+    }
 }
 
 /// One core's way into the cache. Used by one thread at a time.
@@ -86,6 +95,10 @@ pub(super) struct Core {
     staged: VecDeque<RequestId>,
     /// Reads that still have blocks to look up.
     pub(super) reads: VecDeque<RequestId>,
+    /// Reads that need not be copied.
+    pub(super) lends: VecDeque<RequestId>,
+    /// What was lent and has not come back.
+    pub(super) loans: Slab<Loan>,
     /// Writes, unmaps and write-zeroes that are not in the log yet, first come first served.
     pub(super) writes: VecDeque<RequestId>,
     flushes: VecDeque<RequestId>,
@@ -154,6 +167,7 @@ impl<P: Pmem> Channel<P> {
             cache.grace.enter(who);
             core.finish_misses(cache, out);
             core.poll_reads(cache, out);
+            core.poll_lends(cache, out);
             core.poll_writes(cache, out);
             core.poll_flushes(cache, out);
             cache.grace.leave(who);
@@ -171,6 +185,17 @@ impl<P: Pmem> Channel<P> {
             miss.result = Some(result);
             self.core.misses_done.push_back(op.0);
         }
+    }
+
+    /// What [`Status::Lent`] stands for; it stays as it is until it is given back, or the channel goes.
+    #[must_use]
+    pub fn loan(&self, id: LoanId) -> Option<MemSlice> {
+        self.core.loan(id)
+    }
+
+    /// The end of a loan; one that has ended already, or was never made, is no matter.
+    pub fn give_back(&mut self, id: LoanId) {
+        self.core.give_back(&self.cache, id);
     }
 
     /// Gives up a request of which nothing has been done yet. `true`: it completes as aborted with the next
@@ -203,6 +228,7 @@ impl<P: Pmem> Channel<P> {
 
 impl<P: Pmem> Drop for Channel<P> {
     fn drop(&mut self) {
+        self.core.give_back_all(&self.cache);
         self.cache.put_channel_id(self.core.id);
     }
 }
@@ -215,6 +241,8 @@ impl Core {
             requests: Slab::new(REQUEST_COUNT_MAX),
             staged: queue(),
             reads: queue(),
+            lends: queue(),
+            loans: Slab::new(LOAN_COUNT_MAX),
             writes: queue(),
             flushes: queue(),
             aborted: queue(),
@@ -265,6 +293,10 @@ impl Core {
                 Op::Read(_) => {
                     prefetch(cache, &io);
                     self.reads.push_back(id);
+                }
+                Op::Lend => {
+                    prefetch(cache, &io);
+                    self.lends.push_back(id);
                 }
                 Op::Write(..) | Op::WriteZeroes | Op::Unmap => {
                     prefetch(cache, &io);
@@ -317,6 +349,9 @@ impl Core {
         while let Some(id) = self.flushes.pop_front() {
             self.complete(cache, id, Status::Failed, out);
         }
+        while let Some(id) = self.lends.pop_front() {
+            self.complete(cache, id, Status::Failed, out);
+        }
         while let Some(id) = self.reads.pop_front() {
             self.give_up_read(cache, id, out);
         }
@@ -329,7 +364,7 @@ impl Core {
 fn is_in_range<P: Pmem>(cache: &Cache<P>, io: &HostIo) -> bool {
     let bytes_max = match io.op {
         Op::Flush => return true,
-        Op::Read(_) => u64::MAX,
+        Op::Read(_) | Op::Lend => u64::MAX,
         Op::Write(..) => cache.write_size_max_bytes(),
         Op::WriteZeroes | Op::Unmap => cache.unmap_size_max_bytes(),
     };

@@ -22,6 +22,9 @@ pub enum Fua {
 pub enum Op {
     /// Fill the buffer with `len_blocks` blocks from `lba` on.
     Read(IovCursor),
+    /// Tell where `len_blocks` blocks from `lba` on lie in the mapping, and keep them there as they are until
+    /// the loan is given back ([`super::Channel::give_back`]).
+    Lend,
     /// Write the buffer to `lba`.
     Write(IovCursor, Fua),
     /// Make the blocks read as zeroes.
@@ -45,6 +48,10 @@ pub struct HostIo {
     pub len_blocks: u64,
 }
 
+/// Names what a channel has lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LoanId(pub u32);
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -54,6 +61,10 @@ pub enum Status {
     Failed,
     /// Given up on demand (abort, reset) before anything of it was done.
     Aborted,
+    /// The blocks can be looked at in place: [`super::Channel::loan`].
+    Lent(LoanId),
+    /// The blocks do not lie in one readable piece of the mapping: they have to be read.
+    NotLent,
 }
 
 /// One finished request.

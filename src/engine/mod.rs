@@ -14,6 +14,7 @@ mod grace;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
 mod io;
+mod lend;
 mod read_path;
 mod segments;
 mod stats;
@@ -31,6 +32,7 @@ pub use channel::Channel;
 pub use config::*;
 pub(crate) use grace::Ticket;
 pub use io::*;
+pub use lend::LOAN_COUNT_MAX;
 pub(crate) use segments::{SegmentStart, SegmentState, Segments};
 pub(crate) use stats::Counters;
 pub use stats::Stats;

@@ -76,7 +76,7 @@ impl Run {
 }
 
 /// Nothing more can be done for this read now.
-struct Blocked;
+pub(super) struct Blocked;
 
 /// A read while it is worked on: the state is written back at the end.
 struct Reader<'a, P> {

@@ -41,6 +41,8 @@ pub(crate) struct Segment {
     /// Set before anything of the kset is published: a place in a segment whose `last_seq` is not above the
     /// dirty tail is clean for sure.
     last_seq: AtomicU64,
+    /// Loans of places in it.
+    pins: AtomicU32,
 }
 
 /// How a segment was found, or starts.
@@ -60,6 +62,7 @@ impl Segment {
             info_update: AtomicU64::new(start.info.update),
             key_end: AtomicU32::new(start.key_end),
             last_seq: AtomicU64::new(start.last_seq.0),
+            pins: AtomicU32::new(0),
         }
     }
 
@@ -110,6 +113,34 @@ impl Segment {
             self.last_seq()
         );
         self.last_seq.store(seq.0, Ordering::Release);
+    }
+
+    /// Keeps the segment from being freed. To be called in the grace period in which the index named a place
+    /// in it.
+    ///
+    /// Why a pin never comes too late (INV-PIN-1): whoever frees the segment first takes its places out of
+    /// the index, then draws a ticket, and looks at the pins when the ticket has passed. Who has found a
+    /// place in it either entered after the ticket was drawn, which cannot be, for then the index named no
+    /// such place any more; or was inside, and the ticket does not pass before it has left. It pins before it
+    /// leaves, and `Grace::leave` releases what `Grace::passed` acquires: so the pin is seen. Nobody finds a
+    /// place in the segment from then on, and pins only go.
+    pub(crate) fn pin(&self) {
+        sched::point();
+        self.pins.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The end of a pin. All that was read under it was read before.
+    pub(crate) fn unpin(&self) {
+        sched::point();
+        let before = self.pins.fetch_sub(1, Ordering::Release);
+        debug_assert!(before > 0, "INV-PIN-2: a loan is given back once");
+    }
+
+    /// Whether somebody looks at it. `false` is final once a ticket has passed that was drawn after the last
+    /// of its places had left the index.
+    pub(crate) fn is_pinned(&self) -> bool {
+        sched::point();
+        self.pins.load(Ordering::Acquire) > 0
     }
 }
 

@@ -56,6 +56,8 @@ counters! {
     read_partial_hits,
     /// Read requests answered from the base alone.
     read_misses,
+    /// Read requests answered by lending the place of the data instead of copying them; also hits.
+    lent_reads,
     /// Bytes read by the host.
     read_bytes,
     /// Write requests.

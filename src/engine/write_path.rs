@@ -429,7 +429,7 @@ impl Core {
                         }
                         Op::WriteZeroes => self.push_key(cache, &io, KeyKind::Zeroes),
                         Op::Unmap => self.push_key(cache, &io, KeyKind::Unmap),
-                        Op::Read(_) | Op::Flush => {}
+                        Op::Read(_) | Op::Lend | Op::Flush => {}
                     }
                 }
                 Item::Fill(op) => {
@@ -562,7 +562,7 @@ impl Core {
             }
             Op::WriteZeroes => counters.write_zeroes.add(1),
             Op::Unmap => counters.unmaps.add(1),
-            Op::Read(_) | Op::Flush => {}
+            Op::Read(_) | Op::Lend | Op::Flush => {}
         }
     }
 }

@@ -5,126 +5,34 @@
 //! its turn ([`Setup::yield_percent`]), in the middle of a batch or of a read. All that happens is decided by
 //! seeds.
 
-use super::base::{BaseDone, BaseImage, Client, SimBase};
-use super::model::{BaseRule, Model, Time, Violation, WriteId, WriteKind};
+mod ends;
+mod setup;
+mod turns;
+
+pub use setup::Setup;
+
+use super::base::{BaseImage, SimBase};
+use super::model::{BaseRule, Model, Violation, WriteKind};
 use super::pmem::{CrashPointHook, SimPmem, SimState};
-use super::prng::{Prng, mix};
+use super::prng::Prng;
 use super::recover;
 use super::stamp::{self, Stamp};
 use crate::engine::{
-    BACKGROUND_AGENT, Background, BaseCaps, BaseIdentity, Cache, Channel, Completion, DataCrc,
-    FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, OptionChange, Outbox, Status,
-    WritebackOrder,
+    BACKGROUND_AGENT, Cache, Completion, FormatPolicy, Fua, HostIo, IoToken, Op, OptionChange,
+    Outbox, WritebackOrder,
 };
-use crate::media::{SEGMENTS_START_MIN_BYTES, persist_unfinished_mark};
+use crate::media::persist_unfinished_mark;
 use crate::pmem::IovBuf;
 use crate::sched;
-use crate::units::{Lba, NS_PER_MS, Now};
-use std::rc::Rc;
+use crate::units::{Lba, NS_PER_MS};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex};
+use turns::{Asked, Core, Driver, Pending, Shared, lock};
 
 /// Polls that work which must end may take.
 const POLLS_MAX: usize = 200_000;
-/// How deep turns within turns go.
-const YIELD_DEPTH_MAX: u32 = 3;
-/// How many of the turns within turns are long ones, in percent, and how many turns of others these take: a
-/// core may be stopped for long at any place.
-const LONG_YIELD_PERCENT: u8 = 5;
-const LONG_YIELD_TURNS_MAX: u64 = 60;
 /// What the base holds before the first write: not zeroes, so that these are recognised.
 pub const INITIAL: Stamp = Stamp(1);
-
-/// What a machine is made of.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// 512 or 4096.
-    pub block_size_bytes: u32,
-    /// Of the base.
-    pub block_count: u64,
-    /// Of the cache device.
-    pub segment_size_bytes: u64,
-    /// Of the cache device.
-    pub segment_count: u64,
-    /// Checksums of payloads.
-    pub data_crc: DataCrc,
-    /// Order of write-back.
-    pub order: WritebackOrder,
-    /// See the engine.
-    pub gc_percent: u8,
-    /// What the base can do.
-    pub base_caps: BaseCaps,
-    /// Channels.
-    pub core_count: usize,
-    /// Streams, at most.
-    pub stream_count_max: u32,
-    /// How often somebody else gets a turn in the middle of something, in percent of the accesses.
-    pub yield_percent: u8,
-    /// Of the cache, made at format.
-    pub uuid: [u8; 16],
-    /// The device held another cache before, whose segments are full.
-    pub used_before: bool,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self {
-            block_size_bytes: 512,
-            block_count: 96,
-            segment_size_bytes: 16 << 10,
-            segment_count: 8,
-            data_crc: DataCrc::Off,
-            order: WritebackOrder::Strict,
-            gc_percent: 60,
-            base_caps: BaseCaps {
-                flush: true,
-                unmap: true,
-            },
-            core_count: 2,
-            stream_count_max: 2,
-            yield_percent: 5,
-            uuid: *b"simulated cache.",
-            used_before: false,
-        }
-    }
-}
-
-impl Setup {
-    /// Size of the cache device.
-    #[must_use]
-    pub fn device_size_bytes(&self) -> u64 {
-        let header =
-            SEGMENTS_START_MIN_BYTES.next_multiple_of(self.segment_size_bytes.min(2 << 20));
-        header + self.segment_size_bytes * self.segment_count
-    }
-
-    /// As for the RPC that creates the cache.
-    #[must_use]
-    pub fn options(&self, format: FormatPolicy) -> OpenOptions {
-        OpenOptions {
-            base: BaseIdentity {
-                uuid: *b"simulated base..",
-                name: "Base0".to_owned(),
-                block_size_bytes: self.block_size_bytes,
-                block_count: self.block_count,
-            },
-            base_caps: self.base_caps,
-            format,
-            new_uuid: self.uuid,
-            data_crc: Some(self.data_crc),
-            segment_size_bytes: Some(self.segment_size_bytes),
-            gc_percent: Some(self.gc_percent),
-            writeback_order: Some(self.order),
-            stream_count_max: self.stream_count_max,
-        }
-    }
-
-    /// The largest write, in blocks.
-    #[must_use]
-    pub fn write_blocks_max(&self) -> u64 {
-        (self.segment_size_bytes / 4).min(1 << 20) / u64::from(self.block_size_bytes)
-    }
-}
 
 /// What the cache does not know.
 #[derive(Clone, Debug)]
@@ -176,58 +84,6 @@ pub trait Observer: Send {
 /// An observer that a test keeps a handle to.
 pub type SharedObserver = Arc<Mutex<dyn Observer>>;
 
-#[derive(Debug)]
-enum Asked {
-    Write(WriteId),
-    Flush(Time),
-    Read {
-        begin: Time,
-        lba: u64,
-        /// Of the base, when it was submitted.
-        failures: u64,
-    },
-}
-
-#[derive(Debug)]
-struct Pending {
-    token: IoToken,
-    asked: Asked,
-    /// Lives as long as the request.
-    buf: Option<IovBuf>,
-}
-
-#[derive(Debug)]
-struct Core {
-    channel: Channel<SimPmem>,
-    pending: Vec<Pending>,
-    out: Outbox,
-}
-
-#[derive(Debug)]
-struct Driver {
-    background: Background<SimPmem>,
-    out: Outbox,
-}
-
-struct Shared {
-    setup: Setup,
-    pmem: SimPmem,
-    cache: Arc<Cache<SimPmem>>,
-    cores: Vec<Mutex<Core>>,
-    driver: Mutex<Driver>,
-    outside: Arc<Mutex<Outside>>,
-    observer: Option<SharedObserver>,
-    /// Base operations that ended while their owner was busy.
-    undelivered: Mutex<Vec<BaseDone>>,
-    yields: Mutex<Prng>,
-    yield_depth: AtomicU32,
-    now: AtomicU64,
-    next_token: AtomicU64,
-    hash: AtomicU64,
-    completed: Mutex<Vec<Completion>>,
-    violation: Mutex<Option<Violation>>,
-}
-
 /// See the module.
 pub struct Machine {
     shared: Arc<Shared>,
@@ -238,18 +94,6 @@ impl std::fmt::Debug for Machine {
         f.debug_struct("Machine")
             .field("setup", &self.shared.setup)
             .finish_non_exhaustive()
-    }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Ok(guard) => Some(guard),
-        Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
     }
 }
 
@@ -356,6 +200,7 @@ impl Machine {
         let core = || Core {
             channel: cache.channel().expect("fewer cores than channels"),
             pending: Vec::new(),
+            held: Vec::new(),
             out: Outbox::new(),
         };
         let cores = (0..setup.core_count).map(|_| Mutex::new(core())).collect();
@@ -475,6 +320,27 @@ impl Machine {
             failures,
         };
         self.submit(core, op, lba, len_blocks, asked, Some(buf));
+    }
+
+    /// Submits a read of which the place is wanted; what is lent is held for so many turns of the core.
+    pub fn lend(&self, core: usize, lba: u64, len_blocks: u64, turns: u64) {
+        let begin = self.with_outside(|outside| outside.model.begin_read());
+        let asked = Asked::Lend { begin, lba, turns };
+        self.submit(core, Op::Lend, lba, len_blocks, asked, None);
+    }
+
+    /// Everything that is lent comes back.
+    ///
+    /// # Errors
+    /// Lent data have changed, or a segment still counts as lent.
+    pub fn give_back_all(&self) -> Result<(), Violation> {
+        for core in &self.shared.cores {
+            lock(core).give_back(|_| true)?;
+        }
+        if self.shared.cache.has_loans() {
+            return Err(Violation("a loan is left over".to_owned()));
+        }
+        Ok(())
     }
 
     /// Submits a flush.
@@ -631,318 +497,4 @@ impl Machine {
             Ok(())
         })
     }
-
-    /// An orderly stop and start, with another number of cores if wanted. Sometimes a bit has flipped
-    /// meanwhile in one of the two copies of some metadata.
-    ///
-    /// # Errors
-    /// A promise was broken.
-    pub fn restart(self, dice: u64, change: impl FnOnce(&mut Setup)) -> Result<Self, Violation> {
-        self.settle()?;
-        lock(&self.shared.driver).background.stop();
-        self.run_until("a stop", || {
-            lock(&self.shared.driver).background.in_flight() == 0
-        })?;
-        self.cache().seal_streams();
-        let mut image = self.shared.pmem.live_image();
-        let mut prng = Prng::new(dice);
-        if prng.percent(50) {
-            super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
-        }
-        if prng.percent(20) {
-            recover::offer_another_base(&self.shared.setup, &image, &mut prng)?;
-        }
-        self.start_again(image, change, dice)
-    }
-
-    /// A crash; `image` is what the cache device holds afterwards, `base` what the base does.
-    ///
-    /// # Errors
-    /// A promise was broken.
-    pub fn crash(
-        self,
-        mut image: Vec<u8>,
-        base: &BaseImage,
-        dice: u64,
-        change: impl FnOnce(&mut Setup),
-    ) -> Result<Self, Violation> {
-        self.verdict()?;
-        let mut prng = Prng::new(mix(dice, 1));
-        if prng.percent(25) {
-            super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
-        }
-        // What is going to be found is found out on a copy first, and is the truth from then on: a crash
-        // in the middle of the recovery below must not change it.
-        let stamps = self.with_outside(|outside| {
-            let setup = &self.shared.setup;
-            let copy = super::image::ImagePmem::new(image.clone());
-            recover::judge(copy, setup, &outside.model, base).map(|(stamps, _)| stamps)
-        })?;
-        self.with_outside(|outside| {
-            outside.model.restart(&stamps);
-            outside.base.restart(base);
-        });
-        self.start_again(image, change, dice)
-    }
-
-    /// The death of the process: what it has stored is there, fenced or not.
-    ///
-    /// # Errors
-    /// A promise was broken.
-    pub fn kill(self, dice: u64, change: impl FnOnce(&mut Setup)) -> Result<Self, Violation> {
-        let image = self.shared.pmem.live_image();
-        let base = self.with_outside(|outside| outside.base.kill_image(&mut Prng::new(dice)));
-        self.crash(image, &base, dice, change)
-    }
-
-    /// A power cut: of what is not fenced any part may be lost.
-    ///
-    /// # Errors
-    /// A promise was broken.
-    pub fn cut_power(self, dice: u64, change: impl FnOnce(&mut Setup)) -> Result<Self, Violation> {
-        let mut prng = Prng::new(dice);
-        let kept_percent = prng.pick(&[0, 10, 50, 90, 100]);
-        let image = self.shared.pmem.crash_image(|_, choices| {
-            if prng.percent(kept_percent) {
-                1 + prng.index(choices - 1)
-            } else {
-                0
-            }
-        });
-        let base = self.with_outside(|outside| outside.base.crash_image(&mut prng));
-        self.crash(image, &base, dice, change)
-    }
-
-    fn start_again(
-        self,
-        image: Vec<u8>,
-        change: impl FnOnce(&mut Setup),
-        dice: u64,
-    ) -> Result<Self, Violation> {
-        self.verdict()?;
-        let shared = &self.shared;
-        // Nothing of the dead machine is used any more; its device is kept until here because base
-        // operations name its memory.
-        shared.pmem.on_crash_point(None);
-        let base = self.with_outside(|outside| outside.base.current_image());
-        self.with_outside(|outside| outside.base.restart(&base));
-        let mut setup = shared.setup.clone();
-        change(&mut setup);
-        if setup.order == WritebackOrder::Relaxed {
-            self.with_outside(|outside| outside.relaxed = true);
-        }
-        let hash = mix(self.event_hash(), dice);
-        let prng = Prng::new(hash);
-        let outside = Arc::clone(&shared.outside);
-        let observer = shared.observer.clone();
-        Self::start(
-            setup,
-            SimPmem::from_image(image),
-            outside,
-            observer,
-            prng,
-            hash,
-        )
-    }
-}
-
-impl Shared {
-    fn now(&self) -> Now {
-        Now(self.now.load(Ordering::Relaxed))
-    }
-
-    fn note(&self, a: u64, b: u64) {
-        let hash = self.hash.load(Ordering::Relaxed);
-        self.hash.store(mix(mix(hash, a), b), Ordering::Relaxed);
-    }
-
-    fn fail(&self, violation: Violation) {
-        lock(&self.violation).get_or_insert(violation);
-    }
-
-    /// Runs the engine, in which others may get turns.
-    fn with_turns<R>(self: &Arc<Self>, f: impl FnOnce() -> R) -> R {
-        if self.setup.yield_percent == 0 {
-            return f();
-        }
-        let shared = Arc::clone(self);
-        sched::with_hook(Some(Rc::new(move || shared.yield_turn())), f)
-    }
-
-    /// Somebody else may have a turn, here and now.
-    fn yield_turn(self: &Arc<Self>) {
-        if !lock(&self.yields).percent(self.setup.yield_percent) {
-            return;
-        }
-        let depth = self.yield_depth.fetch_add(1, Ordering::Relaxed);
-        let turns = match depth {
-            0 if lock(&self.yields).percent(LONG_YIELD_PERCENT) => {
-                lock(&self.yields).between(2, LONG_YIELD_TURNS_MAX)
-            }
-            0..YIELD_DEPTH_MAX => 1,
-            _ => 0,
-        };
-        for _ in 0..turns {
-            let choice = lock(&self.yields).index(self.cores.len() + 2);
-            match choice.checked_sub(self.cores.len()) {
-                None => self.poll_core(choice),
-                Some(0) => self.poll_background(),
-                Some(_) => self.complete_base(),
-            }
-        }
-        self.yield_depth.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    fn poll_core(self: &Arc<Self>, at: usize) {
-        let Some(mut core) = try_lock(&self.cores[at]) else {
-            return;
-        };
-        let core = &mut *core;
-        core.out.clear();
-        self.with_turns(|| core.channel.poll(self.now(), &mut core.out));
-        if !core.out.completions.is_empty() {
-            self.check_fenced(core);
-        }
-        let mut acknowledged = false;
-        {
-            let outside = &mut *lock(&self.outside);
-            for completion in core.out.completions.drain(..) {
-                self.note(completion.token.0, completion.status as u64);
-                lock(&self.completed).push(completion);
-                match complete(outside, &mut core.pending, completion, &self.setup) {
-                    Ok(write) => acknowledged |= write,
-                    Err(violation) => self.fail(violation),
-                }
-            }
-            for request in core.out.base.drain(..) {
-                self.note(request.lba.0, request.len_blocks);
-                let client = Client::Channel(at);
-                outside.base.submit(client, request, &core.out.sources);
-            }
-        }
-        if acknowledged && let Some(observer) = &self.observer {
-            let look = |state: &SimState| {
-                lock(observer).look(Moment::Acknowledged, state, &lock(&self.outside));
-            };
-            sched::with_hook(None, || self.pmem.with_state(look));
-        }
-    }
-
-    /// At an acknowledgement nothing that the core has stored may be pending (INV-PMEM-2).
-    fn check_fenced(&self, core: &Core) {
-        let agent = core.channel.agent();
-        if let Some(at) = self.pmem.with_state(|state| state.first_unfenced(agent)) {
-            self.fail(Violation(format!(
-                "acknowledged too early: {at} holds a store of {agent:?} that is not fenced"
-            )));
-        }
-    }
-
-    fn poll_background(self: &Arc<Self>) {
-        let Some(mut driver) = try_lock(&self.driver) else {
-            return;
-        };
-        let driver = &mut *driver;
-        driver.out.clear();
-        self.as_background(driver, |driver| {
-            driver.background.poll(self.now(), &mut driver.out);
-        });
-        let outside = &mut *lock(&self.outside);
-        for request in driver.out.base.drain(..) {
-            self.note(request.lba.0, request.len_blocks + 1);
-            let client = Client::Background;
-            outside.base.submit(client, request, &driver.out.sources);
-        }
-    }
-
-    /// Does something of the background. If it moves the dirty tail, a batch has ended: the base is an exact
-    /// past state then.
-    fn as_background(self: &Arc<Self>, driver: &mut Driver, act: impl FnOnce(&mut Driver)) {
-        let before = self.cache.dirty_tail();
-        self.with_turns(|| act(driver));
-        if self.cache.dirty_tail() != before
-            && let Err(violation) = lock(&self.outside).check_cut()
-        {
-            self.fail(violation);
-        }
-    }
-
-    fn complete_base(self: &Arc<Self>) {
-        let mut undelivered = std::mem::take(&mut *lock(&self.undelivered));
-        {
-            let outside = &mut *lock(&self.outside);
-            if let Some(done) = outside.base.complete_one() {
-                self.note(u64::from(done.op.0), u64::from(done.result.is_ok()));
-                if done.client == Client::Background
-                    && let Err(violation) = outside.check_base_order()
-                {
-                    self.fail(violation);
-                }
-                undelivered.push(done);
-            }
-        }
-        for done in undelivered {
-            let delivered = match done.client {
-                Client::Channel(at) => try_lock(&self.cores[at])
-                    .map(|mut core| core.channel.on_base_done(done.op, done.result)),
-                Client::Background => try_lock(&self.driver).map(|mut driver| {
-                    self.as_background(&mut driver, |driver| {
-                        driver.background.on_base_done(done.op, done.result);
-                    });
-                }),
-            };
-            if delivered.is_none() {
-                lock(&self.undelivered).push(done);
-            }
-        }
-    }
-}
-
-/// Tells the oracle of a completion. `true`: a write was acknowledged.
-fn complete(
-    outside: &mut Outside,
-    pending: &mut Vec<Pending>,
-    completion: Completion,
-    setup: &Setup,
-) -> Result<bool, Violation> {
-    let at = pending.iter().position(|p| p.token == completion.token);
-    let Some(at) = at else {
-        let token = completion.token;
-        return Err(Violation(format!("{token:?} completes twice")));
-    };
-    let Pending { asked, buf, .. } = pending.swap_remove(at);
-    let model = &mut outside.model;
-    match (asked, completion.status) {
-        (Asked::Write(id), Status::Success) => {
-            model.end_write(id);
-            return Ok(true);
-        }
-        (Asked::Write(id), Status::Aborted) => model.abort_write(id),
-        (Asked::Write(_), Status::Failed) => {
-            return Err(Violation("a write has failed".to_owned()));
-        }
-        (Asked::Flush(begin), Status::Success) => model.end_flush(begin),
-        (Asked::Read { begin, lba, .. }, Status::Success) => {
-            let bytes = buf.map(|buf| buf.bytes()).unwrap_or_default();
-            let blocks = bytes.chunks_exact(setup.block_size_bytes as usize);
-            let stamps: Result<Vec<Stamp>, _> = (lba..)
-                .zip(blocks)
-                .map(|(lba, block)| {
-                    stamp::read(block, lba)
-                        .map_err(|g| Violation(format!("a read of block {lba} is garbage: {g}")))
-                })
-                .collect();
-            model.end_read(begin, lba, Some(&stamps?))?;
-        }
-        (Asked::Read { failures, .. }, Status::Failed)
-            if failures == outside.base.failure_count() =>
-        {
-            return Err(Violation("a read has failed without a reason".to_owned()));
-        }
-        (Asked::Read { begin, lba, .. }, Status::Failed | Status::Aborted) => {
-            model.end_read(begin, lba, None)?;
-        }
-        (Asked::Flush(_), Status::Failed | Status::Aborted) => {}
-    }
-    Ok(false)
 }

@@ -7,6 +7,7 @@ pub mod crash;
 pub mod fuzzing;
 pub mod image;
 mod lazy;
+mod loans;
 pub mod machine;
 pub mod model;
 mod peek;

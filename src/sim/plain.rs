@@ -119,7 +119,19 @@ impl<P: Pmem> Plain<P> {
         panic!("{io:?} does not complete: {health:?}, {info:?}");
     }
 
-    fn poll_channel(&mut self, channel: usize) -> Option<Status> {
+    /// One of its channels.
+    #[must_use]
+    pub fn channel(&self, number: usize) -> &Channel<P> {
+        &self.channels[number]
+    }
+
+    /// One of its channels.
+    pub fn channel_mut(&mut self, number: usize) -> &mut Channel<P> {
+        &mut self.channels[number]
+    }
+
+    /// A turn for a channel. Returns how a request ended, if one did.
+    pub fn poll_channel(&mut self, channel: usize) -> Option<Status> {
         self.now.0 += NS_PER_MS;
         self.out.clear();
         self.channels[channel].poll(self.now, &mut self.out);

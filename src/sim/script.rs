@@ -22,6 +22,8 @@ pub enum Step {
     WriteFua(usize, u64, u64, usize),
     /// A read.
     Read(usize, u64, u64, usize),
+    /// A read of which the place is wanted; how many turns of the core it is held.
+    Lend(usize, u64, u64, u64),
     /// Write-zeroes.
     Zero(usize, u64, u64),
     /// An unmap.
@@ -114,7 +116,8 @@ fn draw_one(prng: &mut Prng, setup: &Setup, weights: Weights, span: u64) -> Step
     match prng.below(100) {
         0..=27 => Step::Write(core, lba, len, cut),
         28..=31 => Step::WriteFua(core, lba, len, cut),
-        32..=45 => Step::Read(core, lba, len, cut),
+        32..=41 => Step::Read(core, lba, len, cut),
+        42..=45 => Step::Lend(core, lba, len, prng.pick(&[1, 3, 30, 300])),
         46..=48 => Step::Zero(core, lba, len),
         49..=51 => Step::Unmap(core, lba, len),
         52..=54 => Step::Flush(core),
@@ -145,6 +148,7 @@ pub fn apply(machine: Machine, step: Step) -> Result<Machine, Violation> {
             machine.write(core % cores, lba, len, Fua::Yes, &[cut]);
         }
         Step::Read(core, lba, len, cut) => machine.read(core % cores, lba, len, &[cut]),
+        Step::Lend(core, lba, len, turns) => machine.lend(core % cores, lba, len, turns),
         Step::Zero(core, lba, len) => machine.clear(core % cores, Op::WriteZeroes, lba, len),
         Step::Unmap(core, lba, len) => machine.clear(core % cores, Op::Unmap, lba, len),
         Step::Flush(core) => machine.flush(core % cores),
@@ -243,6 +247,7 @@ pub fn run(
             Step::Write(..)
                 | Step::WriteFua(..)
                 | Step::Read(..)
+                | Step::Lend(..)
                 | Step::Zero(..)
                 | Step::Unmap(..)
                 | Step::Flush(..)
@@ -267,6 +272,7 @@ pub fn finish(machine: &Machine) -> Result<(), Violation> {
     machine.read_all()?;
     machine.drain()?;
     machine.check_drained()?;
+    machine.give_back_all()?;
     machine.cache().check_invariants();
     machine.read_all()?;
     machine.verdict()

@@ -18,6 +18,7 @@ use super::base_queue::BaseQueue;
 use super::node::Node;
 use super::thread::{Polled, Poller};
 use super::trampoline::guard;
+use super::zcopy::{Loans, get_zcopy_buf};
 use crate::engine::{Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, Progress, Status};
 use crate::pmem::{IovCursor, MappedPmem};
 use crate::units::{Lba, Now};
@@ -69,7 +70,7 @@ impl Requests {
 
 /// Whether the engine may be asked anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Health {
+pub(super) enum Health {
     Sound,
     /// A panic left it in an unknown state. It is not touched again, and every request fails.
     Broken,
@@ -78,14 +79,15 @@ enum Health {
 /// What belongs to an SPDK channel. Confined to its SPDK thread.
 #[derive(Debug)]
 pub(super) struct ChannelState {
-    node: Arc<Node>,
-    engine: RefCell<Channel<MappedPmem>>,
+    pub(super) node: Arc<Node>,
+    pub(super) engine: RefCell<Channel<MappedPmem>>,
     requests: RefCell<Requests>,
     outbox: RefCell<Option<Box<Outbox>>>,
     base: std::rc::Rc<BaseQueue>,
-    health: Cell<Health>,
+    pub(super) health: Cell<Health>,
     /// Whether the poller has anything to look after.
-    awake: Cell<bool>,
+    pub(super) awake: Cell<bool>,
+    pub(super) loans: Loans,
     /// Aborts that were granted; completed after their targets.
     aborts: RefCell<Vec<NonNull<sys::spdk_bdev_io>>>,
     /// A reset that waits for this channel to run empty.
@@ -143,7 +145,8 @@ unsafe extern "C" fn pcache_up_submit(
 }
 
 /// # Safety
-/// As `pcache_up_submit`; the request is a read for which `pcache_io_get_buf` was called.
+/// As `pcache_up_submit`; the request is one for which `pcache_io_get_buf` or `pcache_io_get_zcopy_buf` was
+/// called.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pcache_up_buf_ready(
     state: *mut c_void,
@@ -156,10 +159,12 @@ unsafe extern "C" fn pcache_up_buf_ready(
     guard(
         (),
         || {
-            if success {
-                state.stage(bdev_io, io)
-            } else {
+            if !success {
                 complete(bdev_io, Status::Failed)
+            } else if io.kind == sys::PCACHE_IO_LEND_BUF {
+                state.answer(bdev_io, Status::Success)
+            } else {
+                state.stage(bdev_io, io)
             }
         },
         |why| state.on_panic(why),
@@ -197,6 +202,7 @@ impl ChannelState {
             base,
             health: Cell::new(Health::Sound),
             awake: Cell::new(false),
+            loans: Loans::default(),
             aborts: RefCell::new(Vec::with_capacity(16)),
             reset: Cell::new(ptr::null_mut()),
             poller: RefCell::new(None),
@@ -211,6 +217,7 @@ impl ChannelState {
     /// The end. SPDK has completed all requests before.
     fn close(self: Box<Self>) {
         *self.poller.borrow_mut() = None;
+        self.loans.close();
         self.continue_reset();
         let open = self.requests.borrow().any().is_some();
         if open || self.base.in_flight() != 0 {
@@ -229,6 +236,11 @@ impl ChannelState {
             }
             sys::PCACHE_IO_RESET => self.start_reset(bdev_io),
             sys::PCACHE_IO_ABORT => self.abort(bdev_io, io.abort_target),
+            sys::PCACHE_IO_LEND if !self.node.zcopy.lends(io.block_count) => {
+                get_zcopy_buf(bdev_io);
+            }
+            sys::PCACHE_IO_LEND_BUF => get_zcopy_buf(bdev_io),
+            sys::PCACHE_IO_GIVE_BACK => self.give_back(bdev_io, io),
             _ => self.stage(bdev_io, io),
         }
     }
@@ -242,6 +254,7 @@ impl ChannelState {
         let op = match io.kind {
             sys::PCACHE_IO_READ => Op::Read(cursor()),
             sys::PCACHE_IO_WRITE => Op::Write(cursor(), if io.fua { Fua::Yes } else { Fua::No }),
+            sys::PCACHE_IO_LEND => Op::Lend,
             sys::PCACHE_IO_FLUSH => Op::Flush,
             sys::PCACHE_IO_UNMAP => Op::Unmap,
             sys::PCACHE_IO_WRITE_ZEROES => Op::WriteZeroes,
@@ -292,16 +305,18 @@ impl ChannelState {
         for completion in &outbox.completions {
             self.complete(*completion);
         }
+        let answered = self.loans.complete_answered();
         outbox.clear();
         *self.outbox.borrow_mut() = Some(outbox);
         self.complete_aborts(abort_count);
         if self.engine.borrow().outstanding() == 0 {
             self.continue_reset();
-            if progress == Progress::Idle && self.base.in_flight() == 0 {
+            let idle = progress == Progress::Idle && !self.loans.has_answers();
+            if idle && self.base.in_flight() == 0 {
                 self.awake.set(false);
             }
         }
-        if progress == Progress::Busy {
+        if progress == Progress::Busy || answered {
             note_busy_poll();
             Polled::Busy
         } else {
@@ -312,7 +327,11 @@ impl ChannelState {
     fn complete(&self, completion: Completion) {
         let found = self.requests.borrow_mut().remove(completion.token);
         match found {
-            Some(bdev_io) => complete(bdev_io.as_ptr(), completion.status),
+            Some(bdev_io) => match completion.status {
+                Status::Lent(loan) => self.lend(bdev_io, loan),
+                Status::NotLent => get_zcopy_buf(bdev_io.as_ptr()),
+                status => complete(bdev_io.as_ptr(), status),
+            },
             None => log::error!("{}: a request was completed twice", self.node.name),
         }
     }
@@ -382,6 +401,7 @@ impl ChannelState {
             let Some(bdev_io) = found else { break };
             complete(bdev_io.as_ptr(), Status::Failed);
         }
+        self.loans.complete_answered();
         let abort_count = self.aborts.borrow().len();
         self.complete_aborts(abort_count);
         self.continue_reset();
@@ -389,7 +409,7 @@ impl ChannelState {
         Polled::Busy
     }
 
-    fn on_panic(&self, why: &str) {
+    pub(super) fn on_panic(&self, why: &str) {
         self.health.set(Health::Broken);
         self.awake.set(true);
         self.node.cache.poison(why);
@@ -433,12 +453,13 @@ unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, status: c_
     );
 }
 
-fn complete(bdev_io: *mut sys::spdk_bdev_io, status: Status) {
+pub(super) fn complete(bdev_io: *mut sys::spdk_bdev_io, status: Status) {
     complete_as(
         bdev_io,
         match status {
             Status::Success => sys::SPDK_BDEV_IO_STATUS_SUCCESS,
-            Status::Failed => sys::SPDK_BDEV_IO_STATUS_FAILED,
+            // The last two are not for SPDK, and never come here.
+            Status::Failed | Status::Lent(_) | Status::NotLent => sys::SPDK_BDEV_IO_STATUS_FAILED,
             Status::Aborted => sys::SPDK_BDEV_IO_STATUS_ABORTED,
         },
     );

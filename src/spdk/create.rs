@@ -20,6 +20,7 @@ use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller};
 use super::trampoline::guard;
 use super::witness_reads::WitnessReads;
+use super::zcopy::Zcopy;
 use crate::engine::{BaseError, OpenOptions};
 use crate::pmem::{Durability, MapError, MappedPmem, Pmem, PmemRead};
 use crate::recovery::{OpenError, OpenStep, Opening};
@@ -367,6 +368,7 @@ impl Creation {
             _ => Vec::new(),
         };
         let cache = opening.finish();
+        let zcopy = Zcopy::of(&cache, &access);
         let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce) else {
             drop(access);
             return Err(no_memory("a channel of the base bdev"));
@@ -379,6 +381,7 @@ impl Creation {
             cache_path: self.definition.cache_path.clone(),
             durability,
             access_text,
+            zcopy,
             app: AppCell::new(NodeApp::new(driver, access)),
         });
         node.publish().ok_or_else(|| no_memory("a bdev"))?;

@@ -68,6 +68,15 @@ impl Access {
             .collect();
         (!buffers.is_empty()).then_some(Self::Bounce(buffers))
     }
+
+    /// Whether whoever may get a place in the mapping can read there. Whether it has a device do so is not
+    /// known, but in SPDK only the accel framework stands between a consumer of ZCOPY (the NVMe-oF/TCP
+    /// target, bdevperf) and a device: checksums of the payload, for example. RDMA and vfio-user targets do
+    /// not use ZCOPY.
+    pub(super) fn suits_all_readers(&self) -> bool {
+        // SAFETY: no arguments; the accel framework is up before any bdev module.
+        matches!(self, Self::Registered { .. }) || unsafe { sys::pcache_accel_is_software() }
+    }
 }
 
 impl fmt::Display for Access {

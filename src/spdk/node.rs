@@ -17,6 +17,7 @@ use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller, on_app_thread, send_to_app};
 use super::trampoline::guard;
+use super::zcopy::Zcopy;
 use crate::engine::{Cache, CacheInfo, Health};
 use crate::pmem::{Durability, MappedPmem};
 
@@ -32,6 +33,7 @@ pub(super) struct Node {
     pub(super) durability: Durability,
     /// How the base reaches the cache device's memory, for those who look.
     pub(super) access_text: String,
+    pub(super) zcopy: Zcopy,
     pub(super) app: AppCell<NodeApp>,
 }
 

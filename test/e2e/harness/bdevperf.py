@@ -43,6 +43,7 @@ class Bdevperf:
         # -l: percentiles of the latency, in the log.
         arguments = ["-z", "-l", "-q", "1", "-o", "4096", "-w", "randread", "-t", "1"]
         if zero_copy:
+            # Reads and writes of up to 64 KiB borrow the bdev's memory.
             arguments.append("-Z")
         if cores > 1:
             # Every core works on every bdev, instead of one core on each.

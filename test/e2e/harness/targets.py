@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from .host import App
@@ -35,17 +36,31 @@ class IscsiTarget:
         """For an initiator."""
         return f"iscsi://{_HOST}:{self.port}/{self.iqn}/0"
 
+    def reset_lun(self, count: int) -> None:
+        """Has SPDK reset the bdev, so many times."""
+        libiscsi = ctypes.CDLL("libiscsi.so.7")
+        libiscsi.iscsi_create_context.restype = ctypes.c_void_p
+        session = ctypes.c_void_p(libiscsi.iscsi_create_context(b"iqn.2016-06.io.spdk:resetter"))
+        libiscsi.iscsi_set_session_type(session, 2)
+        libiscsi.iscsi_set_targetname(session, self.iqn.encode())
+        portal = f"{_HOST}:{self.port}".encode()
+        assert libiscsi.iscsi_full_connect_sync(session, portal, 0) == 0
+        for _ in range(count):
+            assert libiscsi.iscsi_task_mgmt_lun_reset_sync(session, 0) == 0
+        libiscsi.iscsi_logout_sync(session)
+        libiscsi.iscsi_destroy_context(session)
+
 
 class NvmfTarget:
     """An NVMe-oF/TCP subsystem with one namespace."""
 
     NQN = "nqn.2016-06.io.spdk:pcache"
 
-    def __init__(self, app: App, bdev: str) -> None:
+    def __init__(self, app: App, bdev: str, *, zcopy: bool = False) -> None:
         self.port = free_port()
         rpc = app.rpc
         # The default number of shared buffers takes half a gigabyte.
-        rpc.nvmf_create_transport(trtype="TCP", num_shared_buffers=1023)
+        rpc.nvmf_create_transport(trtype="TCP", num_shared_buffers=1023, zcopy=zcopy)
         rpc.nvmf_create_subsystem(nqn=self.NQN, allow_any_host=True, serial_number="PCACHE0")
         rpc.nvmf_subsystem_add_ns(nqn=self.NQN, namespace={"bdev_name": bdev})
         rpc.nvmf_subsystem_add_listener(nqn=self.NQN, listen_address=self._address())

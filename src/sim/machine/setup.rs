@@ -1,0 +1,95 @@
+//! What a machine is made of.
+
+use crate::engine::{BaseCaps, BaseIdentity, DataCrc, FormatPolicy, OpenOptions, WritebackOrder};
+use crate::media::SEGMENTS_START_MIN_BYTES;
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// 512 or 4096.
+    pub block_size_bytes: u32,
+    /// Of the base.
+    pub block_count: u64,
+    /// Of the cache device.
+    pub segment_size_bytes: u64,
+    /// Of the cache device.
+    pub segment_count: u64,
+    /// Checksums of payloads.
+    pub data_crc: DataCrc,
+    /// Order of write-back.
+    pub order: WritebackOrder,
+    /// See the engine.
+    pub gc_percent: u8,
+    /// What the base can do.
+    pub base_caps: BaseCaps,
+    /// Channels.
+    pub core_count: usize,
+    /// Streams, at most.
+    pub stream_count_max: u32,
+    /// How often somebody else gets a turn in the middle of something, in percent of the accesses.
+    pub yield_percent: u8,
+    /// Of the cache, made at format.
+    pub uuid: [u8; 16],
+    /// The device held another cache before, whose segments are full.
+    pub used_before: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            block_size_bytes: 512,
+            block_count: 96,
+            segment_size_bytes: 16 << 10,
+            segment_count: 8,
+            data_crc: DataCrc::Off,
+            order: WritebackOrder::Strict,
+            gc_percent: 60,
+            base_caps: BaseCaps {
+                flush: true,
+                unmap: true,
+            },
+            core_count: 2,
+            stream_count_max: 2,
+            yield_percent: 5,
+            uuid: *b"simulated cache.",
+            used_before: false,
+        }
+    }
+}
+
+impl Setup {
+    /// Size of the cache device.
+    #[must_use]
+    pub fn device_size_bytes(&self) -> u64 {
+        let header =
+            SEGMENTS_START_MIN_BYTES.next_multiple_of(self.segment_size_bytes.min(2 << 20));
+        header + self.segment_size_bytes * self.segment_count
+    }
+
+    /// As for the RPC that creates the cache.
+    #[must_use]
+    pub fn options(&self, format: FormatPolicy) -> OpenOptions {
+        OpenOptions {
+            base: BaseIdentity {
+                uuid: *b"simulated base..",
+                name: "Base0".to_owned(),
+                block_size_bytes: self.block_size_bytes,
+                block_count: self.block_count,
+            },
+            base_caps: self.base_caps,
+            format,
+            new_uuid: self.uuid,
+            data_crc: Some(self.data_crc),
+            segment_size_bytes: Some(self.segment_size_bytes),
+            gc_percent: Some(self.gc_percent),
+            writeback_order: Some(self.order),
+            stream_count_max: self.stream_count_max,
+        }
+    }
+
+    /// The largest write, in blocks.
+    #[must_use]
+    pub fn write_blocks_max(&self) -> u64 {
+        (self.segment_size_bytes / 4).min(1 << 20) / u64::from(self.block_size_bytes)
+    }
+}
