@@ -78,7 +78,7 @@ unit: rust  ## Run the engine's tests; they need no SPDK
 .PHONY: crash
 crash: canary  ## Cut the power at every moment and recover: CRASH_STATES=1000000 SEED=1
 	@$(SAY) "crash states: $(CRASH_STATES), from seed $(SEED)"
-	PCACHE_CANARIES=$(CANARIES) PCACHE_CRASH_STATES=$(CRASH_STATES) PCACHE_SEED=$(SEED) $(PROVE) crash
+	PCACHE_CANARIES=$(CANARIES) PCACHE_CRASH_STATES=$(CRASH_STATES) PCACHE_SEED=$(SEED) $(PROVE) scenarios crash
 
 .PHONY: sim
 sim: rust  ## Simulate histories with faults and crashes: SIM_SEEDS=4000 SEED=1

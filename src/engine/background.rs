@@ -61,27 +61,16 @@ impl<P: Pmem> Background<P> {
             return self.poll_last(now, out);
         }
         self.persist_options();
-        let (order, gc_percent) = {
-            let superblock = lock(&self.cache.superblock);
-            (superblock.writeback_order, superblock.gc_percent)
-        };
-        let counters = counters(&self.cache);
-        let cache = &*self.cache;
+        let gc_percent = lock(&self.cache.superblock).gc_percent;
         let reclaimed = self.gc.poll(
-            cache,
+            &self.cache,
             &mut self.tails,
             BACKGROUND_AGENT,
-            counters,
+            counters(&self.cache),
             gc_percent,
         );
-        let mut context = Context {
-            cache,
-            tails: &mut self.tails,
-            agent: BACKGROUND_AGENT,
-            counters,
-            order,
-            urgent: self.gc.needs_writeback(),
-        };
+        let mut context = context(&self.cache, &mut self.tails);
+        context.urgent = self.gc.needs_writeback();
         let written = self.writeback.poll(&mut context, now, out);
         if reclaimed == Progress::Busy {
             reclaimed
@@ -92,29 +81,13 @@ impl<P: Pmem> Background<P> {
 
     /// A base operation has ended.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
-        let order = lock(&self.cache.superblock).writeback_order;
-        let mut context = Context {
-            cache: &*self.cache,
-            tails: &mut self.tails,
-            agent: BACKGROUND_AGENT,
-            counters: counters(&self.cache),
-            order,
-            urgent: false,
-        };
+        let mut context = context(&self.cache, &mut self.tails);
         self.writeback
             .on_base_done(&mut context, op, result, self.now);
     }
 
     fn poll_last(&mut self, now: Now, out: &mut Outbox) -> Progress {
-        let order = lock(&self.cache.superblock).writeback_order;
-        let mut context = Context {
-            cache: &*self.cache,
-            tails: &mut self.tails,
-            agent: BACKGROUND_AGENT,
-            counters: counters(&self.cache),
-            order,
-            urgent: false,
-        };
+        let mut context = context(&self.cache, &mut self.tails);
         self.writeback.poll_last(&mut context, now, out)
     }
 
@@ -165,6 +138,18 @@ impl<P: Pmem> Background<P> {
 impl<P: Pmem> Drop for Background<P> {
     fn drop(&mut self) {
         *lock(&self.cache.background_parts) = Some(self.tails);
+    }
+}
+
+/// What write-back works with, without hurry.
+fn context<'a, P>(cache: &'a Cache<P>, tails: &'a mut Tails) -> Context<'a, P> {
+    Context {
+        cache,
+        tails,
+        agent: BACKGROUND_AGENT,
+        counters: counters(cache),
+        order: lock(&cache.superblock).writeback_order,
+        urgent: false,
     }
 }
 
