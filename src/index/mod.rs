@@ -20,4 +20,4 @@ mod table;
 mod tests;
 
 pub(crate) use bucket::Version;
-pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, SlotRef, Target};
+pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, PageSlot, Target};
