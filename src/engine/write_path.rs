@@ -390,16 +390,18 @@ impl Core {
         // 3. Publish: a read never returns what a power cut could take back (INV-LOG-5).
         self.publish(cache, open);
         let owner = self.owner();
-        for bucket in self.batch.claims.drain(..) {
-            cache.index.release(bucket, owner);
+        for bucket in &self.batch.claims {
+            cache.index.release(*bucket, owner);
         }
+        self.batch.claims.clear();
         cache
             .dirty_bytes
             .fetch_add(self.batch.dirty_bytes, Ordering::Relaxed);
         sched::point();
         segment.set_key_end(open.key_off);
         sched::point();
-        floor.store(u64::MAX, Ordering::SeqCst);
+        // What the batch did is visible before its floor is gone. Nobody is misled who sees the floor longer.
+        floor.store(u64::MAX, Ordering::Release);
         let counters = self.counters(cache);
         counters.batches.add(1);
         counters.keys.add(self.batch.keys.len() as u64);
@@ -503,18 +505,21 @@ impl Core {
         let index = &cache.index;
         let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
         let mut slots = self.batch.slots.iter();
+        let mut publish = |lba: Lba, len_blocks: u32, target| {
+            let Some(slot) = slots.next() else {
+                unreachable!("INV-INDEX-1: a page is published without a slot reserved for it")
+            };
+            index.publish(*slot, (lba.0 & in_page) as u32, len_blocks, target);
+        };
         for key in &self.batch.keys {
             let place = cache.geometry.place(open.id, key.payload_off);
-            let target = if key.kind.has_payload() {
-                Target::Mapped(place)
-            } else {
-                Target::Zero(place)
-            };
+            if key.kind.has_payload() {
+                // Such a key lies within a page.
+                publish(key.lba, key.len_blocks, Target::Mapped(place));
+                continue;
+            }
             for (lba, len_blocks) in page_pieces(cache, key.lba, u64::from(key.len_blocks)) {
-                let Some(slot) = slots.next() else {
-                    unreachable!("INV-INDEX-1: a page is published without a slot reserved for it")
-                };
-                index.publish(*slot, (lba.0 & in_page) as u32, len_blocks, target);
+                publish(lba, len_blocks, Target::Zero(place));
             }
         }
     }

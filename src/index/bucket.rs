@@ -1,5 +1,7 @@
 //! The words of a bucket: bookkeeping and slots.
 
+use std::num::NonZeroUsize;
+
 /// Words in a bucket; the first one is the bookkeeping.
 pub(super) const BUCKET_WORDS: usize = 8;
 /// Slots in a bucket.
@@ -141,6 +143,12 @@ impl SlotLayout {
         slot & self.payload_mask
     }
 
+    /// The key of the page that a slot holds.
+    #[inline]
+    pub(super) fn key_of(self, slot: u64) -> SlotKey {
+        SlotKey(slot & self.key_mask)
+    }
+
     pub(super) fn distance(self, slot: u64) -> usize {
         (slot >> DISTANCE_SHIFT & (PROBE_MAX as u64 - 1)) as usize
     }
@@ -149,5 +157,41 @@ impl SlotLayout {
     #[inline]
     pub(super) fn is(self, slot: u64, key: SlotKey) -> bool {
         slot & self.key_mask == key.0 && slot >> KIND_SHIFT != 0
+    }
+}
+
+/// The slot of a page, found or taken by the holder of its claim. It stays that page's until the claim is given
+/// up: entries never move, and only the holder removes one (`evict`, `unreserve`; what `make_room`
+/// removes it has claimed itself just before). Neighbours come and go in other slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageSlot {
+    /// Number of the word among those of all buckets. Never 0, which is bookkeeping, so that two registers take
+    /// a result of this.
+    word: NonZeroUsize,
+    /// Distance and tag of the page. Of kind `Reserved` if the slot was taken for this write, and reads as absent
+    /// until it is published; of kind `Empty` if the page had it already.
+    value: u64,
+}
+
+impl PageSlot {
+    #[inline]
+    pub(super) fn new(bucket: usize, number: usize, value: u64) -> Self {
+        // Slots are numbered from 1.
+        let Some(word) = NonZeroUsize::new(bucket * BUCKET_WORDS + number) else {
+            unreachable!("word 0 is the bookkeeping of the first bucket")
+        };
+        Self { word, value }
+    }
+
+    pub(super) fn bucket(self) -> usize {
+        self.word.get() / BUCKET_WORDS
+    }
+
+    pub(super) fn number(self) -> usize {
+        self.word.get() % BUCKET_WORDS
+    }
+
+    pub(super) fn value(self) -> u64 {
+        self.value
     }
 }

@@ -4,7 +4,7 @@
 mod check;
 
 use super::bucket::{
-    BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, SlotKey, SlotKind, SlotLayout, Version,
+    BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version,
 };
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
@@ -82,18 +82,6 @@ impl SlotRef {
     pub(crate) fn bucket(&self) -> usize {
         self.bucket
     }
-}
-
-/// The slot of a page, found or taken by the holder of its claim. It stays that page's until the claim is given
-/// up: entries never move, and only the holder removes one ([`Index::evict`], [`Index::unreserve`]; what
-/// [`Index::make_room`] removes it has claimed itself just before). Neighbours come and go in other slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageSlot {
-    bucket: usize,
-    number: usize,
-    key: SlotKey,
-    /// Taken for this write: reads as absent until it is published.
-    is_new: bool,
 }
 
 /// How an attempt to claim a bucket ended.
@@ -242,12 +230,30 @@ impl Index {
     /// The slot of a page: bucket and number of the slot, and its value.
     #[inline]
     fn find(&self, at: SlotRef) -> Option<(usize, usize, u64)> {
-        for distance in 0..PROBE_MAX {
+        // Most pages lie in their home bucket.
+        let words = self.buckets.line(at.bucket);
+        let key = self.layout.key(0, at.tag);
+        for (slot, word) in (1..).zip(&words[1..]) {
+            let value = word.load(Ordering::Acquire);
+            if self.layout.is(value, key) {
+                return Some((at.bucket, slot, value));
+            }
+        }
+        if Meta(words[0].load(Ordering::Acquire)).passed() == 0 {
+            return None;
+        }
+        self.find_from(at, 1)
+    }
+
+    /// As [`Index::find`], in the buckets from this distance on.
+    #[inline(never)]
+    fn find_from(&self, at: SlotRef, distance: usize) -> Option<(usize, usize, u64)> {
+        for distance in distance..PROBE_MAX {
             let bucket = self.bucket_at(at.bucket, distance);
             let words = self.buckets.line(bucket);
             let key = self.layout.key(distance, at.tag);
-            for slot in 1..BUCKET_WORDS {
-                let value = words[slot].load(Ordering::Acquire);
+            for (slot, word) in (1..).zip(&words[1..]) {
+                let value = word.load(Ordering::Acquire);
                 if self.layout.is(value, key) {
                     return Some((bucket, slot, value));
                 }
@@ -318,6 +324,7 @@ impl Index {
         self.claim_bucket(at.bucket, owner)
     }
 
+    #[inline]
     fn claim_bucket(&self, bucket: usize, owner: u16) -> Claim {
         sched::point();
         let word = self.meta(bucket);
@@ -368,38 +375,48 @@ impl Index {
     /// back by [`Index::unreserve`].
     #[inline]
     pub(crate) fn reserve(&self, at: SlotRef) -> Result<PageSlot, IndexFull> {
-        match self.find(at) {
-            Some((bucket, number, value)) => Ok(PageSlot {
-                bucket,
-                number,
-                key: self.layout.key(self.layout.distance(value), at.tag),
-                is_new: false,
-            }),
-            None => self.take_slot(at),
+        // Most pages lie in their home bucket, or have room in it: one look at it finds either.
+        let words = self.buckets.line(at.bucket);
+        let key = self.layout.key(0, at.tag);
+        let mut free = None;
+        for (number, word) in (1..).zip(&words[1..]) {
+            let value = word.load(Ordering::Acquire);
+            if value == 0 {
+                free = Some((number, word));
+            } else if self.layout.is(value, key) {
+                let value = self.layout.make(SlotKind::Empty, key, 0);
+                return Ok(PageSlot::new(at.bucket, number, value));
+            }
         }
+        // It lies nowhere else if no entry passed by, and the claim keeps everybody else from putting it there.
+        if let Some((number, word)) = free
+            && Meta(words[0].load(Ordering::Acquire)).passed() == 0
+        {
+            let reserved = self.layout.make(SlotKind::Reserved, key, 0);
+            if take(word, reserved) {
+                return Ok(PageSlot::new(at.bucket, number, reserved));
+            }
+        }
+        self.reserve_far(at)
     }
 
-    fn take_slot(&self, at: SlotRef) -> Result<PageSlot, IndexFull> {
+    /// As [`Index::reserve`], wherever the page lies or there is room.
+    #[inline(never)]
+    fn reserve_far(&self, at: SlotRef) -> Result<PageSlot, IndexFull> {
+        if let Some((bucket, number, value)) = self.find(at) {
+            let key = self.layout.key_of(value);
+            let value = self.layout.make(SlotKind::Empty, key, 0);
+            return Ok(PageSlot::new(bucket, number, value));
+        }
         for distance in 0..PROBE_MAX {
             let bucket = self.bucket_at(at.bucket, distance);
             let key = self.layout.key(distance, at.tag);
             let reserved = self.layout.make(SlotKind::Reserved, key, 0);
             let words = self.buckets.line(bucket);
-            for number in 1..BUCKET_WORDS {
-                let word = &words[number];
-                let free = word.load(Ordering::Relaxed) == 0;
-                if free
-                    && word
-                        .compare_exchange(0, reserved, Ordering::AcqRel, Ordering::Relaxed)
-                        .is_ok()
-                {
+            for (number, word) in (1..).zip(&words[1..]) {
+                if word.load(Ordering::Relaxed) == 0 && take(word, reserved) {
                     self.count_passed(at.bucket, distance, Meta::ONE_PASSED);
-                    return Ok(PageSlot {
-                        bucket,
-                        number,
-                        key,
-                        is_new: true,
-                    });
+                    return Ok(PageSlot::new(bucket, number, reserved));
                 }
             }
         }
@@ -416,9 +433,8 @@ impl Index {
 
     /// Gives back a slot that was taken and not published; one that was there before stays.
     pub(crate) fn unreserve(&self, at: PageSlot) {
-        if at.is_new {
-            let value = self.layout.make(SlotKind::Reserved, at.key, 0);
-            self.remove(at.bucket, at.number, value);
+        if self.layout.kind(at.value()) == SlotKind::Reserved {
+            self.remove(at.bucket(), at.number(), at.value());
         }
     }
 
@@ -443,18 +459,19 @@ impl Index {
     /// Sets `len_blocks` blocks of a page from block `first` on, for the holder of the claim.
     #[inline]
     pub(crate) fn publish(&self, at: PageSlot, first: u32, len_blocks: u32, target: Target) {
-        let (bucket, slot) = (at.bucket, at.number);
+        let (bucket, slot) = (at.bucket(), at.number());
         let word = &self.buckets.line(bucket)[slot];
         let value = word.load(Ordering::Acquire);
+        let key = self.layout.key_of(at.value());
         assert!(
-            self.layout.is(value, at.key),
+            self.layout.is(value, key),
             "INV-INDEX-1: a page is published without a slot reserved for it"
         );
         sched::point();
         if len_blocks == self.blocks_per_page {
             let new = match target {
-                Target::Mapped(place) => self.layout.make(SlotKind::Mapped, at.key, place.0),
-                Target::Zero(place) => self.layout.make(SlotKind::Zero, at.key, place.0),
+                Target::Mapped(place) => self.layout.make(SlotKind::Mapped, key, place.0),
+                Target::Zero(place) => self.layout.make(SlotKind::Zero, key, place.0),
             };
             word.store(new, Ordering::Release);
             return;
@@ -476,7 +493,7 @@ impl Index {
             let life =
                 self.split_lives.fetch_add(1, Ordering::Relaxed) & self.layout.payload_mask();
             word.store(
-                self.layout.make(SlotKind::Split, at.key, life),
+                self.layout.make(SlotKind::Split, key, life),
                 Ordering::Release,
             );
         }
@@ -558,6 +575,12 @@ impl Index {
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }
+}
+
+/// Whether a free slot is the caller's now.
+fn take(word: &AtomicU64, reserved: u64) -> bool {
+    word.compare_exchange(0, reserved, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
 }
 
 fn decode_sub(sub: u64) -> BlockMap {

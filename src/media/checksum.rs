@@ -12,6 +12,7 @@ pub struct ChecksumSeed(pub u32);
 
 impl ChecksumSeed {
     /// The checksum of `bytes`.
+    #[inline]
     #[must_use]
     pub fn checksum(self, bytes: &[u8]) -> u32 {
         crc32c_append_short(self.0, bytes)

@@ -92,13 +92,14 @@ pub(super) fn page_pieces<P: Pmem>(
     lba: Lba,
     len_blocks: u64,
 ) -> impl Iterator<Item = (Lba, u32)> + use<P> {
-    let geometry = cache.geometry;
-    let end = lba.0 + len_blocks;
-    pages(cache, lba, len_blocks).map(move |page| {
-        let start = geometry.page_start(page).0;
-        let first = lba.0.max(start);
-        let last = end.min(start + u64::from(geometry.blocks_per_page()));
-        // A page has 8 blocks at most.
-        (Lba(first), (last - first) as u32)
+    let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+    let (mut next, end) = (lba.0, lba.0 + len_blocks);
+    std::iter::from_fn(move || {
+        let first = next;
+        (first < end).then(|| {
+            next = ((first | in_page) + 1).min(end);
+            // A page has 8 blocks at most.
+            (Lba(first), (next - first) as u32)
+        })
     })
 }
