@@ -5,12 +5,13 @@ use super::io::{
     BaseError, BaseOpId, Completion, HostIo, IoToken, LoanId, Op, Outbox, Progress, Status,
 };
 use super::lend::{LOAN_COUNT_MAX, Loan};
-use super::read_path::{Miss, ReadState};
+use super::read_path::{FILL_PAGES_MAX, Miss, ReadState};
 use super::stats::Counters;
 use super::write_path::Batch;
 use crate::canary::{self, Canary};
+use crate::index::Version;
 use crate::pmem::{MemSlice, Pmem};
-use crate::units::{Agent, Now, Page};
+use crate::units::{Agent, Now};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -90,6 +91,8 @@ pub struct Channel<P: Pmem> {
 #[derive(Debug)]
 pub(super) struct Core {
     id: u16,
+    /// The stream that this core appends to unless another core is using it.
+    pub(super) home_stream: usize,
     pub(super) requests: Slab<Request>,
     /// Submitted since the last poll.
     staged: VecDeque<RequestId>,
@@ -104,6 +107,8 @@ pub(super) struct Core {
     flushes: VecDeque<RequestId>,
     aborted: VecDeque<RequestId>,
     pub(super) misses: Slab<Miss>,
+    /// Of the bucket of each page of the run that a read is gathering.
+    pub(super) run_versions: [Version; FILL_PAGES_MAX],
     /// Base reads that have ended since the last poll.
     pub(super) misses_done: VecDeque<u32>,
     /// Read fills for the next batch; empty between polls.
@@ -113,9 +118,10 @@ pub(super) struct Core {
 
 impl<P: Pmem> Channel<P> {
     pub(super) fn new(cache: Arc<Cache<P>>, id: u16) -> Self {
+        let home_stream = usize::from(id) % cache.streams.len();
         Self {
             cache,
-            core: Core::new(id),
+            core: Core::new(id, home_stream),
         }
     }
 
@@ -234,10 +240,11 @@ impl<P: Pmem> Drop for Channel<P> {
 }
 
 impl Core {
-    fn new(id: u16) -> Self {
+    fn new(id: u16, home_stream: usize) -> Self {
         let queue = || VecDeque::with_capacity(REQUEST_COUNT_MAX);
         Self {
             id,
+            home_stream,
             requests: Slab::new(REQUEST_COUNT_MAX),
             staged: queue(),
             reads: queue(),
@@ -247,6 +254,7 @@ impl Core {
             flushes: queue(),
             aborted: queue(),
             misses: Slab::new(MISS_COUNT_MAX),
+            run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills: VecDeque::with_capacity(MISS_COUNT_MAX),
             batch: Batch::new(),
@@ -261,11 +269,6 @@ impl Core {
     /// In fences.
     pub(super) fn agent(&self) -> Agent {
         Agent(self.id + 1)
-    }
-
-    /// The stream that this core appends to unless another core is using it.
-    pub(super) fn home_stream(&self, stream_count: usize) -> usize {
-        usize::from(self.id) % stream_count
     }
 
     pub(super) fn counters<'a, P>(&self, cache: &'a Cache<P>) -> &'a Counters {
@@ -342,6 +345,7 @@ impl Core {
 
     /// After an internal error: nothing is attempted any more. Reads with base reads under way end when these
     /// do.
+    #[cold]
     fn fail_all<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(id) = self.writes.pop_front() {
             self.complete(cache, id, Status::Failed, out);
@@ -375,6 +379,6 @@ fn is_in_range<P: Pmem>(cache: &Cache<P>, io: &HostIo) -> bool {
 }
 
 fn prefetch<P: Pmem>(cache: &Cache<P>, io: &HostIo) {
-    let page = Page(io.lba.0 / u64::from(cache.geometry.blocks_per_page()));
+    let page = cache.geometry.page_of(io.lba);
     cache.index.prefetch(cache.index.locate(page));
 }

@@ -84,7 +84,7 @@ struct Reader<'a, P> {
     id: RequestId,
     state: ReadState,
     run: Option<Run>,
-    versions: [Version; FILL_PAGES_MAX],
+    /// How many of [`Core::run_versions`] are the run's; more, if there was no room for them.
     version_count: usize,
 }
 
@@ -123,7 +123,6 @@ impl Core {
             id,
             state,
             run: None,
-            versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             version_count: 0,
         };
         let result = self.walk(&mut reader, first + state.done_blocks, first + len, out);
@@ -188,7 +187,7 @@ impl Core {
         }
         let first_of_page = lba.0.is_multiple_of(per_page) || reader.version_count == 0;
         if source == BlockMap::Absent && first_of_page {
-            if let Some(slot) = reader.versions.get_mut(reader.version_count) {
+            if let Some(slot) = self.run_versions.get_mut(reader.version_count) {
                 *slot = version;
             }
             reader.version_count += 1;
@@ -261,7 +260,7 @@ impl Core {
             lba: run.lba,
             len_blocks: run.len_blocks,
             cursor: reader.state.cursor,
-            versions: reader.versions,
+            versions: self.run_versions,
             // What is larger than a write may never fit into a segment.
             admitted: reader.version_count <= FILL_PAGES_MAX
                 && bytes <= reader.cache.write_size_max_bytes(),

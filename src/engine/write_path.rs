@@ -17,7 +17,7 @@ use super::io::{Fua, HostIo, Op, Outbox, Status};
 use super::stream::{OpenSegment, Stream};
 use crate::canary::{self, Canary};
 use crate::engine::DataCrc;
-use crate::index::{Claim, SlotRef, Target};
+use crate::index::{Claim, IndexFull, PageSlot, Target};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
 use crate::pmem::{Durable, IovCursor, Pmem};
 use crate::sched;
@@ -50,8 +50,8 @@ pub(super) struct Batch {
     dirty_bytes: u64,
     /// Buckets claimed for the batch.
     claims: Vec<usize>,
-    /// Slots taken for pages that were not in the index.
-    reserved: Vec<SlotRef>,
+    /// The slot of each page, in the order of the keys and of the pages of each.
+    slots: Vec<PageSlot>,
     keys: Vec<Key>,
     kset: KsetBuilder,
     fua: bool,
@@ -67,7 +67,7 @@ impl Batch {
             payload_bytes: 0,
             dirty_bytes: 0,
             claims: Vec::with_capacity(BATCH_PAGES_MAX),
-            reserved: Vec::with_capacity(BATCH_PAGES_MAX),
+            slots: Vec::with_capacity(BATCH_PAGES_MAX),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
             kset: KsetBuilder::default(),
             fua: false,
@@ -81,7 +81,7 @@ impl Batch {
         self.payload_bytes = 0;
         self.dirty_bytes = 0;
         self.claims.clear();
-        self.reserved.clear();
+        self.slots.clear();
         self.keys.clear();
         self.kset.clear();
         self.fua = false;
@@ -126,15 +126,11 @@ impl Core {
     /// The home stream, or another that is not in use: one core at a time appends to a segment (INV-PMEM-3).
     fn lock_stream<'a, P>(&self, cache: &'a Cache<P>) -> Option<(usize, MutexGuard<'a, Stream>)> {
         let count = cache.streams.len();
-        let home = self.home_stream(count);
-        (0..count)
-            .map(|step| (home + step) % count)
-            .find_map(|number| {
-                cache.streams[number]
-                    .try_lock()
-                    .ok()
-                    .map(|stream| (number, stream))
-            })
+        let home = self.home_stream;
+        (home..count).chain(0..home).find_map(|number| {
+            let stream = cache.streams[number].try_lock().ok()?;
+            Some((number, stream))
+        })
     }
 
     /// Builds and commits one batch. `true`: there may be more to do.
@@ -199,7 +195,7 @@ impl Core {
             };
             let (lba, len_blocks, versions) = (miss.lba, miss.len_blocks, miss.versions);
             let claims_before = self.batch.claims.len();
-            let reserved_before = self.batch.reserved.len();
+            let slots_before = self.batch.slots.len();
             let room = cache.segments.free_count() >= FILL_FREE_SEGMENTS_MIN;
             if room
                 && self
@@ -213,7 +209,7 @@ impl Core {
                 let need = need(cache, lba, len_blocks, HasPayload::Yes);
                 self.batch.key_count -= need.key_count;
                 self.batch.payload_bytes -= need.payload_bytes;
-                self.roll_back(cache, claims_before, reserved_before);
+                self.roll_back(cache, claims_before, slots_before);
             }
             self.counters(cache).fills_dropped.add(1);
             self.settle_miss(cache, op, out);
@@ -253,10 +249,10 @@ impl Core {
     ) -> Result<(), Refusal> {
         let need = need(cache, lba, len_blocks, payload);
         self.make_log_room(cache, stream, &need)?;
-        let (claims_before, reserved_before) = (self.batch.claims.len(), self.batch.reserved.len());
+        let (claims_before, slots_before) = (self.batch.claims.len(), self.batch.slots.len());
         for page in pages(cache, lba, len_blocks) {
             if let Err(refusal) = self.claim_page(cache, page) {
-                self.roll_back(cache, claims_before, reserved_before);
+                self.roll_back(cache, claims_before, slots_before);
                 return Err(refusal);
             }
         }
@@ -276,7 +272,7 @@ impl Core {
         let payload_bytes = batch.payload_bytes + need.payload_bytes;
         let first = batch.items.is_empty();
         let too_large = key_count > KSET_KEYS_MAX
-            || batch.claims.len() + need.page_count > BATCH_PAGES_MAX
+            || batch.slots.len() + need.page_count > BATCH_PAGES_MAX
             || payload_bytes > BATCH_BYTES_MAX;
         if too_large && !first {
             return Err(Refusal::BatchFull);
@@ -314,18 +310,15 @@ impl Core {
             index.make_room(at, owner, |place| cache.is_clean(place));
             index.reserve(at)
         });
-        match reserved {
-            Ok(true) => self.batch.reserved.push(at),
-            Ok(false) => {}
-            Err(_) => return Err(Refusal::NoRoom),
-        }
+        let slot = reserved.map_err(|IndexFull| Refusal::NoRoom)?;
+        self.batch.slots.push(slot);
         Ok(())
     }
 
-    fn roll_back<P: Pmem>(&mut self, cache: &Cache<P>, claims: usize, reserved: usize) {
+    fn roll_back<P: Pmem>(&mut self, cache: &Cache<P>, claims: usize, slots: usize) {
         let owner = self.owner();
-        for at in self.batch.reserved.drain(reserved..) {
-            cache.index.unreserve(at);
+        for slot in self.batch.slots.drain(slots..) {
+            cache.index.unreserve(slot);
         }
         for bucket in self.batch.claims.drain(claims..) {
             cache.index.release(bucket, owner);
@@ -397,16 +390,18 @@ impl Core {
         // 3. Publish: a read never returns what a power cut could take back (INV-LOG-5).
         self.publish(cache, open);
         let owner = self.owner();
-        for bucket in self.batch.claims.drain(..) {
-            cache.index.release(bucket, owner);
+        for bucket in &self.batch.claims {
+            cache.index.release(*bucket, owner);
         }
+        self.batch.claims.clear();
         cache
             .dirty_bytes
             .fetch_add(self.batch.dirty_bytes, Ordering::Relaxed);
         sched::point();
         segment.set_key_end(open.key_off);
         sched::point();
-        floor.store(u64::MAX, Ordering::SeqCst);
+        // What the batch did is visible before its floor is gone. Nobody is misled who sees the floor longer.
+        floor.store(u64::MAX, Ordering::Release);
         let counters = self.counters(cache);
         counters.batches.add(1);
         counters.keys.add(self.batch.keys.len() as u64);
@@ -418,7 +413,7 @@ impl Core {
             match self.batch.items[at] {
                 Item::Write(id) => {
                     let Some(request) = self.requests.get(id) else {
-                        continue;
+                        unreachable!("INV-IO-1: a request of the batch has ended before it")
                     };
                     let io = request.io;
                     match io.op {
@@ -434,7 +429,7 @@ impl Core {
                 }
                 Item::Fill(op) => {
                     let Some(miss) = self.misses.get(op) else {
-                        continue;
+                        unreachable!("INV-IO-1: a read fill of the batch has ended before it")
                     };
                     let extent = (miss.lba, miss.len_blocks, KeyKind::Fill);
                     let cursor = miss.cursor;
@@ -508,17 +503,23 @@ impl Core {
 
     fn publish<P: Pmem>(&self, cache: &Cache<P>, open: &OpenSegment) {
         let index = &cache.index;
-        let per_page = u64::from(cache.geometry.blocks_per_page());
+        let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+        let mut slots = self.batch.slots.iter();
+        let mut publish = |lba: Lba, len_blocks: u32, target| {
+            let Some(slot) = slots.next() else {
+                unreachable!("INV-INDEX-1: a page is published without a slot reserved for it")
+            };
+            index.publish(*slot, (lba.0 & in_page) as u32, len_blocks, target);
+        };
         for key in &self.batch.keys {
             let place = cache.geometry.place(open.id, key.payload_off);
-            let target = if key.kind.has_payload() {
-                Target::Mapped(place)
-            } else {
-                Target::Zero(place)
-            };
+            if key.kind.has_payload() {
+                // Such a key lies within a page.
+                publish(key.lba, key.len_blocks, Target::Mapped(place));
+                continue;
+            }
             for (lba, len_blocks) in page_pieces(cache, key.lba, u64::from(key.len_blocks)) {
-                let at = index.locate(Page(lba.0 / per_page));
-                index.publish(at, (lba.0 % per_page) as u32, len_blocks, target);
+                publish(lba, len_blocks, Target::Zero(place));
             }
         }
     }

@@ -19,5 +19,5 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use bucket::Version;
-pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, SlotRef, Target};
+pub(crate) use bucket::{PageSlot, Version};
+pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, Target};

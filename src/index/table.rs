@@ -1,8 +1,10 @@
 //! The table itself: look-up, claim, reserve, publish, evict.
 
+#[cfg(any(test, feature = "sim"))]
+mod check;
+
 use super::bucket::{
-    BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, SlotKind, SlotLayout, TAG_AND_PAYLOAD_BITS_MAX,
-    Version,
+    BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version,
 };
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
@@ -130,11 +132,8 @@ impl Lines {
 
     #[inline]
     fn line(&self, line: usize) -> &[AtomicU64; 8] {
-        let at = self.start + line * 8;
-        // A slice of eight words always converts; the index is in range by construction.
-        self.words[at..at + 8]
-            .try_into()
-            .unwrap_or_else(|_| unreachable!())
+        let (lines, _) = self.words[self.start..].as_chunks::<8>();
+        &lines[line]
     }
 }
 
@@ -147,7 +146,12 @@ pub(crate) struct Index {
     splits: Option<Lines>,
     split_lives: AtomicU64,
     layout: SlotLayout,
-    page_bits: u32,
+    /// Upper half of the bits of a page number, which is folded into the lower one.
+    fold_shift: u32,
+    /// Brings the bits of a page number to the top of a word.
+    hash_shift: u32,
+    /// Brings all but one of the bits above a tag out of a word.
+    tag_shift: u32,
     blocks_per_page: u32,
     geometry: Geometry,
 }
@@ -162,11 +166,8 @@ impl Index {
         let slots = pages * 100 / LOAD_PERCENT;
         let bucket_count = (slots / BUCKET_SLOTS as u64 + 1).max(2 * PROBE_MAX as u64);
         let page_bits = (64 - (base_page_count.max(4) - 1).leading_zeros()).max(2);
-        let layout = SlotLayout {
-            payload_bits: geometry.place_bits().max(16),
-            tag_bits: page_bits.saturating_sub(bucket_count.ilog2()),
-        };
-        assert!(layout.payload_bits + layout.tag_bits <= TAG_AND_PAYLOAD_BITS_MAX);
+        let tag_bits = page_bits.saturating_sub(bucket_count.ilog2());
+        let layout = SlotLayout::new(geometry.place_bits().max(16), tag_bits);
         let bucket_lines = usize::try_from(bucket_count).unwrap_or(usize::MAX);
         let blocks_per_page = geometry.blocks_per_page();
         Self {
@@ -175,7 +176,9 @@ impl Index {
             splits: (blocks_per_page > 1).then(|| Lines::new(bucket_lines * BUCKET_SLOTS)),
             split_lives: AtomicU64::new(0),
             layout,
-            page_bits,
+            fold_shift: page_bits / 2,
+            hash_shift: 64 - page_bits,
+            tag_shift: 63 - tag_bits,
             blocks_per_page,
             geometry,
         }
@@ -189,21 +192,17 @@ impl Index {
     /// Where the entry of a page would be. Equal for no two pages (INV-INDEX-7).
     #[inline]
     pub(crate) fn locate(&self, page: Page) -> SlotRef {
-        let bits = self.page_bits;
-        let mixed = page.0 ^ (page.0 >> (bits / 2));
-        let hash = mixed.wrapping_mul(MULTIPLIER) << (64 - bits);
+        // All shifts are by less than 64, by construction.
+        let mixed = page.0 ^ page.0.wrapping_shr(self.fold_shift);
+        let hash = mixed.wrapping_mul(MULTIPLIER).wrapping_shl(self.hash_shift);
         let wide = u128::from(hash) * u128::from(self.bucket_count);
         // Two hashes are 2^(64 - bits) apart or more, so within a bucket their low parts differ by
         // bucket_count times that: the upper tag_bits of them are different.
         let low = wide as u64;
-        let tag = if self.layout.tag_bits == 0 {
-            0
-        } else {
-            low >> (64 - self.layout.tag_bits)
-        };
         SlotRef {
             bucket: (wide >> 64) as usize,
-            tag,
+            // Two shifts, since a tag may have no bits.
+            tag: (low >> 1).wrapping_shr(self.tag_shift),
         }
     }
 
@@ -231,12 +230,31 @@ impl Index {
     /// The slot of a page: bucket and number of the slot, and its value.
     #[inline]
     fn find(&self, at: SlotRef) -> Option<(usize, usize, u64)> {
-        for distance in 0..PROBE_MAX {
+        // Most pages lie in their home bucket.
+        let words = self.buckets.line(at.bucket);
+        let key = self.layout.key(0, at.tag);
+        for (slot, word) in (1..).zip(&words[1..]) {
+            let value = word.load(Ordering::Acquire);
+            if self.layout.is(value, key) {
+                return Some((at.bucket, slot, value));
+            }
+        }
+        if Meta(words[0].load(Ordering::Acquire)).passed() == 0 {
+            return None;
+        }
+        self.find_from(at, 1)
+    }
+
+    /// As [`Index::find`], in the buckets from this distance on.
+    #[inline(never)]
+    fn find_from(&self, at: SlotRef, distance: usize) -> Option<(usize, usize, u64)> {
+        for distance in distance..PROBE_MAX {
             let bucket = self.bucket_at(at.bucket, distance);
             let words = self.buckets.line(bucket);
-            for (slot, word) in words.iter().enumerate().skip(1) {
+            let key = self.layout.key(distance, at.tag);
+            for (slot, word) in (1..).zip(&words[1..]) {
                 let value = word.load(Ordering::Acquire);
-                if self.layout.is(value, distance, at.tag) {
+                if self.layout.is(value, key) {
                     return Some((bucket, slot, value));
                 }
             }
@@ -306,6 +324,7 @@ impl Index {
         self.claim_bucket(at.bucket, owner)
     }
 
+    #[inline]
     fn claim_bucket(&self, bucket: usize, owner: u16) -> Claim {
         sched::point();
         let word = self.meta(bucket);
@@ -352,24 +371,52 @@ impl Index {
         );
     }
 
-    /// Makes sure that the page has a slot, for the holder of the claim. `true`: a new one was taken, which
-    /// [`Index::unreserve`] gives back.
-    pub(crate) fn reserve(&self, at: SlotRef) -> Result<bool, IndexFull> {
-        if self.find(at).is_some() {
-            return Ok(false);
+    /// Makes sure that the page has a slot, for the holder of the claim. One that was not there before is given
+    /// back by [`Index::unreserve`].
+    #[inline]
+    pub(crate) fn reserve(&self, at: SlotRef) -> Result<PageSlot, IndexFull> {
+        // Most pages lie in their home bucket, or have room in it: one look at it finds either.
+        let words = self.buckets.line(at.bucket);
+        let key = self.layout.key(0, at.tag);
+        let mut free = None;
+        for (number, word) in (1..).zip(&words[1..]) {
+            let value = word.load(Ordering::Acquire);
+            if value == 0 {
+                free = Some((number, word));
+            } else if self.layout.is(value, key) {
+                let value = self.layout.make(SlotKind::Empty, key, 0);
+                return Ok(PageSlot::new(at.bucket, number, value));
+            }
+        }
+        // It lies nowhere else if no entry passed by, and the claim keeps everybody else from putting it there.
+        if let Some((number, word)) = free
+            && Meta(words[0].load(Ordering::Acquire)).passed() == 0
+        {
+            let reserved = self.layout.make(SlotKind::Reserved, key, 0);
+            if take(word, reserved) {
+                return Ok(PageSlot::new(at.bucket, number, reserved));
+            }
+        }
+        self.reserve_far(at)
+    }
+
+    /// As [`Index::reserve`], wherever the page lies or there is room.
+    #[inline(never)]
+    fn reserve_far(&self, at: SlotRef) -> Result<PageSlot, IndexFull> {
+        if let Some((bucket, number, value)) = self.find(at) {
+            let key = self.layout.key_of(value);
+            let value = self.layout.make(SlotKind::Empty, key, 0);
+            return Ok(PageSlot::new(bucket, number, value));
         }
         for distance in 0..PROBE_MAX {
             let bucket = self.bucket_at(at.bucket, distance);
-            let slot = self.layout.make(SlotKind::Reserved, distance, at.tag, 0);
-            for word in &self.buckets.line(bucket)[1..] {
-                let free = word.load(Ordering::Relaxed) == 0;
-                if free
-                    && word
-                        .compare_exchange(0, slot, Ordering::AcqRel, Ordering::Relaxed)
-                        .is_ok()
-                {
+            let key = self.layout.key(distance, at.tag);
+            let reserved = self.layout.make(SlotKind::Reserved, key, 0);
+            let words = self.buckets.line(bucket);
+            for (number, word) in (1..).zip(&words[1..]) {
+                if word.load(Ordering::Relaxed) == 0 && take(word, reserved) {
                     self.count_passed(at.bucket, distance, Meta::ONE_PASSED);
-                    return Ok(true);
+                    return Ok(PageSlot::new(bucket, number, reserved));
                 }
             }
         }
@@ -384,12 +431,10 @@ impl Index {
         }
     }
 
-    /// Gives back the slot of a page that was reserved and not published.
-    pub(crate) fn unreserve(&self, at: SlotRef) {
-        if let Some((bucket, slot, value)) = self.find(at)
-            && self.layout.kind(value) == SlotKind::Reserved
-        {
-            self.remove(bucket, slot, value);
+    /// Gives back a slot that was taken and not published; one that was there before stays.
+    pub(crate) fn unreserve(&self, at: PageSlot) {
+        if self.layout.kind(at.value()) == SlotKind::Reserved {
+            self.remove(at.bucket(), at.number(), at.value());
         }
     }
 
@@ -411,19 +456,22 @@ impl Index {
         }
     }
 
-    /// Sets `len_blocks` blocks of a page from block `first` on, for the holder of the claim. The page has a
-    /// slot.
+    /// Sets `len_blocks` blocks of a page from block `first` on, for the holder of the claim.
     #[inline]
-    pub(crate) fn publish(&self, at: SlotRef, first: u32, len_blocks: u32, target: Target) {
-        let Some((bucket, slot, value)) = self.find(at) else {
-            unreachable!("INV-INDEX-1: a page is published without a slot reserved for it");
-        };
-        sched::point();
+    pub(crate) fn publish(&self, at: PageSlot, first: u32, len_blocks: u32, target: Target) {
+        let (bucket, slot) = (at.bucket(), at.number());
         let word = &self.buckets.line(bucket)[slot];
+        let value = word.load(Ordering::Acquire);
+        let key = self.layout.key_of(at.value());
+        assert!(
+            self.layout.is(value, key),
+            "INV-INDEX-1: a page is published without a slot reserved for it"
+        );
+        sched::point();
         if len_blocks == self.blocks_per_page {
             let new = match target {
-                Target::Mapped(place) => self.layout.with(value, SlotKind::Mapped, place.0),
-                Target::Zero(place) => self.layout.with(value, SlotKind::Zero, place.0),
+                Target::Mapped(place) => self.layout.make(SlotKind::Mapped, key, place.0),
+                Target::Zero(place) => self.layout.make(SlotKind::Zero, key, place.0),
             };
             word.store(new, Ordering::Release);
             return;
@@ -445,7 +493,7 @@ impl Index {
             let life =
                 self.split_lives.fetch_add(1, Ordering::Relaxed) & self.layout.payload_mask();
             word.store(
-                self.layout.with(value, SlotKind::Split, life),
+                self.layout.make(SlotKind::Split, key, life),
                 Ordering::Release,
             );
         }
@@ -527,66 +575,12 @@ impl Index {
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }
+}
 
-    /// Checks what holds while no batch and no reclaiming is at work.
-    ///
-    /// # Panics
-    /// It does not.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn check_at_rest(&self) {
-        let count = self.bucket_count as usize;
-        let mut passed = vec![0; count];
-        for bucket in 0..count {
-            for word in &self.buckets.line(bucket)[1..] {
-                let value = word.load(Ordering::Acquire);
-                let kind = self.layout.kind(value);
-                assert!(
-                    kind != SlotKind::Reserved,
-                    "INV-INDEX-5: a slot of bucket {bucket} is left reserved"
-                );
-                if kind != SlotKind::Empty {
-                    let distance = self.layout.distance(value);
-                    let home = self.home_of(bucket, distance);
-                    (0..distance).for_each(|step| passed[self.bucket_at(home, step)] += 1);
-                }
-            }
-        }
-        for (bucket, passed) in passed.into_iter().enumerate() {
-            let meta = Meta(self.meta(bucket).load(Ordering::Acquire));
-            assert_eq!(
-                meta.owner(),
-                0,
-                "INV-INDEX-5: bucket {bucket} is left claimed"
-            );
-            assert_eq!(
-                meta.passed(),
-                passed,
-                "INV-INDEX-6: entries that pass bucket {bucket} by"
-            );
-        }
-    }
-
-    /// Calls `f` for every place that the index names, once for each slot or block. For checks; not while
-    /// others write.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn for_each_place(&self, mut f: impl FnMut(Place)) {
-        for bucket in 0..self.bucket_count as usize {
-            for slot in 1..BUCKET_WORDS {
-                let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
-                match self.layout.kind(value) {
-                    SlotKind::Mapped | SlotKind::Zero => f(Place(self.layout.payload(value))),
-                    SlotKind::Split => {
-                        for block in self.read_split(bucket, slot) {
-                            if let BlockMap::Mapped(place) | BlockMap::Zero(place) = block {
-                                f(place);
-                            }
-                        }
-                    }
-                    SlotKind::Empty | SlotKind::Reserved => {}
-                }
-            }
-        }
-    }
+/// Whether a free slot is the caller's now.
+fn take(word: &AtomicU64, reserved: u64) -> bool {
+    word.compare_exchange(0, reserved, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
 }
 
 fn decode_sub(sub: u64) -> BlockMap {

@@ -157,15 +157,17 @@ impl KsetBuilder {
 
     /// The finished bytes: checksummed, padded to whole lines.
     pub fn finish(&mut self, seed: ChecksumSeed, kset_index: u32, seq: Seq, epoch: Epoch) -> &[u8] {
-        let mut header = KsetHeaderOnMedia::new_zeroed();
-        header.key_count.set(self.key_count);
-        header.kset_index.set(kset_index);
-        header.seq.set(seq.0);
-        header.epoch.set(epoch.0);
+        let header = KsetHeaderOnMedia {
+            crc: U32::ZERO,
+            key_count: self.key_count.into(),
+            kset_index: kset_index.into(),
+            rsv: [0; 4],
+            seq: seq.0.into(),
+            epoch: epoch.0.into(),
+        };
         self.bytes[..KSET_HEADER_SIZE_BYTES].copy_from_slice(header.as_bytes());
-        let crc = seed.checksum(&self.bytes[4..]);
-        header.crc.set(crc);
-        self.bytes[..KSET_HEADER_SIZE_BYTES].copy_from_slice(header.as_bytes());
+        let crc = U32::new(seed.checksum(&self.bytes[4..]));
+        self.bytes[..4].copy_from_slice(crc.as_bytes());
         let padded = self.bytes.len().next_multiple_of(LINE_SIZE_BYTES as usize);
         self.bytes.resize(padded, 0);
         &self.bytes

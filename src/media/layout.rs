@@ -1,6 +1,6 @@
 //! Where things lie on the cache device.
 
-use crate::units::{PAGE_SIZE_BYTES, PmemOff, SegId};
+use crate::units::{Lba, PAGE_SIZE_BYTES, Page, PmemOff, SegId};
 
 /// The two copies of the superblock.
 pub(super) const SUPERBLOCK_OFFS: [PmemOff; 2] = [PmemOff(0), PmemOff(32 << 10)];
@@ -53,10 +53,13 @@ pub enum GeometryError {
     TooMany(u64),
 }
 
-/// Sizes and offsets, derived once, checked at derivation.
+/// Sizes and offsets, derived once, checked at derivation. That all shifts are shorter than a word is known from
+/// there: it is not checked again at every use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     block_shift: u32,
+    /// log2 of the blocks in an index page.
+    page_shift: u32,
     segment_shift: u32,
     segment_count: u32,
     segments_start: u64,
@@ -128,6 +131,7 @@ impl Geometry {
             u32::try_from(segment_count).map_err(|_| GeometryError::TooMany(segment_count))?;
         Ok(Self {
             block_shift: block_size_bytes.trailing_zeros(),
+            page_shift: PAGE_SIZE_BYTES.trailing_zeros() - block_size_bytes.trailing_zeros(),
             segment_shift: segment_size_bytes.trailing_zeros(),
             segment_count,
             segments_start,
@@ -147,7 +151,7 @@ impl Geometry {
     /// Size of a logical block in bytes.
     #[must_use]
     pub fn block_size_bytes(&self) -> u32 {
-        1 << self.block_shift
+        1u32.wrapping_shl(self.block_shift)
     }
 
     /// log2 of the block size.
@@ -159,13 +163,25 @@ impl Geometry {
     /// Blocks in an index page: 8 or 1.
     #[must_use]
     pub fn blocks_per_page(&self) -> u32 {
-        PAGE_SIZE_BYTES >> self.block_shift
+        PAGE_SIZE_BYTES.wrapping_shr(self.block_shift)
+    }
+
+    /// The index page in which a block lies.
+    #[must_use]
+    pub fn page_of(&self, lba: Lba) -> Page {
+        Page(lba.0.wrapping_shr(self.page_shift))
+    }
+
+    /// The first block of an index page.
+    #[must_use]
+    pub fn page_start(&self, page: Page) -> Lba {
+        Lba(page.0.wrapping_shl(self.page_shift))
     }
 
     /// Size of a segment in bytes.
     #[must_use]
     pub fn segment_size_bytes(&self) -> u64 {
-        1 << self.segment_shift
+        1u64.wrapping_shl(self.segment_shift)
     }
 
     /// Number of segments.
@@ -184,7 +200,7 @@ impl Geometry {
     #[must_use]
     pub fn segment_off(&self, segment: SegId) -> PmemOff {
         debug_assert!(segment.0 < self.segment_count);
-        PmemOff(self.segments_start + (u64::from(segment.0) << self.segment_shift))
+        PmemOff(self.segments_start + u64::from(segment.0).wrapping_shl(self.segment_shift))
     }
 
     /// The two copies of a segment's info.
@@ -204,8 +220,8 @@ impl Geometry {
     #[must_use]
     pub fn place(&self, segment: SegId, in_segment_bytes: u32) -> Place {
         Place(
-            ((u64::from(segment.0) << self.segment_shift) + u64::from(in_segment_bytes))
-                >> self.block_shift,
+            (u64::from(segment.0).wrapping_shl(self.segment_shift) + u64::from(in_segment_bytes))
+                .wrapping_shr(self.block_shift),
         )
     }
 
@@ -219,7 +235,7 @@ impl Geometry {
     /// Where a place lies on the device.
     #[must_use]
     pub fn place_off(&self, place: Place) -> PmemOff {
-        PmemOff(self.segments_start + (place.0 << self.block_shift))
+        PmemOff(self.segments_start + place.0.wrapping_shl(self.block_shift))
     }
 
     /// How many bits a place needs.
@@ -232,7 +248,7 @@ impl Geometry {
     /// Bytes that `blocks` blocks take.
     #[must_use]
     pub fn bytes(&self, len_blocks: u64) -> u64 {
-        len_blocks << self.block_shift
+        len_blocks.wrapping_shl(self.block_shift)
     }
 }
 

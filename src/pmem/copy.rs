@@ -71,6 +71,23 @@ impl Kernel {
     /// # Safety
     /// For `dst` and `len_bytes` as [`Kernel::store`].
     pub(super) unsafe fn store_from(&self, dst: *mut u8, src: &mut IovCursor, len_bytes: usize) {
+        if let Some(piece) = src.contiguous(len_bytes) {
+            // SAFETY: `piece` is one of `len_bytes` readable bytes; for the target by the contract.
+            return unsafe { self.store(dst, piece, len_bytes) };
+        }
+        // SAFETY: as for this function.
+        unsafe { self.store_pieces(dst, src, len_bytes) }
+    }
+
+    /// As [`Kernel::store_from`], from any number of elements.
+    ///
+    /// # Panics
+    /// The scatter list ends before.
+    ///
+    /// # Safety
+    /// For `dst` and `len_bytes` as [`Kernel::store`].
+    #[inline(never)]
+    unsafe fn store_pieces(&self, dst: *mut u8, src: &mut IovCursor, len_bytes: usize) {
         let mut dst = dst;
         let mut line = LineBuf([0; LINE]);
         let mut line_used = 0;
@@ -191,10 +208,10 @@ pub(super) fn prefetch(ptr: *const u8) {
 
 #[cfg(target_arch = "x86_64")]
 mod arch {
+    use std::arch::asm;
     use std::arch::x86_64::{
         __m128i, __m256i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence,
-        _mm_stream_si128, _mm256_loadu_si256, _mm256_stream_si256, _mm512_loadu_si512,
-        _mm512_stream_si512,
+        _mm256_loadu_si256, _mm512_loadu_si512,
     };
 
     use super::super::fused;
@@ -228,57 +245,129 @@ mod arch {
         kernels
     }
 
+    /// Lines that a turn of a copy loop stores: as many as make its own instructions negligible.
+    const GROUP: usize = 8 * LINE;
+
+    /// The loop around `$line`, of which `$line::<AT>(dst, src)` stores the line at byte `AT`. A macro, since
+    /// a function could not be inlined into all three with what each may use of the CPU.
+    macro_rules! store_lines {
+        ($line:ident, $dst:expr, $src:expr, $len_bytes:expr) => {
+            let (mut dst, mut src, mut left): (*mut u8, *const u8, usize) =
+                ($dst, $src, $len_bytes);
+            while left >= GROUP {
+                // SAFETY: a group of lines is left of both, by the contract, and `dst` stays aligned to a line.
+                unsafe {
+                    $line::<0>(dst, src);
+                    $line::<LINE>(dst, src);
+                    $line::<{ 2 * LINE }>(dst, src);
+                    $line::<{ 3 * LINE }>(dst, src);
+                    $line::<{ 4 * LINE }>(dst, src);
+                    $line::<{ 5 * LINE }>(dst, src);
+                    $line::<{ 6 * LINE }>(dst, src);
+                    $line::<{ 7 * LINE }>(dst, src);
+                }
+                dst = dst.wrapping_add(GROUP);
+                src = src.wrapping_add(GROUP);
+                left -= GROUP;
+            }
+            while left > 0 {
+                // SAFETY: as above, for a line: what is left is a multiple of it.
+                unsafe { $line::<0>(dst, src) };
+                dst = dst.wrapping_add(LINE);
+                src = src.wrapping_add(LINE);
+                left -= LINE;
+            }
+        };
+    }
+
     /// # Safety
     /// As [`Kernel::store`].
     unsafe fn stream_sse2(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        const STEP: usize = size_of::<__m128i>();
-        for at in (0..len_bytes).step_by(LINE) {
-            let from = |i: usize| src.wrapping_add(at + i * STEP).cast::<__m128i>();
-            let to = |i: usize| dst.wrapping_add(at + i * STEP).cast::<__m128i>();
-            // SAFETY: a whole line is left at `at` of both, by the contract; any alignment will do.
-            let line = unsafe {
-                [
-                    _mm_loadu_si128(from(0)),
-                    _mm_loadu_si128(from(1)),
-                    _mm_loadu_si128(from(2)),
-                    _mm_loadu_si128(from(3)),
-                ]
-            };
-            for (i, part) in line.into_iter().enumerate() {
-                // SAFETY: as above; `dst` is aligned to a line, so this part is aligned to its size.
-                unsafe { _mm_stream_si128(to(i), part) };
-            }
-        }
+        store_lines!(line_sse2, dst, src, len_bytes);
     }
 
     /// # Safety
     /// As [`Kernel::store`]; and the CPU has AVX2.
     #[target_feature(enable = "avx2")]
     unsafe fn stream_avx2(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        const STEP: usize = size_of::<__m256i>();
-        for at in (0..len_bytes).step_by(LINE) {
-            let from = src.wrapping_add(at).cast::<__m256i>();
-            let to = dst.wrapping_add(at).cast::<__m256i>();
-            // SAFETY: a whole line is left at `at` of the source, by the contract; any alignment will do.
-            let low = unsafe { _mm256_loadu_si256(from) };
-            // SAFETY: as above.
-            let high = unsafe { _mm256_loadu_si256(from.wrapping_byte_add(STEP)) };
-            // SAFETY: a whole line is left of the target, which is aligned to a line.
-            unsafe { _mm256_stream_si256(to, low) };
-            // SAFETY: as above.
-            unsafe { _mm256_stream_si256(to.wrapping_byte_add(STEP), high) };
-        }
+        store_lines!(line_avx2, dst, src, len_bytes);
     }
 
     /// # Safety
     /// As [`Kernel::store`]; and the CPU has AVX-512F.
     #[target_feature(enable = "avx512f")]
     unsafe fn stream_avx512(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        for at in (0..len_bytes).step_by(LINE) {
-            // SAFETY: a whole line is left at `at` of the source, by the contract; any alignment will do.
-            let line = unsafe { _mm512_loadu_si512(src.wrapping_add(at).cast::<__m512i>()) };
-            // SAFETY: a whole line is left of the target, which is aligned to a line.
-            unsafe { _mm512_stream_si512(dst.wrapping_add(at).cast::<__m512i>(), line) };
+        store_lines!(line_avx512, dst, src, len_bytes);
+    }
+
+    // The stores are spelt out, because the intrinsics know no displacement: each would cost the computation of
+    // an address.
+
+    /// # Safety
+    /// A line at byte `AT` of `src` can be read and one of `dst` be written, which is aligned to a line.
+    #[inline]
+    unsafe fn line_sse2<const AT: usize>(dst: *mut u8, src: *const u8) {
+        const STEP: usize = size_of::<__m128i>();
+        let from = |part: usize| src.wrapping_add(AT + part * STEP).cast::<__m128i>();
+        // SAFETY: the parts of a line of the source, by the contract; any alignment will do.
+        let (a, b, c, d) = unsafe {
+            (
+                _mm_loadu_si128(from(0)),
+                _mm_loadu_si128(from(1)),
+                _mm_loadu_si128(from(2)),
+                _mm_loadu_si128(from(3)),
+            )
+        };
+        // SAFETY: four stores that fill a line of the target, by the contract; each is aligned to its size.
+        unsafe {
+            asm!(
+                "movntdq xmmword ptr [{dst} + {at}], {a}",
+                "movntdq xmmword ptr [{dst} + {at} + 16], {b}",
+                "movntdq xmmword ptr [{dst} + {at} + 32], {c}",
+                "movntdq xmmword ptr [{dst} + {at} + 48], {d}",
+                dst = in(reg) dst, at = const AT,
+                a = in(xmm_reg) a, b = in(xmm_reg) b, c = in(xmm_reg) c, d = in(xmm_reg) d,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    /// # Safety
+    /// As [`line_sse2`]; and the CPU has AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn line_avx2<const AT: usize>(dst: *mut u8, src: *const u8) {
+        const STEP: usize = size_of::<__m256i>();
+        let from = src.wrapping_add(AT).cast::<__m256i>();
+        // SAFETY: the first half of a line of the source, by the contract; any alignment will do.
+        let low = unsafe { _mm256_loadu_si256(from) };
+        // SAFETY: as above, the second half.
+        let high = unsafe { _mm256_loadu_si256(from.wrapping_byte_add(STEP)) };
+        // SAFETY: two stores that fill a line of the target, by the contract; each is aligned to its size.
+        unsafe {
+            asm!(
+                "vmovntdq ymmword ptr [{dst} + {at}], {low}",
+                "vmovntdq ymmword ptr [{dst} + {at} + 32], {high}",
+                dst = in(reg) dst, at = const AT, low = in(ymm_reg) low, high = in(ymm_reg) high,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    /// # Safety
+    /// As [`line_sse2`]; and the CPU has AVX-512F.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn line_avx512<const AT: usize>(dst: *mut u8, src: *const u8) {
+        // SAFETY: a line of the source, by the contract; any alignment will do.
+        let line = unsafe { _mm512_loadu_si512(src.wrapping_add(AT).cast::<__m512i>()) };
+        // SAFETY: a store that fills a line of the target, by the contract; it is aligned to its size.
+        unsafe {
+            asm!(
+                "vmovntdq zmmword ptr [{dst} + {at}], {line}",
+                dst = in(reg) dst, at = const AT, line = in(zmm_reg) line,
+                options(nostack, preserves_flags),
+            );
         }
     }
 

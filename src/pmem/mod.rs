@@ -6,6 +6,7 @@
 mod backing;
 pub(crate) mod bounds;
 mod copy;
+mod crc;
 mod dax;
 mod error;
 #[cfg(target_arch = "x86_64")]
@@ -19,6 +20,7 @@ mod read_only;
 mod regions;
 
 pub use backing::{MapRequest, Sharing};
+pub(crate) use crc::crc32c_append_short;
 pub use dax::{Backing, Durability};
 pub use error::MapError;
 #[cfg(any(test, feature = "sim"))]

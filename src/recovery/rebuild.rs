@@ -180,9 +180,13 @@ impl Rebuild {
             let page = lba / per_page;
             let page_end = ((page + 1) * per_page).min(end);
             let at = self.index.locate(Page(page));
-            self.index.reserve(at)?;
-            self.index
-                .publish(at, (lba % per_page) as u32, (page_end - lba) as u32, target);
+            let slot = self.index.reserve(at)?;
+            self.index.publish(
+                slot,
+                (lba % per_page) as u32,
+                (page_end - lba) as u32,
+                target,
+            );
             lba = page_end;
         }
         Ok(())

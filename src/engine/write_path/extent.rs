@@ -33,7 +33,7 @@ pub(super) fn need<P: Pmem>(
     len_blocks: u64,
     payload: HasPayload,
 ) -> Need {
-    let page_count = pages(cache, lba, len_blocks).count();
+    let page_count = pages(cache, lba, len_blocks).page_count();
     match payload {
         HasPayload::Yes => Need {
             key_count: page_count,
@@ -48,28 +48,58 @@ pub(super) fn need<P: Pmem>(
     }
 }
 
-/// The pages that an extent touches.
-pub(super) fn pages<P: Pmem>(
-    cache: &Cache<P>,
-    lba: Lba,
-    len_blocks: u64,
-) -> impl Iterator<Item = Page> + use<P> {
-    let per_page = u64::from(cache.geometry.blocks_per_page());
-    (lba.0 / per_page..(lba.0 + len_blocks).div_ceil(per_page)).map(Page)
+/// The pages that an extent touches, which has a block at the least.
+#[derive(Clone, Debug)]
+pub(super) struct PageRange {
+    next: u64,
+    last: u64,
+}
+
+impl PageRange {
+    fn page_count(&self) -> usize {
+        (self.last - self.next) as usize + 1
+    }
+}
+
+impl Iterator for PageRange {
+    type Item = Page;
+
+    #[inline]
+    fn next(&mut self) -> Option<Page> {
+        let page = self.next;
+        (page <= self.last).then(|| {
+            // The base has fewer pages than would let it overflow.
+            self.next = page.wrapping_add(1);
+            Page(page)
+        })
+    }
+}
+
+/// The pages of an extent.
+#[inline]
+pub(super) fn pages<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64) -> PageRange {
+    let geometry = &cache.geometry;
+    PageRange {
+        next: geometry.page_of(lba).0,
+        last: geometry.page_of(Lba(lba.0 + len_blocks - 1)).0,
+    }
 }
 
 /// An extent cut at page borders: first block and number of blocks of each piece.
+#[inline]
 pub(super) fn page_pieces<P: Pmem>(
     cache: &Cache<P>,
     lba: Lba,
     len_blocks: u64,
 ) -> impl Iterator<Item = (Lba, u32)> + use<P> {
-    let per_page = u64::from(cache.geometry.blocks_per_page());
-    let end = lba.0 + len_blocks;
-    pages(cache, lba, len_blocks).map(move |page| {
-        let first = lba.0.max(page.0 * per_page);
-        let last = end.min((page.0 + 1) * per_page);
-        // A page has 8 blocks at most.
-        (Lba(first), (last - first) as u32)
+    let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+    let (mut next, end) = (lba.0, lba.0 + len_blocks);
+    std::iter::from_fn(move || {
+        let first = next;
+        (first < end).then(|| {
+            next = ((first | in_page) + 1).min(end);
+            // A page has 8 blocks at most.
+            (Lba(first), (next - first) as u32)
+        })
     })
 }
