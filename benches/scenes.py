@@ -19,6 +19,8 @@ from harness.scenario import CACHE, MIB, bdev_info, cache_info, drain
 from peers import PEERS, WORKING_SET_MIB, Peer, Store
 from workloads import WORKLOADS, Workload
 
+# A single larger request would turn zero copy off in bdevperf, for good.
+FILL_IO_SIZE = 64 << 10
 GC_PERCENT = 90
 # Amounts of cached data, and the share of the cache that they may be: less than GC_PERCENT.
 SIZES_GIB = (1, 4, 12)
@@ -122,7 +124,7 @@ class Bench:
         """Writes everything once."""
         seconds = 1
         while True:
-            result = bdevperf.run("write", io_size=128 << 10, queue_depth=8, seconds=seconds)
+            result = bdevperf.run("write", io_size=FILL_IO_SIZE, queue_depth=8, seconds=seconds)
             # Each core writes its own part.
             if result.mibps * seconds >= size_mib * 1.1:
                 return
