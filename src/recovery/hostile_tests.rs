@@ -4,28 +4,22 @@
 use super::compat_tests::IMAGES;
 use crate::engine::FormatPolicy;
 use crate::media::{
-    COUNTER_MAX, Checksums, FEATURES_COMPAT, HeaderState, SegmentInfo, Spot, Superblock, Tails,
-    Witness, load_header, persist_superblock,
+    COUNTER_MAX, Checksums, FEATURES_COMPAT, SegmentInfo, Spot, Superblock, Tails, Witness,
+    persist_superblock,
 };
 use crate::sim::plain::open;
 use crate::sim::pmem::SimPmem;
+use crate::sim::recover::superblock_of;
 use crate::units::{Agent, Generation, Lba, SegId};
 
 const AGENT: Agent = Agent(9);
-
-fn loaded(pmem: &SimPmem) -> Superblock {
-    match load_header(pmem) {
-        Ok(HeaderState::Cache(superblock, _)) => *superblock,
-        other => panic!("the image holds a cache, not {other:?}"),
-    }
-}
 
 /// What opening an image says after `change`, which is given the device, its superblock and its checksums.
 /// The device must be left as it was.
 fn error_after(change: impl FnOnce(&SimPmem, Superblock, &Checksums)) -> String {
     let image = &IMAGES[0];
     let pmem = SimPmem::from_image(image.load());
-    let superblock = loaded(&pmem);
+    let superblock = superblock_of(&pmem);
     let checksums = Checksums::new(superblock.uuid);
     change(&pmem, superblock, &checksums);
     let before = pmem.durable_image();
@@ -116,13 +110,13 @@ fn a_base_name_of_impossible_length_is_refused() {
 fn compatible_features_survive_a_change_of_the_superblock() {
     let image = &IMAGES[0];
     let pmem = SimPmem::from_image(image.load());
-    let mut superblock = loaded(&pmem);
+    let mut superblock = superblock_of(&pmem);
     superblock.features_compat = 0x50;
     drop(persist_superblock(&pmem, AGENT, &mut superblock));
     let mut options = image.options();
     options.base.uuid = [0x77; 16];
     open(pmem.clone(), &image.base_content(), options).unwrap();
-    let after = loaded(&pmem);
+    let after = superblock_of(&pmem);
     assert_eq!(after.features_compat, 0x50 | FEATURES_COMPAT);
     assert_eq!(after.base.uuid, [0x77; 16]);
 }
@@ -172,7 +166,7 @@ fn damage_of_a_sealed_segment_is_refused_unless_the_base_holds_all_of_it() {
     let (mut refused, mut opened) = (0, 0);
     for image in &IMAGES {
         let pristine = SimPmem::from_image(image.load());
-        let superblock = loaded(&pristine);
+        let superblock = superblock_of(&pristine);
         let checksums = Checksums::new(superblock.uuid);
         let (tails, _) = Tails::load(&pristine, &checksums).unwrap();
         for segment in (0..superblock.geometry.segment_count()).map(SegId) {

@@ -8,7 +8,8 @@ use super::peek::Peek;
 use super::prng::Prng;
 use super::stamp::{self, Garbage, Stamp};
 use crate::engine::{Cache, FormatPolicy, OpenOptions};
-use crate::pmem::Pmem;
+use crate::media::{HeaderState, Superblock, load_header};
+use crate::pmem::{Pmem, PmemRead};
 use crate::recovery::{OpenError, OpenStep, Opening};
 use crate::units::Lba;
 use std::sync::Arc;
@@ -41,6 +42,17 @@ pub fn open<'a, P: Pmem>(
         }
     }
     panic!("the opening does not end")
+}
+
+/// The superblock of a device that holds a cache.
+///
+/// # Panics
+/// It holds none.
+pub(crate) fn superblock_of(pmem: &impl PmemRead) -> Superblock {
+    match load_header(pmem) {
+        Ok(HeaderState::Cache(superblock, _)) => *superblock,
+        other => panic!("the device holds a cache, not {other:?}"),
+    }
 }
 
 /// What every block of a cache that was just recovered would read as.

@@ -3,14 +3,14 @@
 use super::{Context, apply, check, in_order};
 use crate::engine::{FormatPolicy, SegmentState};
 use crate::media::{
-    ChecksumSeed, Checksums, HeaderState, KEYS_START_BYTES, Key, KeyKind, Kset, KsetBuilder,
-    KsetContext, KsetReader, SegmentInfo, Superblock, load_header,
+    ChecksumSeed, Checksums, KEYS_START_BYTES, Key, KeyKind, Kset, KsetBuilder, KsetContext,
+    KsetReader, SegmentInfo, Superblock,
 };
 use crate::pmem::LINE_SIZE_BYTES;
 use crate::sim::image::ImagePmem;
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::{Expectation, Violation};
-use crate::sim::recover;
+use crate::sim::recover::{self, superblock_of};
 use crate::sim::script::Step;
 use crate::units::{Epoch, Lba, PmemOff, SegId, Seq};
 
@@ -81,7 +81,7 @@ pub(super) fn guest_data_in_the_shape_of_ksets_are_never_the_log(
 /// A crash; every free segment is then full of ksets that would be next if their checksums were right.
 fn set_traps(machine: Machine, forge: Forge) -> Result<Machine, Violation> {
     let cache = machine.cache();
-    let checksums = Checksums::new(superblock_of(&machine).uuid);
+    let checksums = Checksums::new(superblock_of(machine.pmem()).uuid);
     let mut image = machine.pmem().live_image();
     let mut traps = 0;
     for id in cache.segments.ids() {
@@ -140,13 +140,6 @@ pub(super) fn the_log_can_be_cut_wherever_it_enters_another_segment(
         }
     }
     context.cut_script(&setup, &steps)
-}
-
-fn superblock_of(machine: &Machine) -> Superblock {
-    match load_header(machine.pmem()) {
-        Ok(HeaderState::Cache(superblock, _)) => *superblock,
-        other => unreachable!("the machine runs a cache, not {other:?}"),
-    }
 }
 
 /// A kset on the media.
@@ -225,7 +218,7 @@ pub(super) fn a_flipped_bit_in_the_log_is_reported_or_harmless(
     }
     let machine = apply(context.machine(&setup)?, &steps)?;
     let bytes = machine.pmem().live_image();
-    let superblock = superblock_of(&machine);
+    let superblock = superblock_of(machine.pmem());
     let dirty_tail = machine.cache().dirty_tail();
     let found = ksets_of(&ImagePmem::new(bytes.clone()), &superblock);
     let mut verdicts = Verdicts::default();

@@ -2,15 +2,12 @@
 
 use super::{Context, apply, check, in_order};
 use crate::engine::FormatPolicy;
-use crate::media::{
-    COUNTER_MAX, Checksums, HeaderState, SegmentInfo, Superblock, Tails, load_header,
-    persist_superblock,
-};
+use crate::media::{COUNTER_MAX, Checksums, SegmentInfo, Superblock, Tails, persist_superblock};
 use crate::sim::base::BaseImage;
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::{Expectation, Violation};
 use crate::sim::pmem::SimPmem;
-use crate::sim::recover;
+use crate::sim::recover::{self, superblock_of};
 use crate::sim::script::Step;
 use crate::units::{Agent, Generation, PmemOff, SegId, Seq};
 
@@ -74,13 +71,6 @@ pub(super) fn a_recovery_that_is_cut_again_and_again_finds_the_same(
     let result = context.cut_script(&setup, &steps);
     context.limits = limits;
     result
-}
-
-fn superblock_of(pmem: &SimPmem) -> Superblock {
-    match load_header(pmem) {
-        Ok(HeaderState::Cache(superblock, _)) => *superblock,
-        other => unreachable!("the device holds a cache, not {other:?}"),
-    }
 }
 
 /// A crash; `change` is done to the media meanwhile.
