@@ -15,6 +15,7 @@ mod grace;
 pub(crate) mod invariant_tests;
 mod io;
 mod lend;
+mod misses;
 mod read_path;
 mod segments;
 mod settings;
