@@ -1,5 +1,6 @@
 //! The cache: what its channels and its background share.
 
+use super::checkpoint::Checkpoint;
 use super::config::{
     BaseCaps, BaseIdentity, DataCrc, GC_PERCENT_MAX, OptionChange, WritebackOrder,
 };
@@ -161,6 +162,7 @@ pub struct Cache<P> {
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
     pub(crate) drain: Drain,
+    pub(crate) checkpoint: Checkpoint,
     pub(crate) failed: AtomicBool,
     /// What can be changed, and is persisted by the background.
     pub(crate) superblock: Mutex<Superblock>,
@@ -205,6 +207,7 @@ impl<P: Pmem> Cache<P> {
                 upto: AtomicU64::new(0),
                 bytes_start: AtomicU64::new(0),
             },
+            checkpoint: Checkpoint::default(),
             failed: AtomicBool::new(false),
             superblock: Mutex::new(parts.superblock),
             superblock_changed: AtomicBool::new(false),
@@ -308,6 +311,7 @@ impl<P: Pmem> Cache<P> {
     pub fn poison(&self, reason: &str) {
         self.failed.store(true, Ordering::Release);
         self.set_health(Health::Failed(reason.to_owned()));
+        self.checkpoint.fail(reason);
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -437,12 +441,20 @@ impl<P: Pmem> Cache<P> {
             dirty_bytes_start: start,
             dirty_bytes_left: left,
             percent: u8::try_from(percent.min(if in_progress { 99 } else { 100 })).unwrap_or(99),
-            error: match self.health() {
-                Health::Online => None,
-                Health::WritebackFailing(reason)
-                | Health::Degraded(reason)
-                | Health::Failed(reason) => Some(reason),
-            },
+            error: self.trouble().or_else(|| {
+                let id = self.checkpoint.holder().filter(|_| in_progress)?;
+                Some(format!("checkpoint {id} holds the base"))
+            }),
+        }
+    }
+
+    /// What is wrong, if anything is.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        match self.health() {
+            Health::Online => None,
+            Health::WritebackFailing(reason)
+            | Health::Degraded(reason)
+            | Health::Failed(reason) => Some(reason),
         }
     }
 
