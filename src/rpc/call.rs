@@ -1,9 +1,9 @@
 //! The methods `bdev_pcache_*`: which parameters each of them takes.
 
-use super::definition::{check_change, option_change};
+use super::definition::{check_change, settings};
 use super::{Definition, Members, Params, RpcError};
 use crate::engine::{
-    CHECKPOINT_TIMEOUT_S_DEFAULT, CHECKPOINT_TIMEOUT_S_RANGE, CheckpointId, OptionChange,
+    CHECKPOINT_TIMEOUT_S_DEFAULT, CHECKPOINT_TIMEOUT_S_RANGE, CheckpointId, SettingChange,
 };
 
 /// A method, without the prefix of its name.
@@ -42,7 +42,7 @@ pub(crate) enum Call {
     ResetStats(String),
     FlushStart(String),
     FlushStatus(String),
-    SetOptions(String, OptionChange),
+    SetOptions(String, SettingChange),
     CheckpointBegin(CheckpointRequest),
     /// The cache, and which of its checkpoints.
     CheckpointEnd(String, Option<CheckpointId>),
@@ -95,7 +95,7 @@ impl Call {
             Method::FlushStatus => Call::FlushStatus(params.needed_text("name")?),
             Method::SetOptions => {
                 let name = params.needed_text("name")?;
-                Call::SetOptions(name, option_change(&mut params)?)
+                Call::SetOptions(name, settings(&mut params)?)
             }
             Method::CheckpointBegin => Call::CheckpointBegin(CheckpointRequest::take(&mut params)?),
             Method::CheckpointEnd => {

@@ -10,7 +10,7 @@ use super::registry;
 use super::remove;
 use super::thread::now;
 use super::trampoline::guard;
-use crate::engine::{CheckpointError, CheckpointId, OptionChange, Stats};
+use crate::engine::{CheckpointError, CheckpointId, SettingChange, Stats};
 use crate::rpc::{Call, Members, Method, RpcError};
 
 /// # Safety
@@ -124,10 +124,10 @@ fn flush_status(name: &str) -> Result<Json, RpcError> {
     Ok(Json::of(&node.cache.drain_status()))
 }
 
-fn set_options(name: &str, change: OptionChange) -> Result<Json, RpcError> {
+fn set_options(name: &str, change: SettingChange) -> Result<Json, RpcError> {
     let node = registry::online(name)?;
     node.cache
-        .change_options(change)
+        .change_settings(&change)
         .map_err(|error| RpcError::invalid_params(error.to_string()))?;
     Ok(Json::yes())
 }

@@ -64,6 +64,9 @@ pub fn rpc_params(input: &[u8]) {
         Method::FlushStart,
         Method::FlushStatus,
         Method::SetOptions,
+        Method::CheckpointBegin,
+        Method::CheckpointEnd,
+        Method::CheckpointStatus,
     ];
     let Some((first, text)) = input.split_first() else {
         return;
