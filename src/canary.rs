@@ -51,6 +51,12 @@ canaries! {
     StaleFillInstalled = "stale_fill_installed",
     /// A miss joins a base read that was asked for before its blocks were written.
     StaleReadJoined = "stale_read_joined",
+    /// In a mode in which a write waits for the base, it does not.
+    WriteNotHeld = "write_not_held",
+    /// A write that is not to stay cached takes with it what was written later.
+    DirtyWriteForgotten = "dirty_write_forgotten",
+    /// A read that is to be served by the base is, although the base does not have the data yet.
+    DirtyDataPassedBy = "dirty_data_passed_by",
     /// A flush of the application closes no epoch.
     FlushClosesNoEpoch = "flush_closes_no_epoch",
     /// A FUA write closes no epoch.

@@ -139,7 +139,9 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::FloorNotSet => &[STALE, DRAINED, CLEAN, BARRIER, CUT],
         Canary::OverlapLost => &[STALE, LOST, IN_PART, CLEAN],
         Canary::StaleFillInstalled => &[STALE, LOST, CLEAN],
-        Canary::StaleReadJoined => &[STALE],
+        Canary::StaleReadJoined | Canary::DirtyDataPassedBy => &[STALE],
+        Canary::WriteNotHeld => &["acknowledged before the base has it"],
+        Canary::DirtyWriteForgotten => &[STALE, LOST],
         Canary::FlushClosesNoEpoch
         | Canary::FuaClosesNoEpoch
         | Canary::StrictBatchSpansBarrier

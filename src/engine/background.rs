@@ -31,6 +31,7 @@ pub struct Background<P: Pmem> {
     gc: Gc,
     stopping: bool,
     now: Now,
+    held_seen: Seq,
 }
 
 impl<P: Pmem> Background<P> {
@@ -43,6 +44,7 @@ impl<P: Pmem> Background<P> {
             gc: Gc::default(),
             stopping: false,
             now: Now(0),
+            held_seen: Seq(0),
         }
     }
 
@@ -60,6 +62,7 @@ impl<P: Pmem> Background<P> {
         if self.stopping {
             return self.poll_last(now, out);
         }
+        self.held_seen = self.cache.mode.held_upto();
         self.persist_options();
         let reclaimed = self.gc.poll(
             &self.cache,
@@ -94,13 +97,19 @@ impl<P: Pmem> Background<P> {
         self.stopping = true;
     }
 
+    /// Whether writes that wait for nothing but the base have come since the last poll.
+    #[must_use]
+    pub fn has_new_held_writes(&self) -> bool {
+        self.cache.mode.held_upto() > self.held_seen
+    }
+
     /// How badly its work is needed now.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
         if self.cache.space_wanted.load(Ordering::Relaxed) {
             Pressure::Waiting
         } else if self.gc.needs_writeback()
-            || self.cache.drain_running()
+            || self.cache.drain_wanted()
             || self.cache.checkpoint.is_writing_back()
             || crate::writeback::is_urgent(&self.cache)
         {

@@ -1,8 +1,10 @@
 //! The cache: what its channels and its background share.
 
 use super::checkpoint::Checkpoint;
-use super::config::{BaseCaps, BaseIdentity, DataCrc};
+use super::config::{BaseCaps, BaseIdentity, CacheMode, DataCrc};
+use super::drain::Drain;
 use super::grace::Grace;
+use super::mode::ModeState;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::Segments;
@@ -11,7 +13,6 @@ use super::stats::{Counters, Stats};
 use super::stream::{Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
-use crate::canary::{self, Canary};
 use crate::index::Index;
 use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
 use crate::pmem::Pmem;
@@ -59,21 +60,6 @@ pub enum Health {
     Failed(String),
 }
 
-/// How far a drain is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct DrainStatus {
-    /// Whether one is running.
-    pub in_progress: bool,
-    /// Dirty bytes when it was asked for.
-    pub dirty_bytes_start: u64,
-    /// Dirty bytes now, those written since included.
-    pub dirty_bytes_left: u64,
-    /// Progress from 0 to 100.
-    pub percent: u8,
-    /// Why it does not get on, if something is wrong.
-    pub error: Option<String>,
-}
-
 /// A cache, described.
 #[derive(Clone, Debug, Serialize)]
 pub struct CacheInfo {
@@ -96,6 +82,9 @@ pub struct CacheInfo {
     /// What can be changed, as it is now.
     #[serde(flatten)]
     pub settings: SettingValues,
+    /// The mode that holds for everything in the cache: `cache_mode`, or an earlier one as long as dirty data of
+    /// that are left.
+    pub cache_mode_now: CacheMode,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
     /// The log up to here is on the base.
@@ -122,13 +111,6 @@ pub(crate) struct CacheParts<P> {
     pub(crate) stream_count_max: u32,
 }
 
-#[derive(Debug)]
-pub(crate) struct Drain {
-    /// Everything below this is to be written back; 0: nothing is asked for.
-    pub(crate) upto: AtomicU64,
-    bytes_start: AtomicU64,
-}
-
 /// A cache in use. Shared by its channels and its background; every method can be called from any thread.
 #[derive(Debug)]
 pub struct Cache<P> {
@@ -152,6 +134,9 @@ pub struct Cache<P> {
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
     pub(crate) drain: Drain,
+    pub(crate) mode: ModeState,
+    /// Write-back stands still for good.
+    pub(crate) writeback_halted: AtomicBool,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) failed: AtomicBool,
     pub(crate) settings: Settings,
@@ -176,7 +161,8 @@ impl<P: Pmem> Cache<P> {
             // As many as there is room for.
             let _ = channel_ids.push(id);
         }
-        Arc::new(Self {
+        let mode = parts.superblock.settings.cache_mode();
+        let cache = Arc::new(Self {
             geometry,
             checksums: Checksums::new(parts.superblock.uuid),
             base: parts.superblock.base.clone(),
@@ -194,10 +180,9 @@ impl<P: Pmem> Cache<P> {
             dirty_bytes: AtomicU64::new(parts.dirty_bytes),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
-            drain: Drain {
-                upto: AtomicU64::new(0),
-                bytes_start: AtomicU64::new(0),
-            },
+            drain: Drain::default(),
+            mode: ModeState::default(),
+            writeback_halted: AtomicBool::new(false),
             checkpoint: Checkpoint::default(),
             failed: AtomicBool::new(false),
             settings: Settings::new(&parts.superblock.settings),
@@ -211,7 +196,10 @@ impl<P: Pmem> Cache<P> {
                 .collect(),
             stats_start: Mutex::default(),
             pmem: parts.pmem,
-        })
+        });
+        // What is dirty is of an earlier mode, or was cut off by a crash before the base had it.
+        cache.mode_asked(CacheMode::Writeback, mode);
+        cache
     }
 
     /// A channel for one thread; `None` if [`CHANNEL_COUNT_MAX`] are open.
@@ -339,6 +327,7 @@ impl<P: Pmem> Cache<P> {
             segments_free: self.segments.free_count() as u64,
             data_crc: self.data_crc == DataCrc::On,
             settings: superblock.settings,
+            cache_mode_now: self.mode_now(),
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),
@@ -371,77 +360,12 @@ impl<P: Pmem> Cache<P> {
     /// A value is out of range, or does not go with the others; nothing is changed.
     pub fn change_settings(&self, change: &SettingChange) -> Result<(), SettingError> {
         let mut superblock = lock(&self.superblock);
+        let before = superblock.settings.cache_mode();
         superblock.settings = superblock.settings.with(change)?;
         self.settings.publish(&superblock.settings);
+        self.mode_asked(before, superblock.settings.cache_mode());
         self.superblock_changed.store(true, Ordering::Release);
         Ok(())
-    }
-
-    /// Asks for everything that is dirty now to be written to the base. `false`: a drain is running already.
-    pub fn drain_start(&self) -> bool {
-        if self.drain_running() {
-            return false;
-        }
-        self.drain
-            .bytes_start
-            .store(self.dirty_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.drain
-            .upto
-            .store(self.seq_next.load(Ordering::SeqCst), Ordering::Release);
-        true
-    }
-
-    /// Whether a drain was asked for and is not done.
-    pub(crate) fn drain_running(&self) -> bool {
-        let upto = self.drain.upto.load(Ordering::Acquire);
-        let left = u64::from(canary::is(Canary::DrainEndsEarly));
-        upto != 0 && self.dirty_tail().0 + 1 + left < upto
-    }
-
-    /// The log holds nothing below `settled` that is not on the base: a drain up to there is done, even if the
-    /// dirty tail stands lower. Numbers that were drawn for batches which a crash cut off are never reached.
-    pub(crate) fn end_drain(&self, settled: Seq) {
-        let upto = self.drain.upto.load(Ordering::Acquire);
-        if upto <= settled.0 {
-            // Failing, it was another drain's.
-            let _ = self
-                .drain
-                .upto
-                .compare_exchange(upto, 0, Ordering::AcqRel, Ordering::Acquire);
-        }
-    }
-
-    /// How far the drain is that was asked for last.
-    pub fn drain_status(&self) -> DrainStatus {
-        let in_progress = self.drain_running();
-        let start = self.drain.bytes_start.load(Ordering::Relaxed);
-        let left = self.dirty_bytes.load(Ordering::Relaxed);
-        let done = start.saturating_sub(left);
-        let percent = if !in_progress {
-            100
-        } else {
-            done * 100 / start.max(1)
-        };
-        DrainStatus {
-            in_progress,
-            dirty_bytes_start: start,
-            dirty_bytes_left: left,
-            percent: u8::try_from(percent.min(if in_progress { 99 } else { 100 })).unwrap_or(99),
-            error: self.trouble().or_else(|| {
-                let id = self.checkpoint.holder().filter(|_| in_progress)?;
-                Some(format!("checkpoint {id} holds the base"))
-            }),
-        }
-    }
-
-    /// What is wrong, if anything is.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        match self.health() {
-            Health::Online => None,
-            Health::WritebackFailing(reason)
-            | Health::Degraded(reason)
-            | Health::Failed(reason) => Some(reason),
-        }
     }
 
     /// Segments that are not free.

@@ -1,6 +1,7 @@
 //! A channel: where the requests of one core go in and come out.
 
 use super::cache::Cache;
+use super::held::Held;
 use super::io::{
     BaseError, BaseOpId, Completion, HostIo, IoToken, LoanId, Op, Outbox, Progress, Status,
 };
@@ -105,6 +106,8 @@ pub(super) struct Core {
     pub(super) loans: Slab<Loan>,
     /// Writes, unmaps and write-zeroes that are not in the log yet, first come first served.
     pub(super) writes: VecDeque<RequestId>,
+    /// Writes that are in the log, and wait for the base.
+    pub(super) held: Held,
     flushes: VecDeque<RequestId>,
     aborted: VecDeque<RequestId>,
     pub(super) misses: Misses,
@@ -173,6 +176,7 @@ impl<P: Pmem> Channel<P> {
             let who = usize::from(core.id);
             cache.grace.enter(who);
             core.finish_misses(cache, out);
+            core.poll_held(cache, out);
             core.poll_reads(cache, out);
             core.poll_lends(cache, out);
             core.poll_writes(cache, out);
@@ -224,11 +228,12 @@ impl<P: Pmem> Channel<P> {
         false
     }
 
-    /// As [`Channel::abort`], for all requests.
+    /// As [`Channel::abort`], for all requests. Writes that wait for nothing but the base fail.
     pub fn abort_waiting(&mut self) {
         let core = &mut self.core;
         core.aborted.extend(core.staged.drain(..));
         core.aborted.extend(core.writes.drain(..));
+        core.held.give_up();
     }
 }
 
@@ -251,6 +256,7 @@ impl Core {
             lends: queue(),
             loans: Slab::new(LOAN_COUNT_MAX),
             writes: queue(),
+            held: Held::new(),
             flushes: queue(),
             aborted: queue(),
             misses: Misses::new(),
@@ -350,6 +356,7 @@ impl Core {
         while let Some(id) = self.writes.pop_front() {
             self.complete(cache, id, Status::Failed, out);
         }
+        self.fail_held(cache, out);
         while let Some(id) = self.flushes.pop_front() {
             self.complete(cache, id, Status::Failed, out);
         }

@@ -36,6 +36,55 @@ impl WritebackOrder {
     }
 }
 
+/// What the cache does with reads and writes. In every mode a write goes through the log, so that it is atomic and
+/// in order; the modes differ in when it is acknowledged and in what stays cached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// A write is acknowledged when it is durable in the cache. Reads populate the cache.
+    #[default]
+    Writeback,
+    /// A write is acknowledged when it is durable on the base, and stays cached.
+    Writethrough,
+    /// A write is acknowledged when it is durable on the base, and does not stay cached.
+    Writearound,
+    /// As `Writeback`, but reads do not populate the cache.
+    Writeonly,
+    /// As `Writearound`; reads do not populate the cache, and are served by the base.
+    Passthrough,
+}
+
+impl CacheMode {
+    pub(crate) fn from_setting(value: u32) -> Self {
+        match value {
+            1 => Self::Writethrough,
+            2 => Self::Writearound,
+            3 => Self::Writeonly,
+            4 => Self::Passthrough,
+            _ => Self::Writeback,
+        }
+    }
+
+    /// A write is acknowledged when the base has it.
+    #[must_use]
+    pub fn holds_writes(self) -> bool {
+        matches!(
+            self,
+            Self::Writethrough | Self::Writearound | Self::Passthrough
+        )
+    }
+
+    /// What was written does not stay cached.
+    pub(crate) fn forgets_writes(self) -> bool {
+        matches!(self, Self::Writearound | Self::Passthrough)
+    }
+
+    /// What was read may stay cached.
+    pub(crate) fn keeps_reads(self) -> bool {
+        !matches!(self, Self::Writeonly | Self::Passthrough)
+    }
+}
+
 /// Whether payloads carry checksums. Fixed at format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DataCrc {

@@ -6,6 +6,7 @@
 
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core};
+use super::config::CacheMode;
 use super::io::{LoanId, Outbox, Status};
 use super::read_path::Blocked;
 use crate::index::BlockMap;
@@ -38,6 +39,11 @@ impl Core {
                 continue;
             };
             let (lba, len_blocks) = (request.io.lba, request.io.len_blocks);
+            if cache.settings.cache_mode() == CacheMode::Passthrough {
+                // The base is to be asked.
+                self.complete(cache, id, Status::NotLent, out);
+                continue;
+            }
             let status = match find_piece(cache, lba, len_blocks) {
                 Err(Blocked) => {
                     self.lends.push_back(id);

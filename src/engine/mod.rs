@@ -11,12 +11,15 @@ mod cache;
 mod channel;
 mod checkpoint;
 mod config;
+mod drain;
 mod grace;
+mod held;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
 mod io;
 mod lend;
 mod misses;
+mod mode;
 mod read_path;
 mod segments;
 mod settings;
@@ -28,7 +31,7 @@ mod write_path;
 
 pub use background::{Background, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
-pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
+pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, Health, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub(crate) use checkpoint::CheckpointNeed;
 pub use checkpoint::{
@@ -36,6 +39,7 @@ pub use checkpoint::{
     CheckpointId, CheckpointState, CheckpointStatus,
 };
 pub use config::*;
+pub use drain::DrainStatus;
 pub(crate) use grace::Ticket;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;

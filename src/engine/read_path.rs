@@ -3,8 +3,10 @@
 
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
+use super::config::CacheMode;
 use super::io::{Outbox, Status};
 use super::misses::Miss;
+use crate::canary::{self, Canary};
 use crate::index::{BlockMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
@@ -70,6 +72,7 @@ struct Reader<'a, P> {
     id: RequestId,
     state: ReadState,
     run: Option<Run>,
+    mode: CacheMode,
     /// How many of [`Core::run_versions`] are the run's; more, if there was no room for them.
     version_count: usize,
 }
@@ -109,6 +112,7 @@ impl Core {
             id,
             state,
             run: None,
+            mode: cache.settings.cache_mode(),
             version_count: 0,
         };
         let result = self.walk(&mut reader, first + state.done_blocks, first + len, out);
@@ -212,6 +216,13 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
         let cache = reader.cache;
+        if reader.mode == CacheMode::Passthrough
+            && (cache.is_clean(place) || canary::is(Canary::DirtyDataPassedBy))
+        {
+            // The base holds the same (INV-MODE-3).
+            reader.version_count = usize::MAX;
+            return self.start_miss(reader, run, out);
+        }
         let mut cursor = reader.state.cursor;
         if cache
             .pmem
@@ -262,8 +273,9 @@ impl Core {
             } else {
                 miss.versions[..versions.len()].copy_from_slice(versions);
                 // What is larger than a write may never fit into a segment.
-                miss.admitted =
-                    !versions.is_empty() && bytes <= reader.cache.write_size_max_bytes();
+                miss.admitted = !versions.is_empty()
+                    && bytes <= reader.cache.write_size_max_bytes()
+                    && reader.mode.keeps_reads();
                 out.base.push(self.misses.lead(miss).ok_or(Blocked)?);
                 self.counters(reader.cache).base_read_bytes.add(bytes);
             }

@@ -4,7 +4,7 @@
 //! their values, and whoever works with one reads it without a lock. Tests hold `rpc/schema.json`, `docs/rpc.md` and
 //! `docs/FORMAT.md` against it.
 
-use super::config::WritebackOrder;
+use super::config::{CacheMode, WritebackOrder};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -70,6 +70,9 @@ settings! {
     GcPercent = 0, "gc_percent", 70, Number { min: 0, max: 90 };
     /// In which order dirty data reach the base. Strict: the base can be mounted at any moment.
     WritebackOrder = 1, "writeback_order", 0, Words(&["strict", "relaxed"]);
+    /// What the cache does with reads and writes. Writeback: that is what it is for.
+    CacheMode = 2, "cache_mode", 0,
+        Words(&["writeback", "writethrough", "writearound", "writeonly", "passthrough"]);
 }
 
 impl Setting {
@@ -175,6 +178,12 @@ impl SettingValues {
     #[must_use]
     pub fn writeback_order(&self) -> WritebackOrder {
         WritebackOrder::from_setting(self.get(Setting::WritebackOrder))
+    }
+
+    /// What is to become of reads and writes.
+    #[must_use]
+    pub fn cache_mode(&self) -> CacheMode {
+        CacheMode::from_setting(self.get(Setting::CacheMode))
     }
 
     /// With what is to be changed.
@@ -301,6 +310,11 @@ impl Settings {
 
     pub(crate) fn writeback_order(&self) -> WritebackOrder {
         WritebackOrder::from_setting(self.get(Setting::WritebackOrder))
+    }
+
+    #[inline]
+    pub(crate) fn cache_mode(&self) -> CacheMode {
+        CacheMode::from_setting(self.get(Setting::CacheMode))
     }
 }
 

@@ -22,7 +22,8 @@ use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
 use crate::pmem::{Durable, IovCursor, Pmem};
 use crate::sched;
 use crate::units::{Epoch, Lba, Page, Seq};
-use extent::{HasPayload, Need, has_payload, need, page_pieces, pages};
+pub(super) use extent::pages;
+use extent::{HasPayload, Need, has_payload, need, page_pieces};
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
@@ -54,6 +55,8 @@ pub(super) struct Batch {
     slots: Vec<PageSlot>,
     keys: Vec<Key>,
     kset: KsetBuilder,
+    /// Drawn by the commit.
+    seq: Seq,
     fua: bool,
     /// Writes that met another core at one of their pages.
     conflicted: VecDeque<RequestId>,
@@ -70,6 +73,7 @@ impl Batch {
             slots: Vec::with_capacity(BATCH_PAGES_MAX),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
             kset: KsetBuilder::default(),
+            seq: Seq(0),
             fua: false,
             conflicted: VecDeque::with_capacity(super::channel::REQUEST_COUNT_MAX),
         }
@@ -349,6 +353,7 @@ impl Core {
         sched::point();
         // Before anything of the kset is published: what counts as clean is on the base (INV-READ-1).
         segment.note_seq(seq);
+        self.batch.seq = seq;
 
         // 1. Payloads. They are durable before the kset that names them is stored (INV-LOG-4).
         self.store_payloads(cache, open);
@@ -531,13 +536,18 @@ impl Core {
             // (INV-EPOCH-2).
             cache.close_epoch();
         }
+        let holds = cache.settings.cache_mode().holds_writes() && !canary::is(Canary::WriteNotHeld);
         for at in 0..self.batch.items.len() {
             match self.batch.items[at] {
                 Item::Write(id) => {
                     if let Some(request) = self.requests.get(id) {
                         self.count_write(cache, &request.io);
                     }
-                    self.complete(cache, id, Status::Success, out);
+                    if holds {
+                        self.hold(cache, self.batch.seq, id);
+                    } else {
+                        self.complete(cache, id, Status::Success, out);
+                    }
                 }
                 Item::Fill(op) => {
                     if let Some(miss) = self.misses.get(op) {

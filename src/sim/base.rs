@@ -360,12 +360,19 @@ impl SimBase {
         uncertain
     }
 
+    /// Which write a block is of after a power cut that takes everything it may.
+    ///
+    /// # Errors
+    /// It is of none.
+    pub fn durable_stamp(&self, lba: u64) -> Result<Stamp, Garbage> {
+        stamp::read(&self.durable[self.range(lba, 1)], lba)
+    }
+
     /// What every block may be after a power cut now: the durable content first.
     #[must_use]
     pub fn stamps_after_cut(&self) -> Vec<Vec<Result<Stamp, Garbage>>> {
-        let durable = |lba| stamp::read(&self.durable[self.range(lba, 1)], lba);
         let mut stamps: Vec<Vec<_>> = (0..self.block_count)
-            .map(|lba| vec![durable(lba)])
+            .map(|lba| vec![self.durable_stamp(lba)])
             .collect();
         for (lba, contents) in self.uncertain() {
             let versions = contents.iter().map(|content| stamp::read(content, lba));

@@ -14,7 +14,7 @@ pub use checkpoint::Watch;
 pub use setup::Setup;
 
 use super::base::{BaseImage, SimBase};
-use super::model::{BaseRule, Model, Violation, WriteKind};
+use super::model::{BaseRule, Model, Violation, WriteId, WriteKind};
 use super::pmem::{CrashPointHook, SimPmem, SimState};
 use super::prng::Prng;
 use super::recover;
@@ -61,6 +61,12 @@ impl Outside {
         let stamps = self.base.stamps_after_cut();
         self.model
             .check_base_cuts(|lba| stamps[lba as usize].clone())
+    }
+
+    /// Where writes are acknowledged when the base has them.
+    fn check_on_base(&self, write: WriteId) -> Result<(), Violation> {
+        self.model
+            .check_on_base(write, |lba| self.base.durable_stamp(lba))
     }
 
     /// Between batches the base is an exact past state.

@@ -106,7 +106,7 @@ impl<P: Pmem> Plain<P> {
         assert!(self.channels[channel].submit(io).is_ok(), "it was idle");
         for poll in 0..2 * POLLS_MAX {
             if poll == POLLS_MAX {
-                self.channels[channel].abort(token);
+                self.channels[channel].abort_waiting();
             }
             if let Some(status) = self.poll_channel(channel) {
                 return status;

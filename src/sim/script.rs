@@ -5,11 +5,19 @@ use super::base::Faults;
 use super::machine::{Machine, Setup, SharedObserver};
 use super::model::Violation;
 use super::prng::Prng;
-use crate::engine::{DataCrc, Fua, Op, Setting, SettingChange, WritebackOrder};
+use crate::engine::{CacheMode, DataCrc, Fua, Op, Setting, SettingChange, WritebackOrder};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Every record that is kept in two copies is at most so long.
 const COPY_BYTES: usize = 512;
+/// All of them.
+pub(super) const MODES: [CacheMode; 5] = [
+    CacheMode::Writeback,
+    CacheMode::Writethrough,
+    CacheMode::Writearound,
+    CacheMode::Writeonly,
+    CacheMode::Passthrough,
+];
 /// Steps after a recovery that is worked with.
 const STEPS_AFTER_RECOVERY: usize = 24;
 
@@ -56,6 +64,8 @@ pub enum Step {
     GcPercent(u8),
     /// Order of write-back.
     Strict(bool),
+    /// Another cache mode.
+    Mode(CacheMode),
     /// What goes wrong at the base from now on: writes, flushes, reads, in percent.
     Faults(u8, u8, u8),
     /// The base stops answering, or answers that it is gone.
@@ -137,6 +147,7 @@ fn draw_one(prng: &mut Prng, setup: &Setup, weights: Weights, span: u64) -> Step
         96 => Step::DrainStart,
         97 if prng.percent(60) => Step::CheckpointBegin(prng.between(1, 3) as u32),
         97 => Step::CheckpointEnd,
+        98 if prng.percent(50) => Step::Mode(prng.pick(&MODES)),
         98 => Step::Strict(prng.percent(50)),
         _ => Step::GcPercent(prng.between(0, 90) as u8),
     }
@@ -186,6 +197,9 @@ pub fn apply(machine: Machine, step: Step) -> Result<Machine, Violation> {
                 WritebackOrder::Relaxed
             };
             machine.change_settings(SettingChange::of(Setting::WritebackOrder, order as u32));
+        }
+        Step::Mode(mode) => {
+            machine.change_settings(SettingChange::of(Setting::CacheMode, mode as u32));
         }
         Step::Faults(write, flush, read) => set_faults(&machine, |faults| {
             faults.write_percent = write;
@@ -365,6 +379,10 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
         yield_percent: prng.pick(&[0, 2, 10, 30]),
         ..Setup::default()
     };
+    if prng.percent(40) {
+        let mode = prng.pick(&MODES);
+        setup.settings = setup.settings.and(Setting::CacheMode, mode as u32);
+    }
     setup.used_before = prng.percent(20);
     setup.base_caps.flush = prng.percent(85);
     setup.base_caps.unmap = prng.percent(70);

@@ -95,8 +95,8 @@ impl Driver {
             news = true;
             engine.on_base_done(op, result);
         });
-        if news && self.idle.replace(false) {
-            // What it was idle for has come.
+        if (news || engine.has_new_held_writes()) && self.idle.replace(false) {
+            // What it was idle for has come, or somebody waits.
             self.rest_until.set(Now(0));
             self.rest_polls_left.set(0);
         }

@@ -175,13 +175,13 @@ impl Writeback {
         let cache = context.cache;
         if !self.log.has_below(settled) {
             self.dirty_since = None;
-            cache.end_drain(settled);
+            cache.end_drains(settled);
             return false;
         }
         let since = *self.dirty_since.get_or_insert(now);
         let old = now.since_ns(since) >= DIRTY_AGE_NS;
         let much = dirty_percent(cache) >= DIRTY_HIGH_PERCENT;
-        if context.urgent || old || much || cache.drain_running() {
+        if context.urgent || old || much || cache.drain_wanted() {
             self.target = settled;
         }
         if let CheckpointNeed::WriteBack(upto) = checkpoint {
@@ -386,6 +386,10 @@ impl Writeback {
 
     fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, stop: &LogStop) -> Progress {
         self.state = State::Halted;
+        context
+            .cache
+            .writeback_halted
+            .store(true, Ordering::Relaxed);
         context.counters.crc_errors.add(1);
         context.cache.set_health(Health::Degraded(stop.to_string()));
         context.cache.checkpoint.fail(&stop.to_string());

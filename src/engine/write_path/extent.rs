@@ -50,7 +50,7 @@ pub(super) fn need<P: Pmem>(
 
 /// The pages that an extent touches, which has a block at the least.
 #[derive(Clone, Debug)]
-pub(super) struct PageRange {
+pub(in crate::engine) struct PageRange {
     next: u64,
     last: u64,
 }
@@ -77,7 +77,7 @@ impl Iterator for PageRange {
 
 /// The pages of an extent.
 #[inline]
-pub(super) fn pages<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64) -> PageRange {
+pub(in crate::engine) fn pages<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64) -> PageRange {
     let geometry = &cache.geometry;
     PageRange {
         next: geometry.page_of(lba).0,

@@ -177,7 +177,16 @@ impl Shared {
                 self.note(completion.token.0, code_of(completion.status));
                 lock(&self.completed).push(completion);
                 match complete(outside, core, completion, &self.setup) {
-                    Ok(write) => acknowledged |= write,
+                    Ok(Some(write)) => {
+                        acknowledged = true;
+                        // The mode changes between turns alone.
+                        if self.cache.settings.cache_mode().holds_writes()
+                            && let Err(violation) = outside.check_on_base(write)
+                        {
+                            self.fail(violation);
+                        }
+                    }
+                    Ok(None) => {}
                     Err(violation) => self.fail(violation),
                 }
             }
@@ -294,13 +303,13 @@ pub(super) fn code_of(status: Status) -> u64 {
     }
 }
 
-/// Tells the oracle of a completion. `true`: a write was acknowledged.
+/// Tells the oracle of a completion. Returns the write that was acknowledged, if one was.
 pub(super) fn complete(
     outside: &mut Outside,
     core: &mut Core,
     completion: Completion,
     setup: &Setup,
-) -> Result<bool, Violation> {
+) -> Result<Option<WriteId>, Violation> {
     let at = core
         .pending
         .iter()
@@ -314,7 +323,7 @@ pub(super) fn complete(
     match (asked, completion.status) {
         (Asked::Write(id), Status::Success) => {
             model.end_write(id);
-            return Ok(true);
+            return Ok(Some(id));
         }
         (Asked::Write(id), Status::Aborted) => model.abort_write(id),
         (Asked::Write(_), Status::Failed) => {
@@ -348,5 +357,5 @@ pub(super) fn complete(
         }
         (Asked::Flush(_), Status::Failed | Status::Aborted) => {}
     }
-    Ok(false)
+    Ok(None)
 }

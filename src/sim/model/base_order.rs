@@ -88,6 +88,35 @@ impl Model {
             .try_for_each(|(lba, ids)| self.check_block(rule, lba, ids, &demand, &present))
     }
 
+    /// A write that is acknowledged when the base has it was acknowledged: whatever happens, each of its blocks has its
+    /// data there, or those of a write that had not ended when it began.
+    ///
+    /// # Errors
+    /// One has older data.
+    pub fn check_on_base(
+        &self,
+        id: WriteId,
+        mut durable: impl FnMut(u64) -> Result<Stamp, Garbage>,
+    ) -> Result<(), Violation> {
+        let write = self.write(id);
+        for lba in write.lba..write.lba + write.len_blocks {
+            let stamp = durable(lba).map_err(|garbage| {
+                Violation(format!("the base holds garbage in block {lba}: {garbage}"))
+            })?;
+            let ids = self.with_stamp(lba, stamp);
+            if !ids
+                .iter()
+                .any(|found| *found == id || self.write(*found).end >= write.begin)
+            {
+                return Err(Violation(format!(
+                    "acknowledged before the base has it: {}; block {lba} has {stamp:?} there",
+                    self.describe(id)
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Compares every state that a power cut could leave on the base with [`BaseRule::Barriers`]: each block has
     /// any of its `versions`, whatever the others have. A state is forbidden by two blocks of it at the most:
     /// one holds a write that demands what another one lacks. So all pairs stand for all states.

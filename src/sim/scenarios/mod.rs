@@ -10,6 +10,7 @@ mod doc_tests;
 mod durability;
 mod log;
 mod metadata;
+mod modes;
 mod opening;
 mod reads;
 mod reclaim;
@@ -99,6 +100,10 @@ scenarios! {
     38 opening::a_recovery_takes_polls_and_memory_in_proportion_to_the_log,
     39 reads::a_read_miss_does_not_wait_for_a_flush_of_the_base,
     40 writeback::relaxed_order_merges_what_barriers_separate,
+    41 modes::every_mode_keeps_what_it_promises,
+    41 modes::modes_change_under_load,
+    41 modes::a_mode_that_waits_for_a_drain_says_so,
+    41 modes::a_mode_that_was_asked_for_holds_after_a_crash,
 }
 
 /// What a scenario is given, and where it leaves what it did.
