@@ -11,10 +11,12 @@ mod dax;
 mod error;
 #[cfg(target_arch = "x86_64")]
 mod fused;
+mod guard;
 #[cfg(any(test, feature = "heap"))]
 mod heap;
 mod hint;
 mod iov;
+mod load;
 mod mapped;
 mod read_only;
 mod regions;
@@ -28,7 +30,7 @@ pub(crate) use heap::simulated_fence;
 #[cfg(any(test, feature = "heap"))]
 pub use heap::{HeapRegion, IovBuf};
 pub(crate) use hint::prefetch_line;
-pub use iov::{IovCursor, MemSlice};
+pub use iov::{IovCursor, MemSlice, SliceError};
 pub use mapped::{MappedPmem, PopulateProgress};
 pub use read_only::ReadOnlyPmem;
 
@@ -37,6 +39,9 @@ use crate::units::{Agent, PmemOff};
 /// Every store to the cache device starts at a multiple of this and has a multiple of it as its length,
 /// so that no line is ever stored in part.
 pub const LINE_SIZE_BYTES: u64 = 64;
+
+/// Size of a page of the kernel, the smallest.
+const PROBE_STEP_BYTES: u64 = 4096;
 
 /// Proof that everything its agent stored before was fenced. Made by [`Pmem::fence`] alone; an
 /// acknowledgement of a write asks for one.
@@ -66,6 +71,21 @@ pub trait PmemRead: Send + Sync + 'static {
     /// # Errors
     /// The memory is poisoned; `buf` then holds unspecified bytes.
     fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned>;
+
+    /// Whether the `len_bytes` bytes at `off` can be read, as far as a look at each page tells: the kernel takes
+    /// unreadable memory away by the page. An error that nobody has met yet is not found.
+    ///
+    /// # Errors
+    /// Part of the memory cannot be read.
+    fn probe(&self, off: PmemOff, len_bytes: u64) -> Result<(), Poisoned> {
+        let end = off.0 + len_bytes;
+        let mut at = off.0;
+        while at < end {
+            self.read(PmemOff(at), &mut [0])?;
+            at = (at + 1).next_multiple_of(PROBE_STEP_BYTES);
+        }
+        Ok(())
+    }
 }
 
 /// A byte-addressable persistent memory region.

@@ -249,7 +249,9 @@ impl Host {
                 let mut at = range.start;
                 let first = first_source as usize;
                 for slice in &self.out.sources[first..first + source_count as usize] {
-                    slice.copy_to(&mut self.base[at..at + slice.len_bytes()]);
+                    slice
+                        .copy_to(&mut self.base[at..at + slice.len_bytes()])
+                        .expect("memory from the heap");
                     at += slice.len_bytes();
                 }
             }

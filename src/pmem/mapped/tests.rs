@@ -215,7 +215,7 @@ fn a_slice_of_a_mapping_is_not_read_after_it_is_closed() {
     pmem.store(A, PmemOff(64), &[3; 64]);
     let slice = pmem.slice(PmemOff(64), 64);
     let mut got = [0; 64];
-    slice.copy_to(&mut got);
+    slice.copy_to(&mut got).unwrap();
     assert_eq!(got, [3; 64]);
     drop(pmem);
     let read = std::panic::AssertUnwindSafe(|| slice.copy_to(&mut [0; 64]));
@@ -224,6 +224,141 @@ fn a_slice_of_a_mapping_is_not_read_after_it_is_closed() {
         let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
         assert!(text.contains("has been closed"), "{text}");
     }
+}
+
+/// A mapping of 1 MiB of `0x5a` that has lost its second half.
+fn with_half_lost(dir: &tempfile::TempDir) -> MappedPmem {
+    let path = dir.path().join("cache");
+    let pmem = MappedPmem::open(&created(&path, MIB)).unwrap();
+    pmem.store(A, PmemOff(0), &vec![0x5a; MIB as usize]);
+    let _ = pmem.fence(A);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(MIB / 2).unwrap();
+    pmem
+}
+
+#[test]
+fn memory_that_is_gone_is_an_error_of_the_read_and_says_where() {
+    let dir = dir();
+    for kernel in Kernel::available() {
+        let pmem = with_half_lost(&dir).with_store_kernel(kernel.name());
+        let lost = Poisoned {
+            at: PmemOff(MIB / 2),
+        };
+        for (off, len) in [
+            (MIB / 2 - 1, 2),
+            (MIB / 2 - 4096, 9000),
+            (MIB / 2, 64),
+            (MIB / 2 - 700, 701),
+        ] {
+            let target = IovBuf::new(&vec![0; len], &[1, 100, 350]);
+            let read = pmem.read_to(PmemOff(off), &mut target.cursor(), len as u64);
+            assert_eq!(
+                read,
+                Err(lost),
+                "{} bytes at {off} with {}",
+                len,
+                kernel.name()
+            );
+            assert_eq!(pmem.read(PmemOff(off), &mut vec![0; len]), Err(lost));
+            let slice = pmem.slice(PmemOff(off), len as u64);
+            slice
+                .copy_to(&mut vec![0; len])
+                .expect_err("part of it is gone");
+        }
+        // What is left is read as ever, by the same thread.
+        let mut got = vec![0; 4097];
+        pmem.read(PmemOff(MIB / 2 - 4097), &mut got).unwrap();
+        assert!(got.iter().all(|byte| *byte == 0x5a));
+        let (off, len_bytes) = (PmemOff(MIB / 2 + 5000), 1);
+        let error = pmem.read(off, &mut [0; 1]).expect_err("it is gone");
+        assert_eq!(error.at.0, (off.0 / 64) * 64, "{len_bytes} byte");
+        fs::remove_file(dir.path().join("cache")).unwrap();
+    }
+}
+
+#[test]
+fn a_store_that_the_memory_does_not_take_is_never_called_durable() {
+    // INV-PMEM-4.
+    let dir = dir();
+    let stores: [fn(&MappedPmem, PmemOff); 3] = [
+        |pmem, off| pmem.store(A, off, &[1; 128]),
+        |pmem, off| {
+            let source = IovBuf::new(&[2; 8192], &[5000]);
+            pmem.store_from(A, off, &mut source.cursor(), 8192);
+        },
+        |pmem, off| {
+            let source = IovBuf::new(&[3; 8192], &[]);
+            pmem.store_from_crc(A, off, &mut source.cursor(), 8192, 0);
+        },
+    ];
+    for kernel in Kernel::available() {
+        for store in stores {
+            let pmem = with_half_lost(&dir).with_store_kernel(kernel.name());
+            store(&pmem, PmemOff(MIB / 4));
+            let _ = pmem.fence(A);
+            store(&pmem, PmemOff(MIB / 2 - 64));
+            let fence = std::panic::AssertUnwindSafe(|| drop(pmem.fence(A)));
+            let panic = std::panic::catch_unwind(fence).expect_err("a store was lost");
+            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            assert!(
+                text.contains("INV-PMEM-4") && text.contains("0x80"),
+                "{text}"
+            );
+            fs::remove_file(dir.path().join("cache")).unwrap();
+        }
+    }
+}
+
+const CHILD: &str = "PCACHE_TEST_SIGBUS_CHILD";
+
+/// What the children of the test below do.
+fn touch_what_is_lost(what: &str) {
+    extern "C" fn leave(_signal: i32) {
+        // SAFETY: ends the process, as a handler may.
+        unsafe { libc::_exit(42) };
+    }
+    // SAFETY: `leave` is a handler of this kind.
+    unsafe { libc::signal(libc::SIGBUS, leave as *const () as usize) };
+    let dir = dir();
+    let pmem = with_half_lost(&dir);
+    let ours = pmem.slice(PmemOff(MIB / 2), 1).as_ptr();
+    // Not a mapping of ours: it has no backing from the start.
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    let (len, flags) = (4096, libc::MAP_SHARED);
+    // SAFETY: a new mapping, wherever the kernel finds room, touches no memory in use.
+    let foreign = unsafe { libc::mmap(ptr::null_mut(), len, PROT, flags, file.as_raw_fd(), 0) };
+    assert_ne!(foreign, libc::MAP_FAILED);
+    let at = if what == "ours" { ours } else { foreign.cast() };
+    // SAFETY: mapped, and no reference to it exists. That this load ends in a signal is what is tested.
+    let byte = unsafe { at.read_volatile() };
+    unreachable!("read {byte} from memory that does not exist");
+}
+
+/// Another process, since a signal that is not caught ends it.
+#[test]
+fn a_fault_that_is_not_ours_goes_to_the_handler_before_or_ends_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+    if let Ok(what) = std::env::var(CHILD) {
+        return touch_what_is_lost(&what);
+    }
+    let run = |what: &str| {
+        let name = "a_fault_that_is_not_ours_goes_to_the_handler_before_or_ends_the_process";
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                &format!("pmem::mapped::tests::{name}"),
+                "--nocapture",
+            ])
+            .env(CHILD, what)
+            .output()
+            .unwrap()
+    };
+    let foreign = run("foreign");
+    assert_eq!(foreign.status.code(), Some(42), "{foreign:?}");
+    // A load that nobody guards: the handler before could only return, and the load be repeated for ever.
+    let ours = run("ours");
+    assert_eq!(ours.status.signal(), Some(libc::SIGBUS), "{ours:?}");
 }
 
 /// Skipped where there are no huge pages.
