@@ -89,6 +89,10 @@ canaries! {
     BatchEndNotRecorded = "batch_end_not_recorded",
     /// The witness is not renewed when the base changes.
     WitnessNotRenewed = "witness_not_renewed",
+    /// Dirty data whose memory is lost or whose checksum is wrong are written to the base all the same.
+    DamagedPayloadWritten = "damaged_payload_written",
+    /// Dirty data whose memory is lost are read from the base, which holds something older.
+    DirtyDamageReadFromBase = "dirty_damage_read_from_base",
     /// A drain ends when one kset is still missing on the base.
     DrainEndsEarly = "drain_ends_early",
 

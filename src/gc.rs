@@ -261,6 +261,7 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     if !canary::is(Canary::GenerationNotRaised) {
         raise_generation(cache, agent, id);
     }
+    cache.forget_damage_in(id);
     // 3. Free for a stream.
     cache.segments.put_free(id);
 }

@@ -5,8 +5,11 @@ use pcache::sim::crash::{self, Limits};
 use pcache::sim::machine::Setup;
 use pcache::sim::model::Violation;
 use pcache::sim::prng::{Prng, mix};
+use pcache::sim::scenarios;
 use pcache::sim::script::{self, Step, Weights};
 use pcache::sim::simulate;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A way to look for a broken promise.
 struct Hunter {
@@ -35,6 +38,11 @@ const HUNTERS: &[Hunter] = &[
     Hunter {
         name: "crowd crash",
         hunt: hunt_crowd_crashes,
+        seeds_per_round: 1,
+    },
+    Hunter {
+        name: "damage",
+        hunt: hunt_damage,
         seeds_per_round: 1,
     },
 ];
@@ -96,6 +104,23 @@ fn hunt_crowd_crashes(seed: u64) -> Result<u64, Violation> {
     crash::run(&setup, seed, &steps, LIMITS).map(|tally| tally.crash_states)
 }
 
+/// The scenarios in which memory goes bad.
+fn hunt_damage(seed: u64) -> Result<u64, Violation> {
+    let mut context = scenarios::Context::new(seed, LIMITS);
+    let of_memory = |item| matches!(item, 32 | 33);
+    for scenario in scenarios::ALL
+        .iter()
+        .filter(|scenario| of_memory(scenario.item))
+    {
+        let run = AssertUnwindSafe(|| (scenario.run)(&mut context));
+        catch_unwind(run).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            Err(Violation(text.unwrap_or_default()))
+        })?;
+    }
+    Ok(1)
+}
+
 /// What a canary must be found by: one of these is in the text of the violation.
 fn reasons(canary: Canary) -> &'static [&'static str] {
     const STALE: &str = "a read found block";
@@ -111,6 +136,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
     const DRAINED: &str = "after a drain block";
     const WITNESS: &str = "the base device does not hold what";
     const INDEX: &str = "INV-INDEX-2";
+    const DEGRADED: &str = "dirty data are lost, and the cache is";
     match canary {
         Canary::PayloadsNotFenced => &[TORN],
         Canary::KsetFencedByAnotherCore => &["acknowledged too early"],
@@ -144,6 +170,8 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::BatchEndNotRecorded => &[CUT],
         Canary::WitnessNotRenewed => &[WITNESS],
         Canary::DrainEndsEarly => &[DRAINED],
+        Canary::DamagedPayloadWritten => &[CUT, BARRIER, DEGRADED],
+        Canary::DirtyDamageReadFromBase => &["fail, not", "is not served at once"],
         Canary::GenerationBeforeKeyTail => &[CLEAN, LOST],
         Canary::GenerationNotRaised => &[STALE, LOST, CLEAN, TORN],
         Canary::ReclaimIgnoresReaders => &[GARBAGE, STALE],

@@ -3,6 +3,7 @@
 use super::config::{
     BaseCaps, BaseIdentity, DataCrc, GC_PERCENT_MAX, OptionChange, WritebackOrder,
 };
+use super::damage::{Damage, DamagedRange};
 use super::grace::Grace;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
@@ -53,7 +54,8 @@ pub enum Health {
     Online,
     /// Write-back meets errors and repeats; nothing is lost.
     WritebackFailing(String),
-    /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them.
+    /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them, until they are
+    /// overwritten.
     Degraded(String),
     /// An internal error; every request fails, the media are as they were.
     Failed(String),
@@ -97,6 +99,8 @@ pub struct CacheInfo {
     pub gc_percent: u8,
     /// Order of write-back.
     pub writeback_order: WritebackOrder,
+    /// Blocks of which the only copy is known to be damaged: reads of them fail until they are overwritten.
+    pub damaged: Vec<DamagedRange>,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
     /// The log up to here is on the base.
@@ -158,6 +162,7 @@ pub struct Cache<P> {
     /// Everything up to here is on the base, flushed, and the tails say so durably.
     pub(crate) dirty_tail: CachePadded<AtomicU64>,
     pub(crate) dirty_bytes: AtomicU64,
+    pub(crate) damage: Damage,
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
     pub(crate) drain: Drain,
@@ -199,6 +204,7 @@ impl<P: Pmem> Cache<P> {
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
             dirty_bytes: AtomicU64::new(parts.dirty_bytes),
+            damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
             drain: Drain {
@@ -344,6 +350,7 @@ impl<P: Pmem> Cache<P> {
             data_crc: self.data_crc == DataCrc::On,
             gc_percent: superblock.gc_percent,
             writeback_order: superblock.writeback_order,
+            damaged: self.damage.ranges(),
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),

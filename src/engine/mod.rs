@@ -10,6 +10,7 @@ mod background;
 mod cache;
 mod channel;
 mod config;
+mod damage;
 mod grace;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
@@ -30,6 +31,7 @@ pub use cache::{
 };
 pub use channel::Channel;
 pub use config::*;
+pub use damage::DamagedRange;
 pub(crate) use grace::Ticket;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;

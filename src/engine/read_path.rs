@@ -4,6 +4,7 @@
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
 use super::io::{BaseError, BaseKind, BaseOpId, BaseRequest, Outbox, Status};
+use crate::canary::{self, Canary};
 use crate::index::{BlockMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
@@ -227,17 +228,16 @@ impl Core {
     ) -> Result<(), Blocked> {
         let cache = reader.cache;
         let mut cursor = reader.state.cursor;
-        if cache
-            .pmem
-            .read_to(cache.geometry.place_off(place), &mut cursor, bytes)
-            .is_ok()
-        {
-            reader.state.cursor = cursor;
-            reader.state.hit = true;
-            return Ok(());
+        let off = cache.geometry.place_off(place);
+        if !cache.damage.covers(place, run.len_blocks) {
+            if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
+                reader.state.cursor = cursor;
+                reader.state.hit = true;
+                return Ok(());
+            }
+            self.counters(cache).poisoned_reads.add(1);
         }
-        self.counters(cache).poisoned_reads.add(1);
-        if cache.is_clean(place) {
+        if cache.is_clean(place) || canary::is(Canary::DirtyDamageReadFromBase) {
             // The base holds the same.
             reader.version_count = usize::MAX;
             return self.start_miss(reader, run, bytes, out);

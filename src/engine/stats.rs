@@ -102,4 +102,6 @@ counters! {
     crc_errors,
     /// Reads of the cache's memory that failed.
     poisoned_reads,
+    /// Ksets of the log in use that could not be read, or were not valid any more.
+    key_errors,
 }

@@ -242,6 +242,11 @@ impl PmemRead for SimPmem {
         self.state().live().read(at, buf);
         Ok(())
     }
+
+    fn probe(&self, off: PmemOff, len_bytes: u64) -> Result<(), Poisoned> {
+        sched::point();
+        self.readable(off, len_bytes).map(|_| ())
+    }
 }
 
 impl Pmem for SimPmem {

@@ -4,6 +4,7 @@
 //! Most run on a [`Machine`] with the crash enumerator as its observer, so that every fence and every
 //! acknowledgement of the scenario is cut.
 
+mod damage;
 #[cfg(test)]
 mod doc_tests;
 mod durability;
@@ -87,7 +88,10 @@ scenarios! {
     28 reclaim::a_full_cache_serves_reads_and_wakes_writers_in_order,
     29 reclaim::more_cores_than_segments_do_not_block_each_other,
     31 reads::concurrent_misses_of_one_block_each_read_the_base,
+    32 damage::an_overwrite_of_lost_dirty_data_lets_write_back_go_on,
+    32 damage::an_error_of_the_memory_is_told_from_one_of_the_base,
     32 reads::poisoned_memory_fails_only_what_is_dirty_in_it,
+    33 damage::an_overwrite_of_damaged_dirty_data_lets_write_back_go_on,
     33 writeback::damaged_payload_never_reaches_the_base,
     35 requests::requests_beyond_the_limits_are_refused_and_the_largest_is_atomic,
     36 requests::aborted_requests_happened_wholly_or_not_at_all,

@@ -128,7 +128,11 @@ pub(super) fn concurrent_misses_of_one_block_each_read_the_base(
 }
 
 /// A read by a channel of its own, which neither the machine nor its oracle knows of. Nothing of it may miss.
-fn read_aside(machine: &Machine, lba: u64, len_blocks: u64) -> Result<Status, Violation> {
+pub(super) fn read_aside(
+    machine: &Machine,
+    lba: u64,
+    len_blocks: u64,
+) -> Result<Status, Violation> {
     let mut channel = machine.cache().channel().expect("there are few channels");
     let buf = IovBuf::zeroed((len_blocks * u64::from(machine.setup().block_size_bytes)) as usize);
     let mut out = Outbox::new();
