@@ -102,6 +102,10 @@ canaries! {
     GenerationNotRaised = "generation_not_raised",
     /// A segment is free although somebody may still read in it.
     ReclaimIgnoresReaders = "reclaim_ignores_readers",
+    /// A segment whose memory is damaged is used again.
+    SuspectSegmentReused = "suspect_segment_reused",
+    /// The scrub takes damaged dirty data out of the cache, as if the base had them.
+    ScrubDropsDirtyData = "scrub_drops_dirty_data",
     /// A segment is reclaimed although the base does not hold all of it.
     DirtySegmentReclaimed = "dirty_segment_reclaimed",
 

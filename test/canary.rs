@@ -175,6 +175,12 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::GenerationBeforeKeyTail => &[CLEAN, LOST],
         Canary::GenerationNotRaised => &[STALE, LOST, CLEAN, TORN],
         Canary::ReclaimIgnoresReaders => &[GARBAGE, STALE],
+        Canary::SuspectSegmentReused => &[
+            "segments are quarantined",
+            "on lost memory is",
+            "has failed without a reason",
+        ],
+        Canary::ScrubDropsDirtyData => &[STALE, "damaged dirty data are not named"],
         Canary::DirtySegmentReclaimed => &["INV-SEG-5", STALE, LOST],
         Canary::RecoveredInSegmentOrder => &[LOST, IN_PART, MIXED, CLEAN, STALE],
         Canary::KeyTailIgnored => &[INDEX, CLEAN, LOST],

@@ -13,10 +13,10 @@ use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::canary::{self, Canary};
 use crate::index::Index;
-use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
+use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, KsetContext, Place, Superblock, Tails};
 use crate::pmem::Pmem;
 use crate::sched;
-use crate::units::{Agent, Epoch, PAGE_SIZE_BYTES, Seq};
+use crate::units::{Agent, Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
@@ -92,6 +92,8 @@ pub struct CacheInfo {
     pub segment_count: u32,
     /// Segments that hold nothing.
     pub segments_free: u64,
+    /// Segments that are not used any more, since their memory is damaged.
+    pub segments_quarantined: u64,
     /// Whether payloads carry checksums.
     pub data_crc: bool,
     /// What can be changed, as it is now.
@@ -237,6 +239,12 @@ impl<P: Pmem> Cache<P> {
         Some(Background::new(Arc::clone(self), tails))
     }
 
+    /// To read the ksets of a segment.
+    pub(crate) fn kset_context(&self, id: SegId, generation: Generation) -> KsetContext<'_> {
+        let block_count = self.base.block_count;
+        KsetContext::new(&self.geometry, block_count, &self.checksums, id, generation)
+    }
+
     pub(crate) fn stream_context(&self, agent: Agent) -> StreamContext<'_, P> {
         StreamContext {
             pmem: &self.pmem,
@@ -339,6 +347,7 @@ impl<P: Pmem> Cache<P> {
             segment_size_kib: self.geometry.segment_size_bytes() >> 10,
             segment_count: self.geometry.segment_count(),
             segments_free: self.segments.free_count() as u64,
+            segments_quarantined: self.segments.quarantined_count() as u64,
             data_crc: self.data_crc == DataCrc::On,
             settings: superblock.settings,
             damaged: self.damage.ranges(),
@@ -441,7 +450,12 @@ impl<P: Pmem> Cache<P> {
 
     /// Segments that are not free.
     pub(crate) fn segments_used(&self) -> usize {
-        self.segments.count() - self.segments.free_count()
+        self.segments_in_service() - self.segments.free_count()
+    }
+
+    /// Segments that can be used.
+    pub(crate) fn segments_in_service(&self) -> usize {
+        self.segments.count() - self.segments.quarantined_count()
     }
 
     /// Checks that every segment is used for one thing only, that the index names no dead segment, and that

@@ -26,11 +26,12 @@ mod tests;
 mod write_path;
 
 pub use background::{Background, Pressure};
-pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
+pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
 pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub use config::*;
 pub use damage::DamagedRange;
+pub(crate) use damage::{Depth, Flaw, count_flaw};
 pub(crate) use grace::Ticket;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;

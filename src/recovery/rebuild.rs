@@ -247,9 +247,15 @@ impl Rebuild {
     ) -> Result<(), OpenError> {
         let key_tail = self.scan.tails.key_tail;
         let found = &mut self.scan.segments[id.index()];
-        found.copies.repair(pmem, BACKGROUND_AGENT)?;
         let used = found.kset_count > 0 || found.info.sealed.is_some();
         let dead = used && (found.given_up || found.last_seq <= key_tail || found.kset_count == 0);
+        let size_bytes = geometry.segment_size_bytes();
+        if dead && pmem.probe(geometry.segment_off(id), size_bytes).is_err() {
+            // INV-SEG-7. It stays as it is, so that the next recovery finds the same.
+            found.quarantined = true;
+            return Ok(());
+        }
+        found.copies.repair(pmem, BACKGROUND_AGENT)?;
         if dead {
             found.info.generation = Generation(found.info.generation.0 + 1);
             found.info.sealed = None;
@@ -277,7 +283,8 @@ impl Rebuild {
         assert!(
             scan.segments
                 .iter()
-                .all(|found| found.info.sealed.is_some() == (found.kset_count > 0)),
+                .all(|found| found.quarantined
+                    || found.info.sealed.is_some() == (found.kset_count > 0)),
             "INV-LOG-6: a segment with ksets is open after recovery, or an empty one is sealed"
         );
         if canary::is(Canary::SeqGivenOutAgain) {
@@ -290,7 +297,9 @@ impl Rebuild {
             .segments
             .iter()
             .map(|found| SegmentStart {
-                state: if found.kset_count == 0 {
+                state: if found.quarantined {
+                    SegmentState::Quarantined
+                } else if found.kset_count == 0 {
                     SegmentState::Free
                 } else {
                     SegmentState::Sealed

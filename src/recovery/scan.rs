@@ -29,6 +29,8 @@ pub(super) struct FoundSegment {
     pub(super) last_seq: Seq,
     /// Its keys are damaged, but the base holds all that was in it.
     pub(super) given_up: bool,
+    /// Part of its memory cannot be read: it is not used, and nothing is stored to it.
+    pub(super) quarantined: bool,
 }
 
 #[derive(Debug)]
@@ -131,6 +133,7 @@ impl Scan {
             kset_count: walk.kset_count(),
             last_seq: walk.last_seq(),
             given_up: false,
+            quarantined: false,
         };
         if let Some(reason) = walk.find_damage(pmem, &mut self.buf)? {
             let Some(last_seq) = walk.end_on_base(self.tails.dirty_tail) else {

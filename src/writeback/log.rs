@@ -4,7 +4,7 @@ use super::lost::{self, Lost};
 use super::overlay::Overlay;
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, SegmentState, WritebackOrder};
-use crate::media::{KEYS_START_BYTES, Key, KeyKind, Kset, KsetContext, KsetError, KsetReader};
+use crate::media::{KEYS_START_BYTES, Key, KeyKind, Kset, KsetError, KsetReader};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
@@ -151,7 +151,7 @@ impl LogReader {
             let has_more = match segment.state() {
                 SegmentState::Open => true,
                 SegmentState::Sealed => segment.last_seq() > cache.dirty_tail(),
-                SegmentState::Free | SegmentState::Reclaiming => false,
+                SegmentState::Free | SegmentState::Reclaiming | SegmentState::Quarantined => false,
             };
             if has_more {
                 self.cursors[id.index()] = Cursor::start(segment.generation());
@@ -212,13 +212,7 @@ impl LogReader {
     fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, LogStop> {
         let cursor = self.cursors[id.index()];
         let generation = cursor.generation;
-        let context = KsetContext::new(
-            &cache.geometry,
-            cache.base.block_count,
-            &cache.checksums,
-            id,
-            generation,
-        );
+        let context = cache.kset_context(id, generation);
         let mut keys = self.spare.pop().unwrap_or_default();
         keys.clear();
         let (off, kset_index) = (cursor.off, cursor.kset_index);

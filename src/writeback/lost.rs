@@ -6,7 +6,7 @@
 //! heals the cache.
 
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters};
+use crate::engine::{Cache, Counters, Depth};
 use crate::media::{Key, KeyKind};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId};
@@ -78,7 +78,7 @@ pub(super) fn check_kset<P: Pmem>(
             continue;
         }
         // With checksums off a look at each page has to do: the base meets the rest.
-        let Err(flaw) = cache.check_payload(id, key, buf) else {
+        let Err(flaw) = cache.check_payload(id, key, buf, Depth::Probe) else {
             continue;
         };
         if !canary::is(Canary::DamagedPayloadWritten) {

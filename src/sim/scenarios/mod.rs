@@ -14,6 +14,7 @@ mod opening;
 mod reads;
 mod reclaim;
 mod requests;
+mod scrub;
 mod writeback;
 
 use super::base::Faults;
@@ -91,6 +92,9 @@ scenarios! {
     32 damage::an_overwrite_of_lost_dirty_data_lets_write_back_go_on,
     32 damage::an_error_of_the_memory_is_told_from_one_of_the_base,
     32 reads::poisoned_memory_fails_only_what_is_dirty_in_it,
+    32 scrub::a_scrub_finds_lost_memory_without_checksums,
+    32 scrub::a_segment_on_lost_memory_is_used_again_only_when_it_reads_well,
+    33 scrub::a_scrub_finds_damage_before_a_reader_does,
     33 damage::an_overwrite_of_damaged_dirty_data_lets_write_back_go_on,
     33 writeback::damaged_payload_never_reaches_the_base,
     35 requests::requests_beyond_the_limits_are_refused_and_the_largest_is_atomic,
