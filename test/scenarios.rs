@@ -75,7 +75,10 @@ tests! {
     a_full_cache_serves_reads_and_wakes_writers_in_order
     more_cores_than_segments_do_not_block_each_other
     concurrent_misses_of_one_block_each_read_the_base
+    an_overwrite_of_lost_dirty_data_lets_write_back_go_on
+    an_error_of_the_memory_is_told_from_one_of_the_base
     poisoned_memory_fails_only_what_is_dirty_in_it
+    an_overwrite_of_damaged_dirty_data_lets_write_back_go_on
     damaged_payload_never_reaches_the_base
     requests_beyond_the_limits_are_refused_and_the_largest_is_atomic
     aborted_requests_happened_wholly_or_not_at_all
