@@ -90,7 +90,7 @@ fn overwrite_heals(machine: Machine, way: Way) -> Result<Machine, Violation> {
     } else {
         (8..12).collect()
     };
-    let found = failing(&machine, 6..14)?;
+    let found = failing(&machine, 8..12)?;
     check(found == lost, || {
         format!("blocks {found:?} fail, not {lost:?}")
     })?;
@@ -175,7 +175,7 @@ pub(super) fn an_error_of_the_memory_is_told_from_one_of_the_base(
             &[Step::Turns(20), Step::Pass(20_000), Step::Turns(20)],
         )?;
         check_degraded(&machine)?;
-        let found = failing(&machine, 6..14)?;
+        let found = failing(&machine, 8..12)?;
         check(found == [10], || format!("blocks {found:?} fail, not 10"))?;
         let machine = apply(
             machine,

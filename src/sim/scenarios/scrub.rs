@@ -23,13 +23,14 @@ fn setup() -> Setup {
     }
 }
 
+/// The setting is kept, too: the superblock is written.
 fn set_rate(machine: &Machine, mib_s: u32) {
     machine.change_settings(SettingChange::of(Setting::ScrubMibS, mib_s));
+    machine.poll_background();
 }
 
 /// Until the scrub has been through everything once more, from the beginning.
 fn scrub(machine: &Machine) -> Result<(), Violation> {
-    set_rate(machine, 64);
     let passes = || machine.cache().stats().scrub_passes;
     let enough = passes() + 2;
     for _ in 0..500 {
@@ -53,7 +54,7 @@ fn off_of(machine: &Machine, lba: u64) -> Result<PmemOff, Violation> {
     Ok(machine.cache().geometry.place_off(place).plus(77))
 }
 
-/// Sealed segments with clean data, then dirty data, at rest and not scrubbed.
+/// Sealed segments with clean data, then dirty data, at rest. The scrub is about to begin.
 fn used(context: &Context, setup: &Setup) -> Result<Machine, Violation> {
     let machine = context.machine(setup)?;
     set_rate(&machine, 0);
@@ -62,7 +63,10 @@ fn used(context: &Context, setup: &Setup) -> Result<Machine, Violation> {
         steps.extend([Step::Write(0, number * 8, FILL, 0), Step::Core(0)]);
     }
     steps.extend([Step::Drain, Step::Write(0, 40, FILL, 0), Step::Settle]);
-    apply(machine, &steps)
+    let machine = apply(machine, &steps)?;
+    // No time passes here, so nothing is looked at yet.
+    set_rate(&machine, 64);
+    Ok(machine)
 }
 
 /// Flipped bits in clean and dirty payloads and in copies of records: found and mended, or named, with nobody
