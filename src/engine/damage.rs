@@ -171,7 +171,8 @@ impl<P: Pmem> Cache<P> {
         }
     }
 
-    /// Keeps the damaged blocks of a dirty key in mind, and counts what is news.
+    /// Keeps the damaged blocks of a dirty key in mind, as far as nothing newer has taken their place, and counts
+    /// what is news.
     pub(crate) fn note_damage(
         &self,
         counters: &Counters,
@@ -182,22 +183,25 @@ impl<P: Pmem> Cache<P> {
     ) {
         let mut is_new = false;
         self.for_each_flawed_block(id, key, flaw, buf, |lba, place| {
-            is_new |= self.damage.add(lba, place);
+            is_new |= !self.is_overwritten(lba, place) && self.damage.add(lba, place);
         });
         count_flaw(counters, flaw, u64::from(is_new));
     }
 
     /// Forgets damage that something newer has taken the place of.
     pub(crate) fn forget_overwritten_damage(&self) {
+        self.damage
+            .forget(|lba, place| self.is_overwritten(lba, place));
+    }
+
+    /// Whether a block is read from elsewhere. `false` also if its page changes too fast to tell.
+    fn is_overwritten(&self, lba: Lba, place: Place) -> bool {
         let per_page = u64::from(self.geometry.blocks_per_page());
-        self.damage.forget(|lba, place| {
-            let at = self.index.locate(self.geometry.page_of(lba));
-            // Changing too fast to tell: another time.
-            self.index.lookup(at).is_some_and(|found| {
-                let block = found.map.block((lba.0 % per_page) as u32);
-                block != BlockMap::Mapped(place)
-            })
-        });
+        let at = self.index.locate(self.geometry.page_of(lba));
+        self.index.lookup(at).is_some_and(|found| {
+            let block = found.map.block((lba.0 % per_page) as u32);
+            block != BlockMap::Mapped(place)
+        })
     }
 
     /// Forgets the damage in a segment that is freed.
