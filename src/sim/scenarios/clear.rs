@@ -68,8 +68,14 @@ pub(super) fn unmapped_data_do_not_come_back(context: &mut Context) -> Result<()
 pub(super) fn dirty_data_under_an_unmap_are_not_written_back(
     context: &mut Context,
 ) -> Result<(), Violation> {
+    // All of it fits into one batch.
+    let setup = Setup {
+        segment_size_bytes: 64 << 10,
+        segment_count: 16,
+        ..in_order()
+    };
     for clear in [Step::Unmap(1, 0, 64), Step::Zero(1, 0, 64)] {
-        context.cut(&in_order(), |machine| {
+        context.cut(&setup, |machine| {
             let mut steps: Vec<Step> = (0..8)
                 .flat_map(|at| [Step::Write(0, at * 8, 8, 0), Step::Core(0)])
                 .collect();
@@ -106,8 +112,8 @@ pub(super) fn a_range_that_is_cleared_while_it_is_written_back_stays_cleared(
         };
         context.cut(&setup, |machine| {
             let mut steps = Vec::new();
-            for at in [0, 20, 40] {
-                steps.extend([Step::Write(0, at, 16, 0), Step::Core(0)]);
+            for at in [0, 8, 20, 28, 40, 48] {
+                steps.extend([Step::Write(0, at, 8, 0), Step::Core(0)]);
             }
             // The writes of the batch are at the base, unanswered.
             steps.extend([Step::Settle, Step::DrainStart, Step::Background(4)]);
