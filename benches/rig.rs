@@ -4,7 +4,7 @@ use pcache::engine::{
     Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, HostIo,
     IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
 };
-use pcache::pmem::{IovBuf, IovCursor, MapRequest, MappedPmem};
+use pcache::pmem::{Extent, IovBuf, IovCursor, MapRequest, MappedPmem};
 use pcache::recovery::{OpenStep, Opening};
 use pcache::units::{Lba, Now};
 use std::hint::black_box;
@@ -46,7 +46,7 @@ pub(crate) fn now() -> Instant {
 pub(crate) fn map(path: &Path, size_bytes: u64) -> MappedPmem {
     let request = MapRequest {
         path: path.to_owned(),
-        create_size_bytes: Some(size_bytes),
+        extent: Extent::File { size_bytes },
         size_bytes_min: 1 << 20,
     };
     let mut pmem = MappedPmem::open(&request).expect("the file can be mapped");

@@ -70,6 +70,8 @@ tests! {
     a_write_that_finds_no_room_changes_nothing
     a_fill_never_overtakes_a_write_that_overlaps_it
     unmapped_data_do_not_come_back
+    dirty_data_under_an_unmap_are_not_written_back
+    a_range_that_is_cleared_while_it_is_written_back_stays_cleared
     a_kill_after_any_step_loses_nothing
     every_overlap_of_two_requests_reads_right
     a_segment_can_be_filled_to_its_last_byte

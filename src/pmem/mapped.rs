@@ -248,7 +248,7 @@ impl MapSync {
         let len = opened.align_bytes as usize;
         let flags = libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC;
         // SAFETY: a new mapping, wherever the kernel finds room, touches no memory in use.
-        let at = unsafe { libc::mmap(ptr::null_mut(), len, PROT, flags, fd, 0) };
+        let at = unsafe { libc::mmap(ptr::null_mut(), len, PROT, flags, fd, opened.file_offset()) };
         if at == libc::MAP_FAILED {
             return Self::No;
         }
@@ -306,7 +306,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the whole device at an address that allows huge pages.
+    /// Maps the device, or the part of it, at an address that allows huge pages.
     pub(super) fn new(opened: &Opened, prot: i32, map_flags: i32) -> io::Result<Self> {
         let too_large = || io::Error::from_raw_os_error(libc::ENOMEM);
         let len_bytes = usize::try_from(opened.size_bytes).map_err(|_| too_large())?;
@@ -330,10 +330,10 @@ impl Mapping {
         let head_bytes = reserved.addr().next_multiple_of(align) - reserved.addr();
         let start = reserved.wrapping_byte_add(head_bytes);
         let flags = map_flags | libc::MAP_FIXED;
+        let (fd, offset) = (opened.file.as_raw_fd(), opened.file_offset());
         // SAFETY: replaces part of the reservation, which nobody else knows of: `head_bytes` is below
         // `align`, so `len_bytes` are left behind it.
-        let mapped =
-            unsafe { libc::mmap(start, len_bytes, prot, flags, opened.file.as_raw_fd(), 0) };
+        let mapped = unsafe { libc::mmap(start, len_bytes, prot, flags, fd, offset) };
         let error = io::Error::last_os_error();
         Self::unmap(reserved, head_bytes);
         Self::unmap(start.wrapping_byte_add(len_bytes), align - head_bytes);

@@ -18,10 +18,11 @@ mod hint;
 mod iov;
 mod load;
 mod mapped;
+mod range_lock;
 mod read_only;
 mod regions;
 
-pub use backing::{MapRequest, Sharing};
+pub use backing::{Extent, MapRequest, PART_ALIGN_BYTES, Part, Sharing};
 pub(crate) use crc::crc32c_append_short;
 pub use dax::{Backing, Durability};
 pub use error::MapError;
@@ -32,6 +33,7 @@ pub use heap::{HeapRegion, IovBuf};
 pub(crate) use hint::prefetch_line;
 pub use iov::{IovCursor, MemSlice, SliceError};
 pub use mapped::{MappedPmem, PopulateProgress};
+pub use range_lock::LockRange;
 pub use read_only::ReadOnlyPmem;
 
 use crate::units::{Agent, PmemOff};

@@ -378,6 +378,7 @@ impl Creation {
             cache,
             base,
             cache_path: self.definition.cache_path.clone(),
+            cache_offset_mib: self.definition.cache_offset_mib,
             durability,
             access_text,
             zcopy,

@@ -165,11 +165,13 @@ fn check_new(definition: &Definition) -> Result<(), RpcError> {
                     format!("there is a cache {name} already"),
                 ));
             }
-            if other.cache_path == definition.cache_path {
+            if other.collides_with(definition) {
                 let path = definition.cache_path.display();
                 let message = format!(
-                    "cache_path {path} belongs to the cache {} already",
-                    other.name
+                    "cache_path {path} belongs to the cache {} already: {} is wanted, {} is taken",
+                    other.name,
+                    definition.extent_text(),
+                    other.extent_text()
                 );
                 return Err(RpcError::errno(libc::EEXIST, message));
             }
@@ -491,6 +493,8 @@ enum Described<'a> {
         name: &'a str,
         base_bdev_name: &'a str,
         cache_path: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cache_offset_mib: Option<u64>,
         state: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'a str>,
@@ -511,6 +515,7 @@ fn describe_one(entry: &Entry) -> Described<'_> {
         name: &definition.name,
         base_bdev_name: &definition.base_bdev_name,
         cache_path: definition.cache_path.to_string_lossy().into_owned(),
+        cache_offset_mib: definition.cache_offset_mib,
         state,
         reason,
         percent,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::IovBuf;
+use super::super::{Extent, IovBuf, Part};
 use super::*;
 
 const A: Agent = Agent(0);
@@ -19,14 +19,14 @@ fn dir() -> tempfile::TempDir {
 fn existing(path: &Path) -> MapRequest {
     MapRequest {
         path: path.to_owned(),
-        create_size_bytes: None,
+        extent: Extent::Whole,
         size_bytes_min: 4096,
     }
 }
 
 fn created(path: &Path, size_bytes: u64) -> MapRequest {
     MapRequest {
-        create_size_bytes: Some(size_bytes),
+        extent: Extent::File { size_bytes },
         ..existing(path)
     }
 }
@@ -180,6 +180,85 @@ fn a_device_in_use_is_refused_and_its_owner_is_named() {
     assert_eq!(pids[..], [std::process::id()]);
     drop(first);
     MappedPmem::open(&existing(&path)).expect("the lock goes with its owner");
+}
+
+fn part(path: &Path, offset_mib: u64, size_mib: u64) -> MapRequest {
+    MapRequest {
+        extent: Extent::Part(Part {
+            offset_bytes: offset_mib * MIB,
+            size_bytes: size_mib * MIB,
+        }),
+        ..existing(path)
+    }
+}
+
+#[test]
+fn parts_of_one_file_are_mapped_and_locked_each_by_itself() {
+    let dir = dir();
+    let path = dir.path().join("cache");
+    drop(MappedPmem::open(&created(&path, 16 * MIB)).unwrap());
+    let first = MappedPmem::open(&part(&path, 0, 4)).unwrap();
+    let second = MappedPmem::open(&part(&path, 4, 6)).unwrap();
+    assert_eq!((first.len_bytes(), second.len_bytes()), (4 * MIB, 6 * MIB));
+    assert!(second.map.base().addr().is_multiple_of(MAP_ALIGN_BYTES));
+    first.store(A, PmemOff(4 * MIB - 64), &[1; 64]);
+    second.store(A, PmemOff(0), &[2; 64]);
+    let _ = (first.fence(A), second.fence(A));
+    let bytes = fs::read(&path).unwrap();
+    let border = 4 * MIB as usize;
+    assert_eq!(bytes[border - 64..border], [1; 64]);
+    assert_eq!(bytes[border..border + 64], [2; 64]);
+    assert_eq!(bytes[border + 64..].iter().max(), Some(&0));
+
+    for (request, wanted, taken) in [
+        (part(&path, 2, 4), "MiB 2 to 6", "MiB 0 to 4"),
+        (part(&path, 8, 8), "MiB 8 to 16", "MiB 4 to 10"),
+        (existing(&path), "all of it", "MiB 0 to 4"),
+    ] {
+        let text = refusal(&request).to_string();
+        assert!(
+            text.contains(&format!("{wanted} is wanted, {taken} is taken")),
+            "{text}"
+        );
+    }
+    drop(first);
+    drop(MappedPmem::open(&part(&path, 0, 4)).expect("its lock goes with the part"));
+    let whole = refusal(&existing(&path));
+    assert_eq!(whole.errno(), libc::EBUSY);
+    drop(second);
+    let _whole = MappedPmem::open(&existing(&path)).unwrap();
+    let text = refusal(&part(&path, 4, 6)).to_string();
+    assert!(text.contains("all of it is taken"), "{text}");
+}
+
+#[test]
+fn a_part_must_be_aligned_and_within_its_device() {
+    let dir = dir();
+    let path = dir.path().join("cache");
+    let error = refusal(&part(&path, 0, 4));
+    assert!(matches!(error, MapError::NotFound { .. }), "{error}");
+    drop(MappedPmem::open(&created(&path, 16 * MIB)).unwrap());
+    for (request, said) in [
+        (part(&path, 1, 4), "1048576"),
+        (part(&path, 2, 5), "5242880"),
+        (part(&path, 12, 6), "16777216"),
+        (part(&path, 16, 4), "16777216"),
+    ] {
+        let error = refusal(&request);
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(error.errno(), libc::EINVAL);
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 16 * MIB);
+}
+
+#[test]
+fn only_the_holes_in_the_part_are_filled() {
+    let dir = dir();
+    let path = dir.path().join("cache");
+    fs::File::create(&path).unwrap().set_len(16 * MIB).unwrap();
+    let _pmem = MappedPmem::open(&part(&path, 4, 4)).unwrap();
+    let meta = fs::metadata(&path).unwrap();
+    assert_eq!((meta.len(), meta.blocks() * 512), (16 * MIB, 4 * MIB));
 }
 
 #[test]

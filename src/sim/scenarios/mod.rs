@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod damage;
+mod clear;
 #[cfg(test)]
 mod doc_tests;
 mod durability;
@@ -84,7 +85,9 @@ scenarios! {
     20 opening::a_wrong_base_is_refused_and_nothing_is_written,
     21 requests::a_write_that_finds_no_room_changes_nothing,
     22 reads::a_fill_never_overtakes_a_write_that_overlaps_it,
-    23 requests::unmapped_data_do_not_come_back,
+    23 clear::unmapped_data_do_not_come_back,
+    23 clear::dirty_data_under_an_unmap_are_not_written_back,
+    23 clear::a_range_that_is_cleared_while_it_is_written_back_stays_cleared,
     24 durability::a_kill_after_any_step_loses_nothing,
     26 requests::every_overlap_of_two_requests_reads_right,
     27 requests::a_segment_can_be_filled_to_its_last_byte,
