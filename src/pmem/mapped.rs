@@ -16,7 +16,10 @@ use super::backing::{self, Opened};
 use super::copy::{self, Kernel};
 use super::dax::{Backing, Durability};
 use super::regions::LiveRegion;
-use super::{Durable, IovCursor, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned, bounds};
+use super::{
+    Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned,
+    bounds,
+};
 use crate::units::{Agent, PmemOff};
 
 /// Alignment of the mapping's address: a huge page, without which neither the page tables nor the DMA
@@ -220,8 +223,11 @@ impl Pmem for MappedPmem {
         MemSlice::new(self.map.at(off, len_bytes), len_bytes as usize)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        copy::prefetch(self.map.at(off, 1));
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        let start = self.map.at(off, len_bytes);
+        for at in (0..len_bytes as usize).step_by(LINE_SIZE_BYTES as usize) {
+            copy::prefetch(start.wrapping_add(at));
+        }
     }
 }
 
