@@ -20,4 +20,6 @@ mod table;
 mod tests;
 
 pub(crate) use bucket::{PageSlot, Version};
-pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, Target};
+pub(crate) use table::{
+    BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, Lookup, PageMap, Target,
+};

@@ -117,19 +117,30 @@ pub struct Key {
     pub crc: u32,
 }
 
+/// Keys that a line has room for, rounded up: so many behind the last one are part of its padding.
+const KEYS_PER_LINE: usize = (LINE_SIZE_BYTES as usize).div_ceil(KEY_SIZE_BYTES);
+
+/// A kset of any size, with its padding.
+#[derive(Debug, FromZeros, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct KsetOnMedia {
+    header: KsetHeaderOnMedia,
+    keys: [KeyOnMedia; KSET_KEYS_MAX + KEYS_PER_LINE],
+}
+
 /// Builds the bytes of a kset. Reused; allocates once.
 #[derive(Debug)]
 pub struct KsetBuilder {
-    bytes: Vec<u8>,
-    key_count: u32,
+    media: Box<KsetOnMedia>,
+    key_count: usize,
 }
 
 impl Default for KsetBuilder {
     fn default() -> Self {
-        let mut bytes = Vec::with_capacity(kset_size_bytes(KSET_KEYS_MAX));
-        bytes.resize(KSET_HEADER_SIZE_BYTES, 0);
+        // Where there is no memory the program ends, as it does for any box.
+        let media = KsetOnMedia::new_box_zeroed();
         Self {
-            bytes,
+            media: media.unwrap_or_else(|_| Box::new(KsetOnMedia::new_zeroed())),
             key_count: 0,
         }
     }
@@ -138,39 +149,49 @@ impl Default for KsetBuilder {
 impl KsetBuilder {
     /// Forgets all keys.
     pub fn clear(&mut self) {
-        self.bytes.truncate(KSET_HEADER_SIZE_BYTES);
         self.key_count = 0;
     }
 
     /// Appends a key.
+    ///
+    /// # Panics
+    /// There are [`KSET_KEYS_MAX`] already.
+    #[inline]
     pub fn push(&mut self, key: &Key, block_shift: u32) {
-        debug_assert!((self.key_count as usize) < KSET_KEYS_MAX);
-        let mut media = KeyOnMedia::new_zeroed();
-        media.lba.set(key.lba.0);
-        media.len_blocks.set(key.len_blocks);
-        media.place.set(key.payload_off >> block_shift);
-        media.crc.set(key.crc);
-        media.kind = key.kind.code();
-        self.bytes.extend_from_slice(media.as_bytes());
+        debug_assert!(self.key_count < KSET_KEYS_MAX);
+        self.media.keys[self.key_count] = KeyOnMedia {
+            lba: key.lba.0.into(),
+            len_blocks: key.len_blocks.into(),
+            place: key.payload_off.wrapping_shr(block_shift).into(),
+            crc: key.crc.into(),
+            kind: key.kind.code(),
+            rsv: [0; 3],
+        };
         self.key_count += 1;
     }
 
     /// The finished bytes: checksummed, padded to whole lines.
+    #[inline]
     pub fn finish(&mut self, seed: ChecksumSeed, kset_index: u32, seq: Seq, epoch: Epoch) -> &[u8] {
-        let header = KsetHeaderOnMedia {
+        let count = self.key_count;
+        let media = &mut *self.media;
+        // What an earlier kset has left there. A length that is known beats one that fits.
+        if let Some(padding) = media.keys[count..].first_chunk_mut::<KEYS_PER_LINE>() {
+            *padding = [KeyOnMedia::new_zeroed(); KEYS_PER_LINE];
+        }
+        media.header = KsetHeaderOnMedia {
             crc: U32::ZERO,
-            key_count: self.key_count.into(),
+            // KSET_KEYS_MAX at the most.
+            key_count: (count as u32).into(),
             kset_index: kset_index.into(),
             rsv: [0; 4],
             seq: seq.0.into(),
             epoch: epoch.0.into(),
         };
-        self.bytes[..KSET_HEADER_SIZE_BYTES].copy_from_slice(header.as_bytes());
-        let crc = U32::new(seed.checksum(&self.bytes[4..]));
-        self.bytes[..4].copy_from_slice(crc.as_bytes());
-        let padded = self.bytes.len().next_multiple_of(LINE_SIZE_BYTES as usize);
-        self.bytes.resize(padded, 0);
-        &self.bytes
+        let used = KSET_HEADER_SIZE_BYTES + count * KEY_SIZE_BYTES;
+        let crc = seed.checksum(&media.as_bytes()[4..used]);
+        media.header.crc = crc.into();
+        &media.as_bytes()[..kset_size_bytes(count)]
     }
 }
 

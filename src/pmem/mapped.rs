@@ -226,8 +226,11 @@ impl Pmem for MappedPmem {
         MemSlice::new(self.map.at(off, len_bytes), len_bytes as usize)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        copy::prefetch(self.map.at(off, 1));
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        let start = self.map.at(off, len_bytes);
+        for at in (0..len_bytes as usize).step_by(LINE_SIZE_BYTES as usize) {
+            copy::prefetch(start.wrapping_add(at));
+        }
     }
 }
 

@@ -125,6 +125,6 @@ pub trait Pmem: PmemRead {
     /// The memory itself, as the source of a write to the base device.
     fn slice(&self, off: PmemOff, len_bytes: u64) -> MemSlice;
 
-    /// Hints that the line at `off` will be read soon.
-    fn prefetch(&self, off: PmemOff);
+    /// Hints that these bytes will be read soon.
+    fn prefetch(&self, off: PmemOff, len_bytes: u64);
 }

@@ -133,8 +133,8 @@ impl<P: Pmem> Pmem for TracingPmem<P> {
         self.inner.slice(off, len_bytes)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        self.inner.prefetch(off);
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        self.inner.prefetch(off, len_bytes);
     }
 }
 
