@@ -16,6 +16,8 @@ pub(crate) mod invariant_tests;
 mod io;
 mod lend;
 mod read_path;
+#[cfg(feature = "heap")]
+mod republish;
 mod segments;
 mod settings;
 mod stats;
@@ -25,7 +27,7 @@ mod tests;
 mod write_path;
 
 pub use background::{Background, Pressure};
-pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
+pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
 pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub use config::*;
