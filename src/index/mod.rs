@@ -22,4 +22,6 @@ mod tests;
 
 pub(crate) use bucket::{PageSlot, Version};
 pub(crate) use newest::{Newest, PagePart};
-pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, PageMap, Target};
+#[cfg(feature = "heap")]
+pub(crate) use table::PageMap;
+pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, Target};

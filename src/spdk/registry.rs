@@ -524,10 +524,17 @@ impl From<RecoveryProgress> for DescribedRecovery {
 }
 
 fn describe_one(entry: &Entry) -> Described<'_> {
+    let mut recovery = None;
     let (state, reason, percent) = match &entry.state {
         State::Online(node) => return Described::Online(Box::new(node.describe())),
         State::Waiting { why } => ("pending", Some(why.as_str()), None),
-        State::Creating(creation) => ("opening", None, Some(creation.percent())),
+        State::Creating(creation) => {
+            recovery = creation.recovery();
+            match recovery {
+                Some(_) => ("recovering", None, None),
+                None => ("opening", None, Some(creation.percent())),
+            }
+        }
         State::Closing => ("removing", None, None),
     };
     let definition = &entry.definition;
