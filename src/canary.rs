@@ -113,8 +113,12 @@ canaries! {
     /// A segment is reclaimed although the base does not hold all of it.
     DirtySegmentReclaimed = "dirty_segment_reclaimed",
 
-    /// Recovery applies ksets segment by segment, not in their global order.
+    /// Recovery lets keys take effect as it meets them, whatever their order.
     RecoveredInSegmentOrder = "recovered_in_segment_order",
+    /// A key for a whole page wins over later ones for blocks of it that recovery has met before.
+    NewerBlocksBuried = "newer_blocks_buried",
+    /// A worker of recovery does not wait for another one that is at the same page.
+    RecoveryClaimsIgnored = "recovery_claims_ignored",
     /// Recovery lets clean keys below the key tail count.
     KeyTailIgnored = "key_tail_ignored",
     /// Recovery forgets unmapped and zeroed blocks.

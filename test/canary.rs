@@ -186,6 +186,9 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::ScrubDropsDirtyData => &[STALE, "damaged dirty data are not named"],
         Canary::DirtySegmentReclaimed => &["INV-SEG-5", STALE, LOST],
         Canary::RecoveredInSegmentOrder => &[LOST, IN_PART, MIXED, CLEAN, STALE],
+        Canary::NewerBlocksBuried | Canary::RecoveryClaimsIgnored => {
+            &[LOST, IN_PART, MIXED, CLEAN, STALE, INDEX]
+        }
         Canary::KeyTailIgnored => &[INDEX, CLEAN, LOST],
         Canary::ZeroesForgotten => &[LOST, CLEAN, STALE],
         Canary::SeqGivenOutAgain => &["both hold a kset with"],

@@ -243,7 +243,7 @@ impl<P: Pmem> Cache<P> {
     }
 
     /// To read the ksets of a segment.
-    pub(crate) fn kset_context(&self, id: SegId, generation: Generation) -> KsetContext<'_> {
+    pub(crate) fn kset_context(&self, id: SegId, generation: Generation) -> KsetContext {
         let block_count = self.base.block_count;
         KsetContext::new(&self.geometry, block_count, &self.checksums, id, generation)
     }

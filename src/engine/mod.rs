@@ -18,6 +18,8 @@ pub(crate) mod invariant_tests;
 mod io;
 mod lend;
 mod read_path;
+#[cfg(feature = "heap")]
+mod republish;
 mod segments;
 mod settings;
 mod stats;

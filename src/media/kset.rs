@@ -242,18 +242,18 @@ impl Default for KsetReader {
 
 /// Which segment, and under which rules its ksets are valid.
 #[derive(Clone, Copy, Debug)]
-pub struct KsetContext<'a> {
-    geometry: &'a Geometry,
+pub struct KsetContext {
+    geometry: Geometry,
     base_block_count: u64,
     segment: SegId,
     seed: ChecksumSeed,
 }
 
-impl<'a> KsetContext<'a> {
+impl KsetContext {
     /// For a segment under a generation.
     #[must_use]
     pub fn new(
-        geometry: &'a Geometry,
+        geometry: &Geometry,
         base_block_count: u64,
         checksums: &Checksums,
         segment: SegId,
@@ -261,15 +261,13 @@ impl<'a> KsetContext<'a> {
     ) -> Self {
         let seed = checksums.kset(segment.0, generation.0);
         Self {
-            geometry,
+            geometry: *geometry,
             base_block_count,
             segment,
             seed,
         }
     }
-}
 
-impl KsetContext<'_> {
     /// The segment.
     #[must_use]
     pub fn segment(&self) -> SegId {
@@ -285,7 +283,7 @@ impl KsetReader {
     pub fn read<P: PmemRead>(
         &mut self,
         pmem: &P,
-        context: &KsetContext<'_>,
+        context: &KsetContext,
         off: u32,
         kset_index: u32,
         keys: &mut Vec<Key>,
@@ -316,7 +314,7 @@ impl KsetReader {
     pub fn find_later<P: PmemRead>(
         &mut self,
         pmem: &P,
-        context: &KsetContext<'_>,
+        context: &KsetContext,
         off: u32,
         kset_index: u32,
         window_bytes: u32,
@@ -339,7 +337,7 @@ impl KsetReader {
     fn load<P: PmemRead>(
         &mut self,
         pmem: &P,
-        context: &KsetContext<'_>,
+        context: &KsetContext,
         off: u32,
         wanted: impl Fn(u32) -> bool,
     ) -> Result<Kset, KsetError> {
@@ -382,8 +380,8 @@ impl KsetReader {
 }
 
 /// `None`: a number of the key is out of range (INV-OPEN-3).
-fn decode_key(context: &KsetContext<'_>, kset: &Kset, media: &KeyOnMedia) -> Option<Key> {
-    let geometry = context.geometry;
+fn decode_key(context: &KsetContext, kset: &Kset, media: &KeyOnMedia) -> Option<Key> {
+    let geometry = &context.geometry;
     let kind = match media.kind {
         1 => KeyKind::Data,
         2 => KeyKind::Fill,
@@ -398,9 +396,8 @@ fn decode_key(context: &KsetContext<'_>, kset: &Kset, media: &KeyOnMedia) -> Opt
     }
     let place = u64::from(media.place.get());
     if kind.has_payload() {
-        let per_page = u64::from(geometry.blocks_per_page());
         let keys_end = u64::from(kset.off) + u64::from(kset.size_bytes);
-        if lba / per_page != (end - 1) / per_page
+        if geometry.page_of(Lba(lba)) != geometry.page_of(Lba(end - 1))
             || geometry.bytes(place) < keys_end
             || geometry.bytes(place + len) > geometry.segment_size_bytes()
         {

@@ -16,6 +16,7 @@ use super::json::{Json, Request};
 use super::node::{Description, Node};
 use super::remove::{self, After};
 use super::thread::AppCell;
+use crate::recovery::RecoveryProgress;
 use crate::rpc::{Definition, Drain, RpcError};
 
 /// Names an entry; never used twice. Callbacks that may come late carry it instead of an address.
@@ -500,14 +501,44 @@ enum Described<'a> {
         reason: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         percent: Option<u64>,
+        #[serde(flatten)]
+        recovery: Option<DescribedRecovery>,
     },
 }
 
+/// How far a recovery is.
+#[derive(Serialize)]
+struct DescribedRecovery {
+    recovery_percent: u64,
+    segments_scanned: u32,
+    segments_total: u32,
+    keys: u64,
+}
+
+impl From<RecoveryProgress> for DescribedRecovery {
+    fn from(progress: RecoveryProgress) -> Self {
+        let (done, total) = (progress.segments_scanned, progress.segments_total);
+        Self {
+            recovery_percent: u64::from(done) * 100 / u64::from(total.max(1)),
+            segments_scanned: done,
+            segments_total: total,
+            keys: progress.keys,
+        }
+    }
+}
+
 fn describe_one(entry: &Entry) -> Described<'_> {
+    let mut recovery = None;
     let (state, reason, percent) = match &entry.state {
         State::Online(node) => return Described::Online(Box::new(node.describe())),
         State::Waiting { why } => ("pending", Some(why.as_str()), None),
-        State::Creating(creation) => ("opening", None, Some(creation.percent())),
+        State::Creating(creation) => {
+            recovery = creation.recovery();
+            match recovery {
+                Some(_) => ("recovering", None, None),
+                None => ("opening", None, Some(creation.percent())),
+            }
+        }
         State::Closing => ("removing", None, None),
     };
     let definition = &entry.definition;
@@ -519,6 +550,7 @@ fn describe_one(entry: &Entry) -> Described<'_> {
         state,
         reason,
         percent,
+        recovery: recovery.map(DescribedRecovery::from),
     }
 }
 

@@ -207,8 +207,8 @@ impl Pmem for Watched {
         self.0.slice(off, len_bytes)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        self.0.prefetch(off);
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        self.0.prefetch(off, len_bytes);
     }
 }
 

@@ -5,8 +5,8 @@
 //! acknowledgement of the scenario is cut.
 
 mod checkpoint;
-mod damage;
 mod clear;
+mod damage;
 #[cfg(test)]
 mod doc_tests;
 mod durability;
