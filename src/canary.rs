@@ -49,6 +49,8 @@ canaries! {
     OverlapLost = "overlap_lost",
     /// A read fill goes into the cache although its page was written meanwhile.
     StaleFillInstalled = "stale_fill_installed",
+    /// A miss joins a base read that was asked for before its blocks were written.
+    StaleReadJoined = "stale_read_joined",
     /// A flush of the application closes no epoch.
     FlushClosesNoEpoch = "flush_closes_no_epoch",
     /// A FUA write closes no epoch.

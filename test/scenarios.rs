@@ -78,7 +78,9 @@ tests! {
     a_write_of_two_pages_waits_for_room_as_a_whole
     a_full_cache_serves_reads_and_wakes_writers_in_order
     more_cores_than_segments_do_not_block_each_other
-    concurrent_misses_of_one_block_each_read_the_base
+    concurrent_misses_of_the_same_blocks_share_a_base_read
+    those_who_share_a_base_read_that_fails_ask_for_themselves
+    a_base_read_is_not_joined_once_its_blocks_were_written
     an_overwrite_of_lost_dirty_data_lets_write_back_go_on
     an_error_of_the_memory_is_told_from_one_of_the_base
     poisoned_memory_fails_only_what_is_dirty_in_it

@@ -5,7 +5,8 @@ use super::io::{
     BaseError, BaseOpId, Completion, HostIo, IoToken, LoanId, Op, Outbox, Progress, Status,
 };
 use super::lend::{LOAN_COUNT_MAX, Loan};
-use super::read_path::{FILL_PAGES_MAX, Miss, PREFETCH_PAGES, ReadState};
+use super::misses::Misses;
+use super::read_path::{FILL_PAGES_MAX, PREFETCH_PAGES, ReadState};
 use super::stats::Counters;
 use super::write_path::Batch;
 use crate::canary::{self, Canary};
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 /// Requests that a channel takes at once.
 pub(super) const REQUEST_COUNT_MAX: usize = 4096;
-/// Base reads that a channel has under way at once.
+/// Base reads that a channel has under way at once, with the misses that wait for those of others.
 pub(super) const MISS_COUNT_MAX: usize = 256;
 /// Completions of one poll, at most; the rest comes with the next.
 pub(super) const COMPLETIONS_PER_POLL: usize = 512;
@@ -42,7 +43,7 @@ pub(super) struct Slab<T> {
 }
 
 impl<T> Slab<T> {
-    fn new(capacity: usize) -> Self {
+    pub(super) fn new(capacity: usize) -> Self {
         let numbers = 0..u32::try_from(capacity).unwrap_or(u32::MAX);
         Self {
             items: numbers.clone().map(|_| None).collect(),
@@ -105,7 +106,7 @@ pub(super) struct Core {
     flushes: VecDeque<RequestId>,
     /// Of which nothing is going to be done, and how they end.
     refused: VecDeque<(RequestId, Status)>,
-    pub(super) misses: Slab<Miss>,
+    pub(super) misses: Misses,
     /// Of the bucket of each page of the run that a read is gathering.
     pub(super) run_versions: [Version; FILL_PAGES_MAX],
     /// Base reads that have ended since the last poll.
@@ -180,8 +181,7 @@ impl<P: Pmem> Channel<P> {
 
     /// A base operation has ended; the next poll goes on with it.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
-        if let Some(miss) = self.core.misses.get_mut(op.0) {
-            miss.result = Some(result);
+        if self.core.misses.set_result(op.0, result) {
             self.core.misses_done.push_back(op.0);
         }
     }
@@ -229,7 +229,7 @@ impl Core {
             writes: queue(),
             flushes: queue(),
             refused: VecDeque::with_capacity(REQUEST_COUNT_MAX),
-            misses: Slab::new(MISS_COUNT_MAX),
+            misses: Misses::new(),
             run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills: VecDeque::with_capacity(MISS_COUNT_MAX),
@@ -374,6 +374,7 @@ impl Core {
             self.give_up_read(cache, id, out);
         }
         while let Some(op) = self.misses_done.pop_front() {
+            self.serve_followers(cache, op, out);
             self.settle_miss(cache, op, out);
         }
     }

@@ -17,6 +17,7 @@ mod grace;
 pub(crate) mod invariant_tests;
 mod io;
 mod lend;
+mod misses;
 mod read_path;
 #[cfg(feature = "heap")]
 mod republish;

@@ -3,7 +3,8 @@
 
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
-use super::io::{BaseError, BaseKind, BaseOpId, BaseRequest, Outbox, Status};
+use super::io::{Outbox, Status};
+use super::misses::Miss;
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
@@ -46,21 +47,6 @@ impl ReadState {
     pub(super) fn has_begun(&self) -> bool {
         self.done_blocks > 0 || self.pending > 0
     }
-}
-
-/// A base read for blocks that are not cached.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Miss {
-    pub(super) request: RequestId,
-    pub(super) lba: Lba,
-    pub(super) len_blocks: u64,
-    /// Where in the caller's memory the blocks go.
-    pub(super) cursor: IovCursor,
-    /// Of the bucket of each page when it was found missing.
-    pub(super) versions: [Version; FILL_PAGES_MAX],
-    /// Whether it may be put into the cache.
-    pub(super) admitted: bool,
-    pub(super) result: Option<Result<(), BaseError>>,
 }
 
 /// Neighbouring blocks that come from the same source.
@@ -255,15 +241,15 @@ impl Core {
         };
         let bytes = reader.cache.geometry.bytes(run.len_blocks);
         match run.source {
-            BlockMap::Mapped(place) => self.serve_hit(reader, &run, place, bytes, out)?,
+            BlockMap::Mapped(place) => self.serve_hit(reader, &run, place, bytes, out),
             BlockMap::Zero(_) => {
                 reader.state.cursor.zero(bytes as usize);
                 reader.state.hit = true;
+                reader.state.done_blocks += run.len_blocks;
+                Ok(())
             }
-            BlockMap::Absent => self.start_miss(reader, &run, bytes, out)?,
+            BlockMap::Absent => self.start_miss(reader, &run, out),
         }
-        reader.state.done_blocks += run.len_blocks;
-        Ok(())
     }
 
     fn serve_hit<P: Pmem>(
@@ -281,6 +267,7 @@ impl Core {
             if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
                 reader.state.cursor = cursor;
                 reader.state.hit = true;
+                reader.state.done_blocks += run.len_blocks;
                 return Ok(());
             }
             self.counters(cache).poisoned_reads.add(1);
@@ -288,49 +275,59 @@ impl Core {
         if cache.is_clean(place) || canary::is(Canary::DirtyDamageReadFromBase) {
             // The base holds the same.
             reader.version_count = usize::MAX;
-            return self.start_miss(reader, run, bytes, out);
+            return self.start_miss(reader, run, out);
         }
         reader.state.cursor.advance(bytes as usize);
+        reader.state.done_blocks += run.len_blocks;
         reader.state.failed = true;
         Ok(())
     }
 
-    /// Asks the base for a run.
+    /// Asks the base for a run, as far as nobody of this channel has done so.
     fn start_miss<P: Pmem>(
         &mut self,
         reader: &mut Reader<'_, P>,
         run: &Run,
-        bytes: u64,
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
-        let miss = Miss {
-            request: reader.id,
-            lba: run.lba,
-            len_blocks: run.len_blocks,
-            cursor: reader.state.cursor,
-            versions: self.run_versions,
-            // What is larger than a write may never fit into a segment.
-            admitted: reader.version_count <= FILL_PAGES_MAX
-                && bytes <= reader.cache.write_size_max_bytes(),
-            result: None,
-        };
-        let op = self.misses.insert(miss).ok_or(Blocked)?;
-        self.counters(reader.cache).base_read_bytes.add(bytes);
-        out.base.push(BaseRequest {
-            op: BaseOpId(op),
-            kind: BaseKind::Read(reader.state.cursor),
-            lba: run.lba,
-            len_blocks: run.len_blocks,
-        });
-        reader.state.cursor.advance(bytes as usize);
-        reader.state.pending += 1;
-        reader.state.missed = true;
+        let geometry = &reader.cache.geometry;
+        let first_page = geometry.page_of(run.lba).0;
+        let (mut start, end) = (run.lba.0, run.lba.0 + run.len_blocks);
+        while start < end {
+            let skipped = (geometry.page_of(Lba(start)).0 - first_page) as usize;
+            // Only of so many pages it is known what they were.
+            let known = match reader.version_count {
+                count if count <= FILL_PAGES_MAX => skipped..count,
+                _ => 0..0,
+            };
+            let versions = &self.run_versions[known];
+            let part = self.misses.first_part(geometry, (start, end), versions);
+            let len_blocks = part.end - start;
+            let bytes = geometry.bytes(len_blocks);
+            let mut miss = Miss::new(reader.id, Lba(start), len_blocks, reader.state.cursor);
+            if let Some(leader) = part.leader {
+                self.misses.follow(miss, bytes, leader).ok_or(Blocked)?;
+            } else {
+                miss.versions[..versions.len()].copy_from_slice(versions);
+                // What is larger than a write may never fit into a segment.
+                miss.admitted =
+                    !versions.is_empty() && bytes <= reader.cache.write_size_max_bytes();
+                out.base.push(self.misses.lead(miss).ok_or(Blocked)?);
+                self.counters(reader.cache).base_read_bytes.add(bytes);
+            }
+            reader.state.cursor.advance(bytes as usize);
+            reader.state.done_blocks += len_blocks;
+            reader.state.pending += 1;
+            reader.state.missed = true;
+            start = part.end;
+        }
         Ok(())
     }
 
     /// Looks at the base reads that have ended. Those that may be put into the cache wait for the batch.
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(op) = self.misses_done.pop_front() {
+            self.serve_followers(cache, op, out);
             let fill = self
                 .misses
                 .get(op)

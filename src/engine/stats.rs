@@ -88,6 +88,8 @@ counters! {
     failed,
     /// Bytes read from the base for misses.
     base_read_bytes,
+    /// Bytes of misses that were served by the base read of another request.
+    joined_read_bytes,
     /// Bytes written back to the base.
     writeback_bytes,
     /// Dirty bytes that were overwritten before they were written back.

@@ -186,6 +186,23 @@ impl IovCursor {
         });
     }
 
+    /// Copies the next `len_bytes` bytes of another list to the caller's memory, and advances both. The memory of
+    /// the two may be the same.
+    ///
+    /// # Panics
+    /// One of the lists ends before; what there is of it is then copied.
+    pub fn copy_from(&mut self, other: &mut Self, len_bytes: usize) {
+        other.chunks(len_bytes, |src, len| {
+            let mut src = src;
+            self.chunks(len, |dst, len| {
+                // SAFETY: both `chunks` name `len` bytes that are valid by the contract of `new`, those of the
+                // other list for reads, these for writes; they may overlap.
+                unsafe { ptr::copy(src, dst, len) };
+                src = src.wrapping_add(len);
+            });
+        });
+    }
+
     /// Copies the next `buf.len()` bytes of the caller's memory into `buf`, each read once, and advances.
     ///
     /// # Panics
@@ -332,6 +349,26 @@ mod tests {
             flat[from..from + count].fill(0xee);
             flat[from + count..from + count + zeroes].fill(0);
             prop_assert_eq!(buf.bytes(), flat);
+        }
+
+        #[test]
+        fn a_list_is_copied_from_a_list_of_another_shape(
+            len in 0usize..300,
+            cuts in vec(0usize..300, 0..8),
+            other_cuts in vec(0usize..300, 0..8),
+            from in 0usize..300,
+            count in 0usize..300,
+        ) {
+            let (from, flat) = (from.min(len), pattern(len));
+            let count = count.min(len - from);
+            let (source, target) = (IovBuf::new(&flat, &other_cuts), IovBuf::new(&vec![0xee; len], &cuts));
+            let (mut reader, mut writer) = (source.cursor(), target.cursor());
+            reader.advance(from);
+            writer.copy_from(&mut reader, count);
+            prop_assert_eq!((reader.remaining(), writer.remaining()), (len - from - count, len - count));
+            let mut expected = vec![0xee; len];
+            expected[..count].copy_from_slice(&flat[from..from + count]);
+            prop_assert_eq!(target.bytes(), expected);
         }
 
         #[test]
