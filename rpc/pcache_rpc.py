@@ -77,10 +77,16 @@ def _add_create(subparsers):
         "any other)",
     )
     parser.add_argument(
+        "--cache-offset-mib",
+        type=int,
+        help="Start in MiB of the part of the cache device to use, if several caches share it; "
+        "--cache-size-mib is the size of the part then",
+    )
+    parser.add_argument(
         "-s",
         "--cache-size-mib",
         type=int,
-        help="Size in MiB of the file to create, if it does not exist",
+        help="Size in MiB of the file to create, if it does not exist, or of the part",
     )
     parser.add_argument(
         "--data-crc",

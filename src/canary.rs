@@ -97,6 +97,10 @@ canaries! {
     BatchEndNotRecorded = "batch_end_not_recorded",
     /// The witness is not renewed when the base changes.
     WitnessNotRenewed = "witness_not_renewed",
+    /// Dirty data whose memory is lost or whose checksum is wrong are written to the base all the same.
+    DamagedPayloadWritten = "damaged_payload_written",
+    /// Dirty data whose memory is lost are read from the base, which holds something older.
+    DirtyDamageReadFromBase = "dirty_damage_read_from_base",
     /// A drain ends when one kset is still missing on the base.
     DrainEndsEarly = "drain_ends_early",
     /// A checkpoint holds the base before all that was acknowledged before it is there.
@@ -110,11 +114,19 @@ canaries! {
     GenerationNotRaised = "generation_not_raised",
     /// A segment is free although somebody may still read in it.
     ReclaimIgnoresReaders = "reclaim_ignores_readers",
+    /// A segment whose memory is damaged is used again.
+    SuspectSegmentReused = "suspect_segment_reused",
+    /// The scrub takes damaged dirty data out of the cache, as if the base had them.
+    ScrubDropsDirtyData = "scrub_drops_dirty_data",
     /// A segment is reclaimed although the base does not hold all of it.
     DirtySegmentReclaimed = "dirty_segment_reclaimed",
 
-    /// Recovery applies ksets segment by segment, not in their global order.
+    /// Recovery lets keys take effect as it meets them, whatever their order.
     RecoveredInSegmentOrder = "recovered_in_segment_order",
+    /// A key for a whole page wins over later ones for blocks of it that recovery has met before.
+    NewerBlocksBuried = "newer_blocks_buried",
+    /// A worker of recovery does not wait for another one that is at the same page.
+    RecoveryClaimsIgnored = "recovery_claims_ignored",
     /// Recovery lets clean keys below the key tail count.
     KeyTailIgnored = "key_tail_ignored",
     /// Recovery forgets unmapped and zeroed blocks.

@@ -1,4 +1,4 @@
-//! The background: write-back, reclaiming, and options that are to be persisted. One thread runs it.
+//! The background: write-back, reclaiming, scrubbing, and options that are to be persisted. One thread runs it.
 
 use super::cache::{BACKGROUND_AGENT, Cache, lock};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
@@ -6,6 +6,7 @@ use super::stats::Counters;
 use crate::gc::Gc;
 use crate::media::{Tails, persist_superblock};
 use crate::pmem::Pmem;
+use crate::scrub::{self, Scrub};
 use crate::units::{Agent, Now, Seq};
 use crate::writeback::{Context, Writeback};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub struct Background<P: Pmem> {
     tails: Tails,
     writeback: Writeback,
     gc: Gc,
+    scrub: Scrub,
     stopping: bool,
     now: Now,
     held_seen: Seq,
@@ -42,6 +44,7 @@ impl<P: Pmem> Background<P> {
             tails,
             writeback,
             gc: Gc::default(),
+            scrub: Scrub::default(),
             stopping: false,
             now: Now(0),
             held_seen: Seq(0),
@@ -73,10 +76,17 @@ impl<P: Pmem> Background<P> {
         let mut context = context(&self.cache, &mut self.tails);
         context.urgent = self.gc.needs_writeback();
         let written = self.writeback.poll(&mut context, now, out);
-        if reclaimed == Progress::Busy {
-            reclaimed
+        let mut context = scrub::Context {
+            cache: &self.cache,
+            tails: &mut self.tails,
+            agent: BACKGROUND_AGENT,
+            counters: counters(&self.cache),
+        };
+        let scrubbed = self.scrub.poll(&mut context, now);
+        if [reclaimed, written, scrubbed].contains(&Progress::Busy) {
+            Progress::Busy
         } else {
-            written
+            Progress::Idle
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::checkpoint::Checkpoint;
 use super::config::{BaseCaps, BaseIdentity, CacheMode, DataCrc};
+use super::damage::{Damage, DamagedRange};
 use super::drain::Drain;
 use super::grace::Grace;
 use super::mode::ModeState;
@@ -14,10 +15,10 @@ use super::stream::{Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::index::Index;
-use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
+use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, KsetContext, Place, Superblock, Tails};
 use crate::pmem::Pmem;
 use crate::sched;
-use crate::units::{Agent, Epoch, PAGE_SIZE_BYTES, Seq};
+use crate::units::{Agent, Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
@@ -54,7 +55,8 @@ pub enum Health {
     Online,
     /// Write-back meets errors and repeats; nothing is lost.
     WritebackFailing(String),
-    /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them.
+    /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them, until they are
+    /// overwritten.
     Degraded(String),
     /// An internal error; every request fails, the media are as they were.
     Failed(String),
@@ -77,6 +79,8 @@ pub struct CacheInfo {
     pub segment_count: u32,
     /// Segments that hold nothing.
     pub segments_free: u64,
+    /// Segments that are not used any more, since their memory is damaged.
+    pub segments_quarantined: u64,
     /// Whether payloads carry checksums.
     pub data_crc: bool,
     /// What can be changed, as it is now.
@@ -85,6 +89,8 @@ pub struct CacheInfo {
     /// The mode that holds for everything in the cache: `cache_mode`, or an earlier one as long as dirty data of
     /// that are left.
     pub cache_mode_now: CacheMode,
+    /// Blocks of which the only copy is known to be damaged: reads of them fail until they are overwritten.
+    pub damaged: Vec<DamagedRange>,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
     /// The log up to here is on the base.
@@ -131,12 +137,13 @@ pub struct Cache<P> {
     /// Everything up to here is on the base, flushed, and the tails say so durably.
     pub(crate) dirty_tail: CachePadded<AtomicU64>,
     pub(crate) dirty_bytes: AtomicU64,
+    pub(crate) damage: Damage,
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
     pub(crate) drain: Drain,
     pub(crate) mode: ModeState,
-    /// Write-back stands still for good.
-    pub(crate) writeback_halted: AtomicBool,
+    /// Write-back stands still because of damage: what waits for the base waits in vain.
+    pub(crate) writeback_stands: AtomicBool,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) failed: AtomicBool,
     pub(crate) settings: Settings,
@@ -178,11 +185,12 @@ impl<P: Pmem> Cache<P> {
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
             dirty_bytes: AtomicU64::new(parts.dirty_bytes),
+            damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
             drain: Drain::default(),
             mode: ModeState::default(),
-            writeback_halted: AtomicBool::new(false),
+            writeback_stands: AtomicBool::new(false),
             checkpoint: Checkpoint::default(),
             failed: AtomicBool::new(false),
             settings: Settings::new(&parts.superblock.settings),
@@ -220,6 +228,12 @@ impl<P: Pmem> Cache<P> {
     pub fn background(self: &Arc<Self>) -> Option<Background<P>> {
         let tails = lock(&self.background_parts).take()?;
         Some(Background::new(Arc::clone(self), tails))
+    }
+
+    /// To read the ksets of a segment.
+    pub(crate) fn kset_context(&self, id: SegId, generation: Generation) -> KsetContext {
+        let block_count = self.base.block_count;
+        KsetContext::new(&self.geometry, block_count, &self.checksums, id, generation)
     }
 
     pub(crate) fn stream_context(&self, agent: Agent) -> StreamContext<'_, P> {
@@ -325,9 +339,11 @@ impl<P: Pmem> Cache<P> {
             segment_size_kib: self.geometry.segment_size_bytes() >> 10,
             segment_count: self.geometry.segment_count(),
             segments_free: self.segments.free_count() as u64,
+            segments_quarantined: self.segments.quarantined_count() as u64,
             data_crc: self.data_crc == DataCrc::On,
             settings: superblock.settings,
             cache_mode_now: self.mode_now(),
+            damaged: self.damage.ranges(),
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),
@@ -370,7 +386,12 @@ impl<P: Pmem> Cache<P> {
 
     /// Segments that are not free.
     pub(crate) fn segments_used(&self) -> usize {
-        self.segments.count() - self.segments.free_count()
+        self.segments_in_service() - self.segments.free_count()
+    }
+
+    /// Segments that can be used.
+    pub(crate) fn segments_in_service(&self) -> usize {
+        self.segments.count() - self.segments.quarantined_count()
     }
 
     /// Checks that every segment is used for one thing only, that the index names no dead segment, and that

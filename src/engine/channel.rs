@@ -7,13 +7,13 @@ use super::io::{
 };
 use super::lend::{LOAN_COUNT_MAX, Loan};
 use super::misses::Misses;
-use super::read_path::{FILL_PAGES_MAX, ReadState};
+use super::read_path::{FILL_PAGES_MAX, PREFETCH_PAGES, ReadState};
 use super::stats::Counters;
 use super::write_path::Batch;
 use crate::canary::{self, Canary};
 use crate::index::Version;
 use crate::pmem::{MemSlice, Pmem};
-use crate::units::{Agent, Now};
+use crate::units::{Agent, Lba, Now, Page};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -96,8 +96,6 @@ pub(super) struct Core {
     /// The stream that this core appends to unless another core is using it.
     pub(super) home_stream: usize,
     pub(super) requests: Slab<Request>,
-    /// Submitted since the last poll.
-    staged: VecDeque<RequestId>,
     /// Reads that still have blocks to look up.
     pub(super) reads: VecDeque<RequestId>,
     /// Reads that need not be copied.
@@ -109,7 +107,8 @@ pub(super) struct Core {
     /// Writes that are in the log, and wait for the base.
     pub(super) held: Held,
     flushes: VecDeque<RequestId>,
-    aborted: VecDeque<RequestId>,
+    /// Of which nothing is going to be done, and how they end.
+    refused: VecDeque<(RequestId, Status)>,
     pub(super) misses: Misses,
     /// Of the bucket of each page of the run that a read is gathering.
     pub(super) run_versions: [Version; FILL_PAGES_MAX],
@@ -139,13 +138,11 @@ impl<P: Pmem> Channel<P> {
             Op::Read(cursor) => Some(ReadState::new(cursor)),
             _ => None,
         };
-        match self.core.requests.insert(Request { io, read }) {
-            Some(id) => {
-                self.core.staged.push_back(id);
-                Ok(())
-            }
-            None => Err(io),
-        }
+        let Some(id) = self.core.requests.insert(Request { io, read }) else {
+            return Err(io);
+        };
+        self.core.sort(&self.cache, id, &io);
+        Ok(())
     }
 
     /// Who stores, as far as persistence goes.
@@ -169,19 +166,15 @@ impl<P: Pmem> Channel<P> {
         }
         let before = (out.completions.len(), out.base.len());
         let (core, cache) = (&mut self.core, &*self.cache);
-        core.sort_staged(cache, out);
+        core.end_refused(cache, out);
         if cache.has_failed() {
             core.fail_all(cache, out);
         } else {
-            let who = usize::from(core.id);
-            cache.grace.enter(who);
             core.finish_misses(cache, out);
             core.poll_held(cache, out);
-            core.poll_reads(cache, out);
-            core.poll_lends(cache, out);
+            core.poll_readers(cache, out);
             core.poll_writes(cache, out);
             core.poll_flushes(cache, out);
-            cache.grace.leave(who);
         }
         if (out.completions.len(), out.base.len()) == before {
             Progress::Idle
@@ -211,29 +204,13 @@ impl<P: Pmem> Channel<P> {
     /// Gives up a request of which nothing has been done yet. `true`: it completes as aborted with the next
     /// poll. `false`: it is unknown, or too far on, and completes by itself.
     pub fn abort(&mut self, token: IoToken) -> bool {
-        let core = &mut self.core;
-        for queue in [&mut core.staged, &mut core.writes] {
-            let wanted = |id: &RequestId| {
-                core.requests
-                    .get(*id)
-                    .is_some_and(|req| req.io.token == token)
-            };
-            if let Some(at) = queue.iter().position(wanted)
-                && let Some(id) = queue.remove(at)
-            {
-                core.aborted.push_back(id);
-                return true;
-            }
-        }
-        false
+        self.core.refuse(|request| request.io.token == token) > 0
     }
 
     /// As [`Channel::abort`], for all requests. Writes that wait for nothing but the base fail.
     pub fn abort_waiting(&mut self) {
-        let core = &mut self.core;
-        core.aborted.extend(core.staged.drain(..));
-        core.aborted.extend(core.writes.drain(..));
-        core.held.give_up();
+        self.core.refuse(|_| true);
+        self.core.held.give_up();
     }
 }
 
@@ -251,14 +228,13 @@ impl Core {
             id,
             home_stream,
             requests: Slab::new(REQUEST_COUNT_MAX),
-            staged: queue(),
             reads: queue(),
             lends: queue(),
             loans: Slab::new(LOAN_COUNT_MAX),
             writes: queue(),
             held: Held::new(),
             flushes: queue(),
-            aborted: queue(),
+            refused: VecDeque::with_capacity(REQUEST_COUNT_MAX),
             misses: Misses::new(),
             run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
@@ -281,38 +257,73 @@ impl Core {
         &cache.counters[usize::from(self.id)]
     }
 
-    /// Sorts new requests by kind and asks for the memory that they will need.
-    fn sort_staged<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        while let Some(id) = self.aborted.pop_front() {
-            self.complete(cache, id, Status::Aborted, out);
+    /// Puts a new request where the next poll finds it, and asks for the memory that it will need.
+    #[inline]
+    fn sort<P: Pmem>(&mut self, cache: &Cache<P>, id: RequestId, io: &HostIo) {
+        if !is_in_range(cache, io) {
+            self.refused.push_back((id, Status::Failed));
+            return;
         }
+        let queue = match io.op {
+            Op::Flush => return self.flushes.push_back(id),
+            Op::Read(_) => &mut self.reads,
+            Op::Lend => &mut self.lends,
+            Op::Write(..) | Op::WriteZeroes | Op::Unmap => &mut self.writes,
+        };
+        queue.push_back(id);
+        let first = cache.geometry.page_of(io.lba).0;
+        let last = cache.geometry.page_of(Lba(io.lba.0 + io.len_blocks - 1)).0;
+        for page in first..=last.min(first + PREFETCH_PAGES - 1) {
+            cache.index.prefetch(cache.index.locate(Page(page)));
+        }
+    }
+
+    /// Takes those requests out of the queues which `wanted` names and of which nothing has been done yet, and
+    /// lets them end as aborted. Returns how many they are.
+    fn refuse(&mut self, wanted: impl Fn(&Request) -> bool) -> usize {
+        let (requests, refused) = (&self.requests, &mut self.refused);
+        let before = refused.len();
+        let queues = [
+            &mut self.reads,
+            &mut self.lends,
+            &mut self.writes,
+            &mut self.flushes,
+        ];
+        for queue in queues {
+            queue.retain(|id| {
+                let request = requests.get(*id);
+                let refuse = request.is_some_and(|request| {
+                    let begun = request.read.is_some_and(|read| read.has_begun());
+                    !begun && wanted(request)
+                });
+                if refuse {
+                    refused.push_back((*id, Status::Aborted));
+                }
+                !refuse
+            });
+        }
+        refused.len() - before
+    }
+
+    fn end_refused<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while out.completions.len() < COMPLETIONS_PER_POLL
-            && let Some(id) = self.staged.pop_front()
+            && let Some((id, status)) = self.refused.pop_front()
         {
-            let Some(request) = self.requests.get(id) else {
-                continue;
-            };
-            let io = request.io;
-            if !is_in_range(cache, &io) {
-                self.complete(cache, id, Status::Failed, out);
-                continue;
-            }
-            match io.op {
-                Op::Flush => self.flushes.push_back(id),
-                Op::Read(_) => {
-                    prefetch(cache, &io);
-                    self.reads.push_back(id);
-                }
-                Op::Lend => {
-                    prefetch(cache, &io);
-                    self.lends.push_back(id);
-                }
-                Op::Write(..) | Op::WriteZeroes | Op::Unmap => {
-                    prefetch(cache, &io);
-                    self.writes.push_back(id);
-                }
-            }
+            self.complete(cache, id, status, out);
         }
+    }
+
+    /// Whatever looks at places that the index names: nobody frees their segments meanwhile. Writes look at
+    /// no places but those that they have made, and misses at none.
+    fn poll_readers<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        if self.reads.is_empty() && self.lends.is_empty() {
+            return;
+        }
+        let who = usize::from(self.id);
+        cache.grace.enter(who);
+        self.poll_reads(cache, out);
+        self.poll_lends(cache, out);
+        cache.grace.leave(who);
     }
 
     /// A flush has nothing to make durable: whatever completed is. It closes the epoch, so that write-back
@@ -324,29 +335,32 @@ impl Core {
         if !canary::is(Canary::FlushClosesNoEpoch) {
             cache.close_epoch();
         }
-        while let Some(id) = self.flushes.pop_front() {
+        while out.completions.len() < COMPLETIONS_PER_POLL
+            && let Some(id) = self.flushes.pop_front()
+        {
             self.counters(cache).flushes.add(1);
             self.complete(cache, id, Status::Success, out);
         }
     }
 
     /// Ends a request. It leaves the table, so it cannot end twice (INV-IO-1).
+    #[inline]
     pub(super) fn complete<P>(
         &mut self,
         cache: &Cache<P>,
         id: RequestId,
         status: Status,
         out: &mut Outbox,
-    ) {
-        if let Some(request) = self.requests.remove(id) {
-            if status == Status::Failed {
-                self.counters(cache).failed.add(1);
-            }
-            out.completions.push(Completion {
-                token: request.io.token,
-                status,
-            });
+    ) -> Option<HostIo> {
+        let io = self.requests.remove(id)?.io;
+        if status == Status::Failed {
+            self.counters(cache).failed.add(1);
         }
+        out.completions.push(Completion {
+            token: io.token,
+            status,
+        });
+        Some(io)
     }
 
     /// After an internal error: nothing is attempted any more. Reads with base reads under way end when these
@@ -384,9 +398,4 @@ fn is_in_range<P: Pmem>(cache: &Cache<P>, io: &HostIo) -> bool {
     io.len_blocks > 0
         && end.is_some_and(|end| end <= cache.base.block_count)
         && cache.geometry.bytes(io.len_blocks) <= bytes_max
-}
-
-fn prefetch<P: Pmem>(cache: &Cache<P>, io: &HostIo) {
-    let page = cache.geometry.page_of(io.lba);
-    cache.index.prefetch(cache.index.locate(page));
 }

@@ -56,7 +56,7 @@ impl Core {
         }
         let mode = cache.settings.cache_mode();
         let dirty_tail = cache.dirty_tail();
-        let halted = cache.writeback_halted.load(Ordering::Relaxed);
+        let in_vain = cache.writeback_stands.load(Ordering::Relaxed);
         let mut pages_left = PAGES_PER_POLL;
         while out.completions.len() < COMPLETIONS_PER_POLL
             && let Some((seq, id)) = self.held.waiting.front().copied()
@@ -65,7 +65,7 @@ impl Core {
             let there = seq <= dirty_tail;
             let status = if there || !mode.holds_writes() {
                 Status::Success
-            } else if self.held.given_up > 0 || halted {
+            } else if self.held.given_up > 0 || in_vain {
                 Status::Failed
             } else {
                 return;

@@ -11,6 +11,7 @@ mod cache;
 mod channel;
 mod checkpoint;
 mod config;
+mod damage;
 mod drain;
 mod grace;
 mod held;
@@ -21,6 +22,8 @@ mod lend;
 mod misses;
 mod mode;
 mod read_path;
+#[cfg(feature = "heap")]
+mod republish;
 mod segments;
 mod settings;
 mod stats;
@@ -30,7 +33,7 @@ mod tests;
 mod write_path;
 
 pub use background::{Background, Pressure};
-pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
+pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
 pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, Health, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub(crate) use checkpoint::CheckpointNeed;
@@ -39,6 +42,8 @@ pub use checkpoint::{
     CheckpointId, CheckpointState, CheckpointStatus,
 };
 pub use config::*;
+pub use damage::DamagedRange;
+pub(crate) use damage::{Depth, Flaw, count_flaw};
 pub use drain::DrainStatus;
 pub(crate) use grace::Ticket;
 pub use io::*;

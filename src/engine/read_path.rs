@@ -7,15 +7,18 @@ use super::config::CacheMode;
 use super::io::{Outbox, Status};
 use super::misses::Miss;
 use crate::canary::{self, Canary};
-use crate::index::{BlockMap, Version};
+use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::{Lba, Page};
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
-/// How many pages ahead the index is asked for.
-const PREFETCH_PAGES: u64 = 8;
+/// For how many pages the index is asked ahead.
+pub(super) const PREFETCH_PAGES: u64 = 32;
+/// Of the data of the next read, so much is asked for while the last is copied. Behind it the CPU runs ahead by
+/// itself.
+const PREFETCH_BYTES: u64 = 512;
 
 /// How far a read is.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +44,10 @@ impl ReadState {
             failed: false,
         }
     }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.done_blocks > 0 || self.pending > 0
+    }
 }
 
 /// Neighbouring blocks that come from the same source.
@@ -63,6 +70,13 @@ impl Run {
     }
 }
 
+/// A [`Lookup`] of a page that lies in one piece.
+#[derive(Clone, Copy, Debug)]
+struct WholePage {
+    source: BlockMap,
+    version: Version,
+}
+
 /// Nothing more can be done for this read now.
 pub(super) struct Blocked;
 
@@ -71,6 +85,8 @@ struct Reader<'a, P> {
     cache: &'a Cache<P>,
     id: RequestId,
     state: ReadState,
+    /// Of the first page, if it was looked up already.
+    ahead: Option<WholePage>,
     run: Option<Run>,
     mode: CacheMode,
     /// How many of [`Core::run_versions`] are the run's; more, if there was no room for them.
@@ -79,6 +95,7 @@ struct Reader<'a, P> {
 
 impl Core {
     pub(super) fn poll_reads<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        let mut next = None;
         for _ in 0..self.reads.len() {
             if out.completions.len() >= COMPLETIONS_PER_POLL {
                 return;
@@ -86,11 +103,33 @@ impl Core {
             let Some(id) = self.reads.pop_front() else {
                 return;
             };
-            match self.run_read(cache, id, out) {
+            let ahead = next;
+            next = self.look_ahead(cache);
+            match self.run_read(cache, id, ahead, out) {
                 Ok(()) => self.end_read_if_done(cache, id, out),
                 Err(Blocked) => self.reads.push_back(id),
             }
         }
+    }
+
+    /// Looks up where the first read in the queue begins, and asks for the data there: they come while another
+    /// read is copied. The answer is good for as long as the grace period in which it was given.
+    #[inline]
+    fn look_ahead<P: Pmem>(&self, cache: &Cache<P>) -> Option<WholePage> {
+        let request = self.requests.get(*self.reads.front()?)?;
+        let start = request.io.lba.0 + request.read?.done_blocks;
+        let page = cache.geometry.page_of(Lba(start));
+        let Lookup { map, version } = cache.index.lookup(cache.index.locate(page))?;
+        let PageMap::Whole(source @ BlockMap::Mapped(_)) = map else {
+            return None;
+        };
+        let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+        // A page has 8 blocks at most.
+        if let BlockMap::Mapped(place) = map.block((start & in_page) as u32) {
+            let off = cache.geometry.place_off(place);
+            cache.pmem.prefetch(off, PREFETCH_BYTES);
+        }
+        Some(WholePage { source, version })
     }
 
     /// Goes through the blocks of a read that have not been dealt with.
@@ -98,6 +137,7 @@ impl Core {
         &mut self,
         cache: &Cache<P>,
         id: RequestId,
+        ahead: Option<WholePage>,
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
         let Some(request) = self.requests.get(id) else {
@@ -111,6 +151,7 @@ impl Core {
             cache,
             id,
             state,
+            ahead,
             run: None,
             mode: cache.settings.cache_mode(),
             version_count: 0,
@@ -137,7 +178,14 @@ impl Core {
             if page + PREFETCH_PAGES <= (end - 1) / per_page {
                 index.prefetch(index.locate(Page(page + PREFETCH_PAGES)));
             }
-            let Some(found) = index.lookup(index.locate(Page(page))) else {
+            let found = match reader.ahead.take() {
+                Some(WholePage { source, version }) => Some(Lookup {
+                    map: PageMap::Whole(source),
+                    version,
+                }),
+                None => index.lookup(index.locate(Page(page))),
+            };
+            let Some(found) = found else {
                 self.end_run(reader, out)?;
                 return Err(Blocked);
             };
@@ -224,18 +272,17 @@ impl Core {
             return self.start_miss(reader, run, out);
         }
         let mut cursor = reader.state.cursor;
-        if cache
-            .pmem
-            .read_to(cache.geometry.place_off(place), &mut cursor, bytes)
-            .is_ok()
-        {
-            reader.state.cursor = cursor;
-            reader.state.hit = true;
-            reader.state.done_blocks += run.len_blocks;
-            return Ok(());
+        let off = cache.geometry.place_off(place);
+        if !cache.damage.covers(place, run.len_blocks) {
+            if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
+                reader.state.cursor = cursor;
+                reader.state.hit = true;
+                reader.state.done_blocks += run.len_blocks;
+                return Ok(());
+            }
+            self.counters(cache).poisoned_reads.add(1);
         }
-        self.counters(cache).poisoned_reads.add(1);
-        if cache.is_clean(place) {
+        if cache.is_clean(place) || canary::is(Canary::DirtyDamageReadFromBase) {
             // The base holds the same.
             reader.version_count = usize::MAX;
             return self.start_miss(reader, run, out);

@@ -116,14 +116,10 @@ pub enum OpenError {
         reason: &'static str,
     },
     /// Two ksets claim the same place in the order.
-    #[error("segments {a} and {b} both hold a kset with number {seq}")]
+    #[error("two segments both hold a kset with number {seq}; pcache-inspect tells which")]
     DuplicateSeq {
         /// The number.
         seq: u64,
-        /// One segment.
-        a: u32,
-        /// The other.
-        b: u32,
     },
     /// The cache's memory cannot be read.
     #[error(transparent)]

@@ -8,6 +8,9 @@ use super::{Params, RpcError};
 #[cfg(feature = "spdk")]
 use crate::engine::CacheInfo;
 use crate::engine::{DataCrc, FormatPolicy, SETTINGS, SettingChange, SettingValueKind};
+use crate::pmem::PART_ALIGN_BYTES;
+#[cfg(any(test, feature = "spdk"))]
+use crate::pmem::{Extent, Part};
 
 /// The longest name of a cache, in bytes. SPDK has no limit of its own; its tools print names in columns,
 /// and NVMe-oF and iSCSI derive shorter ones from them.
@@ -39,6 +42,8 @@ pub(crate) struct Definition {
     pub(crate) base_bdev_name: String,
     /// The cache device.
     pub(crate) cache_path: PathBuf,
+    /// Where the part of the cache device begins that is used; then `cache_size_mib` is its size.
+    pub(crate) cache_offset_mib: Option<u64>,
     pub(crate) cache_size_mib: Option<u64>,
     pub(crate) data_crc: Option<DataCrc>,
     pub(crate) segment_size_kib: Option<u64>,
@@ -53,6 +58,7 @@ impl Definition {
         let base_bdev_name = params.needed_text("base_bdev_name")?;
         let cache_path = params.needed_text("cache_path")?;
         Ok(Self {
+            cache_offset_mib: params.number("cache_offset_mib", 0..=CACHE_SIZE_MIB_MAX)?,
             cache_size_mib: params
                 .number("cache_size_mib", CACHE_SIZE_MIB_MIN..=CACHE_SIZE_MIB_MAX)?,
             data_crc: params
@@ -86,6 +92,7 @@ impl Definition {
                 self.cache_path
             )));
         }
+        self.check_part()?;
         match self.segment_size_kib {
             Some(size_kib) if !size_kib.is_power_of_two() => Err(RpcError::invalid_params(
                 format!("segment_size_kib is {size_kib}: a power of two is needed"),
@@ -94,10 +101,64 @@ impl Definition {
         }
     }
 
-    /// The size of a file to be created.
+    fn check_part(&self) -> Result<(), RpcError> {
+        let Some(offset_mib) = self.cache_offset_mib else {
+            return Ok(());
+        };
+        let Some(size_mib) = self.cache_size_mib else {
+            return Err(RpcError::invalid_params(format!(
+                "cache_size_mib is missing: with cache_offset_mib {offset_mib}, the size of the part is needed"
+            )));
+        };
+        for (name, mib) in [
+            ("cache_offset_mib", offset_mib),
+            ("cache_size_mib", size_mib),
+        ] {
+            if !(mib << 20).is_multiple_of(PART_ALIGN_BYTES) {
+                let align_mib = PART_ALIGN_BYTES >> 20;
+                return Err(RpcError::invalid_params(format!(
+                    "{name} is {mib}: of a part, a multiple of {align_mib} is needed"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// How much of the cache device is used.
+    #[cfg(any(test, feature = "spdk"))]
+    pub(crate) fn extent(&self) -> Extent {
+        // Both are in range, and far from an overflow.
+        let size_bytes = self.cache_size_mib.map(|mib| mib << 20);
+        match (self.cache_offset_mib, size_bytes) {
+            (Some(offset_mib), Some(size_bytes)) => Extent::Part(Part {
+                offset_bytes: offset_mib << 20,
+                size_bytes,
+            }),
+            (None, Some(size_bytes)) => Extent::File { size_bytes },
+            (_, None) => Extent::Whole,
+        }
+    }
+
+    /// Whether both cannot be used at the same time, because they name the same bytes. Two names of one device
+    /// are not told apart here; its lock does that.
+    #[cfg(any(test, feature = "spdk"))]
+    pub(crate) fn collides_with(&self, other: &Definition) -> bool {
+        if self.cache_path != other.cache_path {
+            return false;
+        }
+        match (self.extent(), other.extent()) {
+            (Extent::Part(part), Extent::Part(other)) => part.overlaps(other),
+            _ => true,
+        }
+    }
+
+    /// The part of the cache device, for messages: "all of it", "MiB 64 to 128".
     #[cfg(feature = "spdk")]
-    pub(crate) fn cache_size_bytes(&self) -> Option<u64> {
-        self.cache_size_mib.map(|mib| mib << 20)
+    pub(crate) fn extent_text(&self) -> String {
+        match (self.cache_offset_mib, self.cache_size_mib) {
+            (Some(offset), Some(size)) => format!("MiB {offset} to {}", offset + size),
+            _ => "all of it".to_owned(),
+        }
     }
 
     /// The cache was opened: from now on the definition describes that very cache, and nothing may be
@@ -136,6 +197,7 @@ impl Definition {
                 params[name] = value;
             }
         };
+        put("cache_offset_mib", self.cache_offset_mib.map(Value::from));
         put("cache_size_mib", self.cache_size_mib.map(Value::from));
         put(
             "data_crc",
@@ -242,6 +304,15 @@ mod tests {
             (r#""name": "B0""#, "both"),
             (r#""cache_path": "relative""#, "cache_path is"),
             (r#""cache_size_mib": 7"#, "cache_size_mib is 7"),
+            (r#""cache_offset_mib": 64"#, "cache_size_mib is missing"),
+            (
+                r#""cache_offset_mib": 63, "cache_size_mib": 64"#,
+                "cache_offset_mib is 63",
+            ),
+            (
+                r#""cache_offset_mib": 64, "cache_size_mib": 65"#,
+                "cache_size_mib is 65",
+            ),
             (r#""segment_size_kib": 300"#, "segment_size_kib is 300"),
             (r#""gc_percent": 91"#, "gc_percent is 91"),
             (
@@ -289,6 +360,32 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn parts_collide_if_they_have_a_byte_in_common() {
+        let part = |extra: &str| {
+            let text = format!("{}, {extra}}}", LEAST.trim_end_matches('}'));
+            parse(&text).unwrap()
+        };
+        let first = part(r#""cache_offset_mib": 64, "cache_size_mib": 64"#);
+        for (offset, size, collides) in [
+            (0, 64, false),
+            (0, 66, true),
+            (64, 64, true),
+            (126, 8, true),
+            (128, 8, false),
+        ] {
+            let other = part(&format!(
+                r#""cache_offset_mib": {offset}, "cache_size_mib": {size}"#
+            ));
+            assert_eq!(first.collides_with(&other), collides, "{offset}+{size}");
+            assert_eq!(other.collides_with(&first), collides, "{offset}+{size}");
+        }
+        assert!(first.collides_with(&parse(LEAST).unwrap()));
+        let elsewhere = parse(&LEAST.replace("dax0.0", "dax0.1")).unwrap();
+        assert!(!first.collides_with(&elsewhere));
+        assert_eq!(first.to_config()["params"]["cache_offset_mib"], 64);
     }
 
     #[test]

@@ -447,7 +447,9 @@ fn copy_of(sources: &[MemSlice]) -> Vec<u8> {
     let mut at = 0;
     for source in sources {
         let end = at + source.len_bytes();
-        source.copy_to(&mut data[at..end]);
+        source
+            .copy_to(&mut data[at..end])
+            .expect("memory from the heap");
         at = end;
     }
     data

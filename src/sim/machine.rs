@@ -207,7 +207,8 @@ impl Machine {
         }
         let image = lock(&outside).base.current_image();
         let options = setup.options(FormatPolicy::Auto);
-        let cache = recover::open(pmem.clone(), options, |lba, len| image.blocks(lba, len))
+        let blocks = |lba, len| image.blocks(lba, len);
+        let cache = recover::open_by(setup.recovered_by, pmem.clone(), options, blocks)
             .map_err(|error| Violation(format!("the cache is refused: {error}")))?;
         let core = || Core {
             channel: cache.channel().expect("fewer cores than channels"),

@@ -5,6 +5,7 @@ use super::base::Faults;
 use super::machine::{Machine, Setup, SharedObserver};
 use super::model::Violation;
 use super::prng::Prng;
+use super::recover::Crew;
 use crate::engine::{CacheMode, DataCrc, Fua, Op, Setting, SettingChange, WritebackOrder};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -386,6 +387,11 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
     setup.used_before = prng.percent(20);
     setup.base_caps.flush = prng.percent(85);
     setup.base_caps.unmap = prng.percent(70);
+    setup.recovered_by = Crew {
+        worker_count: prng.pick(&[1, 2, 3]),
+        yield_percent: prng.pick(&[2, 10, 30]),
+        seed: prng.next_u64(),
+    };
     setup
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Node {
     pub(super) cache: Arc<Cache<MappedPmem>>,
     pub(super) base: Arc<Base>,
     pub(super) cache_path: PathBuf,
+    /// If it is a part of the cache device.
+    pub(super) cache_offset_mib: Option<u64>,
     pub(super) durability: Durability,
     /// How the base reaches the cache device's memory, for those who look.
     pub(super) access_text: String,
@@ -136,6 +138,7 @@ impl Node {
             name: &self.name,
             base_bdev_name: &self.base.facts.identity.name,
             cache_path: self.cache_path.to_string_lossy().into_owned(),
+            cache_offset_mib: self.cache_offset_mib,
             durability: self.durability,
             base_write_path: &self.access_text,
             state: match removal {
@@ -153,6 +156,8 @@ pub(super) struct Description<'a> {
     name: &'a str,
     base_bdev_name: &'a str,
     cache_path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_offset_mib: Option<u64>,
     durability: Durability,
     base_write_path: &'a str,
     #[serde(flatten)]

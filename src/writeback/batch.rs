@@ -1,5 +1,6 @@
 //! The base operations of a batch: made from the overlay as there is room, at most [`IN_FLIGHT_MAX`] at once.
 
+use super::lost::is_source_lost;
 use super::overlay::{Overlay, Piece};
 use super::witness::WitnessUpdate;
 use crate::canary::{self, Canary};
@@ -47,6 +48,8 @@ pub(super) struct Batch {
     /// No piece is left to be made an operation of.
     exhausted: bool,
     pub(super) failed: bool,
+    /// One has failed because the cache's memory cannot be read.
+    pub(super) source_lost: bool,
     /// Anything for the base at all.
     pub(super) has_ops: bool,
     pub(super) last_seq: Seq,
@@ -70,6 +73,7 @@ impl Batch {
             in_flight: 0,
             exhausted: true,
             failed: false,
+            source_lost: false,
             has_ops: false,
             last_seq: Seq(0),
             dirty_bytes: 0,
@@ -97,6 +101,7 @@ impl Batch {
         self.exhausted = self.lookahead.is_none();
         self.has_ops = !self.exhausted;
         self.failed = false;
+        self.source_lost = false;
         self.written_bytes = 0;
         self.witness = WitnessUpdate::default();
     }
@@ -166,6 +171,15 @@ impl Batch {
         self.lookahead = next;
         self.exhausted = next.is_none();
         Some(count)
+    }
+
+    /// After an error of the base: was it the source that could not be read?
+    pub(super) fn look_for_cause<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) {
+        if let Some(op) = self.ops.get(op.0 as usize)
+            && op.kind == KeyKind::Data
+        {
+            self.source_lost |= is_source_lost(cache, &op.extents);
+        }
     }
 
     /// An operation has ended. `true`: with an error that is to be told.

@@ -11,6 +11,7 @@
 
 mod batch;
 mod log;
+mod lost;
 mod overlay;
 mod witness;
 
@@ -23,7 +24,8 @@ use crate::media::Tails;
 use crate::pmem::Pmem;
 use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, PAGE_SIZE_BYTES, Seq};
 use batch::Batch;
-use log::{Gathered, Limits, LogReader, LogStop, Taken};
+use log::{Gathered, Gathering, Limits, LogReader, LogStop, Taken};
+use lost::Lost;
 use overlay::Overlay;
 use std::sync::atomic::Ordering;
 
@@ -48,6 +50,10 @@ const RATE_BYTES_MIN: u64 = 4 << 20;
 const BATCH_CACHE_PARTS: u64 = 8;
 /// Keys of a batch, at most: bounds the DRAM of the overlay (32 bytes each) to 16 MiB.
 const BATCH_KEYS_MAX: usize = 512 << 10;
+/// How often it is looked whether damaged data have been overwritten.
+const DAMAGE_LOOK_NS: u64 = 10 * NS_PER_MS;
+/// Damaged ranges that are named in the reason for standing still.
+const DAMAGE_RANGES_NAMED: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -61,7 +67,9 @@ enum State {
     Flushing,
     /// After an error: what failed is repeated from then on.
     Backoff(Now),
-    /// Dirty data or their keys are damaged: standing still keeps everything that is left.
+    /// Dirty data are damaged. Whether they have been overwritten is looked at from then on.
+    Damaged(Now),
+    /// Keys are damaged: standing still keeps everything that is left.
     Halted,
 }
 
@@ -72,6 +80,7 @@ pub(crate) struct Writeback {
     log: LogReader,
     overlay: Overlay,
     taken: Taken,
+    lost: Lost,
     limits: Limits,
     batch: Batch,
     batch_start: Now,
@@ -104,6 +113,7 @@ impl Writeback {
             log: LogReader::new(segment_count),
             overlay: Overlay::default(),
             taken: Taken::NOTHING,
+            lost: Lost::default(),
             limits: Limits {
                 settled: Seq(0),
                 order: WritebackOrder::Strict,
@@ -133,14 +143,17 @@ impl Writeback {
     ) -> Progress {
         match self.state {
             State::Idle => self.begin(context, now),
-            State::Gathering => self.gather(context),
+            State::Gathering => self.gather(context, now),
             State::Writing => self.go_on(context, now, out),
             State::Backoff(until) if now >= until => {
                 self.batch.failed = false;
                 self.state = State::Writing;
                 self.go_on(context, now, out)
             }
-            State::Flushing | State::Backoff(_) | State::Halted => Progress::Idle,
+            State::Damaged(until) if now >= until => self.look_at_damage(context, now),
+            State::Flushing | State::Backoff(_) | State::Damaged(_) | State::Halted => {
+                Progress::Idle
+            }
         }
     }
 
@@ -227,17 +240,33 @@ impl Writeback {
         };
         self.overlay.clear();
         self.taken = Taken::NOTHING;
+        self.lost.clear();
         self.batch_start = now;
         self.state = State::Gathering;
-        self.gather(context)
+        self.gather(context, now)
     }
 
     /// Takes the next ksets of the log.
-    fn gather<P: Pmem>(&mut self, context: &mut Context<'_, P>) -> Progress {
-        let (taken, overlay) = (&mut self.taken, &mut self.overlay);
-        match self.log.gather(context.cache, &self.limits, taken, overlay) {
+    fn gather<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) -> Progress {
+        let batch = Gathering {
+            limits: &self.limits,
+            taken: &mut self.taken,
+            overlay: &mut self.overlay,
+            lost: &mut self.lost,
+        };
+        match self.log.gather(context.cache, context.counters, batch) {
             Err(stop) => return self.halt(context, &stop),
             Ok(Gathered::InPart) => return Progress::Busy,
+            Ok(Gathered::Complete) if !self.lost.is_empty() => {
+                let text = damage_text(context.cache);
+                context
+                    .cache
+                    .writeback_stands
+                    .store(true, Ordering::Relaxed);
+                context.cache.set_health(Health::Degraded(text));
+                self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+                return Progress::Idle;
+            }
             Ok(Gathered::Complete) => {}
         }
         let Some(last_seq) = self.taken.last_seq else {
@@ -267,7 +296,10 @@ impl Writeback {
         out: &mut Outbox,
     ) -> Progress {
         if self.batch.failed {
-            if self.batch.in_flight() == 0 {
+            if self.batch.in_flight() == 0 && self.batch.source_lost {
+                // Taken again, it is found to be damaged.
+                self.start_over(context.cache);
+            } else if self.batch.in_flight() == 0 {
                 self.back_off(now);
             }
             return Progress::Idle;
@@ -317,6 +349,7 @@ impl Writeback {
     ) {
         if op != FLUSH_OP {
             if let Some(error) = self.batch.on_done(op, result) {
+                self.batch.look_for_cause(context.cache, op);
                 note_error(context, "write", error);
             }
             return;
@@ -333,6 +366,28 @@ impl Writeback {
                 self.back_off(now);
             }
         }
+    }
+
+    /// Takes everything behind the dirty tail again. Part of it may be on the base, up to the recorded end of
+    /// the batch, where the next one ends as well (INV-WB-2).
+    fn start_over<P: Pmem>(&mut self, cache: &Cache<P>) {
+        self.log.restart(cache);
+        self.state = State::Idle;
+    }
+
+    /// Goes on if all that was damaged has been overwritten.
+    fn look_at_damage<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) -> Progress {
+        context.cache.forget_overwritten_damage();
+        if !self.lost.is_overwritten(context.cache) {
+            self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+            return Progress::Idle;
+        }
+        context
+            .cache
+            .writeback_stands
+            .store(false, Ordering::Relaxed);
+        self.start_over(context.cache);
+        Progress::Busy
     }
 
     fn back_off(&mut self, now: Now) {
@@ -362,7 +417,9 @@ impl Writeback {
         counters
             .absorbed_bytes
             .add(batch.dirty_bytes.saturating_sub(batch.written_bytes));
-        if matches!(cache.health(), Health::WritebackFailing(_)) {
+        cache.forget_overwritten_damage();
+        if cache.health() != Health::Online {
+            // It got on; whatever held it up has passed.
             cache.set_health(Health::Online);
         }
         self.learn_rate(now);
@@ -388,13 +445,33 @@ impl Writeback {
         self.state = State::Halted;
         context
             .cache
-            .writeback_halted
+            .writeback_stands
             .store(true, Ordering::Relaxed);
-        context.counters.crc_errors.add(1);
+        context.counters.key_errors.add(1);
         context.cache.set_health(Health::Degraded(stop.to_string()));
         context.cache.checkpoint.fail(&stop.to_string());
         Progress::Idle
     }
+}
+
+/// What an operator has to know of damage in dirty data.
+fn damage_text<P: Pmem>(cache: &Cache<P>) -> String {
+    let ranges = cache.damage.ranges();
+    let named: Vec<String> = ranges
+        .iter()
+        .take(DAMAGE_RANGES_NAMED)
+        .map(|range| format!("{}+{}", range.lba, range.len_blocks))
+        .collect();
+    let more = ranges.len().saturating_sub(DAMAGE_RANGES_NAMED);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!(
+        "the only copy of blocks {}{more} is damaged; write-back stands still until they are overwritten",
+        named.join(", ")
+    )
 }
 
 fn note_error<P: Pmem>(context: &Context<'_, P>, what: &str, error: BaseError) {

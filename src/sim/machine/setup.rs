@@ -5,6 +5,7 @@ use crate::engine::{
     WritebackOrder,
 };
 use crate::media::SEGMENTS_START_MIN_BYTES;
+use crate::sim::recover::Crew;
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
@@ -35,6 +36,8 @@ pub struct Setup {
     pub yield_percent: u8,
     /// Of the cache, made at format.
     pub uuid: [u8; 16],
+    /// Who opens it.
+    pub recovered_by: Crew,
     /// The device held another cache before, whose segments are full.
     pub used_before: bool,
 }
@@ -58,6 +61,11 @@ impl Default for Setup {
             stream_count_max: 2,
             yield_percent: 5,
             uuid: *b"simulated cache.",
+            recovered_by: Crew {
+                worker_count: 2,
+                yield_percent: 10,
+                seed: 1,
+            },
             used_before: false,
         }
     }

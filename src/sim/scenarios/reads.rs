@@ -199,7 +199,11 @@ pub(super) fn a_base_read_is_not_joined_once_its_blocks_were_written(
 }
 
 /// A read by a channel of its own, which neither the machine nor its oracle knows of. Nothing of it may miss.
-fn read_aside(machine: &Machine, lba: u64, len_blocks: u64) -> Result<Status, Violation> {
+pub(super) fn read_aside(
+    machine: &Machine,
+    lba: u64,
+    len_blocks: u64,
+) -> Result<Status, Violation> {
     let mut channel = machine.cache().channel().expect("there are few channels");
     let buf = IovBuf::zeroed((len_blocks * u64::from(machine.setup().block_size_bytes)) as usize);
     let mut out = Outbox::new();
