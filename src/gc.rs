@@ -182,7 +182,7 @@ impl Gc {
     fn read_kset<P: Pmem>(&mut self, cache: &Cache<P>, victim: &mut Victim) -> bool {
         let context = KsetContext::new(
             &cache.geometry,
-            cache.base.block_count,
+            cache.block_count(),
             &cache.checksums,
             victim.id,
             cache.segments.get(victim.id).generation(),

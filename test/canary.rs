@@ -151,6 +151,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::RecoveredInSegmentOrder => &[LOST, IN_PART, MIXED, CLEAN, STALE],
         Canary::KeyTailIgnored => &[INDEX, CLEAN, LOST],
         Canary::ZeroesForgotten => &[LOST, CLEAN, STALE],
+        Canary::GrowthNotPersisted => &[REFUSED],
         Canary::SeqGivenOutAgain => &["both hold a kset with"],
     }
 }

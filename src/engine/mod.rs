@@ -11,6 +11,8 @@ mod cache;
 mod channel;
 mod config;
 mod grace;
+mod growth;
+mod health;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
 mod io;
@@ -26,10 +28,12 @@ mod write_path;
 
 pub use background::{Background, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
-pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
+pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub use config::*;
 pub(crate) use grace::Ticket;
+pub use growth::GrowError;
+pub use health::Health;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;
 pub(crate) use segments::{SegmentStart, SegmentState, Segments};

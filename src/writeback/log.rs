@@ -196,7 +196,7 @@ impl LogReader {
         let generation = cursor.generation;
         let context = KsetContext::new(
             &cache.geometry,
-            cache.base.block_count,
+            cache.block_count(),
             &cache.checksums,
             id,
             generation,
