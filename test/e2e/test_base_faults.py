@@ -49,7 +49,7 @@ def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type:
     assert_intact(client.verify(session.url))
     # It has been tried again meanwhile, and told once.
     assert cache_stats(session.rpc)["writeback_retries"] > 1
-    assert session.app.log.count("write-back waits") == 1
+    assert session.app.log().count("write-back waits") == 1
     heal(session.rpc)
 
     def drained() -> bool:
