@@ -1,8 +1,8 @@
 //! The engine without SPDK, for the benches: a cache on a real mapping, in front of memory that answers at once.
 
 use pcache::engine::{
-    Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, HostIo,
-    IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
+    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, Cache, Channel, DataCrc,
+    FormatPolicy, HostIo, IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
 };
 use pcache::pmem::{Extent, IovBuf, IovCursor, MapRequest, MappedPmem};
 use pcache::recovery::{OpenStep, Opening};
@@ -77,6 +77,7 @@ pub(crate) fn options(format: FormatPolicy, data_crc: Option<DataCrc>, base: Bas
         new_uuid: [2; 16],
         data_crc,
         segment_size_bytes: None,
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::default(),
         stream_count_max: 2,
     }

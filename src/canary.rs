@@ -56,6 +56,9 @@ canaries! {
     /// A FUA write closes no epoch.
     FuaClosesNoEpoch = "fua_closes_no_epoch",
 
+    /// Blocks that the base has grown by are taken before the superblock says so.
+    GrowthNotPersisted = "growth_not_persisted",
+
     /// The second copy of metadata is never written.
     SecondCopyNotWritten = "second_copy_not_written",
     /// Both copies of metadata are written before one fence.

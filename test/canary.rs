@@ -188,6 +188,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         }
         Canary::KeyTailIgnored => &[INDEX, CLEAN, LOST],
         Canary::ZeroesForgotten => &[LOST, CLEAN, STALE],
+        Canary::GrowthNotPersisted => &[REFUSED],
         Canary::SeqGivenOutAgain => &["both hold a kset with"],
     }
 }

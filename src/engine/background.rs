@@ -1,10 +1,11 @@
 //! The background: write-back, reclaiming, scrubbing, and options that are to be persisted. One thread runs it.
 
 use super::cache::{BACKGROUND_AGENT, Cache, lock};
+use super::health::{Health, StallWatch};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
 use super::stats::Counters;
 use crate::gc::Gc;
-use crate::media::{Tails, persist_superblock};
+use crate::media::Tails;
 use crate::pmem::Pmem;
 use crate::scrub::{self, Scrub};
 use crate::units::{Agent, Now, Seq};
@@ -33,6 +34,7 @@ pub struct Background<P: Pmem> {
     scrub: Scrub,
     stopping: bool,
     now: Now,
+    stall: StallWatch,
 }
 
 impl<P: Pmem> Background<P> {
@@ -46,6 +48,7 @@ impl<P: Pmem> Background<P> {
             scrub: Scrub::default(),
             stopping: false,
             now: Now(0),
+            stall: StallWatch::default(),
         }
     }
 
@@ -63,7 +66,8 @@ impl<P: Pmem> Background<P> {
         if self.stopping {
             return self.poll_last(now, out);
         }
-        self.persist_options();
+        self.cache.persist_changes();
+        self.watch_base(now);
         let reclaimed = self.gc.poll(
             &self.cache,
             &mut self.tails,
@@ -89,9 +93,25 @@ impl<P: Pmem> Background<P> {
 
     /// A base operation has ended.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
+        self.stall.heard();
         let mut context = context(&self.cache, &mut self.tails);
         self.writeback
             .on_base_done(&mut context, op, result, self.now);
+    }
+
+    /// Says so if the base does not answer. The next batch that ends takes it back.
+    fn watch_base(&mut self, now: Now) {
+        let in_flight = self.writeback.in_flight();
+        let Some(silent_s) = self.stall.silent_s(now, in_flight) else {
+            return;
+        };
+        if self.cache.health() == Health::Online {
+            let reason = format!(
+                "the base has not answered for {silent_s} s, with {in_flight} operations of write-back under \
+                 way; nothing is lost"
+            );
+            self.cache.set_health(Health::WritebackFailing(reason));
+        }
     }
 
     fn poll_last(&mut self, now: Now, out: &mut Outbox) -> Progress {
@@ -129,18 +149,6 @@ impl<P: Pmem> Background<P> {
         } else {
             self.writeback.in_flight()
         }
-    }
-
-    fn persist_options(&self) {
-        if !self.cache.superblock_changed.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        let mut superblock = lock(&self.cache.superblock);
-        drop(persist_superblock(
-            &self.cache.pmem,
-            BACKGROUND_AGENT,
-            &mut superblock,
-        ));
     }
 }
 

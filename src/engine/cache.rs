@@ -1,9 +1,10 @@
 //! The cache: what its channels and its background share.
 
 use super::checkpoint::Checkpoint;
-use super::config::{BaseCaps, BaseIdentity, DataCrc};
+use super::config::{BaseCaps, DataCrc};
 use super::damage::{Damage, DamagedRange};
 use super::grace::Grace;
+use super::health::Health;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::Segments;
@@ -44,22 +45,6 @@ const _: () = {
 
 /// The background's name in claims and fences; channels count from 1.
 pub(crate) const BACKGROUND_AGENT: Agent = Agent(CHANNEL_COUNT_MAX + 1);
-
-/// Whether a cache works.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
-pub enum Health {
-    /// All is well.
-    #[default]
-    Online,
-    /// Write-back meets errors and repeats; nothing is lost.
-    WritebackFailing(String),
-    /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them, until they are
-    /// overwritten.
-    Degraded(String),
-    /// An internal error; every request fails, the media are as they were.
-    Failed(String),
-}
 
 /// How far a drain is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -104,6 +89,8 @@ pub struct CacheInfo {
     pub damaged: Vec<DamagedRange>,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
+    /// Whether requests wait for room in the cache.
+    pub requests_wait: bool,
     /// The log up to here is on the base.
     pub dirty_tail: u64,
     /// The end of the log.
@@ -141,7 +128,7 @@ pub struct Cache<P> {
     pub(crate) pmem: P,
     pub(crate) geometry: Geometry,
     pub(crate) checksums: Checksums,
-    pub(crate) base: BaseIdentity,
+    pub(super) block_count: AtomicU64,
     pub(crate) base_caps: BaseCaps,
     pub(crate) data_crc: DataCrc,
     pub(crate) index: Index,
@@ -166,7 +153,8 @@ pub struct Cache<P> {
     pub(crate) superblock: Mutex<Superblock>,
     pub(crate) superblock_changed: AtomicBool,
     pub(crate) background_parts: Mutex<Option<Tails>>,
-    health: Mutex<Health>,
+    pub(super) health: Mutex<Health>,
+    pub(super) health_changes: AtomicU64,
     channel_ids: ArrayQueue<u16>,
     pub(crate) counters: Box<[CachePadded<Counters>]>,
     stats_start: Mutex<Stats>,
@@ -186,7 +174,7 @@ impl<P: Pmem> Cache<P> {
         Arc::new(Self {
             geometry,
             checksums: Checksums::new(parts.superblock.uuid),
-            base: parts.superblock.base.clone(),
+            block_count: AtomicU64::new(parts.superblock.base.block_count),
             base_caps: parts.base_caps,
             data_crc: parts.superblock.data_crc,
             index: parts.index,
@@ -213,6 +201,7 @@ impl<P: Pmem> Cache<P> {
             superblock_changed: AtomicBool::new(false),
             background_parts: Mutex::new(Some(parts.tails)),
             health: Mutex::default(),
+            health_changes: AtomicU64::new(0),
             channel_ids,
             counters: (0..=CHANNEL_COUNT_MAX)
                 .map(|_| CachePadded::default())
@@ -244,7 +233,7 @@ impl<P: Pmem> Cache<P> {
 
     /// To read the ksets of a segment.
     pub(crate) fn kset_context(&self, id: SegId, generation: Generation) -> KsetContext {
-        let block_count = self.base.block_count;
+        let block_count = self.block_count();
         KsetContext::new(&self.geometry, block_count, &self.checksums, id, generation)
     }
 
@@ -313,29 +302,6 @@ impl<P: Pmem> Cache<P> {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A cache that is beyond repair at run time: every request fails from now on, nothing more is written.
-    pub fn poison(&self, reason: &str) {
-        self.failed.store(true, Ordering::Release);
-        self.set_health(Health::Failed(reason.to_owned()));
-        self.checkpoint.fail(reason);
-    }
-
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_health(&self, health: Health) {
-        let mut current = lock(&self.health);
-        if !matches!(*current, Health::Failed(_)) || matches!(health, Health::Failed(_)) {
-            *current = health;
-        }
-    }
-
-    /// Whether it works.
-    pub fn health(&self) -> Health {
-        lock(&self.health).clone()
-    }
-
     /// What it is and how it is.
     pub fn info(&self) -> CacheInfo {
         let superblock = lock(&self.superblock).clone();
@@ -346,7 +312,7 @@ impl<P: Pmem> Cache<P> {
                 .map(|byte| format!("{byte:02x}"))
                 .collect(),
             block_size: self.geometry.block_size_bytes(),
-            block_count: self.base.block_count,
+            block_count: self.block_count(),
             cache_size_kib: superblock.device_size_bytes >> 10,
             segment_size_kib: self.geometry.segment_size_bytes() >> 10,
             segment_count: self.geometry.segment_count(),
@@ -356,6 +322,7 @@ impl<P: Pmem> Cache<P> {
             settings: superblock.settings,
             damaged: self.damage.ranges(),
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
+            requests_wait: self.space_wanted.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),
             epoch: self.epoch.load(Ordering::Relaxed),
@@ -447,16 +414,6 @@ impl<P: Pmem> Cache<P> {
                 let id = self.checkpoint.holder().filter(|_| in_progress)?;
                 Some(format!("checkpoint {id} holds the base"))
             }),
-        }
-    }
-
-    /// What is wrong, if anything is.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        match self.health() {
-            Health::Online => None,
-            Health::WritebackFailing(reason)
-            | Health::Degraded(reason)
-            | Health::Failed(reason) => Some(reason),
         }
     }
 

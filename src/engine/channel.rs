@@ -389,6 +389,6 @@ fn is_in_range<P: Pmem>(cache: &Cache<P>, io: &HostIo) -> bool {
     };
     let end = io.lba.0.checked_add(io.len_blocks);
     io.len_blocks > 0
-        && end.is_some_and(|end| end <= cache.base.block_count)
+        && end.is_some_and(|end| end <= cache.block_count())
         && cache.geometry.bytes(io.len_blocks) <= bytes_max
 }

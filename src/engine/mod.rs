@@ -13,6 +13,8 @@ mod checkpoint;
 mod config;
 mod damage;
 mod grace;
+mod growth;
+mod health;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
 mod io;
@@ -31,7 +33,7 @@ mod write_path;
 
 pub use background::{Background, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
-pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
+pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub(crate) use checkpoint::CheckpointNeed;
 pub use checkpoint::{
@@ -42,6 +44,8 @@ pub use config::*;
 pub use damage::DamagedRange;
 pub(crate) use damage::{Depth, Flaw, count_flaw};
 pub(crate) use grace::Ticket;
+pub use growth::GrowError;
+pub use health::Health;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;
 pub(crate) use segments::{SegmentStart, SegmentState, Segments};

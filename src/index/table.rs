@@ -158,6 +158,11 @@ pub(crate) struct Index {
 }
 
 impl Index {
+    /// TEMP
+    pub(crate) fn page_count_max(&self) -> u64 {
+        1 << (64 - self.hash_shift)
+    }
+
     /// An empty index for a base of `base_page_count` pages, at most [`BASE_PAGES_MAX`]. `factor` enlarges
     /// it beyond what the cache device has room for.
     pub(crate) fn new(geometry: Geometry, base_page_count: u64, factor: u64) -> Self {

@@ -8,7 +8,7 @@ use super::header::load_superblock;
 use super::progress::clock;
 use super::{BaseAccess, BaseFile, InspectError, ProgressLine};
 use crate::engine::{
-    BaseCaps, BaseIdentity, Cache, FormatPolicy, Health, OpenOptions, Outbox, Progress,
+    BaseCaps, BaseGrowth, BaseIdentity, Cache, FormatPolicy, Health, OpenOptions, Outbox, Progress,
     SettingChange,
 };
 use crate::media::Superblock;
@@ -77,6 +77,7 @@ fn options(superblock: &Superblock, base: &BaseFile) -> OpenOptions {
         new_uuid: superblock.uuid,
         data_crc: None,
         segment_size_bytes: None,
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::default(),
         stream_count_max: 1,
     }

@@ -20,6 +20,7 @@ use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller};
 use super::trampoline::guard;
+use super::watch::Watch;
 use super::witness_reads::WitnessReads;
 use super::zcopy::Zcopy;
 use crate::engine::{BaseError, OpenOptions};
@@ -258,6 +259,7 @@ impl Creation {
         OpenOptions {
             base: base.facts.identity.clone(),
             base_caps: base.facts.caps,
+            base_growth: definition.base_growth,
             format: definition.format,
             new_uuid,
             data_crc: definition.data_crc,
@@ -421,6 +423,7 @@ impl Creation {
             drop(access);
             return Err(no_memory("a channel of the base bdev"));
         };
+        let app = NodeApp::new(driver, access, cache.block_count());
         let node = Arc::new(Node {
             id: self.id,
             name: self.definition.name.clone(),
@@ -431,7 +434,7 @@ impl Creation {
             durability,
             access_text,
             zcopy,
-            app: AppCell::new(NodeApp::new(driver, access)),
+            app: AppCell::new(app),
         });
         node.publish().ok_or_else(|| no_memory("a bdev"))?;
         // From here on the way back is that of a cache in use.
@@ -441,6 +444,8 @@ impl Creation {
             node.cache.poison("there is no poller for the background");
         }
         self.register(&node)?;
+        // It may have become larger meanwhile.
+        registry::on_base_resized(self.id);
         Ok(node)
     }
 
@@ -503,8 +508,9 @@ impl Creation {
 }
 
 impl NodeApp {
-    fn new(driver: Driver, access: Access) -> Self {
+    fn new(driver: Driver, access: Access, block_count: u64) -> Self {
         Self {
+            watch: Watch::new(block_count),
             driver: RefCell::new(Some(driver)),
             access: RefCell::new(Some(access)),
             bdev: Cell::new(std::ptr::null_mut()),

@@ -327,7 +327,7 @@ impl Writeback {
                 op: FLUSH_OP,
                 kind: BaseKind::Flush,
                 lba: Lba(0),
-                len_blocks: cache.base.block_count,
+                len_blocks: cache.block_count(),
             });
         } else {
             self.finish(context, now);

@@ -1,7 +1,7 @@
 //! A cache in a file, a base in a file, an application that writes to them, and the tool that looks at them.
 
 use pcache::engine::{
-    Background, BaseCaps, BaseIdentity, BaseKind, BaseRequest, Cache, Channel, DataCrc,
+    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, BaseRequest, Cache, Channel, DataCrc,
     FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, Outbox, Setting, SettingChange, Status,
     WritebackOrder,
 };
@@ -59,6 +59,7 @@ impl Kind {
             new_uuid: *b"uuid of a cache.",
             data_crc: (format == FormatPolicy::Auto).then_some(self.data_crc),
             segment_size_bytes: (format == FormatPolicy::Auto).then_some(SEGMENT_SIZE_BYTES),
+            base_growth: BaseGrowth::Refuse,
             settings: match format {
                 FormatPolicy::Auto => SettingChange::of(Setting::WritebackOrder, self.order as u32),
                 FormatPolicy::Never | FormatPolicy::Force => SettingChange::default(),
