@@ -158,7 +158,7 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// TEMP
+    /// How many pages the base may come to have while this is in use.
     pub(crate) fn page_count_max(&self) -> u64 {
         1 << (64 - self.hash_shift)
     }
@@ -171,7 +171,9 @@ impl Index {
         let pages = cache_pages.min(base_page_count).max(1) * factor;
         let slots = pages * 100 / LOAD_PERCENT;
         let bucket_count = (slots / BUCKET_SLOTS as u64 + 1).max(2 * PROBE_MAX as u64);
-        let page_bits = (64 - (base_page_count.max(4) - 1).leading_zeros()).max(2);
+        // The base may grow to four times its size while the cache is in use.
+        let reach = (base_page_count.max(4) * 4).min(BASE_PAGES_MAX.max(base_page_count));
+        let page_bits = 64 - (reach - 1).leading_zeros();
         let tag_bits = page_bits.saturating_sub(bucket_count.ilog2());
         let layout = SlotLayout::new(geometry.place_bits().max(16), tag_bits);
         let bucket_lines = usize::try_from(bucket_count).unwrap_or(usize::MAX);
