@@ -2,7 +2,8 @@
 //! (INV-OPEN-6).
 
 use super::bucket::{BUCKET_WORDS, PageSlot};
-use super::table::{BlockMap, Index, IndexFull, Lines, SlotRef, Target};
+use super::lines::Lines;
+use super::table::{BlockMap, Index, IndexFull, SlotRef, Target};
 use crate::canary::{self, Canary};
 use crate::media::Place;
 use crate::units::Seq;

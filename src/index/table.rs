@@ -7,12 +7,12 @@ mod sweep;
 use super::bucket::{
     BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version,
 };
+use super::lines::Lines;
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
 use crate::sched;
 use crate::units::Page;
 use std::sync::atomic::{AtomicU64, Ordering};
-use zerocopy::FromZeros;
 
 /// An odd number near 2^64 divided by the golden ratio: multiples of it spread evenly (Knuth, TAOCP 6.4).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -108,35 +108,6 @@ pub(crate) enum Target {
 /// No slot within reach of the page's home bucket is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IndexFull;
-
-/// Words that start on a cache line.
-#[derive(Debug)]
-pub(super) struct Lines {
-    words: Vec<AtomicU64>,
-    start: usize,
-}
-
-impl Lines {
-    /// Zeroed memory; the system provides it when it is first touched.
-    pub(super) fn new(line_count: usize) -> Self {
-        let words = AtomicU64::new_vec_zeroed((line_count + 1) * 8).unwrap_or_default();
-        assert!(
-            !words.is_empty(),
-            "no memory for an index of {line_count} lines"
-        );
-        let misaligned_words = (words.as_ptr() as usize % 64) / 8;
-        Self {
-            words,
-            start: (8 - misaligned_words) % 8,
-        }
-    }
-
-    #[inline]
-    pub(super) fn line(&self, line: usize) -> &[AtomicU64; 8] {
-        let (lines, _) = self.words[self.start..].as_chunks::<8>();
-        &lines[line]
-    }
-}
 
 /// See the module.
 #[derive(Debug)]
