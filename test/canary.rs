@@ -180,7 +180,11 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
             "on lost memory is",
             "has failed without a reason",
         ],
-        Canary::ScrubDropsDirtyData => &[STALE, "damaged dirty data are not named"],
+        Canary::ScrubDropsDirtyData => &[
+            STALE,
+            "damaged dirty data are not named",
+            "is not served at once",
+        ],
         Canary::DirtySegmentReclaimed => &["INV-SEG-5", STALE, LOST],
         Canary::RecoveredInSegmentOrder => &[LOST, IN_PART, MIXED, CLEAN, STALE],
         Canary::NewerBlocksBuried | Canary::RecoveryClaimsIgnored => {
