@@ -2,6 +2,7 @@
 
 #[cfg(any(test, feature = "sim"))]
 mod check;
+mod prefetch;
 
 use super::bucket::{
     BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version,
