@@ -10,7 +10,7 @@ use pcache::units::{Lba, Now};
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Requests that a rig can keep under way.
 const DEPTH_MAX: usize = 128;
@@ -61,6 +61,13 @@ pub(crate) struct Base {
     pub(crate) block_count: u64,
 }
 
+/// Another one in each run: what an earlier one has left in the file must not pass for keys of this one.
+fn new_uuid() -> [u8; 16] {
+    let run = u128::from(std::process::id()) << 64;
+    let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    (run ^ clock.as_nanos()).to_le_bytes()
+}
+
 pub(crate) fn options(format: FormatPolicy, data_crc: Option<DataCrc>, base: Base) -> OpenOptions {
     OpenOptions {
         base: BaseIdentity {
@@ -74,7 +81,7 @@ pub(crate) fn options(format: FormatPolicy, data_crc: Option<DataCrc>, base: Bas
             unmap: true,
         },
         format,
-        new_uuid: [2; 16],
+        new_uuid: new_uuid(),
         data_crc,
         segment_size_bytes: None,
         base_growth: BaseGrowth::Refuse,

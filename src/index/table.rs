@@ -2,6 +2,7 @@
 
 #[cfg(any(test, feature = "sim"))]
 mod check;
+mod prefetch;
 mod sweep;
 
 use super::bucket::{
