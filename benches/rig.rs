@@ -1,8 +1,8 @@
 //! The engine without SPDK, for the benches: a cache on a real mapping, in front of memory that answers at once.
 
 use pcache::engine::{
-    Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, HostIo,
-    IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
+    Background, BaseCaps, BaseIdentity, BaseKind, Budget, Cache, Channel, DataCrc, FormatPolicy,
+    HostIo, IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
 };
 use pcache::pmem::{IovBuf, IovCursor, MapRequest, MappedPmem};
 use pcache::recovery::{OpenStep, Opening};
@@ -203,7 +203,9 @@ impl Rig {
             return;
         }
         self.background_out.clear();
-        let progress = self.background.poll(at, &mut self.background_out);
+        let progress = self
+            .background
+            .poll(at, Budget::default(), &mut self.background_out);
         if progress == Progress::Idle && self.background_out.base.is_empty() {
             self.nap_polls_left = NAP_POLLS;
         }

@@ -15,6 +15,7 @@ use crate::units::{Agent, Now};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Requests that a channel takes at once.
 pub(super) const REQUEST_COUNT_MAX: usize = 4096;
@@ -188,7 +189,9 @@ impl<P: Pmem> Channel<P> {
     /// A base operation has ended; the next poll goes on with it.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
         if let Some(miss) = self.core.misses.get_mut(op.0) {
-            miss.result = Some(result);
+            if miss.result.replace(result).is_none() {
+                self.cache.base_reads.fetch_sub(1, Ordering::Relaxed);
+            }
             self.core.misses_done.push_back(op.0);
         }
     }

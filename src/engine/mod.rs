@@ -25,7 +25,7 @@ mod stream;
 mod tests;
 mod write_path;
 
-pub use background::{Background, Pressure};
+pub use background::{Background, Budget, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
 pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;

@@ -8,6 +8,7 @@ use crate::index::{BlockMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::{Lba, Page};
+use std::sync::atomic::Ordering;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
@@ -268,6 +269,7 @@ impl Core {
         };
         let op = self.misses.insert(miss).ok_or(Blocked)?;
         self.counters(reader.cache).base_read_bytes.add(bytes);
+        reader.cache.base_reads.fetch_add(1, Ordering::Relaxed);
         out.base.push(BaseRequest {
             op: BaseOpId(op),
             kind: BaseKind::Read(reader.state.cursor),

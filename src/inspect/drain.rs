@@ -8,7 +8,7 @@ use super::header::load_superblock;
 use super::progress::clock;
 use super::{BaseAccess, BaseFile, InspectError, ProgressLine};
 use crate::engine::{
-    BaseCaps, BaseIdentity, Cache, FormatPolicy, Health, OpenOptions, Outbox, Progress,
+    BaseCaps, BaseIdentity, Budget, Cache, FormatPolicy, Health, OpenOptions, Outbox, Progress,
     SettingChange,
 };
 use crate::media::Superblock;
@@ -140,7 +140,7 @@ fn write_back<P: Pmem>(
         progress.show("writing back", all.saturating_sub(left), all);
         let now = Now(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
         out.clear();
-        let worked = background.poll(now, &mut out);
+        let worked = background.poll(now, Budget::default(), &mut out);
         for request in &out.base {
             base.run(request, &out.sources)?;
             background.on_base_done(request.op, Ok(()));
