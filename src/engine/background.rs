@@ -1,11 +1,13 @@
-//! The background: write-back, reclaiming, and options that are to be persisted. One thread runs it.
+//! The background: write-back, reclaiming, scrubbing, and options that are to be persisted. One thread runs it.
 
 use super::cache::{BACKGROUND_AGENT, Cache, lock};
+use super::health::{Health, StallWatch};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
 use super::stats::Counters;
 use crate::gc::Gc;
-use crate::media::{Tails, persist_superblock};
+use crate::media::Tails;
 use crate::pmem::Pmem;
+use crate::scrub::{self, Scrub};
 use crate::units::{Agent, Now, Seq};
 use crate::writeback::{Context, Writeback};
 use std::sync::Arc;
@@ -61,10 +63,12 @@ pub struct Background<P: Pmem> {
     tails: Tails,
     writeback: Writeback,
     gc: Gc,
+    scrub: Scrub,
     stopping: bool,
     /// Since when writes have waited for room.
     stalled_since: Option<Now>,
     now: Now,
+    stall: StallWatch,
 }
 
 impl<P: Pmem> Background<P> {
@@ -75,9 +79,11 @@ impl<P: Pmem> Background<P> {
             tails,
             writeback,
             gc: Gc::default(),
+            scrub: Scrub::default(),
             stopping: false,
             stalled_since: None,
             now: Now(0),
+            stall: StallWatch::default(),
         }
     }
 
@@ -95,7 +101,8 @@ impl<P: Pmem> Background<P> {
         if self.stopping {
             return self.poll_last(now, budget, out);
         }
-        self.persist_options();
+        self.cache.persist_changes();
+        self.watch_base(now);
         self.note_stall(now);
         let reclaimed = self.gc.poll(
             &self.cache,
@@ -106,18 +113,41 @@ impl<P: Pmem> Background<P> {
         let mut context = context(&self.cache, &mut self.tails);
         context.urgent = self.gc.needs_writeback();
         let written = self.writeback.poll(&mut context, now, budget, out);
-        if reclaimed == Progress::Busy {
-            reclaimed
+        let mut context = scrub::Context {
+            cache: &self.cache,
+            tails: &mut self.tails,
+            agent: BACKGROUND_AGENT,
+            counters: counters(&self.cache),
+        };
+        let scrubbed = self.scrub.poll(&mut context, now);
+        if [reclaimed, written, scrubbed].contains(&Progress::Busy) {
+            Progress::Busy
         } else {
-            written
+            Progress::Idle
         }
     }
 
     /// A base operation has ended.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
+        self.stall.heard();
         let mut context = context(&self.cache, &mut self.tails);
         self.writeback
             .on_base_done(&mut context, op, result, self.now);
+    }
+
+    /// Says so if the base does not answer. The next batch that ends takes it back.
+    fn watch_base(&mut self, now: Now) {
+        let in_flight = self.writeback.in_flight();
+        let Some(silent_s) = self.stall.silent_s(now, in_flight) else {
+            return;
+        };
+        if self.cache.health() == Health::Online {
+            let reason = format!(
+                "the base has not answered for {silent_s} s, with {in_flight} operations of write-back under \
+                 way; nothing is lost"
+            );
+            self.cache.set_health(Health::WritebackFailing(reason));
+        }
     }
 
     fn poll_last(&mut self, now: Now, budget: Budget, out: &mut Outbox) -> Progress {
@@ -183,18 +213,6 @@ impl<P: Pmem> Background<P> {
             }
             None | Some(_) => {}
         }
-    }
-
-    fn persist_options(&self) {
-        if !self.cache.superblock_changed.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        let mut superblock = lock(&self.cache.superblock);
-        drop(persist_superblock(
-            &self.cache.pmem,
-            BACKGROUND_AGENT,
-            &mut superblock,
-        ));
     }
 }
 

@@ -92,6 +92,8 @@ counters! {
     failed,
     /// Bytes read from the base for misses.
     base_read_bytes,
+    /// Bytes of misses that were served by the base read of another request.
+    joined_read_bytes,
     /// Bytes written back to the base.
     writeback_bytes,
     /// Dirty bytes that were overwritten before they were written back.
@@ -110,4 +112,14 @@ counters! {
     crc_errors,
     /// Reads of the cache's memory that failed.
     poisoned_reads,
+    /// Ksets of the log in use that could not be read, or were not valid any more.
+    key_errors,
+    /// Copies of superblock, tails or segment infos that were found unreadable.
+    metadata_errors,
+    /// Bytes that the scrub has looked at.
+    scrubbed_bytes,
+    /// Times that the scrub has been through the whole cache.
+    scrub_passes,
+    /// Records that the scrub has made whole again.
+    scrub_repairs,
 }

@@ -15,9 +15,13 @@
 //! - A bucket's **version** counts publications: a read fill that was overtaken by a write notices.
 
 mod bucket;
+mod newest;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use bucket::{PageSlot, Version};
-pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, Target};
+pub(crate) use newest::{Newest, PagePart};
+pub(crate) use table::{
+    BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, Lookup, PageMap, Target,
+};

@@ -2,6 +2,7 @@
 
 #[cfg(any(test, feature = "sim"))]
 mod check;
+mod sweep;
 
 use super::bucket::{
     BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version,
@@ -110,14 +111,14 @@ pub(crate) struct IndexFull;
 
 /// Words that start on a cache line.
 #[derive(Debug)]
-struct Lines {
+pub(super) struct Lines {
     words: Vec<AtomicU64>,
     start: usize,
 }
 
 impl Lines {
     /// Zeroed memory; the system provides it when it is first touched.
-    fn new(line_count: usize) -> Self {
+    pub(super) fn new(line_count: usize) -> Self {
         let words = AtomicU64::new_vec_zeroed((line_count + 1) * 8).unwrap_or_default();
         assert!(
             !words.is_empty(),
@@ -131,7 +132,7 @@ impl Lines {
     }
 
     #[inline]
-    fn line(&self, line: usize) -> &[AtomicU64; 8] {
+    pub(super) fn line(&self, line: usize) -> &[AtomicU64; 8] {
         let (lines, _) = self.words[self.start..].as_chunks::<8>();
         &lines[line]
     }
@@ -157,6 +158,11 @@ pub(crate) struct Index {
 }
 
 impl Index {
+    /// TEMP
+    pub(crate) fn page_count_max(&self) -> u64 {
+        1 << (64 - self.hash_shift)
+    }
+
     /// An empty index for a base of `base_page_count` pages, at most [`BASE_PAGES_MAX`]. `factor` enlarges
     /// it beyond what the cache device has room for.
     pub(crate) fn new(geometry: Geometry, base_page_count: u64, factor: u64) -> Self {
@@ -187,6 +193,11 @@ impl Index {
     /// DRAM that the table takes, in bytes, without the side table for sub-page writes.
     pub(crate) fn table_size_bytes(&self) -> u64 {
         self.bucket_count * 64
+    }
+
+    /// Number of buckets.
+    pub(super) fn bucket_lines(&self) -> usize {
+        self.bucket_count as usize
     }
 
     /// Where the entry of a page would be. Equal for no two pages (INV-INDEX-7).

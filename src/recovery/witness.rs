@@ -123,12 +123,8 @@ impl Witness {
     }
 }
 
-/// Drops the entries whose blocks a dirty key is about to overwrite on the base, or has already.
-pub(crate) fn drop_overwritten(witness: &mut [Witness; WITNESS_COUNT], key: &Key) {
+/// Whether a dirty key is about to overwrite the blocks of an entry on the base, or has already.
+pub(crate) fn is_overwritten(entry: &Witness, key: &Key) -> bool {
     let (start, end) = (key.lba.0, key.lba.0 + u64::from(key.len_blocks));
-    for entry in witness {
-        if start < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < end {
-            entry.len_blocks = 0;
-        }
-    }
+    start < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < end
 }

@@ -169,7 +169,9 @@ impl<P: Pmem> Plain<P> {
                 let mut at = start;
                 let first = first_source as usize;
                 for slice in &self.out.sources[first..first + source_count as usize] {
-                    slice.copy_to(&mut self.base[at..at + slice.len_bytes()]);
+                    slice
+                        .copy_to(&mut self.base[at..at + slice.len_bytes()])
+                        .expect("memory from the heap");
                     at += slice.len_bytes();
                 }
                 assert_eq!(at, end);

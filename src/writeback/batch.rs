@@ -1,5 +1,6 @@
 //! The batch that is being written: its base operations, made from the overlay as there is room.
 
+use super::lost::is_source_lost;
 use super::overlay::{Overlay, Piece};
 use super::witness::WitnessUpdate;
 use crate::canary::{self, Canary};
@@ -56,6 +57,8 @@ pub(super) struct Batch {
     in_flight: usize,
     in_flight_bytes: u64,
     pub(super) failed: bool,
+    /// One has failed because the cache's memory cannot be read.
+    pub(super) source_lost: bool,
     /// Anything for the base at all.
     pub(super) has_ops: bool,
     pub(super) last_seq: Seq,
@@ -82,6 +85,7 @@ impl Batch {
             in_flight: 0,
             in_flight_bytes: 0,
             failed: false,
+            source_lost: false,
             has_ops: false,
             last_seq: Seq(0),
             dirty_bytes: 0,
@@ -114,6 +118,7 @@ impl Batch {
         self.lookahead = self.overlay.next();
         self.has_ops = self.lookahead.is_some();
         self.failed = false;
+        self.source_lost = false;
         self.written_bytes = 0;
         self.witness = WitnessUpdate::default();
     }
@@ -177,6 +182,15 @@ impl Batch {
         self.written_bytes += op.bytes(cache);
         self.lookahead = next;
         Some(number)
+    }
+
+    /// After an error of the base: was it the source that could not be read?
+    pub(super) fn look_for_cause<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) {
+        if let Some(op) = self.ops.get(op.0 as usize)
+            && op.kind == KeyKind::Data
+        {
+            self.source_lost |= is_source_lost(cache, &op.extents);
+        }
     }
 
     /// An operation has ended. Returns an error that is to be told.

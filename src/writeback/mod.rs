@@ -11,6 +11,7 @@
 
 mod batch;
 mod log;
+mod lost;
 mod next;
 mod overlay;
 mod pace;
@@ -49,6 +50,10 @@ const RATE_BYTES_MIN: u64 = 1 << 20;
 const BATCH_CACHE_PARTS: u64 = 8;
 /// Keys of a batch, at most: bounds the DRAM of both overlays to 16 MiB.
 const BATCH_KEYS_MAX: u64 = 128 << 10;
+/// How often it is looked whether damaged data have been overwritten.
+const DAMAGE_LOOK_NS: u64 = 10 * NS_PER_MS;
+/// Damaged ranges that are named in the reason for standing still.
+const DAMAGE_RANGES_NAMED: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -60,7 +65,9 @@ enum State {
     Flushing,
     /// After an error: what failed is repeated from then on.
     Backoff(Now),
-    /// Dirty data or their keys are damaged: standing still keeps everything that is left.
+    /// Dirty data are damaged. Whether they have been overwritten is looked at from then on.
+    Damaged(Now),
+    /// Keys are damaged: standing still keeps everything that is left.
     Halted,
 }
 
@@ -154,6 +161,10 @@ impl Writeback {
             }
             if self.next.is_ready() {
                 self.begin(context, now);
+            } else if self.next.is_damaged() {
+                let text = damage_text(context.cache);
+                context.cache.set_health(Health::Degraded(text));
+                self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
             }
         }
         let written = self.write(context, now, budget, out);
@@ -178,7 +189,12 @@ impl Writeback {
                 self.state = State::Writing;
                 self.go_on(context, now, budget, out)
             }
-            State::Idle | State::Flushing | State::Backoff(_) | State::Halted => Progress::Idle,
+            State::Damaged(until) if now >= until => self.look_at_damage(context, now),
+            State::Idle
+            | State::Flushing
+            | State::Backoff(_)
+            | State::Damaged(_)
+            | State::Halted => Progress::Idle,
         }
     }
 
@@ -218,7 +234,7 @@ impl Writeback {
             return false;
         }
         let (taken_upto, taken_bytes) = match self.state {
-            State::Idle | State::Halted => (cache.dirty_tail(), 0),
+            State::Idle | State::Damaged(_) | State::Halted => (cache.dirty_tail(), 0),
             State::Writing | State::Flushing | State::Backoff(_) => {
                 (self.batch.last_seq, self.batch.dirty_bytes)
             }
@@ -304,7 +320,8 @@ impl Writeback {
         } else {
             Hurry::Yes
         };
-        self.next.go_on(context.cache, &mut self.log, hurry)
+        self.next
+            .go_on(context.cache, context.counters, &mut self.log, hurry)
     }
 
     /// How far the next batch may go.
@@ -362,7 +379,10 @@ impl Writeback {
         out: &mut Outbox,
     ) -> Progress {
         if self.batch.failed {
-            if self.batch.in_flight() == 0 {
+            if self.batch.in_flight() == 0 && self.batch.source_lost {
+                // Taken again, it is found to be damaged.
+                self.start_over(context.cache);
+            } else if self.batch.in_flight() == 0 {
                 self.back_off(now);
             }
             return Progress::Idle;
@@ -396,7 +416,7 @@ impl Writeback {
                 op: FLUSH_OP,
                 kind: BaseKind::Flush,
                 lba: Lba(0),
-                len_blocks: cache.base.block_count,
+                len_blocks: cache.block_count(),
             });
         } else {
             self.finish(context, now);
@@ -414,6 +434,7 @@ impl Writeback {
     ) {
         if op != FLUSH_OP {
             if let Some(error) = self.batch.on_done(context.cache, op, result) {
+                self.batch.look_for_cause(context.cache, op);
                 note_error(context, "write", error);
             }
             return;
@@ -430,6 +451,25 @@ impl Writeback {
                 self.back_off(now);
             }
         }
+    }
+
+    /// Takes everything behind the dirty tail again. Part of it may be on the base, up to the recorded end of
+    /// the batch, where the next one ends as well (INV-WB-2).
+    fn start_over<P: Pmem>(&mut self, cache: &Cache<P>) {
+        self.log.restart(cache);
+        self.next.clear();
+        self.state = State::Idle;
+    }
+
+    /// Goes on if all that was damaged has been overwritten.
+    fn look_at_damage<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) -> Progress {
+        context.cache.forget_overwritten_damage();
+        if !self.next.lost.is_overwritten(context.cache) {
+            self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+            return Progress::Idle;
+        }
+        self.start_over(context.cache);
+        Progress::Busy
     }
 
     fn back_off(&mut self, now: Now) {
@@ -468,7 +508,9 @@ impl Writeback {
         counters
             .absorbed_bytes
             .add(dirty_bytes.saturating_sub(written_bytes));
-        if matches!(cache.health(), Health::WritebackFailing(_)) {
+        cache.forget_overwritten_damage();
+        if cache.health() != Health::Online {
+            // It got on; whatever held it up has passed.
             cache.set_health(Health::Online);
         }
     }
@@ -490,11 +532,31 @@ impl Writeback {
     fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, damage: &LogStop) -> Progress {
         let (cache, reason) = (context.cache, damage.to_string());
         self.state = State::Halted;
-        context.counters.crc_errors.add(1);
+        context.counters.key_errors.add(1);
         cache.checkpoint.fail(&reason);
         cache.set_health(Health::Degraded(reason));
         Progress::Idle
     }
+}
+
+/// What an operator has to know of damage in dirty data.
+fn damage_text<P: Pmem>(cache: &Cache<P>) -> String {
+    let ranges = cache.damage.ranges();
+    let named: Vec<String> = ranges
+        .iter()
+        .take(DAMAGE_RANGES_NAMED)
+        .map(|range| format!("{}+{}", range.lba, range.len_blocks))
+        .collect();
+    let more = ranges.len().saturating_sub(DAMAGE_RANGES_NAMED);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!(
+        "the only copy of blocks {}{more} is damaged; write-back stands still until they are overwritten",
+        named.join(", ")
+    )
 }
 
 fn note_error<P: Pmem>(context: &Context<'_, P>, what: &str, error: BaseError) {

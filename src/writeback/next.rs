@@ -1,8 +1,9 @@
 //! The batch that comes next. It is taken from the log and sorted while the one before it is written.
 
-use super::log::{Gathered, Limits, LogReader, LogStop, Taken};
+use super::log::{Gathered, Gathering, Limits, LogReader, LogStop, Taken};
+use super::lost::Lost;
 use super::overlay::Overlay;
-use crate::engine::{Cache, Progress};
+use crate::engine::{Cache, Counters, Progress};
 use crate::pmem::Pmem;
 use crate::units::Seq;
 
@@ -21,6 +22,8 @@ enum Step {
     Sorting,
     /// It can be written.
     Ready,
+    /// It holds the only copy of something that is damaged: it must not be written.
+    Damaged,
 }
 
 /// Whether the batch is to be written as soon as possible.
@@ -38,6 +41,7 @@ pub(super) struct Next {
     step: Step,
     pub(super) overlay: Overlay,
     pub(super) taken: Taken,
+    pub(super) lost: Lost,
     limits: Limits,
 }
 
@@ -47,6 +51,7 @@ impl Next {
             step: Step::Nothing,
             overlay: Overlay::new(key_count),
             taken: Taken::NOTHING,
+            lost: Lost::default(),
             limits: Limits::NONE,
         }
     }
@@ -59,6 +64,10 @@ impl Next {
         self.step == Step::Ready
     }
 
+    pub(super) fn is_damaged(&self) -> bool {
+        self.step == Step::Damaged
+    }
+
     /// Whether the end of the log has to be looked for anew.
     pub(super) fn is_dry(&self) -> bool {
         matches!(self.step, Step::Nothing | Step::Dry)
@@ -68,6 +77,7 @@ impl Next {
         self.step = Step::Nothing;
         self.overlay.clear();
         self.taken = Taken::NOTHING;
+        self.lost.clear();
     }
 
     pub(super) fn begin(&mut self, limits: Limits) {
@@ -89,12 +99,18 @@ impl Next {
     pub(super) fn go_on<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
+        counters: &Counters,
         log: &mut LogReader,
         hurry: Hurry,
     ) -> Result<Progress, LogStop> {
         if self.step == Step::Gathering {
-            let (taken, overlay) = (&mut self.taken, &mut self.overlay);
-            self.step = match log.gather(cache, &self.limits, taken, overlay)? {
+            let batch = Gathering {
+                limits: &self.limits,
+                taken: &mut self.taken,
+                overlay: &mut self.overlay,
+                lost: &mut self.lost,
+            };
+            self.step = match log.gather(cache, counters, batch)? {
                 Gathered::InPart => return Ok(Progress::Busy),
                 Gathered::Full => Step::Sorting,
                 Gathered::Dry => Step::Dry,
@@ -109,6 +125,9 @@ impl Next {
                 return Ok(Progress::Idle);
             }
             self.step = Step::Sorting;
+        }
+        if self.step == Step::Sorting && !self.lost.is_empty() {
+            self.step = Step::Damaged;
         }
         if self.step != Step::Sorting {
             return Ok(Progress::Idle);
