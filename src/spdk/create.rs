@@ -20,7 +20,7 @@ use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller};
 use super::trampoline::guard;
-use super::watch::Watch;
+use super::watch::StateWatch;
 use super::witness_reads::WitnessReads;
 use super::zcopy::Zcopy;
 use crate::engine::{BaseError, OpenOptions};
@@ -511,7 +511,7 @@ impl Creation {
 impl NodeApp {
     fn new(driver: Driver, access: Access, block_count: u64) -> Self {
         Self {
-            watch: Watch::new(block_count),
+            watch: StateWatch::new(block_count),
             driver: RefCell::new(Some(driver)),
             access: RefCell::new(Some(access)),
             bdev: Cell::new(std::ptr::null_mut()),

@@ -17,7 +17,7 @@ use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller, on_app_thread, send_to_app};
 use super::trampoline::guard;
-use super::watch::Watch;
+use super::watch::StateWatch;
 use super::zcopy::Zcopy;
 use crate::engine::{Cache, CacheInfo, Health};
 use crate::pmem::{Durability, MappedPmem};
@@ -50,7 +50,7 @@ pub(super) struct NodeApp {
     pub(super) driver: RefCell<Option<Driver>>,
     pub(super) bdev: Cell<*mut sys::spdk_bdev>,
     pub(super) removal: RefCell<Removal>,
-    pub(super) watch: Watch,
+    pub(super) watch: StateWatch,
     pub(super) poller: RefCell<Option<Poller>>,
 }
 

@@ -37,13 +37,13 @@ pub(super) fn register_notifications() {
 
 /// What was told last.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct StateWatch {
     health_changes: Cell<u64>,
     since: Cell<Now>,
     block_count: Cell<u64>,
 }
 
-impl Watch {
+impl StateWatch {
     /// Of a cache that works, from now on.
     pub(super) fn new(block_count: u64) -> Self {
         Self {
