@@ -1,7 +1,7 @@
 //! The engine without SPDK, for the benches: a cache on a real mapping, in front of memory that answers at once.
 
 use pcache::engine::{
-    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, Cache, Channel, DataCrc,
+    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, Budget, Cache, Channel, DataCrc,
     FormatPolicy, HostIo, IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
 };
 use pcache::pmem::{Extent, IovBuf, IovCursor, MapRequest, MappedPmem};
@@ -219,7 +219,9 @@ impl Rig {
             return;
         }
         self.background_out.clear();
-        let progress = self.background.poll(at, &mut self.background_out);
+        let progress = self
+            .background
+            .poll(at, Budget::default(), &mut self.background_out);
         if progress == Progress::Idle && self.background_out.base.is_empty() {
             self.nap_polls_left = NAP_POLLS;
         }

@@ -86,6 +86,8 @@ canaries! {
     FailedBaseWriteIgnored = "failed_base_write_ignored",
     /// A batch in strict order spans a barrier.
     StrictBatchSpansBarrier = "strict_batch_spans_barrier",
+    /// A batch in strict order that spans a barrier, with versions of one block, takes another block too.
+    SpanningBatchTakesMore = "spanning_batch_takes_more",
     /// Where keys of a batch overlap, the older one is written to the base.
     OldestKeyWins = "oldest_key_wins",
     /// Unmaps are not passed on to the base.

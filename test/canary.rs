@@ -148,6 +148,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::FlushClosesNoEpoch
         | Canary::FuaClosesNoEpoch
         | Canary::StrictBatchSpansBarrier
+        | Canary::SpanningBatchTakesMore
         | Canary::EpochForgotten => &[BARRIER],
         Canary::SecondCopyNotWritten
         | Canary::BothCopiesBeforeOneFence

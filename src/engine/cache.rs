@@ -22,7 +22,7 @@ use crate::units::{Agent, Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The most channels that can be open at once.
@@ -33,6 +33,8 @@ pub const WRITE_SIZE_MAX_BYTES: u64 = 1 << 20;
 const UNMAP_SIZE_MAX_BYTES: u64 = 4 << 20;
 /// A write takes at most this part of a segment, so that little is wasted where one ends.
 const WRITE_SEGMENT_PARTS: u64 = 4;
+/// So many segments are kept free besides one for each stream.
+const FREE_SEGMENTS_EXTRA: usize = 2;
 /// A cache of few segments has fewer streams, so that open segments do not hold all the space.
 const SEGMENTS_PER_STREAM: u32 = 4;
 
@@ -89,6 +91,10 @@ pub struct CacheInfo {
     pub damaged: Vec<DamagedRange>,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
+    /// How old the oldest of them are at the most, in milliseconds.
+    pub dirty_age_ms: u64,
+    /// The longest time for which writes have stood still for want of room, in microseconds.
+    pub stall_us_max: u64,
     /// Whether requests wait for room in the cache.
     pub requests_wait: bool,
     /// The log up to here is on the base.
@@ -142,6 +148,11 @@ pub struct Cache<P> {
     /// Everything up to here is on the base, flushed, and the tails say so durably.
     pub(crate) dirty_tail: CachePadded<AtomicU64>,
     pub(crate) dirty_bytes: AtomicU64,
+    /// See [`CacheInfo`]; told by the background.
+    pub(crate) dirty_age_ms: AtomicU64,
+    pub(crate) stall_us_max: AtomicU64,
+    /// Reads of the base for requests that wait for them.
+    pub(crate) base_reads: CachePadded<AtomicU32>,
     pub(crate) damage: Damage,
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
@@ -187,6 +198,9 @@ impl<P: Pmem> Cache<P> {
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
             dirty_bytes: AtomicU64::new(parts.dirty_bytes),
+            dirty_age_ms: AtomicU64::new(0),
+            stall_us_max: AtomicU64::new(0),
+            base_reads: CachePadded::default(),
             damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
@@ -279,6 +293,11 @@ impl<P: Pmem> Cache<P> {
         segment.last_seq() <= self.dirty_tail()
     }
 
+    /// The next number to be drawn.
+    pub(crate) fn seq_next(&self) -> Seq {
+        Seq(self.seq_next.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn dirty_tail(&self) -> Seq {
         Seq(self.dirty_tail.load(Ordering::Acquire))
     }
@@ -322,6 +341,8 @@ impl<P: Pmem> Cache<P> {
             settings: superblock.settings,
             damaged: self.damage.ranges(),
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
+            dirty_age_ms: self.dirty_age_ms.load(Ordering::Relaxed),
+            stall_us_max: self.stall_us_max.load(Ordering::Relaxed),
             requests_wait: self.space_wanted.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),
@@ -338,6 +359,13 @@ impl<P: Pmem> Cache<P> {
     /// Lets statistics start anew.
     pub fn reset_stats(&self) {
         *lock(&self.stats_start) = self.stats_total();
+    }
+
+    /// Reads and changes since the start: it grows as long as the application is at work.
+    pub(crate) fn request_count(&self) -> u64 {
+        let stats = self.stats_total();
+        let reads = stats.read_hits + stats.read_partial_hits + stats.read_misses;
+        reads + stats.writes + stats.unmaps + stats.write_zeroes
     }
 
     fn stats_total(&self) -> Stats {
@@ -415,6 +443,11 @@ impl<P: Pmem> Cache<P> {
                 Some(format!("checkpoint {id} holds the base"))
             }),
         }
+    }
+
+    /// So many segments are to be free at any time, so that writers need not wait for one.
+    pub(crate) fn free_segments_wanted(&self) -> usize {
+        self.streams.len() + FREE_SEGMENTS_EXTRA
     }
 
     /// Segments that are not free.

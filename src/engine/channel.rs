@@ -16,6 +16,7 @@ use crate::units::{Agent, Lba, Now, Page};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Requests that a channel takes at once.
 pub(super) const REQUEST_COUNT_MAX: usize = 4096;
@@ -182,6 +183,7 @@ impl<P: Pmem> Channel<P> {
     /// A base operation has ended; the next poll goes on with it.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
         if self.core.misses.set_result(op.0, result) {
+            self.cache.base_reads.fetch_sub(1, Ordering::Relaxed);
             self.core.misses_done.push_back(op.0);
         }
     }

@@ -31,7 +31,7 @@ mod stream;
 mod tests;
 mod write_path;
 
-pub use background::{Background, Pressure};
+pub use background::{Background, Budget, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
 pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;

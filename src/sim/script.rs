@@ -88,7 +88,7 @@ pub struct Weights {
 #[must_use]
 pub fn draw(prng: &mut Prng, setup: &Setup, weights: Weights, count: usize) -> Vec<Step> {
     // Some histories keep to a few blocks, so that everything overlaps.
-    let span = prng.pick(&[setup.block_count, setup.block_count / 2, 24, 10]);
+    let span = prng.pick(&[setup.block_count, setup.block_count / 2, 24, 10, 3]);
     let span = span.min(setup.block_count);
     (0..count)
         .map(|_| draw_one(prng, setup, weights, span))

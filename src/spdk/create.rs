@@ -413,13 +413,14 @@ impl Creation {
         } = stage;
         drop(reads);
         let access_text = access.to_string();
+        let copies = access.copies_at_start(&base.facts);
         let bounce = match &mut access {
             Access::Bounce(buffers) => mem::take(buffers),
             _ => Vec::new(),
         };
         let cache = opening.finish();
         let zcopy = Zcopy::of(&cache, &access);
-        let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce) else {
+        let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce, copies) else {
             drop(access);
             return Err(no_memory("a channel of the base bdev"));
         };

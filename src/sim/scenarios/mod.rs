@@ -110,6 +110,7 @@ scenarios! {
     38 opening::a_recovery_takes_polls_and_memory_in_proportion_to_the_log,
     39 reads::a_read_miss_does_not_wait_for_a_flush_of_the_base,
     40 writeback::relaxed_order_merges_what_barriers_separate,
+    40 writeback::barriers_between_versions_of_one_block_take_one_flush,
 }
 
 /// What a scenario is given, and where it leaves what it did.
