@@ -1,8 +1,8 @@
 //! The engine without SPDK, for the benches: a cache on a real mapping, in front of memory that answers at once.
 
 use pcache::engine::{
-    Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, HostIo,
-    IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
+    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, Budget, Cache, Channel, DataCrc,
+    FormatPolicy, HostIo, IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
 };
 use pcache::pmem::{Extent, IovBuf, IovCursor, MapRequest, MappedPmem};
 use pcache::recovery::{OpenStep, Opening};
@@ -10,7 +10,7 @@ use pcache::units::{Lba, Now};
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Requests that a rig can keep under way.
 const DEPTH_MAX: usize = 128;
@@ -61,6 +61,13 @@ pub(crate) struct Base {
     pub(crate) block_count: u64,
 }
 
+/// Another one in each run: what an earlier one has left in the file must not pass for keys of this one.
+fn new_uuid() -> [u8; 16] {
+    let run = u128::from(std::process::id()) << 64;
+    let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    (run ^ clock.as_nanos()).to_le_bytes()
+}
+
 pub(crate) fn options(format: FormatPolicy, data_crc: Option<DataCrc>, base: Base) -> OpenOptions {
     OpenOptions {
         base: BaseIdentity {
@@ -74,9 +81,10 @@ pub(crate) fn options(format: FormatPolicy, data_crc: Option<DataCrc>, base: Bas
             unmap: true,
         },
         format,
-        new_uuid: [2; 16],
+        new_uuid: new_uuid(),
         data_crc,
         segment_size_bytes: None,
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::default(),
         stream_count_max: 2,
     }
@@ -211,7 +219,9 @@ impl Rig {
             return;
         }
         self.background_out.clear();
-        let progress = self.background.poll(at, &mut self.background_out);
+        let progress = self
+            .background
+            .poll(at, Budget::default(), &mut self.background_out);
         if progress == Progress::Idle && self.background_out.base.is_empty() {
             self.nap_polls_left = NAP_POLLS;
         }

@@ -101,6 +101,12 @@ def _add_create(subparsers):
     )
     _add_settings(parser)
     parser.add_argument(
+        "--base-growth",
+        choices=["refuse", "accept"],
+        help="Whether a base that is larger than when the cache was last in use is taken for the same one, "
+        "grown. One that grows while in use needs no option. Default: refuse",
+    )
+    parser.add_argument(
         "--format",
         choices=["auto", "never", "force"],
         help="auto: format a blank cache device, open one that holds a cache, refuse anything else. "

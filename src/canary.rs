@@ -62,6 +62,9 @@ canaries! {
     /// A FUA write closes no epoch.
     FuaClosesNoEpoch = "fua_closes_no_epoch",
 
+    /// Blocks that the base has grown by are taken before the superblock says so.
+    GrowthNotPersisted = "growth_not_persisted",
+
     /// The second copy of metadata is never written.
     SecondCopyNotWritten = "second_copy_not_written",
     /// Both copies of metadata are written before one fence.
@@ -89,6 +92,8 @@ canaries! {
     FailedBaseWriteIgnored = "failed_base_write_ignored",
     /// A batch in strict order spans a barrier.
     StrictBatchSpansBarrier = "strict_batch_spans_barrier",
+    /// A batch in strict order that spans a barrier, with versions of one block, takes another block too.
+    SpanningBatchTakesMore = "spanning_batch_takes_more",
     /// Where keys of a batch overlap, the older one is written to the base.
     OldestKeyWins = "oldest_key_wins",
     /// Unmaps are not passed on to the base.

@@ -18,11 +18,11 @@ use crate::units::{Agent, Generation, Page, SegId, Seq};
 use std::sync::atomic::Ordering;
 
 /// Pages that one poll looks up, at most.
-const PAGES_PER_POLL: u32 = 1024;
+const PAGES_PER_POLL: u32 = 64;
+/// So many keys ahead the index is asked for the pages that will be looked up.
+const PREFETCH_KEYS: usize = 8;
 /// Buckets of the index that one poll goes through, at most.
-const BUCKETS_PER_POLL: usize = 1024;
-/// So many segments are kept free besides one for each stream.
-const FREE_SEGMENTS_EXTRA: usize = 2;
+const BUCKETS_PER_POLL: usize = 64;
 
 /// The segment that is being emptied.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +117,7 @@ impl Gc {
 
     fn choose<P: Pmem>(&mut self, cache: &Cache<P>) -> Progress {
         let segments = &cache.segments;
-        let short = segments.free_count() < cache.streams.len() + FREE_SEGMENTS_EXTRA;
+        let short = segments.free_count() < cache.free_segments_wanted();
         let gc_percent = cache.settings.get(Setting::GcPercent) as usize;
         let above = cache.segments_used() * 100 > cache.segments_in_service() * gc_percent;
         let wanted = cache.space_wanted.load(Ordering::Acquire);
@@ -175,6 +175,10 @@ impl Gc {
         while budget > 0 {
             if let Some(key) = self.keys.get(victim.key_at) {
                 let key = *key;
+                if let Some(ahead) = self.keys.get(victim.key_at + PREFETCH_KEYS) {
+                    let page = cache.geometry.page_of(ahead.lba);
+                    cache.index.prefetch(cache.index.locate(page));
+                }
                 if !evict_key(cache, &mut victim, &key, agent, &mut budget) {
                     break;
                 }

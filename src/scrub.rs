@@ -97,7 +97,7 @@ impl Scrub {
         if rate_mib_s == 0 {
             return Progress::Idle;
         }
-        let earned = u128::from(now.since_ns(since)) * u128::from(rate_mib_s) << 20;
+        let earned = (u128::from(now.since_ns(since)) * u128::from(rate_mib_s)) << 20;
         let earned = u64::try_from(earned / u128::from(NS_PER_S)).unwrap_or(u64::MAX);
         if earned == 0 {
             // Nothing is lost to rounding.

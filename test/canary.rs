@@ -150,6 +150,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::FlushClosesNoEpoch
         | Canary::FuaClosesNoEpoch
         | Canary::StrictBatchSpansBarrier
+        | Canary::SpanningBatchTakesMore
         | Canary::EpochForgotten => &[BARRIER],
         Canary::SecondCopyNotWritten
         | Canary::BothCopiesBeforeOneFence
@@ -182,7 +183,11 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
             "on lost memory is",
             "has failed without a reason",
         ],
-        Canary::ScrubDropsDirtyData => &[STALE, "damaged dirty data are not named"],
+        Canary::ScrubDropsDirtyData => &[
+            STALE,
+            "damaged dirty data are not named",
+            "is not served at once",
+        ],
         Canary::DirtySegmentReclaimed => &["INV-SEG-5", STALE, LOST],
         Canary::RecoveredInSegmentOrder => &[LOST, IN_PART, MIXED, CLEAN, STALE],
         Canary::NewerBlocksBuried | Canary::RecoveryClaimsIgnored => {
@@ -190,6 +195,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         }
         Canary::KeyTailIgnored => &[INDEX, CLEAN, LOST],
         Canary::ZeroesForgotten => &[LOST, CLEAN, STALE],
+        Canary::GrowthNotPersisted => &[REFUSED],
         Canary::SeqGivenOutAgain => &["both hold a kset with"],
     }
 }

@@ -94,6 +94,7 @@ tests! {
     a_recovery_takes_polls_and_memory_in_proportion_to_the_log
     a_read_miss_does_not_wait_for_a_flush_of_the_base
     relaxed_order_merges_what_barriers_separate
+    barriers_between_versions_of_one_block_take_one_flush
     every_mode_keeps_what_it_promises
     modes_change_under_load
     a_mode_that_waits_for_a_drain_says_so

@@ -1,10 +1,11 @@
 //! The cache: what its channels and its background share.
 
 use super::checkpoint::Checkpoint;
-use super::config::{BaseCaps, BaseIdentity, CacheMode, DataCrc};
+use super::config::{BaseCaps, CacheMode, DataCrc};
 use super::damage::{Damage, DamagedRange};
 use super::drain::Drain;
 use super::grace::Grace;
+use super::health::Health;
 use super::mode::ModeState;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
@@ -22,7 +23,7 @@ use crate::units::{Agent, Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The most channels that can be open at once.
@@ -33,6 +34,8 @@ pub const WRITE_SIZE_MAX_BYTES: u64 = 1 << 20;
 const UNMAP_SIZE_MAX_BYTES: u64 = 4 << 20;
 /// A write takes at most this part of a segment, so that little is wasted where one ends.
 const WRITE_SEGMENT_PARTS: u64 = 4;
+/// So many segments are kept free besides one for each stream.
+const FREE_SEGMENTS_EXTRA: usize = 2;
 /// A cache of few segments has fewer streams, so that open segments do not hold all the space.
 const SEGMENTS_PER_STREAM: u32 = 4;
 
@@ -45,22 +48,6 @@ const _: () = {
 
 /// The background's name in claims and fences; channels count from 1.
 pub(crate) const BACKGROUND_AGENT: Agent = Agent(CHANNEL_COUNT_MAX + 1);
-
-/// Whether a cache works.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
-pub enum Health {
-    /// All is well.
-    #[default]
-    Online,
-    /// Write-back meets errors and repeats; nothing is lost.
-    WritebackFailing(String),
-    /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them, until they are
-    /// overwritten.
-    Degraded(String),
-    /// An internal error; every request fails, the media are as they were.
-    Failed(String),
-}
 
 /// A cache, described.
 #[derive(Clone, Debug, Serialize)]
@@ -93,6 +80,12 @@ pub struct CacheInfo {
     pub damaged: Vec<DamagedRange>,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
+    /// How old the oldest of them are at the most, in milliseconds.
+    pub dirty_age_ms: u64,
+    /// The longest time for which writes have stood still for want of room, in microseconds.
+    pub stall_us_max: u64,
+    /// Whether requests wait for room in the cache.
+    pub requests_wait: bool,
     /// The log up to here is on the base.
     pub dirty_tail: u64,
     /// The end of the log.
@@ -123,7 +116,7 @@ pub struct Cache<P> {
     pub(crate) pmem: P,
     pub(crate) geometry: Geometry,
     pub(crate) checksums: Checksums,
-    pub(crate) base: BaseIdentity,
+    pub(super) block_count: AtomicU64,
     pub(crate) base_caps: BaseCaps,
     pub(crate) data_crc: DataCrc,
     pub(crate) index: Index,
@@ -137,6 +130,11 @@ pub struct Cache<P> {
     /// Everything up to here is on the base, flushed, and the tails say so durably.
     pub(crate) dirty_tail: CachePadded<AtomicU64>,
     pub(crate) dirty_bytes: AtomicU64,
+    /// See [`CacheInfo`]; told by the background.
+    pub(crate) dirty_age_ms: AtomicU64,
+    pub(crate) stall_us_max: AtomicU64,
+    /// Reads of the base for requests that wait for them.
+    pub(crate) base_reads: CachePadded<AtomicU32>,
     pub(crate) damage: Damage,
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
@@ -151,7 +149,8 @@ pub struct Cache<P> {
     pub(crate) superblock: Mutex<Superblock>,
     pub(crate) superblock_changed: AtomicBool,
     pub(crate) background_parts: Mutex<Option<Tails>>,
-    health: Mutex<Health>,
+    pub(super) health: Mutex<Health>,
+    pub(super) health_changes: AtomicU64,
     channel_ids: ArrayQueue<u16>,
     pub(crate) counters: Box<[CachePadded<Counters>]>,
     stats_start: Mutex<Stats>,
@@ -172,7 +171,7 @@ impl<P: Pmem> Cache<P> {
         let cache = Arc::new(Self {
             geometry,
             checksums: Checksums::new(parts.superblock.uuid),
-            base: parts.superblock.base.clone(),
+            block_count: AtomicU64::new(parts.superblock.base.block_count),
             base_caps: parts.base_caps,
             data_crc: parts.superblock.data_crc,
             index: parts.index,
@@ -185,6 +184,9 @@ impl<P: Pmem> Cache<P> {
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
             dirty_bytes: AtomicU64::new(parts.dirty_bytes),
+            dirty_age_ms: AtomicU64::new(0),
+            stall_us_max: AtomicU64::new(0),
+            base_reads: CachePadded::default(),
             damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
@@ -198,6 +200,7 @@ impl<P: Pmem> Cache<P> {
             superblock_changed: AtomicBool::new(false),
             background_parts: Mutex::new(Some(parts.tails)),
             health: Mutex::default(),
+            health_changes: AtomicU64::new(0),
             channel_ids,
             counters: (0..=CHANNEL_COUNT_MAX)
                 .map(|_| CachePadded::default())
@@ -232,7 +235,7 @@ impl<P: Pmem> Cache<P> {
 
     /// To read the ksets of a segment.
     pub(crate) fn kset_context(&self, id: SegId, generation: Generation) -> KsetContext {
-        let block_count = self.base.block_count;
+        let block_count = self.block_count();
         KsetContext::new(&self.geometry, block_count, &self.checksums, id, generation)
     }
 
@@ -278,6 +281,11 @@ impl<P: Pmem> Cache<P> {
         segment.last_seq() <= self.dirty_tail()
     }
 
+    /// The next number to be drawn.
+    pub(crate) fn seq_next(&self) -> Seq {
+        Seq(self.seq_next.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn dirty_tail(&self) -> Seq {
         Seq(self.dirty_tail.load(Ordering::Acquire))
     }
@@ -301,29 +309,6 @@ impl<P: Pmem> Cache<P> {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A cache that is beyond repair at run time: every request fails from now on, nothing more is written.
-    pub fn poison(&self, reason: &str) {
-        self.failed.store(true, Ordering::Release);
-        self.set_health(Health::Failed(reason.to_owned()));
-        self.checkpoint.fail(reason);
-    }
-
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_health(&self, health: Health) {
-        let mut current = lock(&self.health);
-        if !matches!(*current, Health::Failed(_)) || matches!(health, Health::Failed(_)) {
-            *current = health;
-        }
-    }
-
-    /// Whether it works.
-    pub fn health(&self) -> Health {
-        lock(&self.health).clone()
-    }
-
     /// What it is and how it is.
     pub fn info(&self) -> CacheInfo {
         let superblock = lock(&self.superblock).clone();
@@ -334,7 +319,7 @@ impl<P: Pmem> Cache<P> {
                 .map(|byte| format!("{byte:02x}"))
                 .collect(),
             block_size: self.geometry.block_size_bytes(),
-            block_count: self.base.block_count,
+            block_count: self.block_count(),
             cache_size_kib: superblock.device_size_bytes >> 10,
             segment_size_kib: self.geometry.segment_size_bytes() >> 10,
             segment_count: self.geometry.segment_count(),
@@ -345,6 +330,9 @@ impl<P: Pmem> Cache<P> {
             cache_mode_now: self.mode_now(),
             damaged: self.damage.ranges(),
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
+            dirty_age_ms: self.dirty_age_ms.load(Ordering::Relaxed),
+            stall_us_max: self.stall_us_max.load(Ordering::Relaxed),
+            requests_wait: self.space_wanted.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),
             epoch: self.epoch.load(Ordering::Relaxed),
@@ -360,6 +348,13 @@ impl<P: Pmem> Cache<P> {
     /// Lets statistics start anew.
     pub fn reset_stats(&self) {
         *lock(&self.stats_start) = self.stats_total();
+    }
+
+    /// Reads and changes since the start: it grows as long as the application is at work.
+    pub(crate) fn request_count(&self) -> u64 {
+        let stats = self.stats_total();
+        let reads = stats.read_hits + stats.read_partial_hits + stats.read_misses;
+        reads + stats.writes + stats.unmaps + stats.write_zeroes
     }
 
     fn stats_total(&self) -> Stats {
@@ -382,6 +377,11 @@ impl<P: Pmem> Cache<P> {
         self.mode_asked(before, superblock.settings.cache_mode());
         self.superblock_changed.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// So many segments are to be free at any time, so that writers need not wait for one.
+    pub(crate) fn free_segments_wanted(&self) -> usize {
+        self.streams.len() + FREE_SEGMENTS_EXTRA
     }
 
     /// Segments that are not free.

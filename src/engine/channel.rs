@@ -17,6 +17,7 @@ use crate::units::{Agent, Lba, Now, Page};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Requests that a channel takes at once.
 pub(super) const REQUEST_COUNT_MAX: usize = 4096;
@@ -186,6 +187,7 @@ impl<P: Pmem> Channel<P> {
     /// A base operation has ended; the next poll goes on with it.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
         if self.core.misses.set_result(op.0, result) {
+            self.cache.base_reads.fetch_sub(1, Ordering::Relaxed);
             self.core.misses_done.push_back(op.0);
         }
     }
@@ -396,6 +398,6 @@ fn is_in_range<P: Pmem>(cache: &Cache<P>, io: &HostIo) -> bool {
     };
     let end = io.lba.0.checked_add(io.len_blocks);
     io.len_blocks > 0
-        && end.is_some_and(|end| end <= cache.base.block_count)
+        && end.is_some_and(|end| end <= cache.block_count())
         && cache.geometry.bytes(io.len_blocks) <= bytes_max
 }

@@ -1,6 +1,6 @@
 //! Drains: what is dirty at some moment is wanted on the base.
 
-use super::cache::{Cache, Health};
+use super::cache::Cache;
 use crate::canary::{self, Canary};
 use crate::pmem::Pmem;
 use crate::units::Seq;
@@ -98,16 +98,6 @@ impl<P: Pmem> Cache<P> {
                 let id = self.checkpoint.holder().filter(|_| in_progress)?;
                 Some(format!("checkpoint {id} holds the base"))
             }),
-        }
-    }
-
-    /// What is wrong, if anything is.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        match self.health() {
-            Health::Online => None,
-            Health::WritebackFailing(reason)
-            | Health::Degraded(reason)
-            | Health::Failed(reason) => Some(reason),
         }
     }
 }

@@ -14,6 +14,8 @@ mod config;
 mod damage;
 mod drain;
 mod grace;
+mod growth;
+mod health;
 mod held;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
@@ -32,9 +34,9 @@ mod stream;
 mod tests;
 mod write_path;
 
-pub use background::{Background, Pressure};
+pub use background::{Background, Budget, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
-pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, Health, WRITE_SIZE_MAX_BYTES};
+pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub(crate) use checkpoint::CheckpointNeed;
 pub use checkpoint::{
@@ -46,6 +48,8 @@ pub use damage::DamagedRange;
 pub(crate) use damage::{Depth, Flaw, count_flaw};
 pub use drain::DrainStatus;
 pub(crate) use grace::Ticket;
+pub use growth::GrowError;
+pub use health::Health;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;
 pub(crate) use segments::{SegmentStart, SegmentState, Segments};

@@ -11,6 +11,7 @@ use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::{Lba, Page};
+use std::sync::atomic::Ordering;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
@@ -325,6 +326,7 @@ impl Core {
                     && reader.mode.keeps_reads();
                 out.base.push(self.misses.lead(miss).ok_or(Blocked)?);
                 self.counters(reader.cache).base_read_bytes.add(bytes);
+                reader.cache.base_reads.fetch_add(1, Ordering::Relaxed);
             }
             reader.state.cursor.advance(bytes as usize);
             reader.state.done_blocks += len_blocks;

@@ -84,6 +84,10 @@ counters! {
     conflicts,
     /// Polls in which a write had to wait for room in the cache.
     space_waits,
+    /// Times in which writes stood still for want of room in the cache.
+    stalls,
+    /// How long these were in all, in microseconds.
+    stall_us,
     /// Requests that failed.
     failed,
     /// Bytes read from the base for misses.
@@ -96,6 +100,10 @@ counters! {
     absorbed_bytes,
     /// Write-back batches finished.
     writeback_batches,
+    /// Dirty bytes in them, overwritten ones included: with the number of batches, their mean size.
+    writeback_dirty_bytes,
+    /// Flushes that write-back has asked of the base.
+    base_flushes,
     /// Operations on the base that write-back had to repeat.
     writeback_retries,
     /// Segments reclaimed.

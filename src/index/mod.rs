@@ -15,6 +15,7 @@
 //! - A bucket's **version** counts publications: a read fill that was overtaken by a write notices.
 
 mod bucket;
+mod lines;
 mod newest;
 mod table;
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! (INV-OPEN-6).
 
 use super::bucket::{BUCKET_WORDS, PageSlot};
-use super::table::{BlockMap, Index, IndexFull, Lines, SlotRef, Target};
+use super::lines::Lines;
+use super::table::{BlockMap, Index, IndexFull, SlotRef, Target};
 use crate::canary::{self, Canary};
 use crate::media::Place;
 use crate::units::Seq;
@@ -46,11 +47,21 @@ impl Newest {
         }
     }
 
-    /// Asks for what an installation will touch to be brought into the cache.
+    /// Asks for what an installation will touch first to be brought into the cache.
     #[inline]
     pub(crate) fn prefetch(&self, index: &Index, at: SlotRef) {
         index.prefetch(at);
         crate::pmem::prefetch_line(&self.pages.line(at.bucket())[0]);
+    }
+
+    /// The second step, once the first has had its time: what is known block by block.
+    #[inline]
+    pub(crate) fn prefetch_parts(&self, index: &Index, at: SlotRef) {
+        if let Some(blocks) = &self.blocks
+            && let Some((bucket, number)) = index.prefetch_parts(at)
+        {
+            crate::pmem::prefetch_line(&blocks.line(bucket * BUCKET_WORDS + number)[0]);
+        }
     }
 
     /// Lets a key take effect on those blocks of a page that no later one has set, for the holder of the claim. Of

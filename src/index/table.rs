@@ -2,17 +2,18 @@
 
 #[cfg(any(test, feature = "sim"))]
 mod check;
+mod prefetch;
 mod sweep;
 
 use super::bucket::{
     BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version,
 };
+use super::lines::Lines;
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
 use crate::sched;
 use crate::units::Page;
 use std::sync::atomic::{AtomicU64, Ordering};
-use zerocopy::FromZeros;
 
 /// An odd number near 2^64 divided by the golden ratio: multiples of it spread evenly (Knuth, TAOCP 6.4).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -109,35 +110,6 @@ pub(crate) enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IndexFull;
 
-/// Words that start on a cache line.
-#[derive(Debug)]
-pub(super) struct Lines {
-    words: Vec<AtomicU64>,
-    start: usize,
-}
-
-impl Lines {
-    /// Zeroed memory; the system provides it when it is first touched.
-    pub(super) fn new(line_count: usize) -> Self {
-        let words = AtomicU64::new_vec_zeroed((line_count + 1) * 8).unwrap_or_default();
-        assert!(
-            !words.is_empty(),
-            "no memory for an index of {line_count} lines"
-        );
-        let misaligned_words = (words.as_ptr() as usize % 64) / 8;
-        Self {
-            words,
-            start: (8 - misaligned_words) % 8,
-        }
-    }
-
-    #[inline]
-    pub(super) fn line(&self, line: usize) -> &[AtomicU64; 8] {
-        let (lines, _) = self.words[self.start..].as_chunks::<8>();
-        &lines[line]
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -158,6 +130,11 @@ pub(crate) struct Index {
 }
 
 impl Index {
+    /// How many pages the base may come to have while this is in use.
+    pub(crate) fn page_count_max(&self) -> u64 {
+        1 << (64 - self.hash_shift)
+    }
+
     /// An empty index for a base of `base_page_count` pages, at most [`BASE_PAGES_MAX`]. `factor` enlarges
     /// it beyond what the cache device has room for.
     pub(crate) fn new(geometry: Geometry, base_page_count: u64, factor: u64) -> Self {
@@ -166,7 +143,9 @@ impl Index {
         let pages = cache_pages.min(base_page_count).max(1) * factor;
         let slots = pages * 100 / LOAD_PERCENT;
         let bucket_count = (slots / BUCKET_SLOTS as u64 + 1).max(2 * PROBE_MAX as u64);
-        let page_bits = (64 - (base_page_count.max(4) - 1).leading_zeros()).max(2);
+        // The base may grow to four times its size while the cache is in use.
+        let reach = (base_page_count.max(4) * 4).min(BASE_PAGES_MAX.max(base_page_count));
+        let page_bits = 64 - (reach - 1).leading_zeros();
         let tag_bits = page_bits.saturating_sub(bucket_count.ilog2());
         let layout = SlotLayout::new(geometry.place_bits().max(16), tag_bits);
         let bucket_lines = usize::try_from(bucket_count).unwrap_or(usize::MAX);

@@ -8,8 +8,8 @@ use super::header::load_superblock;
 use super::progress::clock;
 use super::{BaseAccess, BaseFile, InspectError, ProgressLine};
 use crate::engine::{
-    BaseCaps, BaseIdentity, Cache, FormatPolicy, Health, OpenOptions, Outbox, Progress,
-    SettingChange,
+    BaseCaps, BaseGrowth, BaseIdentity, Budget, Cache, FormatPolicy, Health, OpenOptions, Outbox,
+    Progress, SettingChange,
 };
 use crate::media::Superblock;
 use crate::pmem::{Extent, MapRequest, MappedPmem, Part, Pmem, ReadOnlyPmem, Sharing};
@@ -77,6 +77,7 @@ fn options(superblock: &Superblock, base: &BaseFile) -> OpenOptions {
         new_uuid: superblock.uuid,
         data_crc: None,
         segment_size_bytes: None,
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::default(),
         stream_count_max: 1,
     }
@@ -142,7 +143,7 @@ fn write_back<P: Pmem>(
         progress.show("writing back", all.saturating_sub(left), all);
         let now = Now(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
         out.clear();
-        let worked = background.poll(now, &mut out);
+        let worked = background.poll(now, Budget::default(), &mut out);
         for request in &out.base {
             base.run(request, &out.sources)?;
             background.on_base_done(request.op, Ok(()));

@@ -7,7 +7,7 @@ use super::header::{self, Header};
 use super::notes::{Damage, note_copies, note_damage, note_refusal};
 use super::payloads::Payloads;
 use super::{BaseAccess, BaseFile, Finding, Findings, InspectError, ProgressLine, Severity};
-use crate::engine::BaseIdentity;
+use crate::engine::{BaseGrowth, BaseIdentity};
 use crate::media::{SegmentInfo, Superblock, Tails, WITNESS_COUNT, Witness};
 use crate::pmem::PmemRead;
 use crate::recovery::OpenError;
@@ -165,7 +165,7 @@ impl<P: PmemRead> Verifier<'_, P> {
             block_count: base.block_count(),
             ..ours.clone()
         };
-        if let Err(error) = check_base(ours, &given) {
+        if let Err(error) = check_base(ours, &given, BaseGrowth::Refuse) {
             return note_refusal(findings, "base", &error, None);
         }
         let per_page = self.superblock.geometry.blocks_per_page();

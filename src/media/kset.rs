@@ -123,7 +123,7 @@ const KEYS_PER_LINE: usize = (LINE_SIZE_BYTES as usize).div_ceil(KEY_SIZE_BYTES)
 /// A kset of any size, with its padding.
 #[derive(Debug, FromZeros, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct KsetOnMedia {
+struct KsetBytes {
     header: KsetHeaderOnMedia,
     keys: [KeyOnMedia; KSET_KEYS_MAX + KEYS_PER_LINE],
 }
@@ -131,16 +131,16 @@ struct KsetOnMedia {
 /// Builds the bytes of a kset. Reused; allocates once.
 #[derive(Debug)]
 pub struct KsetBuilder {
-    media: Box<KsetOnMedia>,
+    media: Box<KsetBytes>,
     key_count: usize,
 }
 
 impl Default for KsetBuilder {
     fn default() -> Self {
         // Where there is no memory the program ends, as it does for any box.
-        let media = KsetOnMedia::new_box_zeroed();
+        let media = KsetBytes::new_box_zeroed();
         Self {
-            media: media.unwrap_or_else(|_| Box::new(KsetOnMedia::new_zeroed())),
+            media: media.unwrap_or_else(|_| Box::new(KsetBytes::new_zeroed())),
             key_count: 0,
         }
     }

@@ -8,8 +8,8 @@ use super::tails::tails_out_of_range;
 use super::witness::{WitnessCheck, WitnessStep};
 use super::worker::{Lead, Worker};
 use crate::engine::{
-    BACKGROUND_AGENT, BaseError, BaseIdentity, Cache, CacheParts, DataCrc, FormatPolicy,
-    OpenOptions, SettingValues,
+    BACKGROUND_AGENT, BaseError, BaseGrowth, BaseIdentity, Cache, CacheParts, DataCrc,
+    FormatPolicy, OpenOptions, SettingValues,
 };
 use crate::index::BASE_PAGES_MAX;
 use crate::media::{
@@ -116,14 +116,18 @@ impl<P: Pmem> Opening<P> {
                 let check = WitnessCheck::sample(&superblock);
                 Ok(Self::new(pmem, options, superblock, Phase::Sampling(check)))
             }
-            HeaderState::Cache(superblock, copies) => {
-                check_base(&superblock.base, &options.base)?;
+            HeaderState::Cache(mut superblock, copies) => {
+                check_base(&superblock.base, &options.base, options.base_growth)?;
                 check_fixed_options(&superblock, &options)?;
                 let checksums = Checksums::new(superblock.uuid);
                 let (tails, tails_copies) =
                     Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
+                // The index is for all that the base has now; the media are told with the repairs.
+                let has_grown = superblock.base.block_count != options.base.block_count;
+                superblock.base.block_count = options.base.block_count;
                 let mut opening = Self::new(pmem, options, *superblock, Phase::Scanning);
                 opening.superblock_copies = Some(copies);
+                opening.superblock_changed = has_grown;
                 opening.scan(tails, Some(tails_copies))?;
                 Ok(opening)
             }
@@ -275,7 +279,7 @@ impl<P: Pmem> Opening<P> {
         superblock.features_compat |= FEATURES_COMPAT;
         superblock.base = self.options.base.clone();
         superblock.settings = superblock.settings.with(&self.options.settings)?;
-        self.superblock_changed = *superblock != before;
+        self.superblock_changed |= *superblock != before;
         Ok(())
     }
 
@@ -374,7 +378,11 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
 }
 
 /// Whether the base that is `given` can be `ours`, as far as it is known without reading it.
-pub(crate) fn check_base(ours: &BaseIdentity, given: &BaseIdentity) -> Result<(), OpenError> {
+pub(crate) fn check_base(
+    ours: &BaseIdentity,
+    given: &BaseIdentity,
+    growth: BaseGrowth,
+) -> Result<(), OpenError> {
     let wrong = |what, expected: String, found: String| {
         Err(OpenError::WrongBase {
             what,
@@ -386,9 +394,12 @@ pub(crate) fn check_base(ours: &BaseIdentity, given: &BaseIdentity) -> Result<()
         let (ours, given) = (ours.block_size_bytes, given.block_size_bytes);
         return wrong("block size", ours.to_string(), given.to_string());
     }
-    if ours.block_count != given.block_count {
-        let (ours, given) = (ours.block_count, given.block_count);
-        return wrong("number of blocks", ours.to_string(), given.to_string());
+    let may_differ = growth == BaseGrowth::Accept && ours.block_count < given.block_count;
+    if ours.block_count != given.block_count && !may_differ {
+        return Err(OpenError::BaseSize {
+            expected: ours.block_count,
+            found: given.block_count,
+        });
     }
     // Many kinds of bdev get a random uuid at each start: a changed one alone says nothing.
     if ours.uuid != given.uuid && ours.name != given.name {

@@ -213,6 +213,7 @@ fn check(log: &Log, key_tail: Seq, cache: &Cache<ImagePmem>, what: &str) {
     assert_eq!(cache.info().dirty_bytes, dirty_bytes, "{what}");
 }
 
+/// INV-OPEN-6.
 #[test]
 fn keys_take_effect_in_the_order_of_seq_however_many_workers_meet_them() {
     let mut damaged = 0;

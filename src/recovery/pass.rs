@@ -8,6 +8,7 @@ use super::error::OpenError;
 use super::recovered::Recovered;
 use super::seqs::SeqSet;
 use super::walk::load_info;
+use super::witness::WitnessPages;
 use crate::index::{Index, Newest};
 use crate::media::{Copies, SegmentInfo, Superblock, Tails};
 use crate::pmem::Pmem;
@@ -72,6 +73,7 @@ pub(super) struct Pass<P> {
     pub(super) index: Index,
     pub(super) newest: Newest,
     pub(super) seqs: SeqSet,
+    pub(super) witness_pages: WitnessPages,
     index_factor: u64,
     /// Number of segments that were handed out.
     handed_out: AtomicU32,
@@ -113,6 +115,7 @@ impl<P: Pmem> Pass<P> {
             index,
             index_factor,
             seqs: SeqSet::new(geometry, known.tails.key_tail),
+            witness_pages: WitnessPages::new(geometry, &known.tails.witness),
             handed_out: AtomicU32::new(0),
             done: AtomicU32::new(0),
             stopped: AtomicBool::new(false),

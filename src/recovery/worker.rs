@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex};
 /// Parts of pages that are prepared before they are installed, so that what the processor has to fetch for them
 /// is on its way meanwhile.
 const PARTS_MAX: usize = 64;
+/// How many parts ahead of an installation its lines are asked for.
+const PARTS_AHEAD: usize = 8;
 /// Ksets and parts of pages in one slice of work: some tens of microseconds.
 const STEPS_PER_SLICE: usize = 1024;
 
@@ -238,9 +240,15 @@ impl<P: Pmem> Worker<P> {
     /// Puts the parts into the index. `false`: another worker is at one of the pages, and it was not waited for.
     fn install(&mut self, scanning: &Scanning<P>) -> bool {
         let pass = &scanning.pass;
+        let ask_for = |part: &PagePart| pass.newest.prefetch_parts(&pass.index, part.at);
+        let begun = &self.parts[self.installed..];
+        begun.iter().take(PARTS_AHEAD).for_each(ask_for);
         while let Some(part) = self.parts.get(self.installed)
             && !pass.is_full()
         {
+            if let Some(later) = self.parts.get(self.installed + PARTS_AHEAD) {
+                ask_for(later);
+            }
             let claim = pass.index.claim(part.at, self.number);
             if claim == Claim::Busy && !canary::is(Canary::RecoveryClaimsIgnored) {
                 return false;
@@ -306,7 +314,13 @@ impl<P: Pmem> Scanning<P> {
                 let len_blocks = u64::from(key.len_blocks);
                 self.counts.dirty_bytes += known.superblock.geometry.bytes(len_blocks);
             }
-            self.counts.witness_dropped |= overwritten(&known.tails.witness, key);
+            if self
+                .pass
+                .witness_pages
+                .may_hold(&known.superblock.geometry, key)
+            {
+                self.counts.witness_dropped |= overwritten(&known.tails.witness, key);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Params, RpcError};
 #[cfg(feature = "spdk")]
 use crate::engine::CacheInfo;
-use crate::engine::{DataCrc, FormatPolicy, SETTINGS, SettingChange, SettingValueKind};
+use crate::engine::{BaseGrowth, DataCrc, FormatPolicy, SETTINGS, SettingChange, SettingValueKind};
 use crate::pmem::PART_ALIGN_BYTES;
 #[cfg(any(test, feature = "spdk"))]
 use crate::pmem::{Extent, Part};
@@ -26,6 +26,11 @@ const CACHE_SIZE_MIB_MAX: u64 = 16 << 20;
 const SEGMENT_SIZE_KIB_MIN: u64 = 256;
 /// The largest: offsets within a segment are 32 bits wide.
 const SEGMENT_SIZE_KIB_MAX: u64 = 1 << 20;
+
+const BASE_GROWTHS: &[(&str, BaseGrowth)] = &[
+    ("refuse", BaseGrowth::Refuse),
+    ("accept", BaseGrowth::Accept),
+];
 
 const FORMATS: &[(&str, FormatPolicy)] = &[
     ("auto", FormatPolicy::Auto),
@@ -48,6 +53,7 @@ pub(crate) struct Definition {
     pub(crate) data_crc: Option<DataCrc>,
     pub(crate) segment_size_kib: Option<u64>,
     pub(crate) settings: SettingChange,
+    pub(crate) base_growth: BaseGrowth,
     pub(crate) format: FormatPolicy,
 }
 
@@ -69,6 +75,7 @@ impl Definition {
                 SEGMENT_SIZE_KIB_MIN..=SEGMENT_SIZE_KIB_MAX,
             )?,
             settings: settings(params)?,
+            base_growth: (params.choice("base_growth", BASE_GROWTHS)?).unwrap_or_default(),
             format: params.choice("format", FORMATS)?.unwrap_or_default(),
             name,
             base_bdev_name,
@@ -166,6 +173,7 @@ impl Definition {
     #[cfg(feature = "spdk")]
     pub(crate) fn settle(&mut self, info: &CacheInfo) {
         self.format = FormatPolicy::Never;
+        self.base_growth = BaseGrowth::Refuse;
         self.data_crc = Some(if info.data_crc {
             DataCrc::On
         } else {
@@ -198,6 +206,8 @@ impl Definition {
             }
         };
         put("cache_offset_mib", self.cache_offset_mib.map(Value::from));
+        let grown = (self.base_growth == BaseGrowth::Accept).then(|| Value::from("accept"));
+        put("base_growth", grown);
         put("cache_size_mib", self.cache_size_mib.map(Value::from));
         put(
             "data_crc",
@@ -321,6 +331,7 @@ mod tests {
             ),
             (r#""format": true"#, "format is true"),
             (r#""data_crc": 1"#, "data_crc is 1"),
+            (r#""base_growth": "yes""#, "base_growth is \"yes\""),
             (r#""mode": "wb""#, "mode"),
         ] {
             let mut members = Members::parse(LEAST.as_bytes()).unwrap();

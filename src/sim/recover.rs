@@ -217,6 +217,8 @@ pub fn judge_with<P: Pmem>(
 pub fn offer_another_base(setup: &Setup, image: &[u8], prng: &mut Prng) -> Result<(), Violation> {
     let count = setup.block_count;
     let mut other = setup.clone();
+    // Whoever expects it to grow would take a larger one.
+    other.block_count_first = None;
     other.block_count = prng.pick(&[count - 1, count + 1, count * 2, count / 2]);
     let copy = ImagePmem::new(image.to_vec());
     let zeroes = vec![0; 4096];

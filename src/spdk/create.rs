@@ -20,6 +20,7 @@ use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller};
 use super::trampoline::guard;
+use super::watch::StateWatch;
 use super::witness_reads::WitnessReads;
 use super::zcopy::Zcopy;
 use crate::engine::{BaseError, OpenOptions};
@@ -258,6 +259,7 @@ impl Creation {
         OpenOptions {
             base: base.facts.identity.clone(),
             base_caps: base.facts.caps,
+            base_growth: definition.base_growth,
             format: definition.format,
             new_uuid,
             data_crc: definition.data_crc,
@@ -411,16 +413,18 @@ impl Creation {
         } = stage;
         drop(reads);
         let access_text = access.to_string();
+        let copies = access.copies_at_start(&base.facts);
         let bounce = match &mut access {
             Access::Bounce(buffers) => mem::take(buffers),
             _ => Vec::new(),
         };
         let cache = opening.finish();
         let zcopy = Zcopy::of(&cache, &access);
-        let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce) else {
+        let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce, copies) else {
             drop(access);
             return Err(no_memory("a channel of the base bdev"));
         };
+        let app = NodeApp::new(driver, access, cache.block_count());
         let node = Arc::new(Node {
             id: self.id,
             name: self.definition.name.clone(),
@@ -431,7 +435,7 @@ impl Creation {
             durability,
             access_text,
             zcopy,
-            app: AppCell::new(NodeApp::new(driver, access)),
+            app: AppCell::new(app),
         });
         node.publish().ok_or_else(|| no_memory("a bdev"))?;
         // From here on the way back is that of a cache in use.
@@ -441,6 +445,8 @@ impl Creation {
             node.cache.poison("there is no poller for the background");
         }
         self.register(&node)?;
+        // It may have become larger meanwhile.
+        registry::on_base_resized(self.id);
         Ok(node)
     }
 
@@ -503,8 +509,9 @@ impl Creation {
 }
 
 impl NodeApp {
-    fn new(driver: Driver, access: Access) -> Self {
+    fn new(driver: Driver, access: Access, block_count: u64) -> Self {
         Self {
+            watch: StateWatch::new(block_count),
             driver: RefCell::new(Some(driver)),
             access: RefCell::new(Some(access)),
             bdev: Cell::new(std::ptr::null_mut()),

@@ -60,19 +60,15 @@ pub(super) enum Origin {
 /// Maps the cache device of `definition`, and makes its page tables. Blocks.
 pub(super) fn map(definition: &Definition) -> Result<Mapped, MapError> {
     let path = &definition.cache_path;
-    let origin = if path.exists() {
-        Origin::Existed
-    } else {
-        Origin::Created
-    };
-    let extent = match definition.extent() {
+    let (extent, origin) = match definition.extent() {
+        Extent::File { .. } if path.exists() => (definition.extent(), Origin::Existed),
         // What must not be formatted must not be created either.
-        Extent::File { .. }
-            if origin == Origin::Created && definition.format == FormatPolicy::Never =>
-        {
-            Extent::Whole
+        Extent::File { .. } if definition.format == FormatPolicy::Never => {
+            (Extent::Whole, Origin::Existed)
         }
-        extent => extent,
+        Extent::File { .. } => (definition.extent(), Origin::Created),
+        // Nothing else is ever created, or removed: others may have parts of it.
+        extent => (extent, Origin::Existed),
     };
     let mut pmem = MappedPmem::open(&MapRequest {
         path: path.clone(),

@@ -41,5 +41,6 @@ mod remove;
 mod rpc;
 mod thread;
 mod trampoline;
+mod watch;
 mod witness_reads;
 mod zcopy;

@@ -344,22 +344,11 @@ pub(super) fn on_base_removed(id: EntryId) {
     }
 }
 
-/// The base bdev has another size now. A cache keeps the size that it was opened with.
+/// The base bdev has another size now. A cache follows one that has grown.
 pub(super) fn on_base_resized(id: EntryId) {
     let Some(node) = node_of(id) else { return };
-    let before = node.base.facts.identity.block_count;
-    let after = node.base.block_count_now();
-    if after < before {
-        log::error!(
-            "{}: the base bdev shrank from {before} to {after} blocks; what lies behind its end cannot be \
-             written back and stays in the cache",
-            node.name
-        );
-    } else {
-        log::warn!(
-            "{}: the base bdev grew from {before} to {after} blocks; the cache keeps its size",
-            node.name
-        );
+    if let Err(error) = node.cache.grow(node.base.block_count_now()) {
+        log::error!("{}: {error}", node.name);
     }
 }
 

@@ -1,9 +1,9 @@
 //! A cache in a file, a base in a file, an application that writes to them, and the tool that looks at them.
 
 use pcache::engine::{
-    Background, BaseCaps, BaseIdentity, BaseKind, BaseRequest, Cache, Channel, DataCrc,
-    FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, Outbox, Setting, SettingChange, Status,
-    WritebackOrder,
+    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, BaseRequest, Budget, Cache, Channel,
+    DataCrc, FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, Outbox, Setting, SettingChange,
+    Status, WritebackOrder,
 };
 use pcache::pmem::{Extent, IovBuf, MapRequest, MappedPmem, Pmem};
 use pcache::recovery::{OpenError, OpenStep, Opening};
@@ -59,6 +59,7 @@ impl Kind {
             new_uuid: *b"uuid of a cache.",
             data_crc: (format == FormatPolicy::Auto).then_some(self.data_crc),
             segment_size_bytes: (format == FormatPolicy::Auto).then_some(SEGMENT_SIZE_BYTES),
+            base_growth: BaseGrowth::Refuse,
             settings: match format {
                 FormatPolicy::Auto => SettingChange::of(Setting::WritebackOrder, self.order as u32),
                 FormatPolicy::Never | FormatPolicy::Force => SettingChange::default(),
@@ -269,7 +270,8 @@ impl Host {
         for _ in 0..100_000 {
             self.out.clear();
             self.now.0 += 1000;
-            self.background.poll(self.now, &mut self.out);
+            self.background
+                .poll(self.now, Budget::default(), &mut self.out);
             for request in std::mem::take(&mut self.out.base) {
                 self.base_op(&request);
                 self.background.on_base_done(request.op, Ok(()));

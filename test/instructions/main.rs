@@ -12,7 +12,8 @@
 mod stepper;
 
 use pcache::engine::{
-    BaseCaps, BaseIdentity, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Setting, SettingChange,
+    BaseCaps, BaseGrowth, BaseIdentity, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Setting,
+    SettingChange,
 };
 use pcache::pmem::{
     Durable, Extent, IovBuf, IovCursor, LINE_SIZE_BYTES, MapRequest, MappedPmem, MemSlice, Pmem,
@@ -229,6 +230,7 @@ fn options() -> OpenOptions {
         data_crc: Some(DataCrc::On),
         segment_size_bytes: Some(SEGMENT_SIZE_BYTES),
         // What is clean is reclaimed at once.
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::of(Setting::GcPercent, 0),
         stream_count_max: 2,
     }

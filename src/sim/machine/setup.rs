@@ -1,7 +1,7 @@
 //! What a machine is made of.
 
 use crate::engine::{
-    BaseCaps, BaseIdentity, DataCrc, FormatPolicy, OpenOptions, Setting, SettingChange,
+    BaseCaps, BaseGrowth, BaseIdentity, DataCrc, FormatPolicy, OpenOptions, Setting, SettingChange,
     WritebackOrder,
 };
 use crate::media::SEGMENTS_START_MIN_BYTES;
@@ -14,6 +14,8 @@ pub struct Setup {
     pub block_size_bytes: u32,
     /// Of the base.
     pub block_count: u64,
+    /// Of the base when the cache is made, if it is to grow from there.
+    pub block_count_first: Option<u64>,
     /// Of the cache device.
     pub segment_size_bytes: u64,
     /// Of the cache device.
@@ -47,6 +49,7 @@ impl Default for Setup {
         Self {
             block_size_bytes: 512,
             block_count: 96,
+            block_count_first: None,
             segment_size_bytes: 16 << 10,
             segment_count: 8,
             data_crc: DataCrc::Off,
@@ -91,6 +94,10 @@ impl Setup {
                 block_count: self.block_count,
             },
             base_caps: self.base_caps,
+            base_growth: match self.block_count_first {
+                Some(_) => BaseGrowth::Accept,
+                None => BaseGrowth::Refuse,
+            },
             format,
             new_uuid: self.uuid,
             data_crc: Some(self.data_crc),

@@ -111,6 +111,7 @@ scenarios! {
     38 opening::a_recovery_takes_polls_and_memory_in_proportion_to_the_log,
     39 reads::a_read_miss_does_not_wait_for_a_flush_of_the_base,
     40 writeback::relaxed_order_merges_what_barriers_separate,
+    40 writeback::barriers_between_versions_of_one_block_take_one_flush,
     41 modes::every_mode_keeps_what_it_promises,
     41 modes::modes_change_under_load,
     41 modes::a_mode_that_waits_for_a_drain_says_so,

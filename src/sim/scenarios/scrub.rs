@@ -156,7 +156,7 @@ pub(super) fn a_scrub_finds_lost_memory_without_checksums(
 }
 
 /// The keys of a clean segment are lost. It is emptied all the same, and never written to again, neither in this run
-/// nor in the next, until its memory is well.
+/// nor in the next, until its memory is well (INV-SEG-7).
 pub(super) fn a_segment_on_lost_memory_is_used_again_only_when_it_reads_well(
     context: &mut Context,
 ) -> Result<(), Violation> {
