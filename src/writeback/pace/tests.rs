@@ -194,7 +194,7 @@ fn base_writes_keep_to_the_rate_and_reach_it() {
         throttle.take(taken);
         total += taken;
     }
-    let wanted = seconds * RATE_MIB_S << 20;
+    let wanted = (seconds * RATE_MIB_S) << 20;
     // What the bucket holds comes on top, once.
     let bucket = (RATE_MIB_S << 20)
         .div_ceil(BURST_PARTS)
