@@ -56,6 +56,9 @@ impl<P: Pmem> Cache<P> {
                 asked: block_count,
             });
         }
+        if block_count == now {
+            return Ok(());
+        }
         let max = self.index.page_count_max() * u64::from(self.geometry.blocks_per_page());
         if block_count > max {
             return Err(GrowError::TooLarge {
