@@ -68,6 +68,7 @@ pub struct Background<P: Pmem> {
     /// Since when writes have waited for room.
     stalled_since: Option<Now>,
     now: Now,
+    /// Up to here writes were known to wait for the base when the last poll began.
     held_seen: Seq,
     stall: StallWatch,
 }

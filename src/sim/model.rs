@@ -240,10 +240,11 @@ impl Model {
         stamps: Option<&[Stamp]>,
     ) -> Result<(), Violation> {
         let now = self.tick();
-        self.reads.remove(&begin);
         for (lba, stamp) in (lba..).zip(stamps.unwrap_or_default()) {
             self.see(lba, *stamp, begin, now)?;
         }
+        // Not before: what one block tells of a write must not take from the next what this read may return.
+        self.reads.remove(&begin);
         Ok(())
     }
 

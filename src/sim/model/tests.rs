@@ -47,6 +47,20 @@ fn a_read_under_way_during_an_acknowledgement_may_return_either() {
 }
 
 #[test]
+fn what_a_read_returns_of_one_block_takes_nothing_from_what_it_may_return_of_the_next() {
+    let mut model = Model::new(2, Stamp::ZERO);
+    let both = model.begin_write(WriteKind::Data, 0, 2);
+    let begin = model.begin_read();
+    let second = model.begin_write(WriteKind::Data, 1, 1);
+    model.end_write(second);
+    // It began before either of the writes ended: each block may be old or new.
+    let found = [stamp_of(&model, both), Stamp::ZERO];
+    assert_eq!(model.end_read(begin, 0, Some(&found)), Ok(()));
+    let later = model.begin_read();
+    assert!(model.end_read(later, 1, Some(&[Stamp::ZERO])).is_err());
+}
+
+#[test]
 fn a_crash_leaves_a_write_under_way_whole_or_absent() {
     let (model, old, new) = two_writes();
     let expectation = Expectation::of(&model);
