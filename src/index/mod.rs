@@ -15,9 +15,14 @@
 //! - A bucket's **version** counts publications: a read fill that was overtaken by a write notices.
 
 mod bucket;
+mod lines;
+mod map;
+mod side;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use bucket::{PageSlot, Version};
-pub(crate) use table::{BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, Target};
+pub(crate) use map::{BlockMap, Target};
+pub(crate) use side::LineStock;
+pub(crate) use table::{Claim, EarlierParts, Index, IndexFull};

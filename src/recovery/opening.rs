@@ -9,13 +9,13 @@ use crate::engine::{
     BACKGROUND_AGENT, BaseError, BaseIdentity, Cache, CacheParts, DataCrc, FormatPolicy,
     GC_PERCENT_DEFAULT, GC_PERCENT_MAX, OpenOptions,
 };
-use crate::index::{BASE_PAGES_MAX, Index};
+use crate::index::Index;
 use crate::media::{
     Checksums, Copies, FEATURES_COMPAT, Geometry, HeaderState, Superblock, SuperblockError, Tails,
     load_header, persist_superblock,
 };
 use crate::pmem::Pmem;
-use crate::units::{Lba, PAGE_SIZE_BYTES};
+use crate::units::Lba;
 use std::sync::Arc;
 
 /// What a poll of [`Opening`] asks for.
@@ -104,6 +104,7 @@ impl<P: Pmem> Opening<P> {
                     return Err(OpenError::Blank);
                 }
                 let superblock = new_superblock(&pmem, &options)?;
+                check_size(&superblock)?;
                 let check = WitnessCheck::sample(&superblock);
                 Ok(Self {
                     pmem,
@@ -117,6 +118,7 @@ impl<P: Pmem> Opening<P> {
             HeaderState::Cache(superblock, copies) => {
                 check_base(&superblock.base, &options.base)?;
                 check_fixed_options(&superblock, &options)?;
+                check_size(&superblock)?;
                 let checksums = Checksums::new(superblock.uuid);
                 let (tails, tails_copies) =
                     Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
@@ -291,19 +293,25 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
         let expected = "the name of a base device has 1 to 255 bytes";
         return bad("base_bdev_name", options.base.name.clone(), expected);
     }
-    let blocks_per_page =
-        u64::from(PAGE_SIZE_BYTES / options.base.block_size_bytes.clamp(512, 4096));
-    let pages = options.base.block_count.div_ceil(blocks_per_page);
-    if pages == 0 {
+    if options.base.block_count == 0 {
         return bad("num_blocks", "0".to_owned(), "the base device is empty");
     }
-    if pages > BASE_PAGES_MAX {
-        return Err(OpenError::BaseTooLarge {
-            pages,
-            max: BASE_PAGES_MAX,
-        });
+    Ok(())
+}
+
+/// Whether the index can name every page of the base.
+fn check_size(superblock: &Superblock) -> Result<(), OpenError> {
+    let pages = base_page_count(superblock);
+    let max = Index::page_count_max_of(&superblock.geometry, pages);
+    if pages > max {
+        return Err(OpenError::BaseTooLarge { pages, max });
     }
     Ok(())
+}
+
+fn base_page_count(superblock: &Superblock) -> u64 {
+    let per_page = u64::from(superblock.geometry.blocks_per_page());
+    superblock.base.block_count.div_ceil(per_page)
 }
 
 fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock, OpenError> {
@@ -370,10 +378,5 @@ fn check_fixed_options(superblock: &Superblock, options: &OpenOptions) -> Result
 
 /// An empty index for a cache.
 pub(super) fn new_index(superblock: &Superblock, factor: u64) -> Index {
-    let per_page = u64::from(superblock.geometry.blocks_per_page());
-    Index::new(
-        superblock.geometry,
-        superblock.base.block_count.div_ceil(per_page),
-        factor,
-    )
+    Index::new(superblock.geometry, base_page_count(superblock), factor)
 }

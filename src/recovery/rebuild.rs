@@ -6,7 +6,7 @@ use super::scan::{FoundKset, Scan};
 use super::witness::drop_overwritten;
 use crate::canary::{self, Canary};
 use crate::engine::{BACKGROUND_AGENT, SegmentStart, SegmentState, Segments};
-use crate::index::{Index, IndexFull, Target};
+use crate::index::{EarlierParts, Index, IndexFull, LineStock, Target};
 use crate::media::{
     Checksums, Geometry, KEYS_START_BYTES, KSET_KEYS_MAX, Key, KeyKind, KsetContext, KsetReader,
     Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT, Witness,
@@ -35,6 +35,7 @@ pub(super) struct Rebuild {
     scan: Scan,
     index: Index,
     index_factor: u64,
+    lines: LineStock,
     next_kset: usize,
     dirty_bytes: u64,
     witness: [Witness; WITNESS_COUNT],
@@ -62,6 +63,7 @@ impl Rebuild {
         Ok(Self {
             index: new_index(superblock, 1),
             index_factor: 1,
+            lines: LineStock::new(1),
             next_kset: 0,
             dirty_bytes: 0,
             witness: scan.tails.witness,
@@ -179,16 +181,29 @@ impl Rebuild {
         while lba < end {
             let page = lba / per_page;
             let page_end = ((page + 1) * per_page).min(end);
-            let at = self.index.locate(Page(page));
-            let slot = self.index.reserve(at)?;
-            self.index.publish(
-                slot,
-                (lba % per_page) as u32,
-                (page_end - lba) as u32,
-                target,
-            );
+            let (first, len_blocks) = ((lba % per_page) as u32, (page_end - lba) as u32);
+            self.install_part(Page(page), first, len_blocks, target)?;
             lba = page_end;
         }
+        Ok(())
+    }
+
+    fn install_part(
+        &mut self,
+        page: Page,
+        first: u32,
+        len_blocks: u32,
+        target: Target,
+    ) -> Result<(), IndexFull> {
+        let (index, lines) = (&self.index, &mut self.lines);
+        let slot = index.reserve(index.locate(page))?;
+        let is_part = len_blocks < index.geometry().blocks_per_page();
+        let splits = is_part && index.needs_line(slot, first, len_blocks, EarlierParts::No);
+        if splits && !index.stock_line(lines) {
+            return Err(IndexFull);
+        }
+        index.publish(slot, first, len_blocks, target, lines);
+        index.clear_stock(lines);
         Ok(())
     }
 
