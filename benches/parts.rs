@@ -6,15 +6,19 @@
 //! - `parts index PATH MIB KIND PAGES`: DRAM that a cache takes with so many pages of 4 KiB in it: `dense`, or
 //!   `scattered` over a terabyte, or the first 512 bytes of each: `scattered_512`.
 
+mod memory;
 mod rig;
+mod tools;
 
+use memory::resident_bytes;
 use pcache::engine::{DataCrc, Fua, Op};
 use pcache::pmem::{IovBuf, Pmem};
 use pcache::units::{Agent, PmemOff};
-use rig::{Base, Load, Pattern, Rig, Rng, map, now, open};
+use rig::{Base, Load, Pattern, Rig, map, open};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
+use tools::{Rng, now};
 
 /// Where a real cache keeps its superblock; copies go behind it.
 const START_BYTES: u64 = 2 << 20;
@@ -88,17 +92,6 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
         _ => panic!("there are no requests of kind {kind}"),
     };
     json!({ "requests": done, "read_hits": cache.stats().read_hits })
-}
-
-/// Memory of this process that is not a file's, in bytes.
-fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB"))
-        .and_then(|kib| kib.parse::<u64>().ok());
-    kib.expect("the kernel tells RssAnon") << 10
 }
 
 /// Memory of the process when a cache has taken `pages` pages of 4 KiB, or the first blocks of so many.
