@@ -3,7 +3,7 @@
 use crate::tools::{Rng, now};
 use pcache::engine::{
     Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, HostIo,
-    IoToken, Op, OpenOptions, Outbox, Progress,
+    IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
 };
 use pcache::pmem::{IovBuf, IovCursor, MapRequest, MappedPmem};
 use pcache::recovery::{OpenStep, Opening};
@@ -58,8 +58,7 @@ pub(crate) fn open(mut pmem: MappedPmem, data_crc: DataCrc, base: Base) -> Arc<C
         new_uuid: [2; 16],
         data_crc: Some(data_crc),
         segment_size_bytes: None,
-        gc_percent: None,
-        writeback_order: None,
+        settings: SettingChange::default(),
         stream_count_max: 2,
     };
     let mut opening = Opening::begin(pmem, options).expect("a new file is formatted");

@@ -5,8 +5,12 @@ PYTHONPATH=rpc rpc.py --plugin pcache_rpc bdev_pcache_create -b Cache0 -B Aio0 -
 """
 
 import argparse
+import json
+from pathlib import Path
 
 from spdk.rpc.cmd_parser import print_dict, print_json, strip_globals
+
+_SCHEMA = json.loads(Path(__file__).with_name("schema.json").read_text())
 
 
 def _call(args):
@@ -28,13 +32,6 @@ def _call_only(args):
     _call(args)
 
 
-def _percent(text):
-    value = int(text)
-    if not 0 <= value <= 90:
-        raise argparse.ArgumentTypeError(f"{value} is not within 0 to 90")
-    return value
-
-
 def _add(subparsers, method, func, text):
     parser = subparsers.add_parser(method, help=text, description=text)
     parser.set_defaults(func=func)
@@ -45,19 +42,18 @@ def _add_name(parser, required=True, text="Name of the cache bdev"):
     parser.add_argument("-b", "--name", required=required, help=text)
 
 
-def _add_changeable_options(parser):
-    parser.add_argument(
-        "--gc-percent",
-        type=_percent,
-        metavar="0..90",
-        help="Share of used segments in percent above which clean ones are reclaimed. Default: 70",
-    )
-    parser.add_argument(
-        "--writeback-order",
-        choices=["strict", "relaxed"],
-        help="strict: the base respects the barriers (FLUSH, FUA) of the application at any moment. "
-        "relaxed: only between batches of write-back, and faster. Default: strict",
-    )
+def _add_settings(parser):
+    """Those that can be changed are listed in the schema; the module checks their values."""
+    methods = {method["name"]: method["params"] for method in _SCHEMA["methods"]}
+    for param in methods["bdev_pcache_set_options"]:
+        if param["name"] == "name":
+            continue
+        parser.add_argument(
+            "--" + param["name"].replace("_", "-"),
+            type=int if param["type"] == "number" else str,
+            metavar="N" if param["type"] == "number" else "WORD",
+            help=param["description"].replace("%", "%%"),
+        )
 
 
 def _add_create(subparsers):
@@ -97,7 +93,7 @@ def _add_create(subparsers):
         type=int,
         help="Size of a segment in KiB, a power of two. Fixed when the cache is formatted. Default: 16384",
     )
-    _add_changeable_options(parser)
+    _add_settings(parser)
     parser.add_argument(
         "--format",
         choices=["auto", "never", "force"],
@@ -167,4 +163,4 @@ def spdk_rpc_plugin_initialize(subparsers):
         "Change options of a cache in use; the cache device remembers them",
     )
     _add_name(parser)
-    _add_changeable_options(parser)
+    _add_settings(parser)

@@ -8,7 +8,7 @@
 //! 3. it is free.
 
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, Progress, SegmentState, Ticket};
+use crate::engine::{Cache, Counters, Progress, SegmentState, Setting, Ticket};
 use crate::index::Claim;
 use crate::media::{KEYS_START_BYTES, Key, KsetContext, KsetReader, SegmentInfo, Tails};
 use crate::pmem::Pmem;
@@ -75,7 +75,6 @@ impl Gc {
         tails: &mut Tails,
         agent: Agent,
         counters: &Counters,
-        gc_percent: u8,
     ) -> Progress {
         let emptied = match self.state {
             State::Idle => self.take_returned(cache),
@@ -94,7 +93,7 @@ impl Gc {
             State::Waiting(..) => return Progress::Idle,
         };
         let Some(id) = emptied else {
-            return self.choose(cache, gc_percent);
+            return self.choose(cache);
         };
         free(cache, tails, agent, id);
         counters.segments_reclaimed.add(1);
@@ -109,10 +108,11 @@ impl Gc {
         Some(self.lent.swap_remove(at))
     }
 
-    fn choose<P: Pmem>(&mut self, cache: &Cache<P>, gc_percent: u8) -> Progress {
+    fn choose<P: Pmem>(&mut self, cache: &Cache<P>) -> Progress {
         let segments = &cache.segments;
         let short = segments.free_count() < cache.streams.len() + FREE_SEGMENTS_EXTRA;
-        let above = cache.segments_used() * 100 > segments.count() * usize::from(gc_percent);
+        let gc_percent = cache.settings.get(Setting::GcPercent) as usize;
+        let above = cache.segments_used() * 100 > segments.count() * gc_percent;
         let wanted = cache.space_wanted.load(Ordering::Acquire);
         self.needs_writeback = false;
         if !(short || above || wanted) {

@@ -17,6 +17,7 @@ const TEST_FILES: &[&str] = &[
     "src/sim/",
     "src/engine/tests/",
     "src/media/format_doc.rs",
+    "src/media/format_doc/",
     "src/media/seal.rs",
 ];
 /// `unwrap` and `expect` elsewhere: file, a part of the line, why it does no harm.

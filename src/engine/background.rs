@@ -61,13 +61,11 @@ impl<P: Pmem> Background<P> {
             return self.poll_last(now, out);
         }
         self.persist_options();
-        let gc_percent = lock(&self.cache.superblock).gc_percent;
         let reclaimed = self.gc.poll(
             &self.cache,
             &mut self.tails,
             BACKGROUND_AGENT,
             counters(&self.cache),
-            gc_percent,
         );
         let mut context = context(&self.cache, &mut self.tails);
         context.urgent = self.gc.needs_writeback();
@@ -148,7 +146,7 @@ fn context<'a, P>(cache: &'a Cache<P>, tails: &'a mut Tails) -> Context<'a, P> {
         tails,
         agent: BACKGROUND_AGENT,
         counters: counters(cache),
-        order: lock(&cache.superblock).writeback_order,
+        order: cache.settings.writeback_order(),
         urgent: false,
     }
 }

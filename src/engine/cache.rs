@@ -1,12 +1,11 @@
 //! The cache: what its channels and its background share.
 
-use super::config::{
-    BaseCaps, BaseIdentity, DataCrc, GC_PERCENT_MAX, OptionChange, WritebackOrder,
-};
+use super::config::{BaseCaps, BaseIdentity, DataCrc};
 use super::grace::Grace;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::Segments;
+use super::settings::{SettingChange, SettingError, SettingValues, Settings};
 use super::stats::{Counters, Stats};
 use super::stream::{Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
@@ -93,10 +92,9 @@ pub struct CacheInfo {
     pub segments_free: u64,
     /// Whether payloads carry checksums.
     pub data_crc: bool,
-    /// Share of used segments, in percent, above which clean ones are reclaimed.
-    pub gc_percent: u8,
-    /// Order of write-back.
-    pub writeback_order: WritebackOrder,
+    /// What can be changed, as it is now.
+    #[serde(flatten)]
+    pub settings: SettingValues,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
     /// The log up to here is on the base.
@@ -107,14 +105,6 @@ pub struct CacheInfo {
     pub epoch: u64,
     /// DRAM of the index in bytes: its table, and lines for split pages as far as they were ever used.
     pub index_bytes: u64,
-}
-
-/// Why an option was not changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OptionError {
-    /// Out of range.
-    #[error("gc_percent {0} is out of range: it goes from 0 to {GC_PERCENT_MAX}")]
-    GcPercent(u8),
 }
 
 /// What recovery hands over.
@@ -162,7 +152,8 @@ pub struct Cache<P> {
     pub(crate) space_wanted: AtomicBool,
     pub(crate) drain: Drain,
     pub(crate) failed: AtomicBool,
-    /// What can be changed, and is persisted by the background.
+    pub(crate) settings: Settings,
+    /// As it is to be persisted, by the background.
     pub(crate) superblock: Mutex<Superblock>,
     pub(crate) superblock_changed: AtomicBool,
     pub(crate) background_parts: Mutex<Option<Tails>>,
@@ -206,6 +197,7 @@ impl<P: Pmem> Cache<P> {
                 bytes_start: AtomicU64::new(0),
             },
             failed: AtomicBool::new(false),
+            settings: Settings::new(&parts.superblock.settings),
             superblock: Mutex::new(parts.superblock),
             superblock_changed: AtomicBool::new(false),
             background_parts: Mutex::new(Some(parts.tails)),
@@ -349,8 +341,7 @@ impl<P: Pmem> Cache<P> {
             segment_count: self.geometry.segment_count(),
             segments_free: self.segments.free_count() as u64,
             data_crc: self.data_crc == DataCrc::On,
-            gc_percent: superblock.gc_percent,
-            writeback_order: superblock.writeback_order,
+            settings: superblock.settings,
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),
@@ -377,19 +368,14 @@ impl<P: Pmem> Cache<P> {
         stats
     }
 
-    /// Changes options while in use. They take effect at once and are persisted by the background.
+    /// Changes settings while in use. They take effect at once and are persisted by the background.
     ///
     /// # Errors
-    /// A value is out of range; nothing is changed.
-    pub fn change_options(&self, change: OptionChange) -> Result<(), OptionError> {
-        if let Some(gc_percent) = change.gc_percent
-            && gc_percent > GC_PERCENT_MAX
-        {
-            return Err(OptionError::GcPercent(gc_percent));
-        }
+    /// A value is out of range, or does not go with the others; nothing is changed.
+    pub fn change_settings(&self, change: &SettingChange) -> Result<(), SettingError> {
         let mut superblock = lock(&self.superblock);
-        superblock.gc_percent = change.gc_percent.unwrap_or(superblock.gc_percent);
-        superblock.writeback_order = change.writeback_order.unwrap_or(superblock.writeback_order);
+        superblock.settings = superblock.settings.with(change)?;
+        self.settings.publish(&superblock.settings);
         self.superblock_changed.store(true, Ordering::Release);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Options of a cache, and what it knows of its base device.
 
+use super::settings::SettingChange;
 use serde::{Deserialize, Serialize};
 
 /// When a cache device is formatted.
@@ -26,6 +27,15 @@ pub enum WritebackOrder {
     Relaxed,
 }
 
+impl WritebackOrder {
+    pub(crate) fn from_setting(value: u32) -> Self {
+        match value {
+            1 => Self::Relaxed,
+            _ => Self::Strict,
+        }
+    }
+}
+
 /// Whether payloads carry checksums. Fixed at format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DataCrc {
@@ -35,11 +45,6 @@ pub enum DataCrc {
     /// A CRC-32C of each payload, verified before it is written back and on request at reads.
     On,
 }
-
-/// The default share of used segments, in percent, above which clean ones are reclaimed.
-pub const GC_PERCENT_DEFAULT: u8 = 70;
-/// The highest value that can be set for it.
-pub const GC_PERCENT_MAX: u8 = 90;
 
 /// What to open, and how. `None` means: what the media say; at format: the default.
 #[derive(Clone, Debug)]
@@ -56,10 +61,8 @@ pub struct OpenOptions {
     pub data_crc: Option<DataCrc>,
     /// Size of a segment in bytes: a power of two. A value other than that on the media is refused.
     pub segment_size_bytes: Option<u64>,
-    /// See [`GC_PERCENT_DEFAULT`]. 0 to 90.
-    pub gc_percent: Option<u8>,
-    /// Order of write-back.
-    pub writeback_order: Option<WritebackOrder>,
+    /// Settings that get another value than the media have.
+    pub settings: SettingChange,
     /// How many cores may append at once, at most; fewer on a small cache.
     pub stream_count_max: u32,
 }
@@ -84,13 +87,4 @@ pub struct BaseCaps {
     pub flush: bool,
     /// UNMAP. Without it, unmapped blocks are zeroed on the base.
     pub unmap: bool,
-}
-
-/// Options that can be changed while the cache is in use. `None` leaves a value as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OptionChange {
-    /// See [`GC_PERCENT_DEFAULT`].
-    pub gc_percent: Option<u8>,
-    /// Order of write-back.
-    pub writeback_order: Option<WritebackOrder>,
 }

@@ -17,6 +17,7 @@ mod io;
 mod lend;
 mod read_path;
 mod segments;
+mod settings;
 mod stats;
 mod stream;
 #[cfg(test)]
@@ -25,14 +26,16 @@ mod write_path;
 
 pub use background::{Background, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
-pub use cache::{
-    CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, OptionError, WRITE_SIZE_MAX_BYTES,
-};
+pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub use config::*;
 pub(crate) use grace::Ticket;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;
 pub(crate) use segments::{SegmentStart, SegmentState, Segments};
+pub use settings::{
+    SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,
+    SettingValueKind, SettingValues,
+};
 pub(crate) use stats::Counters;
 pub use stats::Stats;

@@ -34,8 +34,7 @@ fn options(block_size_bytes: u32, data_crc: Option<DataCrc>) -> OpenOptions {
         new_uuid: [9; 16],
         data_crc,
         segment_size_bytes: Some(64 << 10),
-        gc_percent: None,
-        writeback_order: None,
+        settings: SettingChange::default(),
         stream_count_max: 2,
     }
 }

@@ -9,6 +9,7 @@ use super::progress::clock;
 use super::{BaseAccess, BaseFile, InspectError, ProgressLine};
 use crate::engine::{
     BaseCaps, BaseIdentity, Cache, FormatPolicy, Health, OpenOptions, Outbox, Progress,
+    SettingChange,
 };
 use crate::media::Superblock;
 use crate::pmem::{MapRequest, MappedPmem, Pmem, ReadOnlyPmem, Sharing};
@@ -74,8 +75,7 @@ fn options(superblock: &Superblock, base: &BaseFile) -> OpenOptions {
         new_uuid: superblock.uuid,
         data_crc: None,
         segment_size_bytes: None,
-        gc_percent: None,
-        writeback_order: None,
+        settings: SettingChange::default(),
         stream_count_max: 1,
     }
 }

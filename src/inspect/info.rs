@@ -3,7 +3,7 @@
 use super::header::{self, Header};
 use super::notes::{Damage, note_damage, note_refusal};
 use super::{Findings, InspectError, ProgressLine};
-use crate::engine::{DataCrc, WritebackOrder};
+use crate::engine::{DataCrc, SettingValues};
 use crate::media::{Key, KeyKind, Kset, Superblock, Tails};
 use crate::pmem::PmemRead;
 use crate::recovery::walk::{SegmentWalk, WalkBuf, load_info};
@@ -65,10 +65,9 @@ pub struct GeometryInfo {
 pub struct OptionInfo {
     /// Whether payloads carry checksums.
     pub data_crc: bool,
-    /// Share of used segments, in percent, above which clean ones are reclaimed.
-    pub gc_percent: u8,
-    /// Order of write-back.
-    pub writeback_order: WritebackOrder,
+    /// What can be changed while the cache is in use.
+    #[serde(flatten)]
+    pub settings: SettingValues,
 }
 
 /// The tails.
@@ -236,8 +235,7 @@ fn describe(superblock: &Superblock, tails: &Tails, segments: SegmentStates, log
         },
         options: OptionInfo {
             data_crc: superblock.data_crc == DataCrc::On,
-            gc_percent: superblock.gc_percent,
-            writeback_order: superblock.writeback_order,
+            settings: superblock.settings,
         },
         tails: TailsInfo {
             dirty_tail: tails.dirty_tail.0,
@@ -296,15 +294,8 @@ impl fmt::Display for Info {
 
 impl fmt::Display for OptionInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let order = match self.writeback_order {
-            WritebackOrder::Strict => "strict",
-            WritebackOrder::Relaxed => "relaxed",
-        };
-        let (data_crc, gc_percent) = (self.data_crc, self.gc_percent);
-        write!(
-            f,
-            "data_crc {data_crc}, gc_percent {gc_percent}, writeback_order {order}"
-        )
+        let Self { data_crc, settings } = self;
+        write!(f, "data_crc {data_crc}, {settings}")
     }
 }
 

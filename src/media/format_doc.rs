@@ -5,6 +5,8 @@
 //! not tell that the document lacks one. A struct is laid over bytes that tell their own offsets instead, and
 //! its `Debug` output, which has every field, says which of them each field got. That proves the byte order too.
 
+mod settings;
+
 use super::kset::{KeyOnMedia, KsetHeaderOnMedia};
 use super::layout::{SEGMENT_INFO_STRIDE_BYTES, SUPERBLOCK_OFFS, TAILS_OFFS};
 use super::pair::PairHeaderOnMedia;
@@ -12,7 +14,7 @@ use super::segment_info::SegmentInfoOnMedia;
 use super::superblock::SuperblockOnMedia;
 use super::tails::TailsOnMedia;
 use super::*;
-use crate::engine::{BaseIdentity, DataCrc, GC_PERCENT_MAX, WritebackOrder};
+use crate::engine::{BaseIdentity, DataCrc, Setting, SettingChange, SettingValues, WritebackOrder};
 use crate::pmem::{LINE_SIZE_BYTES, PmemRead};
 use crate::sim::pmem::SimPmem;
 use crate::units::{Agent, Epoch, Generation, Lba, PAGE_SIZE_BYTES, PmemOff, SegId, Seq};
@@ -317,8 +319,7 @@ fn superblock() -> Superblock {
         device_size_bytes: 1 << 20,
         geometry: Geometry::plan(1 << 20, 64 << 10, 512).unwrap(),
         data_crc: DataCrc::Off,
-        gc_percent: 70,
-        writeback_order: WritebackOrder::Strict,
+        settings: SettingValues::default(),
         base: BaseIdentity {
             uuid: [7; 16],
             name: "Base0".to_owned(),
@@ -381,7 +382,6 @@ fn constants_are_those_of_the_code() {
         ("KSET_KEYS_MAX", KSET_KEYS_MAX as u64),
         ("KSET_SIZE_MAX_BYTES", kset_size_bytes(KSET_KEYS_MAX) as u64),
         ("WITNESS_COUNT", WITNESS_COUNT as u64),
-        ("GC_PERCENT_MAX", u64::from(GC_PERCENT_MAX)),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_string()))
     .into();
@@ -418,7 +418,12 @@ fn named<const N: usize>(values: [(u64, &str); N]) -> Vec<(u64, String)> {
 fn values_of_the_superblock_are_those_of_the_code() {
     let mut superblock = superblock();
     let strict = stored(&superblock);
-    superblock.writeback_order = WritebackOrder::Relaxed;
+    superblock.settings = (superblock.settings)
+        .with(&SettingChange::of(
+            Setting::WritebackOrder,
+            WritebackOrder::Relaxed as u32,
+        ))
+        .unwrap();
     superblock.data_crc = DataCrc::On;
     let relaxed = stored(&superblock);
     assert_eq!(le32(&strict, 96), 0);

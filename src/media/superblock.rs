@@ -7,7 +7,9 @@
 use super::layout::{SEGMENTS_START_MIN_BYTES, SUPERBLOCK_OFFS};
 use super::pair::{PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
 use super::{Checksums, Copies, Geometry, GeometryError, PairError};
-use crate::engine::{BaseIdentity, DataCrc, WritebackOrder};
+use crate::engine::{
+    BaseIdentity, DataCrc, SETTING_SLOT_COUNT, Setting, SettingError, SettingValues,
+};
 use crate::pmem::{Durable, Pmem, PmemRead, Poisoned};
 use crate::units::{Agent, PmemOff};
 use zerocopy::little_endian::{U32, U64};
@@ -18,11 +20,12 @@ const MAGIC: [u8; 8] = *b"pcache\r\n";
 const UNFINISHED_MARK: [u8; 8] = *b"unfinish";
 /// The version of the format that this code writes and reads.
 const FORMAT_VERSION: u32 = 1;
-/// No feature is defined yet: a flag that is set says that newer code wrote the cache.
 /// Compatible features of this version, set in every superblock that it writes.
-pub const FEATURES_COMPAT: u64 = FEATURE_COMPAT_BATCH_END;
+pub const FEATURES_COMPAT: u64 = FEATURE_COMPAT_BATCH_END | FEATURE_COMPAT_SETTINGS;
 /// `batch_end` in the tails is kept. Where it is not, it is 0.
 const FEATURE_COMPAT_BATCH_END: u64 = 1;
+/// The superblock has a table of settings. Where it has not, the table is zero: defaults.
+const FEATURE_COMPAT_SETTINGS: u64 = 2;
 const FEATURES_INCOMPAT_KNOWN: u64 = 0;
 const FEATURES_RO_COMPAT_KNOWN: u64 = 0;
 const BASE_NAME_MAX_BYTES: usize = 255;
@@ -57,7 +60,7 @@ pub(crate) struct SuperblockOnMedia {
     base_name_len: U32,
     rsv1: [u8; 4],
     base_name: [u8; 256],
-    rsv2: [u8; 120],
+    settings: [U32; SETTING_SLOT_COUNT],
 }
 
 const _: () = {
@@ -86,10 +89,8 @@ pub struct Superblock {
     pub geometry: Geometry,
     /// Checksums of payloads.
     pub data_crc: DataCrc,
-    /// See `GC_PERCENT_DEFAULT`.
-    pub gc_percent: u8,
-    /// Order of write-back.
-    pub writeback_order: WritebackOrder,
+    /// What can be changed while the cache is in use.
+    pub settings: SettingValues,
     /// The base device.
     pub base: BaseIdentity,
     /// Features that code may ignore if it does not know them; kept as they are.
@@ -160,6 +161,9 @@ pub enum SuperblockError {
         /// Now.
         found: u64,
     },
+    /// A setting has a value that it cannot have.
+    #[error("the superblock holds a setting that cannot be: {0}")]
+    Setting(#[from] SettingError),
     /// A field holds a value that is not defined.
     #[error("field {field} of the superblock holds {value}, which is not defined")]
     Field {
@@ -292,11 +296,7 @@ fn encode(superblock: &Superblock) -> SuperblockOnMedia {
         DataCrc::On => OPTION_DATA_CRC,
         DataCrc::Off => 0,
     });
-    media.gc_percent = superblock.gc_percent;
-    media.writeback_order = match superblock.writeback_order {
-        WritebackOrder::Strict => 0,
-        WritebackOrder::Relaxed => 1,
-    };
+    encode_settings(&superblock.settings, &mut media);
     media.base_uuid = superblock.base.uuid;
     media.base_block_count.set(superblock.base.block_count);
     let name = superblock.base.name.as_bytes();
@@ -304,6 +304,30 @@ fn encode(superblock: &Superblock) -> SuperblockOnMedia {
     media.base_name[..len].copy_from_slice(&name[..len]);
     media.base_name_len.set(u32::try_from(len).unwrap_or(0));
     media
+}
+
+/// Two settings are older than the table, and have fields of their own; their slots are 0.
+const SLOTS_WITH_FIELDS: [Setting; 2] = [Setting::GcPercent, Setting::WritebackOrder];
+
+fn encode_settings(settings: &SettingValues, media: &mut SuperblockOnMedia) {
+    for (on_media, slot) in media.settings.iter_mut().zip(settings.slots()) {
+        on_media.set(*slot);
+    }
+    let fields = [&mut media.gc_percent, &mut media.writeback_order];
+    for (field, setting) in fields.into_iter().zip(SLOTS_WITH_FIELDS) {
+        // Their ranges end far below 256.
+        *field = settings.get(setting) as u8;
+        media.settings[setting.info().slot].set(0);
+    }
+}
+
+fn decode_settings(media: &SuperblockOnMedia) -> Result<SettingValues, SettingError> {
+    let mut slots = media.settings.map(U32::get);
+    let fields = [media.gc_percent, media.writeback_order];
+    for (field, setting) in fields.into_iter().zip(SLOTS_WITH_FIELDS) {
+        slots[setting.info().slot] = u32::from(field) + 1;
+    }
+    SettingValues::from_slots(slots)
 }
 
 fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, SuperblockError> {
@@ -339,14 +363,6 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
     if options & !OPTION_DATA_CRC != 0 {
         return Err(field("options", u64::from(options)));
     }
-    if media.gc_percent > crate::engine::GC_PERCENT_MAX {
-        return Err(field("gc_percent", u64::from(media.gc_percent)));
-    }
-    let writeback_order = match media.writeback_order {
-        0 => WritebackOrder::Strict,
-        1 => WritebackOrder::Relaxed,
-        other => return Err(field("writeback_order", u64::from(other))),
-    };
     let len = media.base_name_len.get();
     let name = usize::try_from(len)
         .ok()
@@ -363,8 +379,7 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
         } else {
             DataCrc::Off
         },
-        gc_percent: media.gc_percent,
-        writeback_order,
+        settings: decode_settings(media)?,
         base: BaseIdentity {
             uuid: media.base_uuid,
             name: name.to_owned(),

@@ -6,8 +6,8 @@
 
 use super::OpenError;
 use crate::engine::{
-    BaseCaps, BaseIdentity, CacheInfo, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Status,
-    WritebackOrder,
+    BaseCaps, BaseIdentity, CacheInfo, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Setting,
+    SettingChange, Status, WritebackOrder,
 };
 use crate::pmem::IovBuf;
 use crate::sim::plain::{BackgroundRuns, Plain, open};
@@ -20,7 +20,7 @@ const DEVICE_SIZE_BYTES: u64 = (64 + 10 * 16) << 10;
 const SEGMENT_SIZE_BYTES: u64 = 16 << 10;
 const BASE_PAGES: u64 = 32;
 const CACHE_UUID: [u8; 16] = *b"pcache v1 image.";
-const GC_PERCENT: u8 = 85;
+const GC_PERCENT: u32 = 85;
 
 /// One step of a script. The number of a write is its place in the script, from 1.
 #[derive(Clone, Copy, Debug)]
@@ -204,8 +204,8 @@ impl Image {
         OpenOptions {
             data_crc: Some(self.data_crc),
             segment_size_bytes: Some(SEGMENT_SIZE_BYTES),
-            gc_percent: Some(GC_PERCENT),
-            writeback_order: Some(self.writeback_order),
+            settings: SettingChange::of(Setting::GcPercent, GC_PERCENT)
+                .and(Setting::WritebackOrder, self.writeback_order as u32),
             format: FormatPolicy::Auto,
             ..self.options()
         }
@@ -228,8 +228,7 @@ impl Image {
             new_uuid: CACHE_UUID,
             data_crc: None,
             segment_size_bytes: None,
-            gc_percent: None,
-            writeback_order: None,
+            settings: SettingChange::default(),
             stream_count_max: 2,
         }
     }
@@ -366,8 +365,8 @@ fn check_info(image: &Image, info: &CacheInfo) {
     assert_eq!(info.segment_size_kib, SEGMENT_SIZE_BYTES >> 10);
     assert_eq!(info.segment_count, 10);
     assert_eq!(info.data_crc, image.data_crc == DataCrc::On);
-    assert_eq!(info.gc_percent, GC_PERCENT);
-    assert_eq!(info.writeback_order, image.writeback_order);
+    assert_eq!(info.settings.get(Setting::GcPercent), GC_PERCENT);
+    assert_eq!(info.settings.writeback_order(), image.writeback_order);
     assert_eq!(
         (
             info.dirty_tail,

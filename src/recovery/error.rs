@@ -1,6 +1,6 @@
 //! Why a cache device cannot be opened.
 
-use crate::engine::BaseError;
+use crate::engine::{BaseError, SettingError};
 use crate::media::{GeometryError, PairError, SuperblockError};
 use crate::pmem::Poisoned;
 use crate::units::Lba;
@@ -18,6 +18,9 @@ pub enum OpenError {
         /// What would be right.
         expected: String,
     },
+    /// A setting is out of range, or does not go with the others.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// Blank, and it is not to be formatted.
     #[error("the cache device is blank, and format=never: create it with format=auto")]
     Blank,
@@ -133,6 +136,7 @@ impl OpenError {
     pub fn errno(&self) -> i32 {
         match self {
             OpenError::BadOption { .. }
+            | OpenError::Setting(_)
             | OpenError::Geometry(_)
             | OpenError::OptionMismatch { .. }
             | OpenError::BaseTooLarge { .. } => libc::EINVAL,

@@ -7,7 +7,7 @@ use super::scan::Scan;
 use super::witness::{WitnessCheck, WitnessStep};
 use crate::engine::{
     BACKGROUND_AGENT, BaseError, BaseIdentity, Cache, CacheParts, DataCrc, FormatPolicy,
-    GC_PERCENT_DEFAULT, GC_PERCENT_MAX, OpenOptions,
+    OpenOptions, SettingValues,
 };
 use crate::index::Index;
 use crate::media::{
@@ -181,7 +181,7 @@ impl<P: Pmem> Opening<P> {
             },
             Phase::Checking(mut check, rebuild) => match check.poll()? {
                 WitnessStep::Done => {
-                    self.adopt_options();
+                    self.adopt_options()?;
                     (Phase::Repairing(rebuild), again)
                 }
                 WitnessStep::Step(step) => (Phase::Checking(check, rebuild), step),
@@ -200,17 +200,14 @@ impl<P: Pmem> Opening<P> {
     }
 
     /// Options and the base's identity, as far as they may change, go into the superblock.
-    fn adopt_options(&mut self) {
+    fn adopt_options(&mut self) -> Result<(), OpenError> {
         let before = self.superblock.clone();
         let superblock = &mut self.superblock;
         superblock.features_compat |= FEATURES_COMPAT;
         superblock.base = self.options.base.clone();
-        superblock.gc_percent = self.options.gc_percent.unwrap_or(superblock.gc_percent);
-        superblock.writeback_order = self
-            .options
-            .writeback_order
-            .unwrap_or(superblock.writeback_order);
+        superblock.settings = superblock.settings.with(&self.options.settings)?;
         self.superblock_changed = *superblock != before;
+        Ok(())
     }
 
     fn repair_superblock(&mut self) -> Result<(), OpenError> {
@@ -284,11 +281,7 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
             expected: expected.to_owned(),
         })
     };
-    if let Some(gc_percent) = options.gc_percent
-        && gc_percent > GC_PERCENT_MAX
-    {
-        return bad("gc_percent", gc_percent.to_string(), "it goes from 0 to 90");
-    }
+    SettingValues::default().with(&options.settings)?;
     if options.base.name.is_empty() || options.base.name.len() > 255 {
         let expected = "the name of a base device has 1 to 255 bytes";
         return bad("base_bdev_name", options.base.name.clone(), expected);
@@ -324,8 +317,7 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
         device_size_bytes: device,
         geometry: Geometry::plan(device, segment, options.base.block_size_bytes)?,
         data_crc: options.data_crc.unwrap_or_default(),
-        gc_percent: options.gc_percent.unwrap_or(GC_PERCENT_DEFAULT),
-        writeback_order: options.writeback_order.unwrap_or_default(),
+        settings: SettingValues::default().with(&options.settings)?,
         base: options.base.clone(),
         features_compat: FEATURES_COMPAT,
         update: 0,

@@ -1,8 +1,8 @@
 //! The methods `bdev_pcache_*`: which parameters each of them takes.
 
-use super::definition::{check_change, option_change};
+use super::definition::{check_change, settings};
 use super::{Definition, Members, Params, RpcError};
-use crate::engine::OptionChange;
+use crate::engine::SettingChange;
 
 /// A method, without the prefix of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(crate) enum Call {
     ResetStats(String),
     FlushStart(String),
     FlushStatus(String),
-    SetOptions(String, OptionChange),
+    SetOptions(String, SettingChange),
 }
 
 impl Call {
@@ -62,7 +62,7 @@ impl Call {
             Method::FlushStatus => Call::FlushStatus(params.needed_text("name")?),
             Method::SetOptions => {
                 let name = params.needed_text("name")?;
-                Call::SetOptions(name, option_change(&mut params)?)
+                Call::SetOptions(name, settings(&mut params)?)
             }
         };
         // What is unknown is told first: it may be what the caller has misspelt.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Params, RpcError};
 #[cfg(feature = "spdk")]
 use crate::engine::CacheInfo;
-use crate::engine::{DataCrc, FormatPolicy, GC_PERCENT_MAX, OptionChange, WritebackOrder};
+use crate::engine::{DataCrc, FormatPolicy, SETTINGS, SettingChange, SettingValueKind};
 
 /// The longest name of a cache, in bytes. SPDK has no limit of its own; its tools print names in columns,
 /// and NVMe-oF and iSCSI derive shorter ones from them.
@@ -30,11 +30,6 @@ const FORMATS: &[(&str, FormatPolicy)] = &[
     ("force", FormatPolicy::Force),
 ];
 
-const ORDERS: &[(&str, WritebackOrder)] = &[
-    ("strict", WritebackOrder::Strict),
-    ("relaxed", WritebackOrder::Relaxed),
-];
-
 /// A cache as the user described it. `None`: not given; what the media say holds, or the default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Definition {
@@ -47,8 +42,7 @@ pub(crate) struct Definition {
     pub(crate) cache_size_mib: Option<u64>,
     pub(crate) data_crc: Option<DataCrc>,
     pub(crate) segment_size_kib: Option<u64>,
-    pub(crate) gc_percent: Option<u8>,
-    pub(crate) writeback_order: Option<WritebackOrder>,
+    pub(crate) settings: SettingChange,
     pub(crate) format: FormatPolicy,
 }
 
@@ -68,8 +62,7 @@ impl Definition {
                 "segment_size_kib",
                 SEGMENT_SIZE_KIB_MIN..=SEGMENT_SIZE_KIB_MAX,
             )?,
-            gc_percent: gc_percent(params)?,
-            writeback_order: params.choice("writeback_order", ORDERS)?,
+            settings: settings(params)?,
             format: params.choice("format", FORMATS)?.unwrap_or_default(),
             name,
             base_bdev_name,
@@ -118,8 +111,7 @@ impl Definition {
             DataCrc::Off
         });
         self.segment_size_kib = Some(info.segment_size_kib);
-        self.gc_percent = Some(info.gc_percent);
-        self.writeback_order = Some(info.writeback_order);
+        self.settings = SettingChange::all_of(&info.settings);
     }
 
     /// The call that makes the same cache again.
@@ -150,38 +142,50 @@ impl Definition {
             self.data_crc.map(|crc| Value::from(crc == DataCrc::On)),
         );
         put("segment_size_kib", self.segment_size_kib.map(Value::from));
-        put("gc_percent", self.gc_percent.map(Value::from));
-        put(
-            "writeback_order",
-            self.writeback_order.map(|order| json!(order)),
-        );
+        for info in SETTINGS {
+            let value = self.settings.get(info.setting);
+            let say = |value| match info.kind {
+                SettingValueKind::Number { .. } => Value::from(value),
+                SettingValueKind::Words(words) => Value::from(words[value as usize]),
+            };
+            put(info.name, value.map(say));
+        }
         json!({ "method": "bdev_pcache_create", "params": params })
     }
 }
 
-/// Takes the parameters of `bdev_pcache_set_options` that say what to change.
-pub(super) fn option_change(params: &mut Params) -> Result<OptionChange, RpcError> {
-    let change = OptionChange {
-        gc_percent: gc_percent(params)?,
-        writeback_order: params.choice("writeback_order", ORDERS)?,
-    };
+/// Takes the parameters that are settings.
+pub(super) fn settings(params: &mut Params) -> Result<SettingChange, RpcError> {
+    let mut change = SettingChange::default();
+    for info in SETTINGS {
+        let value = match info.kind {
+            SettingValueKind::Number { min, max } => {
+                let number = params.number(info.name, u64::from(min)..=u64::from(max))?;
+                // In range, as just checked.
+                number.and_then(|number| u32::try_from(number).ok())
+            }
+            SettingValueKind::Words(words) => {
+                let choices: Vec<_> = words.iter().copied().zip(0..).collect();
+                params.choice(info.name, &choices)?
+            }
+        };
+        if let Some(value) = value {
+            change = change.and(info.setting, value);
+        }
+    }
     Ok(change)
 }
 
 /// Refuses a change of nothing; to be asked once everything that was given is known to be understood.
-pub(super) fn check_change(change: &OptionChange) -> Result<(), RpcError> {
-    if *change == OptionChange::default() {
-        return Err(RpcError::invalid_params(
-            "there is nothing to change: give gc_percent, writeback_order or both",
-        ));
+pub(super) fn check_change(change: &SettingChange) -> Result<(), RpcError> {
+    if change.is_empty() {
+        let names: Vec<_> = SETTINGS.iter().map(|info| info.name).collect();
+        return Err(RpcError::invalid_params(format!(
+            "there is nothing to change: give at least one of {}",
+            names.join(", ")
+        )));
     }
     Ok(())
-}
-
-fn gc_percent(params: &mut Params) -> Result<Option<u8>, RpcError> {
-    let percent = params.number("gc_percent", 0..=u64::from(GC_PERCENT_MAX))?;
-    // In range, as just checked.
-    Ok(percent.and_then(|percent| u8::try_from(percent).ok()))
 }
 
 fn check_name(parameter: &str, name: &str, len_max: usize) -> Result<(), RpcError> {
@@ -253,6 +257,37 @@ mod tests {
             members.0.extend(more.0);
             let error = create(members).unwrap_err();
             assert!(error.message.contains(named), "{extra}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn the_schema_tells_range_and_default_of_every_setting() {
+        let schema: Value = serde_json::from_str(include_str!("../../rpc/schema.json")).unwrap();
+        for method in ["bdev_pcache_create", "bdev_pcache_set_options"] {
+            let methods = schema["methods"].as_array().unwrap();
+            let found = methods.iter().find(|found| found["name"] == method);
+            let params = found.unwrap()["params"].as_array().unwrap();
+            for info in SETTINGS {
+                let (kind, range) = match info.kind {
+                    SettingValueKind::Number { min, max } => (
+                        "number",
+                        format!(": {min} to {max}. Default: {}", info.default),
+                    ),
+                    SettingValueKind::Words(words) => {
+                        let default = words[info.default as usize];
+                        let words = words.join(", ");
+                        ("string", format!(": {words}. Default: {default}"))
+                    }
+                };
+                let param = params.iter().find(|param| param["name"] == info.name);
+                let param = param.unwrap_or_else(|| panic!("{method} lacks {}", info.name));
+                assert_eq!(param["type"], kind, "{}", info.name);
+                let text = param["description"].as_str().unwrap();
+                assert!(
+                    text.ends_with(&range),
+                    "{text:?} does not end with {range:?}"
+                );
+            }
         }
     }
 

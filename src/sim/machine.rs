@@ -18,8 +18,8 @@ use super::prng::Prng;
 use super::recover;
 use super::stamp::{self, Stamp};
 use crate::engine::{
-    BACKGROUND_AGENT, Cache, Completion, FormatPolicy, Fua, HostIo, IoToken, Op, OptionChange,
-    Outbox, WritebackOrder,
+    BACKGROUND_AGENT, Cache, Completion, FormatPolicy, Fua, HostIo, IoToken, Op, Outbox, Setting,
+    SettingChange, WritebackOrder,
 };
 use crate::media::persist_unfinished_mark;
 use crate::pmem::IovBuf;
@@ -403,11 +403,11 @@ impl Machine {
     }
 
     /// Changes options.
-    pub fn change_options(&self, change: OptionChange) {
-        if change.writeback_order == Some(WritebackOrder::Relaxed) {
+    pub fn change_settings(&self, change: SettingChange) {
+        if change.get(Setting::WritebackOrder) == Some(WritebackOrder::Relaxed as u32) {
             self.with_outside(|outside| outside.relaxed = true);
         }
-        let changed = self.shared.cache.change_options(change);
+        let changed = self.shared.cache.change_settings(&change);
         assert!(changed.is_ok(), "the option is in range");
     }
 

@@ -5,7 +5,7 @@ use super::base::Faults;
 use super::machine::{Machine, Setup, SharedObserver};
 use super::model::Violation;
 use super::prng::Prng;
-use crate::engine::{DataCrc, Fua, Op, OptionChange, WritebackOrder};
+use crate::engine::{DataCrc, Fua, Op, Setting, SettingChange, WritebackOrder};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Every record that is kept in two copies is at most so long.
@@ -168,20 +168,16 @@ pub fn apply(machine: Machine, step: Step) -> Result<Machine, Violation> {
             machine.check_drained()?;
         }
         Step::DrainStart => machine.drain_start(),
-        Step::GcPercent(percent) => machine.change_options(OptionChange {
-            gc_percent: Some(percent),
-            writeback_order: None,
-        }),
+        Step::GcPercent(percent) => {
+            machine.change_settings(SettingChange::of(Setting::GcPercent, percent.into()));
+        }
         Step::Strict(strict) => {
             let order = if strict {
                 WritebackOrder::Strict
             } else {
                 WritebackOrder::Relaxed
             };
-            machine.change_options(OptionChange {
-                gc_percent: None,
-                writeback_order: Some(order),
-            });
+            machine.change_settings(SettingChange::of(Setting::WritebackOrder, order as u32));
         }
         Step::Faults(write, flush, read) => set_faults(&machine, |faults| {
             faults.write_percent = write;

@@ -247,8 +247,7 @@ impl Creation {
             new_uuid,
             data_crc: definition.data_crc,
             segment_size_bytes: definition.segment_size_kib.map(|kib| kib << 10),
-            gc_percent: definition.gc_percent,
-            writeback_order: definition.writeback_order,
+            settings: definition.settings,
             stream_count_max: STREAM_COUNT_MAX,
         }
     }

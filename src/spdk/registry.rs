@@ -486,7 +486,7 @@ pub(super) fn describe(name: Option<&str>) -> Result<Json, RpcError> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Described<'a> {
-    Online(Description<'a>),
+    Online(Box<Description<'a>>),
     Other {
         name: &'a str,
         base_bdev_name: &'a str,
@@ -501,7 +501,7 @@ enum Described<'a> {
 
 fn describe_one(entry: &Entry) -> Described<'_> {
     let (state, reason, percent) = match &entry.state {
-        State::Online(node) => return Described::Online(node.describe()),
+        State::Online(node) => return Described::Online(Box::new(node.describe())),
         State::Waiting { why } => ("pending", Some(why.as_str()), None),
         State::Creating(creation) => ("opening", None, Some(creation.percent())),
         State::Closing => ("removing", None, None),

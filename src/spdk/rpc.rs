@@ -8,7 +8,7 @@ use spdk_sys as sys;
 use super::json::{Json, Request, members_of};
 use super::registry;
 use super::trampoline::guard;
-use crate::engine::{OptionChange, Stats};
+use crate::engine::{SettingChange, Stats};
 use crate::rpc::{Call, Members, Method, RpcError};
 
 /// # Safety
@@ -114,10 +114,10 @@ fn flush_status(name: &str) -> Result<Json, RpcError> {
     Ok(Json::of(&node.cache.drain_status()))
 }
 
-fn set_options(name: &str, change: OptionChange) -> Result<Json, RpcError> {
+fn set_options(name: &str, change: SettingChange) -> Result<Json, RpcError> {
     let node = registry::online(name)?;
     node.cache
-        .change_options(change)
+        .change_settings(&change)
         .map_err(|error| RpcError::invalid_params(error.to_string()))?;
     Ok(Json::yes())
 }

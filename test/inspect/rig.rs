@@ -2,7 +2,8 @@
 
 use pcache::engine::{
     Background, BaseCaps, BaseIdentity, BaseKind, BaseRequest, Cache, Channel, DataCrc,
-    FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, Outbox, Status, WritebackOrder,
+    FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, Outbox, Setting, SettingChange, Status,
+    WritebackOrder,
 };
 use pcache::pmem::{IovBuf, MapRequest, MappedPmem, Pmem};
 use pcache::recovery::{OpenError, OpenStep, Opening};
@@ -58,8 +59,10 @@ impl Kind {
             new_uuid: *b"uuid of a cache.",
             data_crc: (format == FormatPolicy::Auto).then_some(self.data_crc),
             segment_size_bytes: (format == FormatPolicy::Auto).then_some(SEGMENT_SIZE_BYTES),
-            gc_percent: None,
-            writeback_order: (format == FormatPolicy::Auto).then_some(self.order),
+            settings: match format {
+                FormatPolicy::Auto => SettingChange::of(Setting::WritebackOrder, self.order as u32),
+                FormatPolicy::Never | FormatPolicy::Force => SettingChange::default(),
+            },
             stream_count_max: 2,
         }
     }

@@ -12,7 +12,7 @@
 mod stepper;
 
 use pcache::engine::{
-    BaseCaps, BaseIdentity, DataCrc, FormatPolicy, Fua, Op, OpenOptions, WritebackOrder,
+    BaseCaps, BaseIdentity, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Setting, SettingChange,
 };
 use pcache::pmem::{
     Durable, IovBuf, IovCursor, LINE_SIZE_BYTES, MapRequest, MappedPmem, MemSlice, Pmem, PmemRead,
@@ -227,8 +227,7 @@ fn options() -> OpenOptions {
         data_crc: Some(DataCrc::On),
         segment_size_bytes: Some(SEGMENT_SIZE_BYTES),
         // What is clean is reclaimed at once.
-        gc_percent: Some(0),
-        writeback_order: Some(WritebackOrder::Strict),
+        settings: SettingChange::of(Setting::GcPercent, 0),
         stream_count_max: 2,
     }
 }

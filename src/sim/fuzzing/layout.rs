@@ -1,6 +1,6 @@
 //! Where the structures of a cache device lie by rights, whatever the device itself says.
 
-use crate::engine::{FormatPolicy, OpenOptions};
+use crate::engine::{FormatPolicy, OpenOptions, SettingChange};
 use crate::media::{Checksums, Geometry, KEYS_START_BYTES, SegmentInfo, Spot};
 use crate::sim::image::ImagePmem;
 use crate::sim::machine::Setup;
@@ -20,8 +20,7 @@ pub(super) fn open_options(setup: &Setup) -> OpenOptions {
     OpenOptions {
         data_crc: None,
         segment_size_bytes: None,
-        gc_percent: None,
-        writeback_order: None,
+        settings: SettingChange::default(),
         ..setup.options(FormatPolicy::Never)
     }
 }

@@ -1,6 +1,9 @@
 //! What a machine is made of.
 
-use crate::engine::{BaseCaps, BaseIdentity, DataCrc, FormatPolicy, OpenOptions, WritebackOrder};
+use crate::engine::{
+    BaseCaps, BaseIdentity, DataCrc, FormatPolicy, OpenOptions, Setting, SettingChange,
+    WritebackOrder,
+};
 use crate::media::SEGMENTS_START_MIN_BYTES;
 
 /// What a machine is made of.
@@ -20,6 +23,8 @@ pub struct Setup {
     pub order: WritebackOrder,
     /// See the engine.
     pub gc_percent: u8,
+    /// Other settings than these two.
+    pub settings: SettingChange,
     /// What the base can do.
     pub base_caps: BaseCaps,
     /// Channels.
@@ -44,6 +49,7 @@ impl Default for Setup {
             data_crc: DataCrc::Off,
             order: WritebackOrder::Strict,
             gc_percent: 60,
+            settings: SettingChange::default(),
             base_caps: BaseCaps {
                 flush: true,
                 unmap: true,
@@ -81,8 +87,10 @@ impl Setup {
             new_uuid: self.uuid,
             data_crc: Some(self.data_crc),
             segment_size_bytes: Some(self.segment_size_bytes),
-            gc_percent: Some(self.gc_percent),
-            writeback_order: Some(self.order),
+            settings: self
+                .settings
+                .and(Setting::GcPercent, self.gc_percent.into())
+                .and(Setting::WritebackOrder, self.order as u32),
             stream_count_max: self.stream_count_max,
         }
     }

@@ -1,0 +1,364 @@
+//! Settings: the options of a cache that can be changed while it is in use, and that it remembers.
+//!
+//! One table says all of them: the management interface takes its rows as parameters, the superblock keeps
+//! their values, and whoever works with one reads it without a lock. Tests hold `rpc/schema.json`, `docs/rpc.md` and
+//! `docs/FORMAT.md` against it.
+
+use super::config::WritebackOrder;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Settings that the superblock has room for.
+pub const SETTING_SLOT_COUNT: usize = 30;
+
+/// What a setting can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettingValueKind {
+    /// A whole number within these bounds, both included.
+    Number {
+        /// The least.
+        min: u32,
+        /// The greatest.
+        max: u32,
+    },
+    /// One of these words; its place in the list is the value.
+    Words(&'static [&'static str]),
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SettingInfo {
+    /// Which one.
+    pub setting: Setting,
+    /// Its place in the superblock, below [`SETTING_SLOT_COUNT`]. Never used again for another one.
+    pub slot: usize,
+    /// Its name in the management interface; a number's unit comes last in it.
+    pub name: &'static str,
+    /// What holds if nothing is said.
+    pub default: u32,
+    /// What it can be.
+    pub kind: SettingValueKind,
+}
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $id:ident = $slot:literal, $name:literal, $default:expr, $kind:expr;)+) => {
+        /// A setting; its documentation says why its default is what it is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Setting {
+            $($(#[doc = $doc])+ $id,)+
+        }
+
+        /// All settings, in the order of [`Setting`].
+        pub static SETTINGS: &[SettingInfo] = &[
+            $(SettingInfo {
+                setting: Setting::$id,
+                slot: $slot,
+                name: $name,
+                default: $default,
+                kind: $kind,
+            },)+
+        ];
+    };
+}
+
+use SettingValueKind::{Number, Words};
+
+settings! {
+    /// Share of used segments, in percent, above which clean ones are reclaimed. 70, as in the kernel's
+    /// target: what is free takes a burst of writes without waiting, and most of the cache still holds data.
+    GcPercent = 0, "gc_percent", 70, Number { min: 0, max: 90 };
+    /// In which order dirty data reach the base. Strict: the base can be mounted at any moment.
+    WritebackOrder = 1, "writeback_order", 0, Words(&["strict", "relaxed"]);
+}
+
+impl Setting {
+    /// Its row.
+    #[must_use]
+    pub fn info(self) -> &'static SettingInfo {
+        &SETTINGS[self as usize]
+    }
+}
+
+impl SettingInfo {
+    /// Whether it can be that.
+    #[must_use]
+    pub fn allows(&self, value: u32) -> bool {
+        match self.kind {
+            Number { min, max } => (min..=max).contains(&value),
+            Words(words) => (value as usize) < words.len(),
+        }
+    }
+
+    /// # Errors
+    /// It cannot be that.
+    pub fn check(&self, value: u32) -> Result<(), SettingError> {
+        if self.allows(value) {
+            return Ok(());
+        }
+        Err(SettingError::OutOfRange {
+            name: self.name,
+            value,
+            right: self.kind.to_string(),
+        })
+    }
+}
+
+/// What would be right, in words.
+impl fmt::Display for SettingValueKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Number { min, max } => write!(f, "a whole number from {min} to {max}"),
+            Words(words) => {
+                f.write_str("one of ")?;
+                for (at, word) in words.iter().enumerate() {
+                    let comma = if at > 0 { ", " } else { "" };
+                    write!(f, "{comma}\"{word}\"")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Why a setting was not changed. The text names the value and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingError {
+    /// Out of range.
+    #[error("{name} is {value}: {right} is needed")]
+    OutOfRange {
+        /// Of the setting.
+        name: &'static str,
+        /// What was asked for.
+        value: u32,
+        /// What would do.
+        right: String,
+    },
+}
+
+/// The value of every setting, as the superblock keeps it. A slot holds the value and one more, or 0 where the
+/// default holds: a setting that came later, or was never touched, follows its default. What a newer version
+/// keeps in a slot that is unknown here is carried along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SettingValues {
+    slots: [u32; SETTING_SLOT_COUNT],
+}
+
+impl SettingValues {
+    /// From the slots of a superblock.
+    ///
+    /// # Errors
+    /// A known setting is out of range.
+    pub fn from_slots(slots: [u32; SETTING_SLOT_COUNT]) -> Result<Self, SettingError> {
+        let values = Self { slots };
+        values.check()?;
+        Ok(values)
+    }
+
+    /// For a superblock.
+    #[must_use]
+    pub fn slots(&self) -> &[u32; SETTING_SLOT_COUNT] {
+        &self.slots
+    }
+
+    /// What holds.
+    #[must_use]
+    pub fn get(&self, setting: Setting) -> u32 {
+        let info = setting.info();
+        match self.slots[info.slot] {
+            0 => info.default,
+            kept => kept - 1,
+        }
+    }
+
+    /// Order of write-back.
+    #[must_use]
+    pub fn writeback_order(&self) -> WritebackOrder {
+        WritebackOrder::from_setting(self.get(Setting::WritebackOrder))
+    }
+
+    /// With what is to be changed.
+    ///
+    /// # Errors
+    /// A value is out of range, or does not go with the others.
+    pub fn with(mut self, change: &SettingChange) -> Result<Self, SettingError> {
+        for info in SETTINGS {
+            if let Some(value) = change.get(info.setting) {
+                info.check(value)?;
+                self.slots[info.slot] = value + 1;
+            }
+        }
+        self.check()?;
+        Ok(self)
+    }
+
+    /// Ranges, and what must hold between settings.
+    fn check(&self) -> Result<(), SettingError> {
+        for info in SETTINGS {
+            info.check(self.get(info.setting))?;
+        }
+        Ok(())
+    }
+}
+
+/// An object of names and values: numbers, or words.
+impl Serialize for SettingValues {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(SETTINGS.len()))?;
+        for info in SETTINGS {
+            let value = self.get(info.setting);
+            match info.kind {
+                Number { .. } => map.serialize_entry(info.name, &value)?,
+                Words(words) => map.serialize_entry(info.name, words[value as usize])?,
+            }
+        }
+        map.end()
+    }
+}
+
+/// Names and values in a line.
+impl fmt::Display for SettingValues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, info) in SETTINGS.iter().enumerate() {
+            let comma = if at > 0 { ", " } else { "" };
+            let value = self.get(info.setting);
+            write!(f, "{comma}{} ", info.name)?;
+            match info.kind {
+                Number { .. } => write!(f, "{value}")?,
+                Words(words) => f.write_str(words[value as usize])?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Some settings that are to get other values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SettingChange {
+    values: [Option<u32>; SETTING_SLOT_COUNT],
+}
+
+impl SettingChange {
+    /// One setting.
+    #[must_use]
+    pub fn of(setting: Setting, value: u32) -> Self {
+        Self::default().and(setting, value)
+    }
+
+    /// One more.
+    #[must_use]
+    pub fn and(mut self, setting: Setting, value: u32) -> Self {
+        self.values[setting.info().slot] = Some(value);
+        self
+    }
+
+    /// What a setting is to be, if it is to change.
+    #[must_use]
+    pub fn get(&self, setting: Setting) -> Option<u32> {
+        self.values[setting.info().slot]
+    }
+
+    /// Nothing is to change.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Everything as it is, to say it again.
+    #[must_use]
+    pub fn all_of(values: &SettingValues) -> Self {
+        SETTINGS.iter().fold(Self::default(), |change, info| {
+            change.and(info.setting, values.get(info.setting))
+        })
+    }
+}
+
+/// The settings of a cache in use. Any thread reads them, at the cost of a plain load; a change is seen some time
+/// later, each setting by itself.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    values: Box<[AtomicU32]>,
+}
+
+impl Settings {
+    pub(crate) fn new(values: &SettingValues) -> Self {
+        let values = SETTINGS.iter().map(|info| values.get(info.setting));
+        Self {
+            values: values.map(AtomicU32::new).collect(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, setting: Setting) -> u32 {
+        self.values[setting as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn publish(&self, values: &SettingValues) {
+        for (live, info) in self.values.iter().zip(SETTINGS) {
+            live.store(values.get(info.setting), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn writeback_order(&self) -> WritebackOrder {
+        WritebackOrder::from_setting(self.get(Setting::WritebackOrder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn rows_have_their_own_slot_and_name_and_a_default_in_range() {
+        let slots: BTreeSet<_> = SETTINGS.iter().map(|info| info.slot).collect();
+        let names: BTreeSet<_> = SETTINGS.iter().map(|info| info.name).collect();
+        assert_eq!((slots.len(), names.len()), (SETTINGS.len(), SETTINGS.len()));
+        for (at, info) in SETTINGS.iter().enumerate() {
+            assert_eq!(info.setting as usize, at);
+            assert!(info.slot < SETTING_SLOT_COUNT);
+            info.check(info.default).unwrap();
+        }
+        SettingValues::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_the_range_and_changes_nothing() {
+        let values = SettingValues::default();
+        let error = values
+            .with(&SettingChange::of(Setting::GcPercent, 91))
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "gc_percent is 91: a whole number from 0 to 90 is needed"
+        );
+        let mut slots = [0; SETTING_SLOT_COUNT];
+        slots[Setting::WritebackOrder.info().slot] = 3;
+        let error = SettingValues::from_slots(slots).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "writeback_order is 2: one of \"strict\", \"relaxed\" is needed"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_kept() {
+        let mut slots = [0; SETTING_SLOT_COUNT];
+        slots[SETTING_SLOT_COUNT - 1] = 77;
+        let values = SettingValues::from_slots(slots).unwrap();
+        let changed = values
+            .with(&SettingChange::of(Setting::GcPercent, 5))
+            .unwrap();
+        assert_eq!(changed.slots()[SETTING_SLOT_COUNT - 1], 77);
+        assert_eq!(changed.get(Setting::GcPercent), 5);
+        assert_eq!(changed.writeback_order(), WritebackOrder::Strict);
+    }
+
+    #[test]
+    fn words_are_told_as_words() {
+        let values = SettingValues::default();
+        let json = serde_json::to_value(values).unwrap();
+        assert_eq!(json["gc_percent"], 70);
+        assert_eq!(json["writeback_order"], "strict");
+    }
+}
