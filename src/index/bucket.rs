@@ -228,7 +228,8 @@ impl SlotLayout {
     /// Whether a slot holds the page of this key.
     #[inline]
     pub(super) fn is(self, slot: u64, key: SlotKey) -> bool {
-        slot & self.key_mask == key.0 && slot >> KIND_SHIFT != 0
+        // One that is not empty has bits of its kind.
+        slot & self.key_mask == key.0 && slot != 0
     }
 }
 

@@ -46,7 +46,7 @@ impl From<Target> for BlockMap {
 }
 
 /// Of each block of a page; those behind the last are absent.
-pub(super) type Blocks = [BlockMap; PAGE_BLOCKS_MAX];
+pub(crate) type Blocks = [BlockMap; PAGE_BLOCKS_MAX];
 
 /// What is known of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(crate) enum PageMap {
     /// The same for all blocks; places count up from the first one.
     Whole(BlockMap),
     /// Block by block.
-    Blocks([BlockMap; PAGE_BLOCKS_MAX]),
+    Blocks(Blocks),
 }
 
 impl PageMap {

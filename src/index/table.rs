@@ -7,7 +7,7 @@ mod sizes;
 
 use super::bucket::{Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version};
 use super::lines::Lines;
-use super::map::{BlockMap, PageMap};
+use super::map::{BlockMap, Blocks, PageMap};
 use super::side::SideTable;
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
@@ -212,37 +212,36 @@ impl Index {
     /// What is known of a page. `None`: it changes too fast, ask again later.
     #[inline]
     pub(crate) fn lookup(&self, at: SlotRef) -> Option<Lookup> {
-        self.look(at)
-            .or_else(|| (1..SPLIT_READ_TRIES).find_map(|_| self.look(at)))
-    }
-
-    /// `None`: it has changed meanwhile.
-    #[inline]
-    fn look(&self, at: SlotRef) -> Option<Lookup> {
-        sched::point();
-        let meta = Meta(self.meta(at.bucket).load(Ordering::Acquire));
-        let version = if meta.owner() == 0 {
-            meta.version()
-        } else {
-            Version::UNSTABLE
-        };
-        sched::point();
-        let Some(found) = self.find(at) else {
-            let map = PageMap::Whole(BlockMap::Absent);
+        for _ in 0..SPLIT_READ_TRIES {
+            sched::point();
+            let meta = Meta(self.meta(at.bucket).load(Ordering::Acquire));
+            let version = if meta.owner() == 0 {
+                meta.version()
+            } else {
+                Version::UNSTABLE
+            };
+            sched::point();
+            let Some(found) = self.find(at) else {
+                let map = PageMap::Whole(BlockMap::Absent);
+                return Some(Lookup { map, version });
+            };
+            let (_, _, value) = found;
+            let place = Place(self.layout.payload(value));
+            let map = match self.layout.kind(value) {
+                SlotKind::Mapped => PageMap::Whole(BlockMap::Mapped(place)),
+                SlotKind::Zero => PageMap::Whole(BlockMap::Zero(place)),
+                SlotKind::Empty | SlotKind::Reserved => PageMap::Whole(BlockMap::Absent),
+                SlotKind::MappedRun | SlotKind::ZeroRun => {
+                    PageMap::Blocks(self.layout.run(value).alone())
+                }
+                SlotKind::Split => match self.look_at_line(at, meta.version(), found) {
+                    Some(blocks) => PageMap::Blocks(blocks),
+                    None => continue,
+                },
+            };
             return Some(Lookup { map, version });
-        };
-        let (_, _, value) = found;
-        let place = Place(self.layout.payload(value));
-        let map = match self.layout.kind(value) {
-            SlotKind::Mapped => PageMap::Whole(BlockMap::Mapped(place)),
-            SlotKind::Zero => PageMap::Whole(BlockMap::Zero(place)),
-            SlotKind::Empty | SlotKind::Reserved => PageMap::Whole(BlockMap::Absent),
-            SlotKind::MappedRun | SlotKind::ZeroRun => {
-                PageMap::Blocks(self.layout.run(value).alone())
-            }
-            SlotKind::Split => self.look_at_line(at, meta.version(), found)?,
-        };
-        Some(Lookup { map, version })
+        }
+        None
     }
 
     /// What the line of a split page says, unless the page has changed since its slot was `found`. The line may
@@ -254,12 +253,12 @@ impl Index {
         at: SlotRef,
         version: Version,
         found: (usize, usize, u64),
-    ) -> Option<PageMap> {
+    ) -> Option<Blocks> {
         sched::point();
         let blocks = self.side().read(self.layout.line(found.2));
         sched::point();
         let unchanged = self.find(at) == Some(found) && self.version(at) == version;
-        (unchanged || canary::is(Canary::SplitReadOnce)).then_some(PageMap::Blocks(blocks))
+        (unchanged || canary::is(Canary::SplitReadOnce)).then_some(blocks)
     }
 
     fn side(&self) -> &SideTable {
@@ -334,7 +333,7 @@ impl Index {
             let value = word.load(Ordering::Acquire);
             if value == 0 {
                 free = Some((number, word));
-            } else if self.layout.is(value, key) {
+            } else if self.layout.key_of(value) == key {
                 let value = self.layout.make(SlotKind::Empty, key, 0);
                 return Ok(PageSlot::new(at.bucket, number, value));
             }
