@@ -136,6 +136,39 @@ def _add_drain(subparsers):
     _add_name(parser)
 
 
+def _add_checkpoint(subparsers):
+    parser = _add(
+        subparsers,
+        "bdev_pcache_checkpoint_begin",
+        _print_object,
+        "Bring the base to an exact past state of the cache and hold it there, while I/O goes on, for a "
+        "snapshot of the base",
+    )
+    _add_name(parser)
+    parser.add_argument(
+        "--timeout-s",
+        type=int,
+        metavar="1..3600",
+        help="How long the base is held at most, in seconds. Default: 60",
+    )
+    parser = _add(
+        subparsers,
+        "bdev_pcache_checkpoint_end",
+        _print_object,
+        "Write to the base again. Fails if the base was not held until now",
+    )
+    _add_name(parser)
+    parser.add_argument(
+        "--checkpoint-id",
+        type=int,
+        help="Which checkpoint, as told by begin. Default: whichever there is",
+    )
+    parser = _add(
+        subparsers, "bdev_pcache_checkpoint_status", _print_object, "Show how far the checkpoint is"
+    )
+    _add_name(parser)
+
+
 def _add_stats(subparsers):
     parser = _add(subparsers, "bdev_pcache_get_stats", _print_object, "Show statistics of one or all caches")
     _add_name(parser, required=False, text="Name of the cache bdev. Default: all of them")
@@ -156,6 +189,7 @@ def spdk_rpc_plugin_initialize(subparsers):
     _add_name(parser, required=False, text="Name of the cache bdev. Default: all of them")
     _add_stats(subparsers)
     _add_drain(subparsers)
+    _add_checkpoint(subparsers)
     parser = _add(
         subparsers,
         "bdev_pcache_set_options",

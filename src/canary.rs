@@ -97,6 +97,10 @@ canaries! {
     WitnessNotRenewed = "witness_not_renewed",
     /// A drain ends when one kset is still missing on the base.
     DrainEndsEarly = "drain_ends_early",
+    /// A checkpoint holds the base before all that was acknowledged before it is there.
+    CheckpointHeldTooEarly = "checkpoint_held_too_early",
+    /// A batch begins although a checkpoint holds the base.
+    BatchBegunDuringHold = "batch_begun_during_hold",
 
     /// The generation of a segment goes up before the key tail has passed it.
     GenerationBeforeKeyTail = "generation_before_key_tail",

@@ -108,6 +108,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
     const CLEAN: &str = "counts as clean";
     const BARRIER: &str = "the base breaks Barriers";
     const CUT: &str = "the base breaks Cut";
+    const HELD: &str = "a checkpoint holds the base, but";
     const DRAINED: &str = "after a drain block";
     const WITNESS: &str = "the base device does not hold what";
     const INDEX: &str = "INV-INDEX-2";
@@ -147,6 +148,8 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::BatchEndNotRecorded => &[CUT],
         Canary::WitnessNotRenewed => &[WITNESS],
         Canary::DrainEndsEarly => &[DRAINED],
+        Canary::CheckpointHeldTooEarly => &[CUT],
+        Canary::BatchBegunDuringHold => &[HELD],
         Canary::GenerationBeforeKeyTail => &[CLEAN, LOST],
         Canary::GenerationNotRaised => &[STALE, LOST, CLEAN, TORN],
         Canary::ReclaimIgnoresReaders => &[GARBAGE, STALE],

@@ -57,6 +57,8 @@ tests! {
     one_copy_of_any_record_may_be_poisoned_and_both_are_an_error
     overwrites_there_and_back_reach_the_base_in_order
     a_journal_on_the_base_is_always_consistent
+    a_checkpoint_holds_the_base_at_an_exact_cut
+    writers_wait_for_a_checkpoint_until_its_time_limit
     the_base_alone_is_always_a_state_that_the_barriers_allow
     failing_writes_of_the_base_hold_the_tail_and_heal
     failing_flushes_of_the_base_hold_the_tail_and_heal

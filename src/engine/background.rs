@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 pub enum Pressure {
     /// There is room: requests come first.
     Low,
-    /// A drain was asked for, or little room is left.
+    /// A drain or a checkpoint was asked for, or little room is left.
     High,
     /// Requests wait for it.
     Waiting,
@@ -101,6 +101,7 @@ impl<P: Pmem> Background<P> {
             Pressure::Waiting
         } else if self.gc.needs_writeback()
             || self.cache.drain_running()
+            || self.cache.checkpoint.is_writing_back()
             || crate::writeback::is_urgent(&self.cache)
         {
             Pressure::High

@@ -1,5 +1,6 @@
 //! The cache: what its channels and its background share.
 
+use super::checkpoint::Checkpoint;
 use super::config::{BaseCaps, BaseIdentity, DataCrc};
 use super::grace::Grace;
 #[cfg(any(test, feature = "sim"))]
@@ -151,6 +152,7 @@ pub struct Cache<P> {
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
     pub(crate) drain: Drain,
+    pub(crate) checkpoint: Checkpoint,
     pub(crate) failed: AtomicBool,
     pub(crate) settings: Settings,
     /// As it is to be persisted, by the background.
@@ -196,6 +198,7 @@ impl<P: Pmem> Cache<P> {
                 upto: AtomicU64::new(0),
                 bytes_start: AtomicU64::new(0),
             },
+            checkpoint: Checkpoint::default(),
             failed: AtomicBool::new(false),
             settings: Settings::new(&parts.superblock.settings),
             superblock: Mutex::new(parts.superblock),
@@ -307,6 +310,7 @@ impl<P: Pmem> Cache<P> {
     pub fn poison(&self, reason: &str) {
         self.failed.store(true, Ordering::Release);
         self.set_health(Health::Failed(reason.to_owned()));
+        self.checkpoint.fail(reason);
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -430,12 +434,20 @@ impl<P: Pmem> Cache<P> {
             dirty_bytes_start: start,
             dirty_bytes_left: left,
             percent: u8::try_from(percent.min(if in_progress { 99 } else { 100 })).unwrap_or(99),
-            error: match self.health() {
-                Health::Online => None,
-                Health::WritebackFailing(reason)
-                | Health::Degraded(reason)
-                | Health::Failed(reason) => Some(reason),
-            },
+            error: self.trouble().or_else(|| {
+                let id = self.checkpoint.holder().filter(|_| in_progress)?;
+                Some(format!("checkpoint {id} holds the base"))
+            }),
+        }
+    }
+
+    /// What is wrong, if anything is.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        match self.health() {
+            Health::Online => None,
+            Health::WritebackFailing(reason)
+            | Health::Degraded(reason)
+            | Health::Failed(reason) => Some(reason),
         }
     }
 

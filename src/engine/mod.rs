@@ -9,6 +9,7 @@
 mod background;
 mod cache;
 mod channel;
+mod checkpoint;
 mod config;
 mod grace;
 #[cfg(test)]
@@ -28,6 +29,11 @@ pub use background::{Background, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
 pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
+pub(crate) use checkpoint::CheckpointNeed;
+pub use checkpoint::{
+    CHECKPOINT_TIMEOUT_S_DEFAULT, CHECKPOINT_TIMEOUT_S_RANGE, CheckpointCut, CheckpointError,
+    CheckpointId, CheckpointState, CheckpointStatus,
+};
 pub use config::*;
 pub(crate) use grace::Ticket;
 pub use io::*;

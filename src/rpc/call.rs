@@ -2,7 +2,9 @@
 
 use super::definition::{check_change, settings};
 use super::{Definition, Members, Params, RpcError};
-use crate::engine::SettingChange;
+use crate::engine::{
+    CHECKPOINT_TIMEOUT_S_DEFAULT, CHECKPOINT_TIMEOUT_S_RANGE, CheckpointId, SettingChange,
+};
 
 /// A method, without the prefix of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,9 @@ pub(crate) enum Method {
     FlushStart,
     FlushStatus,
     SetOptions,
+    CheckpointBegin,
+    CheckpointEnd,
+    CheckpointStatus,
 }
 
 /// Whether dirty data are written to the base before a cache is deleted.
@@ -38,6 +43,34 @@ pub(crate) enum Call {
     FlushStart(String),
     FlushStatus(String),
     SetOptions(String, SettingChange),
+    CheckpointBegin(CheckpointRequest),
+    /// The cache, and which of its checkpoints.
+    CheckpointEnd(String, Option<CheckpointId>),
+    CheckpointStatus(String),
+}
+
+/// A checkpoint that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CheckpointRequest {
+    /// Of the cache.
+    pub(crate) name: String,
+    /// How long the base is held at most, in seconds.
+    pub(crate) timeout_s: u32,
+}
+
+impl CheckpointRequest {
+    fn take(params: &mut Params) -> Result<Self, RpcError> {
+        let name = params.needed_text("name")?;
+        let (low, high) = CHECKPOINT_TIMEOUT_S_RANGE.into_inner();
+        let timeout_s = params.number("timeout_s", u64::from(low)..=u64::from(high))?;
+        Ok(Self {
+            name,
+            // In range, as just checked.
+            timeout_s: timeout_s
+                .and_then(|timeout_s| u32::try_from(timeout_s).ok())
+                .unwrap_or(CHECKPOINT_TIMEOUT_S_DEFAULT),
+        })
+    }
 }
 
 impl Call {
@@ -64,6 +97,13 @@ impl Call {
                 let name = params.needed_text("name")?;
                 Call::SetOptions(name, settings(&mut params)?)
             }
+            Method::CheckpointBegin => Call::CheckpointBegin(CheckpointRequest::take(&mut params)?),
+            Method::CheckpointEnd => {
+                let name = params.needed_text("name")?;
+                let id = params.number("checkpoint_id", 0..=u64::MAX)?;
+                Call::CheckpointEnd(name, id)
+            }
+            Method::CheckpointStatus => Call::CheckpointStatus(params.needed_text("name")?),
         };
         // What is unknown is told first: it may be what the caller has misspelt.
         params.finish()?;

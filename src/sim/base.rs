@@ -134,6 +134,13 @@ impl SimBase {
         self.volatile.is_empty() && self.in_flight.is_empty()
     }
 
+    /// Whether everything that was written is durable, and nothing is being written.
+    #[must_use]
+    pub fn is_still(&self) -> bool {
+        let is_read = |op: &InFlight| matches!(op.request.kind, BaseKind::Read(_));
+        self.volatile.is_empty() && self.in_flight.iter().all(is_read)
+    }
+
     /// Flushes that succeeded.
     #[must_use]
     pub fn flush_count(&self) -> u64 {

@@ -160,6 +160,9 @@ impl Enumerator {
             expectation: Expectation::of(&outside.model),
             bases: bases.collect(),
         };
+        for base in &cut.bases {
+            outside.check_held_after_cut(base)?;
+        }
         let words = state.pending_words();
         let image = load(&mut self.image, state.durable());
         self.seen.clear();

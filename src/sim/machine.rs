@@ -5,10 +5,12 @@
 //! its turn ([`Setup::yield_percent`]), in the middle of a batch or of a read. All that happens is decided by
 //! seeds.
 
+mod checkpoint;
 mod ends;
 mod setup;
 mod turns;
 
+pub use checkpoint::Watch;
 pub use setup::Setup;
 
 use super::base::{BaseImage, SimBase};
@@ -24,7 +26,7 @@ use crate::engine::{
 use crate::media::persist_unfinished_mark;
 use crate::pmem::IovBuf;
 use crate::sched;
-use crate::units::{Lba, NS_PER_MS};
+use crate::units::{Lba, NS_PER_MS, Now};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use turns::{Asked, Core, Driver, Pending, Shared, lock};
@@ -43,6 +45,8 @@ pub struct Outside {
     pub base: SimBase,
     /// A batch that spans barriers may be under way, or half of one may be on the base.
     pub relaxed: bool,
+    /// The checkpoint that was asked for and is not known to have ended.
+    pub checkpoint: Option<Watch>,
 }
 
 impl Outside {
@@ -133,6 +137,7 @@ impl Machine {
             model,
             base,
             relaxed,
+            checkpoint: None,
         };
         let outside = Arc::new(Mutex::new(outside));
         Self::start(setup, pmem, outside, observer, prng, 0)
@@ -177,6 +182,7 @@ impl Machine {
             model,
             base: device,
             relaxed: true,
+            checkpoint: None,
         };
         let outside = Arc::new(Mutex::new(outside));
         Self::start(setup, SimPmem::from_image(image), outside, None, prng, 0)
@@ -269,6 +275,12 @@ impl Machine {
     #[must_use]
     pub fn take_completed(&self) -> Vec<Completion> {
         std::mem::take(&mut *lock(&self.shared.completed))
+    }
+
+    /// What its clock says.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.shared.now()
     }
 
     /// Lets time pass.

@@ -48,6 +48,10 @@ pub enum Step {
     Drain,
     /// A drain is asked for.
     DrainStart,
+    /// A checkpoint is asked for, to be held so many seconds at the most.
+    CheckpointBegin(u32),
+    /// It ends.
+    CheckpointEnd,
     /// Share of used segments above which they are reclaimed.
     GcPercent(u8),
     /// Order of write-back.
@@ -129,8 +133,10 @@ fn draw_one(prng: &mut Prng, setup: &Setup, weights: Weights, span: u64) -> Step
         90..=92 => Step::Pass(prng.pick(&[1, 60, 2000, 6000])),
         93..=94 => Step::Turns(prng.between(1, 30)),
         95 => Step::Settle,
-        96..=97 if prng.percent(20) => Step::Drain,
-        96..=97 => Step::DrainStart,
+        96 if prng.percent(40) => Step::Drain,
+        96 => Step::DrainStart,
+        97 if prng.percent(60) => Step::CheckpointBegin(prng.between(1, 3) as u32),
+        97 => Step::CheckpointEnd,
         98 => Step::Strict(prng.percent(50)),
         _ => Step::GcPercent(prng.between(0, 90) as u8),
     }
@@ -168,6 +174,8 @@ pub fn apply(machine: Machine, step: Step) -> Result<Machine, Violation> {
             machine.check_drained()?;
         }
         Step::DrainStart => machine.drain_start(),
+        Step::CheckpointBegin(timeout_s) => machine.checkpoint_begin(timeout_s),
+        Step::CheckpointEnd => machine.checkpoint_end(),
         Step::GcPercent(percent) => {
             machine.change_settings(SettingChange::of(Setting::GcPercent, percent.into()));
         }

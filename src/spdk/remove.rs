@@ -95,10 +95,22 @@ fn set_stage(node: &Node, stage: Stage) {
     node.app.get().removal.borrow_mut().stage = stage;
 }
 
+/// Whether it is in use and nobody has asked for its end.
+pub(super) fn is_staying(node: &Node) -> bool {
+    matches!(stage(node), Stage::Online)
+}
+
 /// `bdev_pcache_delete` of a cache in use. Answers when nothing is left of it.
 pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
     match (stage(node), drain) {
         (Stage::Online, Drain::Yes) => {
+            if let Some(id) = node.cache.checkpoint_active(now()) {
+                let message = format!(
+                    "{} cannot be drained: checkpoint {id} keeps the base from being written to; end it first",
+                    node.name
+                );
+                return request.answer(Err(RpcError::errno(libc::EBUSY, message)));
+            }
             let mut removal = node.app.get().removal.borrow_mut();
             removal.drain = Drain::Yes;
             removal.stage = Stage::Draining { look: now() };

@@ -7,8 +7,10 @@ use spdk_sys as sys;
 
 use super::json::{Json, Request, members_of};
 use super::registry;
+use super::remove;
+use super::thread::now;
 use super::trampoline::guard;
-use crate::engine::{SettingChange, Stats};
+use crate::engine::{CheckpointError, CheckpointId, SettingChange, Stats};
 use crate::rpc::{Call, Members, Method, RpcError};
 
 /// # Safety
@@ -47,6 +49,9 @@ fn dispatch(method: sys::pcache_rpc_method, members: Members, request: Request) 
         sys::PCACHE_RPC_FLUSH_START => Method::FlushStart,
         sys::PCACHE_RPC_FLUSH_STATUS => Method::FlushStatus,
         sys::PCACHE_RPC_SET_OPTIONS => Method::SetOptions,
+        sys::PCACHE_RPC_CHECKPOINT_BEGIN => Method::CheckpointBegin,
+        sys::PCACHE_RPC_CHECKPOINT_END => Method::CheckpointEnd,
+        sys::PCACHE_RPC_CHECKPOINT_STATUS => Method::CheckpointStatus,
         _ => {
             let error = RpcError::invalid_params("there is no such method");
             return request.answer(Err(error));
@@ -68,6 +73,11 @@ fn run(call: Call, request: Request) {
         Call::FlushStart(name) => request.answer(flush_start(&name)),
         Call::FlushStatus(name) => request.answer(flush_status(&name)),
         Call::SetOptions(name, change) => request.answer(set_options(&name, change)),
+        Call::CheckpointBegin(asked) => {
+            request.answer(checkpoint_begin(&asked.name, asked.timeout_s));
+        }
+        Call::CheckpointEnd(name, id) => request.answer(checkpoint_end(&name, id)),
+        Call::CheckpointStatus(name) => request.answer(checkpoint_status(&name)),
     }
 }
 
@@ -120,4 +130,41 @@ fn set_options(name: &str, change: SettingChange) -> Result<Json, RpcError> {
         .change_settings(&change)
         .map_err(|error| RpcError::invalid_params(error.to_string()))?;
     Ok(Json::yes())
+}
+
+/// The number of the checkpoint; the base gets to its cut later.
+fn checkpoint_begin(name: &str, timeout_s: u32) -> Result<Json, RpcError> {
+    let node = registry::online(name)?;
+    if !remove::is_staying(&node) {
+        let message = format!("{name} is about to be deleted");
+        return Err(RpcError::errno(libc::EBUSY, message));
+    }
+    let begun = node.cache.checkpoint_begin(timeout_s, now());
+    let id = begun.map_err(|error| checkpoint_error(name, &error))?;
+    log::info!("{name}: checkpoint {id} is asked for, to be held {timeout_s} s at the most");
+    Ok(Json::of(&serde_json::json!({ "checkpoint_id": id })))
+}
+
+fn checkpoint_end(name: &str, id: Option<CheckpointId>) -> Result<Json, RpcError> {
+    let node = registry::online(name)?;
+    let ended = node.cache.checkpoint_end(id, now());
+    let cut = ended.map_err(|error| checkpoint_error(name, &error))?;
+    log::info!("{name}: checkpoint {} has ended", cut.checkpoint_id);
+    Ok(Json::of(&cut))
+}
+
+fn checkpoint_status(name: &str) -> Result<Json, RpcError> {
+    let node = registry::online(name)?;
+    Ok(Json::of(&node.cache.checkpoint_status(now())))
+}
+
+fn checkpoint_error(name: &str, error: &CheckpointError) -> RpcError {
+    let errno = match error {
+        CheckpointError::Busy(_) => libc::EBUSY,
+        CheckpointError::Missing | CheckpointError::Other { .. } => libc::ENOENT,
+        CheckpointError::NotReached(_) => libc::ECANCELED,
+        CheckpointError::Expired { .. } => libc::ETIMEDOUT,
+        CheckpointError::Failed { .. } => libc::EIO,
+    };
+    RpcError::errno(errno, format!("{name}: {error}"))
 }

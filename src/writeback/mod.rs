@@ -16,8 +16,8 @@ mod witness;
 
 use crate::canary::{self, Canary};
 use crate::engine::{
-    BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Counters, Health, Outbox, Progress,
-    WritebackOrder,
+    BaseError, BaseKind, BaseOpId, BaseRequest, Cache, CheckpointNeed, Counters, Health, Outbox,
+    Progress, WritebackOrder,
 };
 use crate::media::Tails;
 use crate::pmem::Pmem;
@@ -165,7 +165,13 @@ impl Writeback {
     }
 
     /// Whether there is a reason to write back now.
-    fn is_wanted<P: Pmem>(&mut self, context: &Context<'_, P>, settled: Seq, now: Now) -> bool {
+    fn is_wanted<P: Pmem>(
+        &mut self,
+        context: &Context<'_, P>,
+        settled: Seq,
+        checkpoint: CheckpointNeed,
+        now: Now,
+    ) -> bool {
         let cache = context.cache;
         if !self.log.has_below(settled) {
             self.dirty_since = None;
@@ -178,6 +184,9 @@ impl Writeback {
         if context.urgent || old || much || cache.drain_running() {
             self.target = settled;
         }
+        if let CheckpointNeed::WriteBack(upto) = checkpoint {
+            self.target = self.target.max(upto);
+        }
         cache.dirty_tail().0 + 1 < self.target.0
     }
 
@@ -188,7 +197,15 @@ impl Writeback {
         if let Err(stop) = self.log.refresh(context.cache) {
             return self.halt(context, &stop);
         }
-        if !self.is_wanted(context, settled, now) {
+        // The last batch has ended, and no other has begun: the base is at a cut (INV-CKPT-1).
+        let checkpoint = context
+            .cache
+            .checkpoint
+            .need(now, context.cache.dirty_tail(), |upto| {
+                upto <= settled && !self.log.has_below(upto)
+            });
+        let wanted = self.is_wanted(context, settled, checkpoint, now);
+        if !wanted || checkpoint == CheckpointNeed::Hold {
             return Progress::Idle;
         }
         let wanted_ms = if context.urgent || is_urgent(context.cache) {
@@ -371,6 +388,7 @@ impl Writeback {
         self.state = State::Halted;
         context.counters.crc_errors.add(1);
         context.cache.set_health(Health::Degraded(stop.to_string()));
+        context.cache.checkpoint.fail(&stop.to_string());
         Progress::Idle
     }
 }

@@ -36,6 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "history.h"
 #include "transport.h"
 
 enum exit_code {
@@ -426,6 +427,7 @@ record_ack(const struct request *req)
 	for (uint64_t i = 0; i < req->io.len_blocks; i++) {
 		g_blocks[req->io.lba + i].acked = req->version;
 	}
+	history_note(HISTORY_ACKED, req->version, req->io.lba, req->io.len_blocks);
 	g_journal->slots[req->io.index].version = 0;
 	g_journal->blocks_acked += req->io.len_blocks;
 	if (writes_zeroes(req->io.kind)) {
@@ -482,6 +484,7 @@ record_issue(struct request *req)
 	slot->lba = req->io.lba;
 	slot->len_blocks = req->io.len_blocks;
 	slot->version = req->version;
+	history_note(HISTORY_ISSUED, req->version, req->io.lba, req->io.len_blocks);
 	for (uint64_t i = 0; i < req->io.len_blocks; i++) {
 		g_blocks[req->io.lba + i].issued = req->version;
 	}
@@ -949,7 +952,8 @@ static const char g_usage[] =
 	"  write        random writes, with checked reads, unmaps and flushes: --url, --seconds N,\n"
 	"               --writes N (0: no limit), --depth N, --io-bytes MIN:MAX, --aligned,\n"
 	"               --read-percent, --unmap-percent, --flush-percent N; with NVMe/TCP also\n"
-	"               --zero-percent (WRITE ZEROES), --fua-percent N\n"
+	"               --zero-percent (WRITE ZEROES), --fua-percent N; --history FILE: append\n"
+	"               what is issued and acknowledged, in order\n"
 	"  verify       read everything back from --url and compare with the journal;\n"
 	"               --atomic-bytes N: largest write that must not be torn\n"
 	"  verify-file  the same on a raw image: --file\n"
@@ -960,7 +964,7 @@ static const char g_usage[] =
 enum option_id {
 	OPT_JOURNAL = 256, OPT_URL, OPT_FILE, OPT_BLOCK_SIZE, OPT_BLOCK_COUNT, OPT_SEED, OPT_DEPTH,
 	OPT_IO_BYTES, OPT_READ, OPT_UNMAP, OPT_ZERO, OPT_FLUSH, OPT_FUA, OPT_ATOMIC, OPT_SECONDS,
-	OPT_WRITES, OPT_ALIGNED,
+	OPT_WRITES, OPT_ALIGNED, OPT_HISTORY,
 };
 
 static const struct option g_long_options[] = {
@@ -981,6 +985,7 @@ static const struct option g_long_options[] = {
 	{ "seconds", required_argument, NULL, OPT_SECONDS },
 	{ "writes", required_argument, NULL, OPT_WRITES },
 	{ "aligned", no_argument, NULL, OPT_ALIGNED },
+	{ "history", required_argument, NULL, OPT_HISTORY },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -1023,6 +1028,7 @@ parse_option(int id, const char *arg)
 	case OPT_SECONDS: g_opt.seconds = strtod(arg, NULL); break;
 	case OPT_WRITES: g_opt.writes_max = parse_number(arg); break;
 	case OPT_ALIGNED: g_opt.aligned = true; break;
+	case OPT_HISTORY: history_open(arg); break;
 	default:
 		fputs(g_usage, stderr);
 		exit(EXIT_SETUP);

@@ -55,7 +55,7 @@ pub fn engine_ops(input: &[u8]) {
 
 /// The parameters of an RPC: the first byte is the method, the others the text.
 pub fn rpc_params(input: &[u8]) {
-    const METHODS: [Method; 8] = [
+    const METHODS: [Method; 11] = [
         Method::Create,
         Method::Delete,
         Method::GetBdevs,
@@ -64,6 +64,9 @@ pub fn rpc_params(input: &[u8]) {
         Method::FlushStart,
         Method::FlushStatus,
         Method::SetOptions,
+        Method::CheckpointBegin,
+        Method::CheckpointEnd,
+        Method::CheckpointStatus,
     ];
     let Some((first, text)) = input.split_first() else {
         return;

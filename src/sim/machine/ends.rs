@@ -45,6 +45,7 @@ impl Machine {
         change: impl FnOnce(&mut Setup),
     ) -> Result<Self, Violation> {
         self.verdict()?;
+        self.with_outside(|outside| outside.check_held_after_cut(base))?;
         let mut prng = Prng::new(mix(dice, 1));
         if prng.percent(25) {
             super::super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
@@ -103,7 +104,11 @@ impl Machine {
         // operations name its memory.
         shared.pmem.on_crash_point(None);
         let base = self.with_outside(|outside| outside.base.current_image());
-        self.with_outside(|outside| outside.base.restart(&base));
+        self.with_outside(|outside| {
+            outside.base.restart(&base);
+            // None is held by the next process.
+            outside.checkpoint = None;
+        });
         let mut setup = shared.setup.clone();
         change(&mut setup);
         if setup.order == WritebackOrder::Relaxed {

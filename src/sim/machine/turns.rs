@@ -221,6 +221,7 @@ impl Shared {
             let client = Client::Background;
             outside.base.submit(client, request, &driver.out.sources);
         }
+        self.look_at_checkpoint(outside);
     }
 
     /// Does something of the background. If it moves the dirty tail, a batch has ended: the base is an exact
@@ -267,6 +268,7 @@ impl Shared {
                 lock(&self.undelivered).push(done);
             }
         }
+        self.look_at_checkpoint(&mut lock(&self.outside));
     }
 }
 

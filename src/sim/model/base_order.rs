@@ -32,12 +32,34 @@ impl Model {
     pub fn check_base(
         &self,
         rule: BaseRule,
+        found: impl FnMut(u64) -> Result<Stamp, Garbage>,
+    ) -> Result<(), Violation> {
+        self.check_base_since(rule, Time(0), found)
+    }
+
+    /// Whether the base is an exact past state of a moment at or after `since`: it holds everything that was
+    /// acknowledged before.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_cut_since(
+        &self,
+        since: Time,
+        found: impl FnMut(u64) -> Result<Stamp, Garbage>,
+    ) -> Result<(), Violation> {
+        self.check_base_since(BaseRule::Cut, since, found)
+    }
+
+    fn check_base_since(
+        &self,
+        rule: BaseRule,
+        since: Time,
         mut found: impl FnMut(u64) -> Result<Stamp, Garbage>,
     ) -> Result<(), Violation> {
         let mut visible = Vec::with_capacity(self.blocks.len());
         let mut present = vec![false; self.writes.len()];
         let mut demand = Demand {
-            acked_before: Time(0),
+            acked_before: since,
             fua_before: Time(0),
         };
         for lba in 0..self.blocks.len() as u64 {

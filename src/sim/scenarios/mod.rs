@@ -4,6 +4,7 @@
 //! Most run on a [`Machine`] with the crash enumerator as its observer, so that every fence and every
 //! acknowledgement of the scenario is cut.
 
+mod checkpoint;
 #[cfg(test)]
 mod doc_tests;
 mod durability;
@@ -69,6 +70,8 @@ scenarios! {
     13 metadata::one_copy_of_any_record_may_be_poisoned_and_both_are_an_error,
     14 writeback::overwrites_there_and_back_reach_the_base_in_order,
     14 writeback::a_journal_on_the_base_is_always_consistent,
+    14 checkpoint::a_checkpoint_holds_the_base_at_an_exact_cut,
+    14 checkpoint::writers_wait_for_a_checkpoint_until_its_time_limit,
     15 writeback::the_base_alone_is_always_a_state_that_the_barriers_allow,
     16 writeback::failing_writes_of_the_base_hold_the_tail_and_heal,
     16 writeback::failing_flushes_of_the_base_hold_the_tail_and_heal,
