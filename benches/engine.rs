@@ -3,15 +3,14 @@
 //! `cargo bench --features heap --bench engine -- [CACHE_PATH] [CACHE_MIB]` (default: a file on /dev/hugepages if
 //! that is mounted, else on /dev/shm; 1024 MiB). `parts` has the limits to compare with.
 
+mod random;
 mod rig;
-mod tools;
 
 use pcache::engine::{DataCrc, Fua, Op};
 use pcache::pmem::IovCursor;
-use rig::{Base, Load, Pattern, Rig, map, open};
+use rig::{Base, Load, Pattern, Rig, map, now, open};
 use std::path::PathBuf;
 use std::time::Duration;
-use tools::now;
 
 const BLOCK_SIZE_BYTES: u32 = 4096;
 const ROUNDS: usize = 5;

@@ -9,14 +9,14 @@
 //! - `extents`: a tree of extents for each part of the base.
 
 mod memory;
-mod tools;
+mod random;
 
 use memory::resident_bytes;
 use pcache::index::probe::Probe;
+use random::Rng;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::hint::black_box;
-use tools::{Rng, now};
 
 const BASE_PAGE_BITS: u32 = 28;
 /// Look-ups of a round; those of a batch are prefetched together.
@@ -118,14 +118,24 @@ impl Shape for Extents {
     }
 }
 
-/// Nanoseconds for each of `count` steps; the median of rounds.
-fn median_ns(count: u64, mut round: impl FnMut()) -> f64 {
+/// How long this thread was on a processor: what others do there is not counted.
+fn busy_ns() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("/proc is mounted");
+    let busy = text.split(' ').next().and_then(|text| text.parse().ok());
+    busy.expect("the kernel counts")
+}
+
+/// Nanoseconds for each of `count` steps.
+fn ns_per_step(count: u64, steps: impl FnOnce()) -> f64 {
+    let start = busy_ns();
+    steps();
+    (busy_ns() - start) as f64 / count as f64
+}
+
+/// The median of rounds of [`ROUND`] steps.
+fn median_ns(mut round: impl FnMut()) -> f64 {
     let mut rounds: Vec<f64> = (0..ROUNDS)
-        .map(|_| {
-            let start = now();
-            round();
-            start.elapsed().as_nanos() as f64 / count as f64
-        })
+        .map(|_| ns_per_step(ROUND, &mut round))
         .collect();
     rounds.sort_by(f64::total_cmp);
     rounds[ROUNDS / 2]
@@ -133,9 +143,10 @@ fn median_ns(count: u64, mut round: impl FnMut()) -> f64 {
 
 fn measure(mut shape: impl Shape, pages: u64) -> serde_json::Value {
     let before = resident_bytes();
-    let start = now();
-    let refused = (0..pages).filter(|n| !shape.insert(page(*n), *n)).count();
-    let insert_ns = start.elapsed().as_nanos() as f64 / pages as f64;
+    let mut refused = 0;
+    let insert_ns = ns_per_step(pages, || {
+        refused = (0..pages).filter(|n| !shape.insert(page(*n), *n)).count();
+    });
     let grown_bytes = resident_bytes() - before;
     let mut rng = Rng::new(7);
     let mut look = |prefetched: bool| {
@@ -149,10 +160,10 @@ fn measure(mut shape: impl Shape, pages: u64) -> serde_json::Value {
             }
         }
     };
-    let lookup_ns = median_ns(ROUND, || look(false));
-    let prefetched_ns = median_ns(ROUND, || look(true));
+    let lookup_ns = median_ns(|| look(false));
+    let prefetched_ns = median_ns(|| look(true));
     let mut next = 0;
-    let again_ns = median_ns(ROUND, || {
+    let again_ns = median_ns(|| {
         for _ in 0..ROUND {
             next = (next + 1) % pages;
             shape.insert(page(next), next);

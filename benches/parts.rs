@@ -7,18 +7,18 @@
 //!   `scattered` over a terabyte, or the first 512 bytes of each: `scattered_512`.
 
 mod memory;
+mod random;
 mod rig;
-mod tools;
 
 use memory::resident_bytes;
 use pcache::engine::{DataCrc, Fua, Op};
 use pcache::pmem::{IovBuf, Pmem};
 use pcache::units::{Agent, PmemOff};
-use rig::{Base, Load, Pattern, Rig, map, open};
+use random::Rng;
+use rig::{Base, Load, Pattern, Rig, map, now, open};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
-use tools::{Rng, now};
 
 /// Where a real cache keeps its superblock; copies go behind it.
 const START_BYTES: u64 = 2 << 20;

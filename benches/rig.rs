@@ -1,6 +1,6 @@
 //! The engine without SPDK, for the benches: a cache on a real mapping, in front of memory that answers at once.
 
-use crate::tools::{Rng, now};
+use crate::random::Rng;
 use pcache::engine::{
     Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, HostIo,
     IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
@@ -20,6 +20,11 @@ const DEPTH_MAX: usize = 128;
 const NAP_POLLS: u32 = 64;
 /// The largest request in bytes.
 const IO_SIZE_BYTES_MAX: usize = 128 << 10;
+
+#[expect(clippy::disallowed_methods, reason = "a bench measures time")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
 
 /// Maps a new file with memory behind every page.
 pub(crate) fn map(path: &Path, size_bytes: u64) -> MappedPmem {

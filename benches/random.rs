@@ -1,6 +1,4 @@
-//! Random numbers and the time.
-
-use std::time::Instant;
+//! Random numbers.
 
 pub(crate) struct Rng(u64);
 
@@ -17,9 +15,4 @@ impl Rng {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a bench measures time")]
-pub(crate) fn now() -> Instant {
-    Instant::now()
 }
