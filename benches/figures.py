@@ -113,6 +113,8 @@ RATIOS = [
     _iops("randread_qd32_vs_malloc", "randread_qd32", "pcache", "malloc", at_least=1),
     _iops("zcopy_randread_qd32_vs_malloc", "randread_qd32", "pcache_zcopy", "malloc", at_least=3),
     _iops("two_cores_vs_one_randwrite", _WRITE, "pcache_2cores", "pcache", at_least=1.9),
+    _iops("two_cores_skewed_vs_uniform", _WRITE, "pcache_2cores_skewed", "pcache_2cores"),
+    _iops("zipf", _WRITE, "pcache_2cores_zipf", "pcache_2cores"),
     Yardstick(
         "seqwrite_128k_vs_copy_limit",
         _SEQUENTIAL,
@@ -149,7 +151,18 @@ ABSOLUTES = [
     Yardstick(
         "index_scattered_512b_bytes_per_page", ("index", "scattered_512", "bytes_per_page"), at_most=32
     ),
-    Yardstick("recovery_million_keys_per_s", ("recovery", "pcache", "million_keys_per_s"), at_least=10),
+    Yardstick("recovery_million_keys_per_s", ("recovery", "1core", "million_keys_per_s"), at_least=10),
+    Yardstick("recovery_million_keys_per_s_two_cores", ("recovery", "2cores", "million_keys_per_s")),
+    Yardstick(
+        "recovery_million_keys_per_s_per_core",
+        ("recovery", "2cores", "million_keys_per_s_per_core"),
+        at_least=10,
+    ),
+    Yardstick(
+        "recovery_ns_per_key_12m_vs_1m",
+        ("recovery_engine", "12m", "one_core_ns_per_key"),
+        ("recovery_engine", "1m", "one_core_ns_per_key"),
+    ),
     Yardstick("instructions_per_write_qd1", ("randwrite_qd1", "pcache", "instructions_per_io"), at_most=1000),
     Yardstick(
         "instructions_per_write_qd1_engine_alone", ("instructions", "engine_write_qd1", "instructions_per_io")
@@ -158,6 +171,19 @@ ABSOLUTES = [
         "instructions_per_read_qd1_engine_alone", ("instructions", "engine_read_qd1", "instructions_per_io")
     ),
 ]
+
+
+def roofline(figures: Figures) -> dict[str, dict[str, float]]:
+    """What the parts of a durable 4 KiB write cost in nanoseconds, and what the whole of it cost."""
+    found = {}
+    for depth in ("qd1", "qd32"):
+        parts = figures.samples.get("costs", {}).get(depth, {})
+        empty, whole = (figures.median(f"randwrite_{depth}", peer, "iops") for peer in ("null", "pcache"))
+        if not (parts and empty and whole):
+            continue
+        ns = {"bdev_layer": 1e9 / empty} | {part: statistics.median(of) for part, of in parts.items()}
+        found[depth] = ns | {"sum": sum(ns.values()), "measured": 1e9 / whole}
+    return found
 
 
 def medians(figures: Figures, yardsticks: list[Yardstick]) -> dict[str, float]:

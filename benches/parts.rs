@@ -3,18 +3,23 @@
 //! - `parts copy PATH MIB SECONDS`: how fast the store instructions alone fill the file at PATH; it stays.
 //! - `parts requests PATH MIB KIND DEPTH COUNT`: runs COUNT requests of 4 KiB, `write` or `read` (hits), to be
 //!   counted by a profiler. The difference of two counts is free of what the start costs.
+//! - `parts recover PATH MIB KEYS`: how long the recovery of a cache with so many keys of 512 B takes, on one core and
+//!   on two; the file stays.
+//! - `parts costs PATH MIB SECONDS`: what the parts of a 4 KiB write cost one by one.
 //! - `parts index PATH MIB KIND PAGES`: DRAM that a cache takes with so many pages of 4 KiB in it: `dense`, or
 //!   `scattered` over a terabyte, or the first 512 bytes of each: `scattered_512`.
 
 mod memory;
 mod random;
+mod reopen;
 mod rig;
 
 use memory::resident_bytes;
 use pcache::engine::{DataCrc, Fua, Op};
 use pcache::pmem::{IovBuf, Pmem};
-use pcache::units::{Agent, PmemOff};
+use pcache::units::{Agent, Page, PmemOff};
 use random::Rng;
+use reopen::{Recovered, reopen};
 use rig::{Base, Load, Pattern, Rig, map, now, open};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -94,6 +99,86 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
     json!({ "requests": done, "read_hits": cache.stats().read_hits })
 }
 
+/// Writes `keys` keys of 512 B to random places of a gigabyte, and recovers the cache on one core and on two.
+fn recover(path: &Path, size_bytes: u64, keys: u64) -> Value {
+    let base = Base {
+        block_size_bytes: 512,
+        block_count: (1 << 30) / 512,
+    };
+    let cache = open(map(path, size_bytes), DataCrc::Off, base);
+    let mut rig = Rig::new(&cache);
+    let load = Load {
+        depth: 32,
+        len_blocks: 1,
+        pattern: Pattern::Random,
+    };
+    let write = |cursor| Op::Write(cursor, Fua::No);
+    rig.run(load, write, |done| done >= keys);
+    assert_eq!(cache.stats().segments_reclaimed, 0, "the cache has room");
+    drop((rig, cache));
+    let [one, two] = [1, 2].map(|worker_count| reopen(map(path, size_bytes), base, worker_count));
+    assert_eq!(one.keys, two.keys, "both find the same");
+    let ns_per_key =
+        |recovered: &Recovered| recovered.span.as_nanos() as f64 / recovered.keys as f64;
+    json!({
+        "keys": one.keys,
+        "one_core_ns_per_key": ns_per_key(&one),
+        "two_cores_ns_per_key": ns_per_key(&two),
+    })
+}
+
+/// What the parts of a 4 KiB write cost, in nanoseconds for each write: at depth 1, and in batches of 32.
+fn costs(path: &Path, size_bytes: u64, span: Duration) -> Value {
+    const WORKING_SET_PAGES: u64 = 1 << 18;
+    let pmem = map(path, size_bytes);
+    let ns = |mibps: f64| 4096.0 / mibps * 1e9;
+    let mut rng = Rng::new(3);
+    let mut random = |places: u64| rng.next() % places;
+    let copy_1_ns = ns(copy_rate(&pmem, 4 << 10, 1, span, &mut random));
+    let copy_32_ns = ns(copy_rate(&pmem, 4 << 10, 32, span, &mut random));
+    // A kset of one key is a line, one of 32 keys is 13.
+    let lines_rate = |lines: usize| {
+        let (start, line, mut done) = (now(), vec![0; lines * 64], 0u64);
+        while start.elapsed() < span {
+            for number in 0..64 {
+                let off = START_BYTES + (done + number) * line.len() as u64 % (64 << 20);
+                pmem.store(AGENT, PmemOff(off), &line);
+                drop(pmem.fence(AGENT));
+            }
+            done += 64;
+        }
+        start.elapsed().as_nanos() as f64 / done as f64
+    };
+    let (kset_1_ns, kset_32_ns) = (lines_rate(1), lines_rate(13) / 32.0);
+    let base = Base {
+        block_size_bytes: 4096,
+        block_count: WORKING_SET_PAGES,
+    };
+    let cache = open(pmem, DataCrc::Off, base);
+    let load = Load {
+        depth: 32,
+        len_blocks: 1,
+        pattern: Pattern::Sequential,
+    };
+    let write = |cursor| Op::Write(cursor, Fua::No);
+    Rig::new(&cache).run(load, write, |done| done >= WORKING_SET_PAGES);
+    let mut index_ns = |batch: u64| {
+        let (start, mut done) = (now(), 0u64);
+        while start.elapsed() < span {
+            let pages: Vec<Page> = (0..batch)
+                .map(|_| Page(rng.next() % WORKING_SET_PAGES))
+                .collect();
+            cache.republish(&pages);
+            done += batch;
+        }
+        start.elapsed().as_nanos() as f64 / done as f64
+    };
+    json!({
+        "qd1": { "copy_and_fence": copy_1_ns, "kset_and_fence": kset_1_ns, "index": index_ns(1) },
+        "qd32": { "copy_and_fence": copy_32_ns, "kset_and_fence": kset_32_ns, "index": index_ns(32) },
+    })
+}
+
 /// Memory of the process when a cache has taken `pages` pages of 4 KiB, or the first blocks of so many.
 fn index(path: &Path, size_bytes: u64, kind: &str, pages: u64) -> Value {
     const TERABYTE: u64 = 1 << 40;
@@ -131,20 +216,22 @@ fn main() {
         .collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse::<u64>().expect("a number");
+    let span = |text: &str| Duration::from_secs_f64(text.parse().expect("a number of seconds"));
     let [mode, path, mib, ..] = args[..] else {
-        eprintln!("parts copy|requests|index PATH MIB ...: see the head of the source");
+        eprintln!(
+            "parts copy|costs|requests|recover|index PATH MIB ...: see the head of the source"
+        );
         std::process::exit(2);
     };
     let (path, size_bytes) = (Path::new(path), number(mib) << 20);
-    let keep = mode == "copy";
+    let keep = ["copy", "costs", "recover"].contains(&mode);
     if !keep {
         let _ = std::fs::remove_file(path);
     }
     let answer = match (mode, &args[3..]) {
-        ("copy", [seconds]) => {
-            let span = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
-            copy(path, size_bytes, span)
-        }
+        ("copy", [seconds]) => copy(path, size_bytes, span(seconds)),
+        ("costs", [seconds]) => costs(path, size_bytes, span(seconds)),
+        ("recover", [keys]) => recover(path, size_bytes, number(keys)),
         ("requests", [kind, depth, count]) => {
             let depth = number(depth) as usize;
             requests(path, size_bytes, kind, depth, number(count))

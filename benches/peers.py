@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.memory import meminfo_mib
 from harness.scenario import CACHE, MIB
+from workloads import Workload
 
 # What the workloads go to. Far more than the caches of a processor hold.
 WORKING_SET_MIB = 1024
@@ -116,6 +117,17 @@ def pcache(file: Path, size_mib: int, **options: Any) -> dict[str, Any]:
     return entry("bdev_pcache_create", name=CACHE, **params)
 
 
+def jobs_in_region(cores: int, region_mib: int, workload: Workload) -> str:
+    """Jobs for bdevperf: one on each core, all on the same first MiB of the cache."""
+    lines = []
+    for core in range(cores):
+        lines += [f"[core{core}]", f"filename={CACHE}", f"cpumask={1 << core:#x}", f"rw={workload.kind}"]
+        lines += [f"bs={workload.io_size}", f"iodepth={workload.depth}"]
+        # In blocks.
+        lines += ["offset=0", f"length={region_mib * MIB // 4096}", ""]
+    return "\n".join(lines)
+
+
 def _passthru() -> Bdevs:
     return [
         null("Base", WORKING_SET_MIB),
@@ -145,6 +157,10 @@ class Peer:
     # Everything is written once before, so that reads hit and no page is touched for the first time.
     filled: bool = True
     small_cache: bool = False
+    # Random addresses follow Zipf's law, in the part of each core.
+    zipf_theta: float = 0
+    # All cores work on the same first MiB of the bdev; 0: each on its own part.
+    region_mib: int = 0
 
     @property
     def is_pcache(self) -> bool:
@@ -179,6 +195,8 @@ PEERS = [
     Peer("pcache_zcopy", _cached(_NULL), zero_copy=True),
     Peer("malloc_2cores", _alone(_MALLOC), cores=2),
     Peer("pcache_2cores", _cached(_NULL), cores=2),
+    Peer("pcache_2cores_skewed", _cached(_NULL), cores=2, filled=False, region_mib=4),
+    Peer("pcache_2cores_zipf", _cached(_NULL), cores=2, zipf_theta=1.1),
     Peer("malloc_512", _alone(_MALLOC_512)),
     Peer("pcache_512", _cached(_NULL_512)),
     Peer("pcache_busy", _cached(_NULL), small_cache=True),

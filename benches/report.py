@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import plot
-from figures import ABSOLUTES, RATIOS, Figures, Samples, Yardstick, medians, spreads
+from figures import ABSOLUTES, RATIOS, Figures, Samples, Yardstick, medians, roofline, spreads
 from harness import ROOT, Host
 from harness.memory import meminfo_mib
 from workloads import WORKLOADS
@@ -74,8 +74,12 @@ _UNITS = {
     "table_mib_per_gib": "MiB of the table for a GiB of cache",
     "bytes_per_page": "bytes of DRAM for each cached page",
     "instructions_per_io": "instructions for each request",
+    "one_core_ns_per_key": "ns for each key, on one core",
+    "two_cores_ns_per_key": "ns for each key, on two cores",
 }
-_OTHERS = ("copy", "index", "recovery", "backlog", "instructions")
+_OTHERS = ("copy", "index", "recovery", "recovery_engine", "backlog", "instructions")
+# While write-back and reclaim run, and while they do not.
+_TAILS = ("malloc", "pcache", "pcache_busy", "pcache_busy_malloc")
 
 
 def write(figures: Figures, machine: dict[str, Any], settings: dict[str, Any]) -> list[Path]:
@@ -87,6 +91,7 @@ def write(figures: Figures, machine: dict[str, Any], settings: dict[str, Any]) -
         "ratios": medians(figures, RATIOS),
         "absolutes": medians(figures, ABSOLUTES),
         "spreads": spreads(figures, [*RATIOS, *ABSOLUTES]),
+        "roofline": roofline(figures),
         "figures": figures.summary(),
         "notes": figures.notes | _remarks(figures),
         "failed": figures.failed,
@@ -129,6 +134,8 @@ def markdown(figures: Figures, machine: dict[str, Any], settings: dict[str, Any]
     ]
     for prefix, title, column in _TABLES:
         lines += _workload_table(figures, prefix, title, column)
+    lines += _tail_table(figures)
+    lines += _roofline_table(figures)
     lines += _other_table(figures)
     for what, why in (figures.notes | _remarks(figures) | figures.failed).items():
         lines.append(f"- {what}: {why.splitlines()[0]}")
@@ -188,6 +195,26 @@ def _workload_table(figures: Figures, prefix: str, title: str, column: Column) -
                 rows.append([workload, peer, *cells])
     heads = [column.head, *(latency.head for latency in _LATENCIES)]
     return _table(title, ["workload", "peer", *heads], rows)
+
+
+def _tail_table(figures: Figures) -> list[str]:
+    """How the latency of random writes is distributed."""
+    metrics = ["latency_us_median", "latency_us_p99", "latency_us_p999", "latency_us_p9999", "latency_us_max"]
+    rows = []
+    for peer in _TAILS:
+        medians_us = [figures.median("randwrite_qd32", peer, metric) for metric in metrics]
+        if medians_us[0] is not None:
+            rows.append([peer, *("" if value is None else f"{value:.1f}" for value in medians_us)])
+    head = ["peer", "p50 us", "p99 us", "p99.9 us", "p99.99 us", "max us"]
+    return _table("Latency of randwrite_qd32", head, rows)
+
+
+def _roofline_table(figures: Figures) -> list[str]:
+    """What the parts of a write cost."""
+    depths = roofline(figures)
+    parts = list(next(iter(depths.values()), {}))
+    rows = [[depth, *(f"{ns[part]:.0f}" for part in parts)] for depth, ns in depths.items()]
+    return _table("A 4 KiB write and its parts, in ns", ["depth", *parts], rows)
 
 
 def _other_table(figures: Figures) -> list[str]:

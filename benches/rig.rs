@@ -2,16 +2,16 @@
 
 use crate::random::Rng;
 use pcache::engine::{
-    Background, BaseCaps, BaseIdentity, BaseKind, Cache, Channel, DataCrc, FormatPolicy, HostIo,
-    IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
+    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, Budget, Cache, Channel, DataCrc,
+    FormatPolicy, HostIo, IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
 };
-use pcache::pmem::{IovBuf, IovCursor, MapRequest, MappedPmem};
+use pcache::pmem::{Extent, IovBuf, IovCursor, MapRequest, MappedPmem};
 use pcache::recovery::{OpenStep, Opening};
 use pcache::units::{Lba, Now};
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Requests that a rig can keep under way.
 const DEPTH_MAX: usize = 128;
@@ -30,7 +30,7 @@ pub(crate) fn now() -> Instant {
 pub(crate) fn map(path: &Path, size_bytes: u64) -> MappedPmem {
     let request = MapRequest {
         path: path.to_owned(),
-        create_size_bytes: Some(size_bytes),
+        extent: Extent::File { size_bytes },
         size_bytes_min: 1 << 20,
     };
     let mut pmem = MappedPmem::open(&request).expect("the file can be mapped");
@@ -45,10 +45,15 @@ pub(crate) struct Base {
     pub(crate) block_count: u64,
 }
 
-/// Formats a cache.
-pub(crate) fn open(mut pmem: MappedPmem, data_crc: DataCrc, base: Base) -> Arc<Cache<MappedPmem>> {
-    while pmem.populate_next().is_some() {}
-    let options = OpenOptions {
+/// Another one in each run: what an earlier one has left in the file must not pass for keys of this one.
+fn new_uuid() -> [u8; 16] {
+    let run = u128::from(std::process::id()) << 64;
+    let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    (run ^ clock.as_nanos()).to_le_bytes()
+}
+
+pub(crate) fn options(format: FormatPolicy, data_crc: Option<DataCrc>, base: Base) -> OpenOptions {
+    OpenOptions {
         base: BaseIdentity {
             uuid: [1; 16],
             name: "bench".to_owned(),
@@ -59,26 +64,37 @@ pub(crate) fn open(mut pmem: MappedPmem, data_crc: DataCrc, base: Base) -> Arc<C
             flush: true,
             unmap: true,
         },
-        format: FormatPolicy::Force,
-        new_uuid: [2; 16],
-        data_crc: Some(data_crc),
+        format,
+        new_uuid: new_uuid(),
+        data_crc,
         segment_size_bytes: None,
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::default(),
         stream_count_max: 2,
-    };
-    let mut opening = Opening::begin(pmem, options).expect("a new file is formatted");
-    loop {
-        match opening.poll().expect("a new cache opens") {
-            OpenStep::ReadBase {
-                slot, len_blocks, ..
-            } => {
-                let len_bytes = len_blocks * u64::from(base.block_size_bytes);
-                opening.on_base_block(slot, Ok(&vec![0; len_bytes as usize]));
-            }
-            OpenStep::Ready => return opening.finish(),
-            OpenStep::Working { .. } | OpenStep::AwaitingBase => {}
-        }
     }
+}
+
+/// A slice of an opening; whether the cache is ready. What is read of the base are zeroes.
+pub(crate) fn poll(opening: &mut Opening<MappedPmem>, base: Base) -> bool {
+    match opening.poll().expect("the cache opens") {
+        OpenStep::ReadBase {
+            slot, len_blocks, ..
+        } => {
+            let len_bytes = len_blocks * u64::from(base.block_size_bytes);
+            opening.on_base_block(slot, Ok(&vec![0; len_bytes as usize]));
+            false
+        }
+        OpenStep::Ready => true,
+        OpenStep::Working { .. } | OpenStep::AwaitingBase => false,
+    }
+}
+
+/// Formats a cache.
+pub(crate) fn open(pmem: MappedPmem, data_crc: DataCrc, base: Base) -> Arc<Cache<MappedPmem>> {
+    let options = options(FormatPolicy::Force, Some(data_crc), base);
+    let mut opening = Opening::begin(pmem, options).expect("a new file is formatted");
+    while !poll(&mut opening, base) {}
+    opening.finish()
 }
 
 /// Where requests go.
@@ -187,7 +203,9 @@ impl Rig {
             return;
         }
         self.background_out.clear();
-        let progress = self.background.poll(at, &mut self.background_out);
+        let progress = self
+            .background
+            .poll(at, Budget::default(), &mut self.background_out);
         if progress == Progress::Idle && self.background_out.base.is_empty() {
             self.nap_polls_left = NAP_POLLS;
         }

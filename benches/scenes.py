@@ -27,8 +27,14 @@ SIZES_GIB = (1, 4, 12)
 SIZE_CACHE_SHARE = 0.86
 # Of each kind of bare copies.
 COPY_SECONDS = 0.4
+# Of each part of a write.
+COST_SECONDS = 0.2
 # The scenes that take long do with fewer rounds.
 LONG_SCENE_ROUNDS = 3
+# How many keys a recovery is measured with.
+RECOVERY_MILLION_KEYS = (1, 4, 12)
+# What the log says at its end.
+_RECOVERED = re.compile(r"recovered (\d+) keys from \d+ segments in (\d+) ms on (\d+) cores")
 _FAILURES = (AppFailed, RpcError, RpcConnectionLost, native.NativeFailed, TimeoutError, OSError)
 
 
@@ -61,6 +67,7 @@ class Bench:
     def round(self, number: int) -> None:
         """Everything once, the peers in turn."""
         self._scene("copy limit", self.copy_limit)
+        self._scene("parts of a write", self.costs)
         for peer in PEERS:
             self._scene(peer.name, lambda peer=peer: self.peer(peer))
         if number < LONG_SCENE_ROUNDS:
@@ -96,7 +103,14 @@ class Bench:
             bdevs = peer.make(self.store.small_file, peers.SMALL_CACHE_MIB)
         else:
             bdevs = peer.make(self.store.cache_file, self.cache_mib)
-        with self._bdevperf(bdevs, cores=peer.cores, zero_copy=peer.zero_copy) as bdevperf:
+        options: dict[str, Any] = {"cores": peer.cores, "zero_copy": peer.zero_copy}
+        options["zipf_theta"] = peer.zipf_theta
+        if peer.region_mib:
+            # One workload: that of the jobs.
+            (workload,) = workloads
+            options["jobs_file"] = self.store.folder / "jobs.conf"
+            options["jobs_file"].write_text(peers.jobs_in_region(peer.cores, peer.region_mib, workload))
+        with self._bdevperf(bdevs, **options) as bdevperf:
             if peer.zero_copy and not self._has_zero_copy(bdevperf.app.rpc):
                 self._skip(peer.name, "the bdev does not support ZCOPY")
                 return
@@ -160,6 +174,8 @@ class Bench:
             "mibps": result.mibps,
             "latency_us": result.latency_us,
             "latency_us_median": result.latency_us_median,
+            "latency_us_p99": result.latency_us_p99,
+            "latency_us_p999": result.latency_us_p999,
             "latency_us_p9999": result.latency_us_p9999,
             "latency_us_max": result.latency_us_max,
         }
@@ -204,52 +220,52 @@ class Bench:
             self.measure(bdevperf, write, name)
 
     def recovery(self) -> None:
-        """How long creation takes with millions of keys, and with none."""
-        if not self.wanted("recovery", "pcache"):
-            return
-        base = self.store.folder / "base.img"
-        try:
-            self._recovery(base)
-        finally:
-            base.unlink(missing_ok=True)
+        """How long it takes to find millions of keys, on one core and on two; and how that grows."""
+        if self.wanted("recovery", "cores"):
+            base = self.store.folder / "base.img"
+            try:
+                self._recovery(base)
+            finally:
+                base.unlink(missing_ok=True)
+        if self.wanted("recovery_engine", "keys"):
+            for millions in RECOVERY_MILLION_KEYS:
+                # A key takes 512 bytes and its share of a kset, and less than half of the cache may be dirty.
+                if millions * 600 * 3 > self.cache_mib:
+                    self._skip(f"recovery of {millions} M keys", "the cache is too small for them")
+                    continue
+                answer = self.parts.run(
+                    "recover", self.store.cache_file, self.cache_mib, millions * 1_000_000
+                )
+                self.figures.add("recovery_engine", f"{millions}m", **answer)
 
     def _recovery(self, base: Path) -> None:
         # The base must hold what is written back: the cache recognises it by that.
         with base.open("wb") as file:
             file.truncate(WORKING_SET_MIB * MIB)
         aio = [peers.entry("bdev_aio_create", name="Base", filename=str(base), block_size=512)]
-        file, size_mib = self.store.cache_file, self.cache_mib
-        with self._bdevperf([*aio, peers.pcache(file, size_mib)]):
-            pass
-        with self._bdevperf(aio) as bdevperf:
-            rpc = bdevperf.app.rpc
-            empty_ms = self._reopen_ms(rpc)
-            # Small, so that there are many keys, and for so short a time that nothing is written back.
+        with self._bdevperf([*aio, peers.pcache(self.store.cache_file, self.cache_mib)]) as bdevperf:
+            # Small, so that there are many keys.
             bdevperf.run("randwrite", io_size=512, queue_depth=32, seconds=1)
-            stats = _stats(rpc)
-        with self._bdevperf(aio) as bdevperf:
-            full_ms = self._reopen_ms(bdevperf.app.rpc)
-        if stats["segments_reclaimed"]:
-            self._skip("recovery", "segments were reclaimed: the number of keys is not known")
-            return
-        keys, took_ms = stats["keys"], full_ms - empty_ms
-        self.figures.add(
-            "recovery",
-            "pcache",
-            keys=keys,
-            empty_ms=empty_ms,
-            full_ms=full_ms,
-            ms_per_million_keys=took_ms / keys * 1e6,
-            million_keys_per_s=keys / took_ms / 1e3,
-        )
-
-    def _reopen_ms(self, rpc: Rpc) -> float:
-        create = peers.pcache(self.store.cache_file, self.cache_mib, format="never")
-        started_s = time.monotonic()
-        rpc.call(create["method"], create["params"])
-        took_ms = (time.monotonic() - started_s) * 1000
-        wait_until(lambda: bdev_info(rpc, CACHE), "the cache is there")
-        return took_ms
+        reopened = peers.pcache(self.store.cache_file, self.cache_mib, format="never")
+        for cores in (1, 2):
+            with self._bdevperf([*aio, reopened], cores=cores) as bdevperf:
+                wait_until(lambda rpc=bdevperf.app.rpc: bdev_info(rpc, CACHE), "the cache is there")
+                told = _RECOVERED.search(bdevperf.app.log())
+            if told is None:
+                raise AppFailed("the log does not tell of a recovery")
+            keys, took_ms, worker_count = (int(number) for number in told.groups())
+            if worker_count != cores:
+                raise AppFailed(f"{worker_count} workers recovered on {cores} cores")
+            rate = keys / max(took_ms, 1) / 1e3
+            self.figures.add(
+                "recovery",
+                f"{cores}core" if cores == 1 else f"{cores}cores",
+                keys=keys,
+                ms=took_ms,
+                ms_per_million_keys=took_ms / keys * 1e6,
+                million_keys_per_s=rate,
+                million_keys_per_s_per_core=rate / cores,
+            )
 
     def backlog(self) -> None:
         """How fast dirty data reach a RAM disk when nobody else wants the core."""
@@ -276,6 +292,14 @@ class Bench:
         self.machine["store_kernel"] = answer.pop("store_kernel")
         self.machine["store_durability"] = answer.pop("durability")
         self.figures.add("copy", "limit", **answer)
+
+    def costs(self) -> None:
+        """What the parts of a write cost; the bdev layer is that of the null bdev."""
+        if not self.wanted("costs", "parts"):
+            return
+        answer = self.parts.run("costs", self.store.cache_file, self.cache_mib, COST_SECONDS)
+        for depth, parts in answer.items():
+            self.figures.add("costs", depth, **parts)
 
     def index(self) -> None:
         """DRAM for what is cached."""

@@ -77,10 +77,16 @@ def _add_create(subparsers):
         "any other)",
     )
     parser.add_argument(
+        "--cache-offset-mib",
+        type=int,
+        help="Start in MiB of the part of the cache device to use, if several caches share it; "
+        "--cache-size-mib is the size of the part then",
+    )
+    parser.add_argument(
         "-s",
         "--cache-size-mib",
         type=int,
-        help="Size in MiB of the file to create, if it does not exist",
+        help="Size in MiB of the file to create, if it does not exist, or of the part",
     )
     parser.add_argument(
         "--data-crc",
@@ -94,6 +100,12 @@ def _add_create(subparsers):
         help="Size of a segment in KiB, a power of two. Fixed when the cache is formatted. Default: 16384",
     )
     _add_settings(parser)
+    parser.add_argument(
+        "--base-growth",
+        choices=["refuse", "accept"],
+        help="Whether a base that is larger than when the cache was last in use is taken for the same one, "
+        "grown. One that grows while in use needs no option. Default: refuse",
+    )
     parser.add_argument(
         "--format",
         choices=["auto", "never", "force"],

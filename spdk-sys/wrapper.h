@@ -10,6 +10,7 @@
 #include "spdk/env.h"
 #include "spdk/json.h"
 #include "spdk/jsonrpc.h"
+#include "spdk/notify.h"
 #include "spdk/rpc.h"
 #include "spdk/thread.h"
 #include "spdk/uuid.h"

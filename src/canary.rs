@@ -55,10 +55,15 @@ canaries! {
     LineFreedInUse = "line_freed_in_use",
     /// A read fill goes into the cache although its page was written meanwhile.
     StaleFillInstalled = "stale_fill_installed",
+    /// A miss joins a base read that was asked for before its blocks were written.
+    StaleReadJoined = "stale_read_joined",
     /// A flush of the application closes no epoch.
     FlushClosesNoEpoch = "flush_closes_no_epoch",
     /// A FUA write closes no epoch.
     FuaClosesNoEpoch = "fua_closes_no_epoch",
+
+    /// Blocks that the base has grown by are taken before the superblock says so.
+    GrowthNotPersisted = "growth_not_persisted",
 
     /// The second copy of metadata is never written.
     SecondCopyNotWritten = "second_copy_not_written",
@@ -87,6 +92,8 @@ canaries! {
     FailedBaseWriteIgnored = "failed_base_write_ignored",
     /// A batch in strict order spans a barrier.
     StrictBatchSpansBarrier = "strict_batch_spans_barrier",
+    /// A batch in strict order that spans a barrier, with versions of one block, takes another block too.
+    SpanningBatchTakesMore = "spanning_batch_takes_more",
     /// Where keys of a batch overlap, the older one is written to the base.
     OldestKeyWins = "oldest_key_wins",
     /// Unmaps are not passed on to the base.
@@ -95,6 +102,10 @@ canaries! {
     BatchEndNotRecorded = "batch_end_not_recorded",
     /// The witness is not renewed when the base changes.
     WitnessNotRenewed = "witness_not_renewed",
+    /// Dirty data whose memory is lost or whose checksum is wrong are written to the base all the same.
+    DamagedPayloadWritten = "damaged_payload_written",
+    /// Dirty data whose memory is lost are read from the base, which holds something older.
+    DirtyDamageReadFromBase = "dirty_damage_read_from_base",
     /// A drain ends when one kset is still missing on the base.
     DrainEndsEarly = "drain_ends_early",
     /// A checkpoint holds the base before all that was acknowledged before it is there.
@@ -108,11 +119,19 @@ canaries! {
     GenerationNotRaised = "generation_not_raised",
     /// A segment is free although somebody may still read in it.
     ReclaimIgnoresReaders = "reclaim_ignores_readers",
+    /// A segment whose memory is damaged is used again.
+    SuspectSegmentReused = "suspect_segment_reused",
+    /// The scrub takes damaged dirty data out of the cache, as if the base had them.
+    ScrubDropsDirtyData = "scrub_drops_dirty_data",
     /// A segment is reclaimed although the base does not hold all of it.
     DirtySegmentReclaimed = "dirty_segment_reclaimed",
 
-    /// Recovery applies ksets segment by segment, not in their global order.
+    /// Recovery lets keys take effect as it meets them, whatever their order.
     RecoveredInSegmentOrder = "recovered_in_segment_order",
+    /// A key for a whole page wins over later ones for blocks of it that recovery has met before.
+    NewerBlocksBuried = "newer_blocks_buried",
+    /// A worker of recovery does not wait for another one that is at the same page.
+    RecoveryClaimsIgnored = "recovery_claims_ignored",
     /// Recovery lets clean keys below the key tail count.
     KeyTailIgnored = "key_tail_ignored",
     /// Recovery forgets unmapped and zeroed blocks.

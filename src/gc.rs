@@ -6,19 +6,23 @@
 //! 1. the key tail passes the segment: after a cut, no older copy of any of its blocks counts as cached;
 //! 2. its generation goes up: everything in it is dead;
 //! 3. it is free.
+//!
+//! A segment of which the keys or the memory are damaged gets no further than 1, and is not used any more.
 
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, Progress, SegmentState, Setting, Ticket};
 use crate::index::Claim;
-use crate::media::{KEYS_START_BYTES, Key, KsetContext, KsetReader, SegmentInfo, Tails};
+use crate::media::{KEYS_START_BYTES, Key, KsetReader, SegmentInfo, Tails};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Generation, Page, SegId, Seq};
 use std::sync::atomic::Ordering;
 
 /// Pages that one poll looks up, at most.
-const PAGES_PER_POLL: u32 = 1024;
-/// So many segments are kept free besides one for each stream.
-const FREE_SEGMENTS_EXTRA: usize = 2;
+const PAGES_PER_POLL: u32 = 64;
+/// So many keys ahead the index is asked for the pages that will be looked up.
+const PREFETCH_KEYS: usize = 8;
+/// Buckets of the index that one poll goes through, at most.
+const BUCKETS_PER_POLL: usize = 64;
 
 /// The segment that is being emptied.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +39,8 @@ struct Victim {
 enum State {
     Idle,
     Emptying(Victim),
+    /// Its keys cannot be read: the whole index is gone through for its places, from this bucket on.
+    Sweeping(SegId, usize),
     /// Nobody finds its pages any more; some may still be reading them.
     Waiting(SegId, Ticket),
 }
@@ -78,7 +84,8 @@ impl Gc {
     ) -> Progress {
         let emptied = match self.state {
             State::Idle => self.take_returned(cache),
-            State::Emptying(victim) => return self.empty(cache, victim, agent),
+            State::Emptying(victim) => return self.empty(cache, victim, agent, counters),
+            State::Sweeping(id, bucket) => return self.sweep(cache, id, bucket, agent),
             // INV-GRACE-1: whoever might still read what lies there has left.
             State::Waiting(id, ticket)
                 if cache.grace.passed(ticket) || canary::is(Canary::ReclaimIgnoresReaders) =>
@@ -110,12 +117,13 @@ impl Gc {
 
     fn choose<P: Pmem>(&mut self, cache: &Cache<P>) -> Progress {
         let segments = &cache.segments;
-        let short = segments.free_count() < cache.streams.len() + FREE_SEGMENTS_EXTRA;
+        let short = segments.free_count() < cache.free_segments_wanted();
         let gc_percent = cache.settings.get(Setting::GcPercent) as usize;
-        let above = cache.segments_used() * 100 > segments.count() * gc_percent;
+        let above = cache.segments_used() * 100 > cache.segments_in_service() * gc_percent;
         let wanted = cache.space_wanted.load(Ordering::Acquire);
         self.needs_writeback = false;
-        if !(short || above || wanted) {
+        let needed = short || above || wanted;
+        if !(needed || segments.has_suspects()) {
             return Progress::Idle;
         }
         let dirty_tail = cache.dirty_tail();
@@ -126,16 +134,18 @@ impl Gc {
             segments.get(*id).last_seq() <= dirty_tail || canary::is(Canary::DirtySegmentReclaimed)
         });
         // What is lent comes last: it may take long until it is free. But if requests wait for room it has to
-        // do: once it is out of the index, nothing of it is lent anew.
+        // do: once it is out of the index, nothing of it is lent anew. What is suspect comes first, needed or
+        // not.
         let candidates = clean
             .map(|id| {
                 let segment = segments.get(id);
-                (segment.is_pinned(), segment.last_seq(), id)
+                let is_sound = !segment.is_suspect();
+                (segment.is_pinned(), is_sound, segment.last_seq(), id)
             })
-            .filter(|(is_lent, ..)| wanted || !is_lent);
-        let Some((_, _, id)) = candidates.min() else {
-            self.needs_writeback = true;
-            if dirty_tail.0 + 1 >= cache.seq_settled().0 {
+            .filter(|(is_lent, is_sound, ..)| (wanted || !is_lent) && (needed || !is_sound));
+        let Some((.., id)) = candidates.min() else {
+            self.needs_writeback = needed;
+            if needed && dirty_tail.0 + 1 >= cache.seq_settled().0 {
                 // Everything is clean: a writer that waits for the index finds room now.
                 cache.space_wanted.store(false, Ordering::Release);
             }
@@ -154,11 +164,21 @@ impl Gc {
     }
 
     /// Takes the pages of the victim out of the index, some in each poll.
-    fn empty<P: Pmem>(&mut self, cache: &Cache<P>, mut victim: Victim, agent: Agent) -> Progress {
+    fn empty<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        mut victim: Victim,
+        agent: Agent,
+        counters: &Counters,
+    ) -> Progress {
         let mut budget = PAGES_PER_POLL;
         while budget > 0 {
             if let Some(key) = self.keys.get(victim.key_at) {
                 let key = *key;
+                if let Some(ahead) = self.keys.get(victim.key_at + PREFETCH_KEYS) {
+                    let page = cache.geometry.page_of(ahead.lba);
+                    cache.index.prefetch(cache.index.locate(page));
+                }
                 if !evict_key(cache, &mut victim, &key, agent, &mut budget) {
                     break;
                 }
@@ -169,24 +189,43 @@ impl Gc {
                 return Progress::Busy;
             }
             if !self.read_kset(cache, &mut victim) {
-                // Its keys are unreadable, so it cannot be emptied: it is never used again. What it holds is
-                // on the base as well.
-                self.state = State::Idle;
-                return Progress::Idle;
+                // Its keys are unreadable, so the index has to tell what lies in it. The base holds all of it.
+                if cache.segments.suspect(victim.id) {
+                    counters.key_errors.add(1);
+                }
+                self.state = State::Sweeping(victim.id, 0);
+                return Progress::Busy;
             }
         }
         self.state = State::Emptying(victim);
         Progress::Busy
     }
 
+    /// Takes whatever lies in a segment out of the index, some buckets in each poll.
+    fn sweep<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        id: SegId,
+        mut bucket: usize,
+        agent: Agent,
+    ) -> Progress {
+        let is_inside = |place| cache.geometry.segment_of(place) == id;
+        let end = cache.index.bucket_count();
+        let stop = (bucket + BUCKETS_PER_POLL).min(end);
+        while bucket < stop && cache.index.sweep_bucket(bucket, agent.0, is_inside) {
+            bucket += 1;
+        }
+        self.state = if bucket == end {
+            State::Waiting(id, cache.grace.ticket())
+        } else {
+            State::Sweeping(id, bucket)
+        };
+        Progress::Busy
+    }
+
     fn read_kset<P: Pmem>(&mut self, cache: &Cache<P>, victim: &mut Victim) -> bool {
-        let context = KsetContext::new(
-            &cache.geometry,
-            cache.base.block_count,
-            &cache.checksums,
-            victim.id,
-            cache.segments.get(victim.id).generation(),
-        );
+        let generation = cache.segments.get(victim.id).generation();
+        let context = cache.kset_context(victim.id, generation);
         self.keys.clear();
         let kset = self.reader.read(
             &cache.pmem,
@@ -257,6 +296,12 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     );
     tails.key_tail = tails.key_tail.max(last_seq);
     cache.persist_tails(tails, agent);
+    cache.forget_damage_in(id);
+    if segment.is_suspect() && !canary::is(Canary::SuspectSegmentReused) {
+        // Its info stays as it is: nothing is stored where the memory may not take it, and the next recovery
+        // finds what this one knows (INV-SEG-7).
+        return cache.segments.quarantine(id);
+    }
     // 2. The generation: nothing in it is valid any more (INV-SEG-6).
     if !canary::is(Canary::GenerationNotRaised) {
         raise_generation(cache, agent, id);

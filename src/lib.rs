@@ -23,6 +23,7 @@ pub mod recovery;
 #[cfg(any(test, feature = "sim", feature = "spdk"))]
 mod rpc;
 mod sched;
+mod scrub;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 #[cfg(feature = "spdk")]

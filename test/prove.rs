@@ -17,7 +17,7 @@
 //! - by what a read returns: INV-READ-1, INV-FILL-1, INV-GRACE-1, INV-INDEX-2;
 //! - by what is on the base, at any moment, between batches and during a checkpoint: INV-EPOCH-1,
 //!   INV-EPOCH-2, INV-WB-1 to INV-WB-3, INV-CKPT-1;
-//! - by a base that is refused although it is the right one: INV-WIT-1;
+//! - by a base that is refused although it is the right one: INV-WIT-1, INV-GROW-1;
 //! - by a request that completes twice or not at all: INV-IO-1;
 //! - by stores of two cores to one line, or not fenced by the one that made them: INV-PMEM-2, INV-PMEM-3.
 #![expect(

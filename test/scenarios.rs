@@ -70,18 +70,29 @@ tests! {
     a_write_that_finds_no_room_changes_nothing
     a_fill_never_overtakes_a_write_that_overlaps_it
     unmapped_data_do_not_come_back
+    dirty_data_under_an_unmap_are_not_written_back
+    a_range_that_is_cleared_while_it_is_written_back_stays_cleared
     a_kill_after_any_step_loses_nothing
     every_overlap_of_two_requests_reads_right
     a_segment_can_be_filled_to_its_last_byte
     a_write_of_two_pages_waits_for_room_as_a_whole
     a_full_cache_serves_reads_and_wakes_writers_in_order
     more_cores_than_segments_do_not_block_each_other
-    concurrent_misses_of_one_block_each_read_the_base
+    concurrent_misses_of_the_same_blocks_share_a_base_read
+    those_who_share_a_base_read_that_fails_ask_for_themselves
+    a_base_read_is_not_joined_once_its_blocks_were_written
+    an_overwrite_of_lost_dirty_data_lets_write_back_go_on
+    an_error_of_the_memory_is_told_from_one_of_the_base
     poisoned_memory_fails_only_what_is_dirty_in_it
+    a_scrub_finds_lost_memory_without_checksums
+    a_segment_on_lost_memory_is_used_again_only_when_it_reads_well
+    a_scrub_finds_damage_before_a_reader_does
+    an_overwrite_of_damaged_dirty_data_lets_write_back_go_on
     damaged_payload_never_reaches_the_base
     requests_beyond_the_limits_are_refused_and_the_largest_is_atomic
     aborted_requests_happened_wholly_or_not_at_all
     a_recovery_takes_polls_and_memory_in_proportion_to_the_log
     a_read_miss_does_not_wait_for_a_flush_of_the_base
     relaxed_order_merges_what_barriers_separate
+    barriers_between_versions_of_one_block_take_one_flush
 }

@@ -30,6 +30,7 @@ opaque! {
     spdk_bdev_io
     spdk_bdev_io_wait_entry
     spdk_bdev_module
+    spdk_cpuset
     spdk_io_channel
     spdk_io_channel_iter
     spdk_json_val

@@ -6,7 +6,7 @@ use lexopt::prelude::*;
 use pcache::inspect::{
     self, Findings, InspectError, OutputFormat, ProgressLine, Selection, Severity,
 };
-use pcache::pmem::{ReadOnlyPmem, Sharing};
+use pcache::pmem::{Part, ReadOnlyPmem, Sharing};
 use pcache::units::Lba;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
@@ -26,7 +26,8 @@ pcache-inspect: looks into the cache device of a pcache, without SPDK
   pcache-inspect drain CACHE --base PATH
       write all dirty data to the base, a file or a block device
 
-CACHE is a file or a device-DAX device. info, dump and verify never write to it.
+CACHE is a file or a device-DAX device. Of one that holds several caches, all commands
+look at the part that --cache-offset-mib N --cache-size-mib N name, as for the RPC. info, dump and verify never write to it.
 
 Exit status: 0 nothing is wrong; 1 something is, but nothing is lost by it; 2 data are at
 risk or lost, or the cache cannot be opened; 3 wrong usage, or an I/O error.
@@ -40,12 +41,17 @@ enum Command {
     Info(ReadArgs),
     Dump(ReadArgs, Selection),
     Verify(ReadArgs, Option<PathBuf>),
-    Drain { cache: PathBuf, base: PathBuf },
+    Drain {
+        cache: PathBuf,
+        part: Option<Part>,
+        base: PathBuf,
+    },
 }
 
 #[derive(Debug)]
 struct ReadArgs {
     cache: PathBuf,
+    part: Option<Part>,
     format: OutputFormat,
     sharing: Sharing,
 }
@@ -57,11 +63,16 @@ struct Args {
     json: bool,
     even_if_in_use: bool,
     base: Option<PathBuf>,
+    offset_mib: Option<u64>,
+    size_mib: Option<u64>,
     segment: Option<u32>,
     blocks: Option<Range<Lba>>,
     /// As they were written, for errors.
     options: Vec<&'static str>,
 }
+
+/// What every command knows.
+const PART_OPTIONS: &[&str] = &["--cache-offset-mib", "--cache-size-mib"];
 
 fn parse() -> Result<Command, lexopt::Error> {
     let mut parser = lexopt::Parser::from_env();
@@ -81,6 +92,14 @@ fn parse() -> Result<Command, lexopt::Error> {
             Long("base") => {
                 args.base = Some(parser.value()?.into());
                 "--base"
+            }
+            Long("cache-offset-mib") => {
+                args.offset_mib = Some(parser.value()?.parse()?);
+                "--cache-offset-mib"
+            }
+            Long("cache-size-mib") => {
+                args.size_mib = Some(parser.value()?.parse()?);
+                "--cache-size-mib"
             }
             Long("segment") => {
                 args.segment = Some(parser.value()?.parse()?);
@@ -112,6 +131,22 @@ fn parse_range(text: &str) -> Result<Range<Lba>, String> {
     Ok(Lba(first)..Lba(end))
 }
 
+/// Offset and size of a part come together.
+fn part_of(offset_mib: Option<u64>, size_mib: Option<u64>) -> Result<Option<Part>, String> {
+    let bytes = |option: &str, mib: u64| {
+        mib.checked_mul(1 << 20)
+            .ok_or_else(|| format!("{option} is {mib}: that is more than any device has"))
+    };
+    match (offset_mib, size_mib) {
+        (None, None) => Ok(None),
+        (Some(offset_mib), Some(size_mib)) => Ok(Some(Part {
+            offset_bytes: bytes("--cache-offset-mib", offset_mib)?,
+            size_bytes: bytes("--cache-size-mib", size_mib)?,
+        })),
+        _ => Err("--cache-offset-mib and --cache-size-mib come together".to_owned()),
+    }
+}
+
 fn command(args: Args) -> Result<Command, lexopt::Error> {
     let usage = |text: String| lexopt::Error::from(format!("{text}; --help tells the usage"));
     let [name, cache] = &args.words[..] else {
@@ -131,12 +166,15 @@ fn command(args: Args) -> Result<Command, lexopt::Error> {
             return Err(usage(format!("{name:?} is no command: {commands}")));
         }
     };
-    if let Some(option) = args.options.iter().find(|option| !known.contains(option)) {
+    let knows = |option: &&str| known.contains(option) || PART_OPTIONS.contains(option);
+    if let Some(option) = args.options.iter().find(|option| !knows(option)) {
         let known = known.join(", ");
         return Err(usage(format!("{name} knows no {option}: it knows {known}")));
     }
+    let part = part_of(args.offset_mib, args.size_mib).map_err(usage)?;
     let read = ReadArgs {
         cache: cache.clone(),
+        part,
         format: if args.json {
             OutputFormat::Json
         } else {
@@ -153,7 +191,7 @@ fn command(args: Args) -> Result<Command, lexopt::Error> {
         ("info", _) => Ok(Command::Info(read)),
         ("dump", _) => Ok(Command::Dump(read, Selection { segment, blocks })),
         ("verify", base) => Ok(Command::Verify(read, base)),
-        (_, Some(base)) => Ok(Command::Drain { cache, base }),
+        (_, Some(base)) => Ok(Command::Drain { cache, part, base }),
         (_, None) => Err(usage("drain needs --base PATH".to_owned())),
     }
 }
@@ -173,7 +211,7 @@ fn run(command: Command) -> Result<Option<Severity>, InspectError> {
             None
         }
         Command::Info(args) => {
-            let pmem = ReadOnlyPmem::open(&args.cache, args.sharing)?;
+            let pmem = ReadOnlyPmem::open(&args.cache, args.part, args.sharing)?;
             let info = inspect::info(&pmem, &mut findings, &mut progress)?;
             match args.format {
                 OutputFormat::Text => write!(out, "{info}")?,
@@ -182,7 +220,7 @@ fn run(command: Command) -> Result<Option<Severity>, InspectError> {
             findings.worst()
         }
         Command::Dump(args, selection) => {
-            let pmem = ReadOnlyPmem::open(&args.cache, args.sharing)?;
+            let pmem = ReadOnlyPmem::open(&args.cache, args.part, args.sharing)?;
             let format = args.format;
             inspect::dump(
                 &pmem,
@@ -195,14 +233,14 @@ fn run(command: Command) -> Result<Option<Severity>, InspectError> {
             findings.worst()
         }
         Command::Verify(args, base) => {
-            let pmem = ReadOnlyPmem::open(&args.cache, args.sharing)?;
+            let pmem = ReadOnlyPmem::open(&args.cache, args.part, args.sharing)?;
             let mut findings = Findings::new(&mut out, args.format);
             inspect::verify(&pmem, base.as_deref(), &mut findings, &mut progress)?;
             findings.write_summary()?;
             findings.worst()
         }
-        Command::Drain { cache, base } => {
-            let drained = inspect::drain(&cache, &base, &mut progress)?;
+        Command::Drain { cache, part, base } => {
+            let drained = inspect::drain(&cache, part, &base, &mut progress)?;
             writeln!(
                 out,
                 "drained: {} dirty bytes, of which {} were written in {} batches; the base holds everything",

@@ -1,25 +1,59 @@
-//! The background: write-back, reclaiming, and options that are to be persisted. One thread runs it.
+//! The background: write-back, reclaiming, scrubbing, and options that are to be persisted. One thread runs it.
 
 use super::cache::{BACKGROUND_AGENT, Cache, lock};
+use super::health::{Health, StallWatch};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
 use super::stats::Counters;
 use crate::gc::Gc;
-use crate::media::{Tails, persist_superblock};
+use crate::media::Tails;
 use crate::pmem::Pmem;
+use crate::scrub::{self, Scrub};
 use crate::units::{Agent, Now, Seq};
 use crate::writeback::{Context, Writeback};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// How badly background work is needed, for whoever shares a core between it and requests.
+/// How much one poll may do, for whoever shares a core between it and requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes of base writes to be started, at most; also the size of the largest. A base that copies at once
+    /// takes as long as that copy.
+    pub base_write_bytes: u64,
+}
+
+impl Default for Budget {
+    /// Nobody waits.
+    fn default() -> Self {
+        Self {
+            base_write_bytes: crate::writeback::BASE_WRITE_BYTES_MAX,
+        }
+    }
+}
+
+/// How badly background work is needed, in percent: 0, there is room, and requests come first; 100, requests
+/// wait for it. For whoever shares a core between it and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pressure {
-    /// There is room: requests come first.
-    Low,
-    /// A drain or a checkpoint was asked for, or little room is left.
-    High,
+pub struct Pressure(u8);
+
+impl Pressure {
     /// Requests wait for it.
-    Waiting,
+    pub const WAITING: Pressure = Pressure(100);
+    /// A drain or a checkpoint was asked for, or nothing can be reclaimed before more is written back.
+    const WANTED: Pressure = Pressure(60);
+    /// As long as nobody waits.
+    const MAX: u64 = 90;
+
+    /// Grows evenly with `part` of `whole`.
+    fn of(part: u64, whole: u64) -> Self {
+        let percent = part.min(whole) * Self::MAX / whole.max(1);
+        Self(u8::try_from(percent).unwrap_or(u8::MAX))
+    }
+
+    /// In percent.
+    #[must_use]
+    pub fn percent(self) -> u64 {
+        u64::from(self.0)
+    }
 }
 
 /// See the module.
@@ -29,20 +63,27 @@ pub struct Background<P: Pmem> {
     tails: Tails,
     writeback: Writeback,
     gc: Gc,
+    scrub: Scrub,
     stopping: bool,
+    /// Since when writes have waited for room.
+    stalled_since: Option<Now>,
     now: Now,
+    stall: StallWatch,
 }
 
 impl<P: Pmem> Background<P> {
     pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails) -> Self {
-        let writeback = Writeback::new(cache.segments.count());
+        let writeback = Writeback::new(&cache);
         Self {
             cache,
             tails,
             writeback,
             gc: Gc::default(),
+            scrub: Scrub::default(),
             stopping: false,
+            stalled_since: None,
             now: Now(0),
+            stall: StallWatch::default(),
         }
     }
 
@@ -51,16 +92,18 @@ impl<P: Pmem> Background<P> {
         self.tails
     }
 
-    /// Does a bounded piece of work.
-    pub fn poll(&mut self, now: Now, out: &mut Outbox) -> Progress {
+    /// Does a bounded piece of work, of some microseconds.
+    pub fn poll(&mut self, now: Now, budget: Budget, out: &mut Outbox) -> Progress {
         self.now = now;
         if self.cache.has_failed() {
             return Progress::Idle;
         }
         if self.stopping {
-            return self.poll_last(now, out);
+            return self.poll_last(now, budget, out);
         }
-        self.persist_options();
+        self.cache.persist_changes();
+        self.watch_base(now);
+        self.note_stall(now);
         let reclaimed = self.gc.poll(
             &self.cache,
             &mut self.tails,
@@ -69,45 +112,77 @@ impl<P: Pmem> Background<P> {
         );
         let mut context = context(&self.cache, &mut self.tails);
         context.urgent = self.gc.needs_writeback();
-        let written = self.writeback.poll(&mut context, now, out);
-        if reclaimed == Progress::Busy {
-            reclaimed
+        let written = self.writeback.poll(&mut context, now, budget, out);
+        let mut context = scrub::Context {
+            cache: &self.cache,
+            tails: &mut self.tails,
+            agent: BACKGROUND_AGENT,
+            counters: counters(&self.cache),
+        };
+        let scrubbed = self.scrub.poll(&mut context, now);
+        if [reclaimed, written, scrubbed].contains(&Progress::Busy) {
+            Progress::Busy
         } else {
-            written
+            Progress::Idle
         }
     }
 
     /// A base operation has ended.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
+        self.stall.heard();
         let mut context = context(&self.cache, &mut self.tails);
         self.writeback
             .on_base_done(&mut context, op, result, self.now);
     }
 
-    fn poll_last(&mut self, now: Now, out: &mut Outbox) -> Progress {
+    /// Says so if the base does not answer. The next batch that ends takes it back.
+    fn watch_base(&mut self, now: Now) {
+        let in_flight = self.writeback.in_flight();
+        let Some(silent_s) = self.stall.silent_s(now, in_flight) else {
+            return;
+        };
+        if self.cache.health() == Health::Online {
+            let reason = format!(
+                "the base has not answered for {silent_s} s, with {in_flight} operations of write-back under \
+                 way; nothing is lost"
+            );
+            self.cache.set_health(Health::WritebackFailing(reason));
+        }
+    }
+
+    fn poll_last(&mut self, now: Now, budget: Budget, out: &mut Outbox) -> Progress {
         let mut context = context(&self.cache, &mut self.tails);
-        self.writeback.poll_last(&mut context, now, out)
+        self.writeback.poll_last(&mut context, now, budget, out)
     }
 
     /// From now on only the batch under way is brought to its end, and given up at the first error.
     pub fn stop(&mut self) {
         self.stopping = true;
+        self.writeback.stop();
     }
 
     /// How badly its work is needed now.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
-        if self.cache.space_wanted.load(Ordering::Relaxed) {
-            Pressure::Waiting
-        } else if self.gc.needs_writeback()
-            || self.cache.drain_running()
-            || self.cache.checkpoint.is_writing_back()
-            || crate::writeback::is_urgent(&self.cache)
-        {
-            Pressure::High
-        } else {
-            Pressure::Low
+        let cache = &*self.cache;
+        if cache.space_wanted.load(Ordering::Relaxed) {
+            return Pressure::WAITING;
         }
+        // Free segments and dirty data are kept from getting scarce, rather than fetched when they are.
+        let wanted = cache.free_segments_wanted() as u64;
+        let missing = wanted.saturating_sub(cache.segments.free_count() as u64);
+        let space = Pressure::of(missing, wanted);
+        let dirty = crate::writeback::excess(cache);
+        let dirty = Pressure::of(dirty.part, dirty.whole);
+        let wanted = self.gc.needs_writeback()
+            || cache.drain_running()
+            || cache.checkpoint.is_writing_back();
+        let least = if wanted {
+            Pressure::WANTED
+        } else {
+            Pressure(0)
+        };
+        space.max(dirty).max(least)
     }
 
     /// Base operations that were asked for and have not ended; after [`Background::stop`], those still to
@@ -121,16 +196,23 @@ impl<P: Pmem> Background<P> {
         }
     }
 
-    fn persist_options(&self) {
-        if !self.cache.superblock_changed.swap(false, Ordering::AcqRel) {
-            return;
+    /// Measures for how long writes wait for room.
+    fn note_stall(&mut self, now: Now) {
+        let waiting = self.cache.space_wanted.load(Ordering::Relaxed);
+        match self.stalled_since {
+            None if waiting => self.stalled_since = Some(now),
+            Some(since) if !waiting => {
+                self.stalled_since = None;
+                let stall_us = now.since_ns(since) / 1000;
+                let counters = counters(&self.cache);
+                counters.stalls.add(1);
+                counters.stall_us.add(stall_us);
+                self.cache
+                    .stall_us_max
+                    .fetch_max(stall_us, Ordering::Relaxed);
+            }
+            None | Some(_) => {}
         }
-        let mut superblock = lock(&self.cache.superblock);
-        drop(persist_superblock(
-            &self.cache.pmem,
-            BACKGROUND_AGENT,
-            &mut superblock,
-        ));
     }
 }
 

@@ -1,8 +1,10 @@
 //! The cache: what its channels and its background share.
 
 use super::checkpoint::Checkpoint;
-use super::config::{BaseCaps, BaseIdentity, DataCrc};
+use super::config::{BaseCaps, DataCrc};
+use super::damage::{Damage, DamagedRange};
 use super::grace::Grace;
+use super::health::Health;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::Segments;
@@ -13,14 +15,14 @@ use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::canary::{self, Canary};
 use crate::index::Index;
-use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
+use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, KsetContext, Place, Superblock, Tails};
 use crate::pmem::Pmem;
 use crate::sched;
-use crate::units::{Agent, Epoch, PAGE_SIZE_BYTES, Seq};
+use crate::units::{Agent, Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The most channels that can be open at once.
@@ -31,6 +33,8 @@ pub const WRITE_SIZE_MAX_BYTES: u64 = 1 << 20;
 const UNMAP_SIZE_MAX_BYTES: u64 = 4 << 20;
 /// A write takes at most this part of a segment, so that little is wasted where one ends.
 const WRITE_SEGMENT_PARTS: u64 = 4;
+/// So many segments are kept free besides one for each stream.
+const FREE_SEGMENTS_EXTRA: usize = 2;
 /// A cache of few segments has fewer streams, so that open segments do not hold all the space.
 const SEGMENTS_PER_STREAM: u32 = 4;
 
@@ -43,21 +47,6 @@ const _: () = {
 
 /// The background's name in claims and fences; channels count from 1.
 pub(crate) const BACKGROUND_AGENT: Agent = Agent(CHANNEL_COUNT_MAX + 1);
-
-/// Whether a cache works.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
-pub enum Health {
-    /// All is well.
-    #[default]
-    Online,
-    /// Write-back meets errors and repeats; nothing is lost.
-    WritebackFailing(String),
-    /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them.
-    Degraded(String),
-    /// An internal error; every request fails, the media are as they were.
-    Failed(String),
-}
 
 /// How far a drain is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -91,13 +80,23 @@ pub struct CacheInfo {
     pub segment_count: u32,
     /// Segments that hold nothing.
     pub segments_free: u64,
+    /// Segments that are not used any more, since their memory is damaged.
+    pub segments_quarantined: u64,
     /// Whether payloads carry checksums.
     pub data_crc: bool,
     /// What can be changed, as it is now.
     #[serde(flatten)]
     pub settings: SettingValues,
+    /// Blocks of which the only copy is known to be damaged: reads of them fail until they are overwritten.
+    pub damaged: Vec<DamagedRange>,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
+    /// How old the oldest of them are at the most, in milliseconds.
+    pub dirty_age_ms: u64,
+    /// The longest time for which writes have stood still for want of room, in microseconds.
+    pub stall_us_max: u64,
+    /// Whether requests wait for room in the cache.
+    pub requests_wait: bool,
     /// The log up to here is on the base.
     pub dirty_tail: u64,
     /// The end of the log.
@@ -135,7 +134,7 @@ pub struct Cache<P> {
     pub(crate) pmem: P,
     pub(crate) geometry: Geometry,
     pub(crate) checksums: Checksums,
-    pub(crate) base: BaseIdentity,
+    pub(super) block_count: AtomicU64,
     pub(crate) base_caps: BaseCaps,
     pub(crate) data_crc: DataCrc,
     pub(crate) index: Index,
@@ -149,6 +148,12 @@ pub struct Cache<P> {
     /// Everything up to here is on the base, flushed, and the tails say so durably.
     pub(crate) dirty_tail: CachePadded<AtomicU64>,
     pub(crate) dirty_bytes: AtomicU64,
+    /// See [`CacheInfo`]; told by the background.
+    pub(crate) dirty_age_ms: AtomicU64,
+    pub(crate) stall_us_max: AtomicU64,
+    /// Reads of the base for requests that wait for them.
+    pub(crate) base_reads: CachePadded<AtomicU32>,
+    pub(crate) damage: Damage,
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
     pub(crate) drain: Drain,
@@ -159,7 +164,8 @@ pub struct Cache<P> {
     pub(crate) superblock: Mutex<Superblock>,
     pub(crate) superblock_changed: AtomicBool,
     pub(crate) background_parts: Mutex<Option<Tails>>,
-    health: Mutex<Health>,
+    pub(super) health: Mutex<Health>,
+    pub(super) health_changes: AtomicU64,
     channel_ids: ArrayQueue<u16>,
     pub(crate) counters: Box<[CachePadded<Counters>]>,
     stats_start: Mutex<Stats>,
@@ -179,7 +185,7 @@ impl<P: Pmem> Cache<P> {
         Arc::new(Self {
             geometry,
             checksums: Checksums::new(parts.superblock.uuid),
-            base: parts.superblock.base.clone(),
+            block_count: AtomicU64::new(parts.superblock.base.block_count),
             base_caps: parts.base_caps,
             data_crc: parts.superblock.data_crc,
             index: parts.index,
@@ -192,6 +198,10 @@ impl<P: Pmem> Cache<P> {
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
             dirty_bytes: AtomicU64::new(parts.dirty_bytes),
+            dirty_age_ms: AtomicU64::new(0),
+            stall_us_max: AtomicU64::new(0),
+            base_reads: CachePadded::default(),
+            damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
             drain: Drain {
@@ -205,6 +215,7 @@ impl<P: Pmem> Cache<P> {
             superblock_changed: AtomicBool::new(false),
             background_parts: Mutex::new(Some(parts.tails)),
             health: Mutex::default(),
+            health_changes: AtomicU64::new(0),
             channel_ids,
             counters: (0..=CHANNEL_COUNT_MAX)
                 .map(|_| CachePadded::default())
@@ -232,6 +243,12 @@ impl<P: Pmem> Cache<P> {
     pub fn background(self: &Arc<Self>) -> Option<Background<P>> {
         let tails = lock(&self.background_parts).take()?;
         Some(Background::new(Arc::clone(self), tails))
+    }
+
+    /// To read the ksets of a segment.
+    pub(crate) fn kset_context(&self, id: SegId, generation: Generation) -> KsetContext {
+        let block_count = self.block_count();
+        KsetContext::new(&self.geometry, block_count, &self.checksums, id, generation)
     }
 
     pub(crate) fn stream_context(&self, agent: Agent) -> StreamContext<'_, P> {
@@ -283,6 +300,11 @@ impl<P: Pmem> Cache<P> {
         segment.last_seq() <= self.dirty_tail()
     }
 
+    /// The next number to be drawn.
+    pub(crate) fn seq_next(&self) -> Seq {
+        Seq(self.seq_next.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn dirty_tail(&self) -> Seq {
         Seq(self.dirty_tail.load(Ordering::Acquire))
     }
@@ -306,29 +328,6 @@ impl<P: Pmem> Cache<P> {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A cache that is beyond repair at run time: every request fails from now on, nothing more is written.
-    pub fn poison(&self, reason: &str) {
-        self.failed.store(true, Ordering::Release);
-        self.set_health(Health::Failed(reason.to_owned()));
-        self.checkpoint.fail(reason);
-    }
-
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_health(&self, health: Health) {
-        let mut current = lock(&self.health);
-        if !matches!(*current, Health::Failed(_)) || matches!(health, Health::Failed(_)) {
-            *current = health;
-        }
-    }
-
-    /// Whether it works.
-    pub fn health(&self) -> Health {
-        lock(&self.health).clone()
-    }
-
     /// What it is and how it is.
     pub fn info(&self) -> CacheInfo {
         let superblock = lock(&self.superblock).clone();
@@ -339,14 +338,19 @@ impl<P: Pmem> Cache<P> {
                 .map(|byte| format!("{byte:02x}"))
                 .collect(),
             block_size: self.geometry.block_size_bytes(),
-            block_count: self.base.block_count,
+            block_count: self.block_count(),
             cache_size_kib: superblock.device_size_bytes >> 10,
             segment_size_kib: self.geometry.segment_size_bytes() >> 10,
             segment_count: self.geometry.segment_count(),
             segments_free: self.segments.free_count() as u64,
+            segments_quarantined: self.segments.quarantined_count() as u64,
             data_crc: self.data_crc == DataCrc::On,
             settings: superblock.settings,
+            damaged: self.damage.ranges(),
             dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
+            dirty_age_ms: self.dirty_age_ms.load(Ordering::Relaxed),
+            stall_us_max: self.stall_us_max.load(Ordering::Relaxed),
+            requests_wait: self.space_wanted.load(Ordering::Relaxed),
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),
             epoch: self.epoch.load(Ordering::Relaxed),
@@ -362,6 +366,13 @@ impl<P: Pmem> Cache<P> {
     /// Lets statistics start anew.
     pub fn reset_stats(&self) {
         *lock(&self.stats_start) = self.stats_total();
+    }
+
+    /// Reads and changes since the start: it grows as long as the application is at work.
+    pub(crate) fn request_count(&self) -> u64 {
+        let stats = self.stats_total();
+        let reads = stats.read_hits + stats.read_partial_hits + stats.read_misses;
+        reads + stats.writes + stats.unmaps + stats.write_zeroes
     }
 
     fn stats_total(&self) -> Stats {
@@ -441,19 +452,19 @@ impl<P: Pmem> Cache<P> {
         }
     }
 
-    /// What is wrong, if anything is.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        match self.health() {
-            Health::Online => None,
-            Health::WritebackFailing(reason)
-            | Health::Degraded(reason)
-            | Health::Failed(reason) => Some(reason),
-        }
+    /// So many segments are to be free at any time, so that writers need not wait for one.
+    pub(crate) fn free_segments_wanted(&self) -> usize {
+        self.streams.len() + FREE_SEGMENTS_EXTRA
     }
 
     /// Segments that are not free.
     pub(crate) fn segments_used(&self) -> usize {
-        self.segments.count() - self.segments.free_count()
+        self.segments_in_service() - self.segments.free_count()
+    }
+
+    /// Segments that can be used.
+    pub(crate) fn segments_in_service(&self) -> usize {
+        self.segments.count() - self.segments.quarantined_count()
     }
 
     /// Checks that every segment is used for one thing only, that the index names no dead segment, and that

@@ -5,20 +5,22 @@ use super::io::{
     BaseError, BaseOpId, Completion, HostIo, IoToken, LoanId, Op, Outbox, Progress, Status,
 };
 use super::lend::{LOAN_COUNT_MAX, Loan};
-use super::read_path::{FILL_PAGES_MAX, Miss, ReadState};
+use super::misses::Misses;
+use super::read_path::{FILL_PAGES_MAX, PREFETCH_PAGES, ReadState};
 use super::stats::Counters;
 use super::write_path::Batch;
 use crate::canary::{self, Canary};
 use crate::index::Version;
 use crate::pmem::{MemSlice, Pmem};
-use crate::units::{Agent, Now};
+use crate::units::{Agent, Lba, Now, Page};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Requests that a channel takes at once.
 pub(super) const REQUEST_COUNT_MAX: usize = 4096;
-/// Base reads that a channel has under way at once.
+/// Base reads that a channel has under way at once, with the misses that wait for those of others.
 pub(super) const MISS_COUNT_MAX: usize = 256;
 /// Completions of one poll, at most; the rest comes with the next.
 pub(super) const COMPLETIONS_PER_POLL: usize = 512;
@@ -42,7 +44,7 @@ pub(super) struct Slab<T> {
 }
 
 impl<T> Slab<T> {
-    fn new(capacity: usize) -> Self {
+    pub(super) fn new(capacity: usize) -> Self {
         let numbers = 0..u32::try_from(capacity).unwrap_or(u32::MAX);
         Self {
             items: numbers.clone().map(|_| None).collect(),
@@ -94,8 +96,6 @@ pub(super) struct Core {
     /// The stream that this core appends to unless another core is using it.
     pub(super) home_stream: usize,
     pub(super) requests: Slab<Request>,
-    /// Submitted since the last poll.
-    staged: VecDeque<RequestId>,
     /// Reads that still have blocks to look up.
     pub(super) reads: VecDeque<RequestId>,
     /// Reads that need not be copied.
@@ -105,8 +105,9 @@ pub(super) struct Core {
     /// Writes, unmaps and write-zeroes that are not in the log yet, first come first served.
     pub(super) writes: VecDeque<RequestId>,
     flushes: VecDeque<RequestId>,
-    aborted: VecDeque<RequestId>,
-    pub(super) misses: Slab<Miss>,
+    /// Of which nothing is going to be done, and how they end.
+    refused: VecDeque<(RequestId, Status)>,
+    pub(super) misses: Misses,
     /// Of the bucket of each page of the run that a read is gathering.
     pub(super) run_versions: [Version; FILL_PAGES_MAX],
     /// Base reads that have ended since the last poll.
@@ -135,13 +136,11 @@ impl<P: Pmem> Channel<P> {
             Op::Read(cursor) => Some(ReadState::new(cursor)),
             _ => None,
         };
-        match self.core.requests.insert(Request { io, read }) {
-            Some(id) => {
-                self.core.staged.push_back(id);
-                Ok(())
-            }
-            None => Err(io),
-        }
+        let Some(id) = self.core.requests.insert(Request { io, read }) else {
+            return Err(io);
+        };
+        self.core.sort(&self.cache, id, &io);
+        Ok(())
     }
 
     /// Who stores, as far as persistence goes.
@@ -165,18 +164,14 @@ impl<P: Pmem> Channel<P> {
         }
         let before = (out.completions.len(), out.base.len());
         let (core, cache) = (&mut self.core, &*self.cache);
-        core.sort_staged(cache, out);
+        core.end_refused(cache, out);
         if cache.has_failed() {
             core.fail_all(cache, out);
         } else {
-            let who = usize::from(core.id);
-            cache.grace.enter(who);
             core.finish_misses(cache, out);
-            core.poll_reads(cache, out);
-            core.poll_lends(cache, out);
+            core.poll_readers(cache, out);
             core.poll_writes(cache, out);
             core.poll_flushes(cache, out);
-            cache.grace.leave(who);
         }
         if (out.completions.len(), out.base.len()) == before {
             Progress::Idle
@@ -187,8 +182,8 @@ impl<P: Pmem> Channel<P> {
 
     /// A base operation has ended; the next poll goes on with it.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
-        if let Some(miss) = self.core.misses.get_mut(op.0) {
-            miss.result = Some(result);
+        if self.core.misses.set_result(op.0, result) {
+            self.cache.base_reads.fetch_sub(1, Ordering::Relaxed);
             self.core.misses_done.push_back(op.0);
         }
     }
@@ -207,28 +202,12 @@ impl<P: Pmem> Channel<P> {
     /// Gives up a request of which nothing has been done yet. `true`: it completes as aborted with the next
     /// poll. `false`: it is unknown, or too far on, and completes by itself.
     pub fn abort(&mut self, token: IoToken) -> bool {
-        let core = &mut self.core;
-        for queue in [&mut core.staged, &mut core.writes] {
-            let wanted = |id: &RequestId| {
-                core.requests
-                    .get(*id)
-                    .is_some_and(|req| req.io.token == token)
-            };
-            if let Some(at) = queue.iter().position(wanted)
-                && let Some(id) = queue.remove(at)
-            {
-                core.aborted.push_back(id);
-                return true;
-            }
-        }
-        false
+        self.core.refuse(|request| request.io.token == token) > 0
     }
 
     /// As [`Channel::abort`], for all requests.
     pub fn abort_waiting(&mut self) {
-        let core = &mut self.core;
-        core.aborted.extend(core.staged.drain(..));
-        core.aborted.extend(core.writes.drain(..));
+        self.core.refuse(|_| true);
     }
 }
 
@@ -246,14 +225,13 @@ impl Core {
             id,
             home_stream,
             requests: Slab::new(REQUEST_COUNT_MAX),
-            staged: queue(),
             reads: queue(),
             lends: queue(),
             loans: Slab::new(LOAN_COUNT_MAX),
             writes: queue(),
             flushes: queue(),
-            aborted: queue(),
-            misses: Slab::new(MISS_COUNT_MAX),
+            refused: VecDeque::with_capacity(REQUEST_COUNT_MAX),
+            misses: Misses::new(),
             run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills: VecDeque::with_capacity(MISS_COUNT_MAX),
@@ -275,38 +253,73 @@ impl Core {
         &cache.counters[usize::from(self.id)]
     }
 
-    /// Sorts new requests by kind and asks for the memory that they will need.
-    fn sort_staged<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        while let Some(id) = self.aborted.pop_front() {
-            self.complete(cache, id, Status::Aborted, out);
+    /// Puts a new request where the next poll finds it, and asks for the memory that it will need.
+    #[inline]
+    fn sort<P: Pmem>(&mut self, cache: &Cache<P>, id: RequestId, io: &HostIo) {
+        if !is_in_range(cache, io) {
+            self.refused.push_back((id, Status::Failed));
+            return;
         }
+        let queue = match io.op {
+            Op::Flush => return self.flushes.push_back(id),
+            Op::Read(_) => &mut self.reads,
+            Op::Lend => &mut self.lends,
+            Op::Write(..) | Op::WriteZeroes | Op::Unmap => &mut self.writes,
+        };
+        queue.push_back(id);
+        let first = cache.geometry.page_of(io.lba).0;
+        let last = cache.geometry.page_of(Lba(io.lba.0 + io.len_blocks - 1)).0;
+        for page in first..=last.min(first + PREFETCH_PAGES - 1) {
+            cache.index.prefetch(cache.index.locate(Page(page)));
+        }
+    }
+
+    /// Takes those requests out of the queues which `wanted` names and of which nothing has been done yet, and
+    /// lets them end as aborted. Returns how many they are.
+    fn refuse(&mut self, wanted: impl Fn(&Request) -> bool) -> usize {
+        let (requests, refused) = (&self.requests, &mut self.refused);
+        let before = refused.len();
+        let queues = [
+            &mut self.reads,
+            &mut self.lends,
+            &mut self.writes,
+            &mut self.flushes,
+        ];
+        for queue in queues {
+            queue.retain(|id| {
+                let request = requests.get(*id);
+                let refuse = request.is_some_and(|request| {
+                    let begun = request.read.is_some_and(|read| read.has_begun());
+                    !begun && wanted(request)
+                });
+                if refuse {
+                    refused.push_back((*id, Status::Aborted));
+                }
+                !refuse
+            });
+        }
+        refused.len() - before
+    }
+
+    fn end_refused<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while out.completions.len() < COMPLETIONS_PER_POLL
-            && let Some(id) = self.staged.pop_front()
+            && let Some((id, status)) = self.refused.pop_front()
         {
-            let Some(request) = self.requests.get(id) else {
-                continue;
-            };
-            let io = request.io;
-            if !is_in_range(cache, &io) {
-                self.complete(cache, id, Status::Failed, out);
-                continue;
-            }
-            match io.op {
-                Op::Flush => self.flushes.push_back(id),
-                Op::Read(_) => {
-                    prefetch(cache, &io);
-                    self.reads.push_back(id);
-                }
-                Op::Lend => {
-                    prefetch(cache, &io);
-                    self.lends.push_back(id);
-                }
-                Op::Write(..) | Op::WriteZeroes | Op::Unmap => {
-                    prefetch(cache, &io);
-                    self.writes.push_back(id);
-                }
-            }
+            self.complete(cache, id, status, out);
         }
+    }
+
+    /// Whatever looks at places that the index names: nobody frees their segments meanwhile. Writes look at
+    /// no places but those that they have made, and misses at none.
+    fn poll_readers<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        if self.reads.is_empty() && self.lends.is_empty() {
+            return;
+        }
+        let who = usize::from(self.id);
+        cache.grace.enter(who);
+        self.poll_reads(cache, out);
+        self.poll_lends(cache, out);
+        cache.grace.leave(who);
     }
 
     /// A flush has nothing to make durable: whatever completed is. It closes the epoch, so that write-back
@@ -318,29 +331,32 @@ impl Core {
         if !canary::is(Canary::FlushClosesNoEpoch) {
             cache.close_epoch();
         }
-        while let Some(id) = self.flushes.pop_front() {
+        while out.completions.len() < COMPLETIONS_PER_POLL
+            && let Some(id) = self.flushes.pop_front()
+        {
             self.counters(cache).flushes.add(1);
             self.complete(cache, id, Status::Success, out);
         }
     }
 
     /// Ends a request. It leaves the table, so it cannot end twice (INV-IO-1).
+    #[inline]
     pub(super) fn complete<P>(
         &mut self,
         cache: &Cache<P>,
         id: RequestId,
         status: Status,
         out: &mut Outbox,
-    ) {
-        if let Some(request) = self.requests.remove(id) {
-            if status == Status::Failed {
-                self.counters(cache).failed.add(1);
-            }
-            out.completions.push(Completion {
-                token: request.io.token,
-                status,
-            });
+    ) -> Option<HostIo> {
+        let io = self.requests.remove(id)?.io;
+        if status == Status::Failed {
+            self.counters(cache).failed.add(1);
         }
+        out.completions.push(Completion {
+            token: io.token,
+            status,
+        });
+        Some(io)
     }
 
     /// After an internal error: nothing is attempted any more. Reads with base reads under way end when these
@@ -360,6 +376,7 @@ impl Core {
             self.give_up_read(cache, id, out);
         }
         while let Some(op) = self.misses_done.pop_front() {
+            self.serve_followers(cache, op, out);
             self.settle_miss(cache, op, out);
         }
     }
@@ -374,11 +391,6 @@ fn is_in_range<P: Pmem>(cache: &Cache<P>, io: &HostIo) -> bool {
     };
     let end = io.lba.0.checked_add(io.len_blocks);
     io.len_blocks > 0
-        && end.is_some_and(|end| end <= cache.base.block_count)
+        && end.is_some_and(|end| end <= cache.block_count())
         && cache.geometry.bytes(io.len_blocks) <= bytes_max
-}
-
-fn prefetch<P: Pmem>(cache: &Cache<P>, io: &HostIo) {
-    let page = cache.geometry.page_of(io.lba);
-    cache.index.prefetch(cache.index.locate(page));
 }

@@ -5,7 +5,8 @@
 //! that was acknowledged before it was asked for is on the base, and then lets none begin: nothing else writes
 //! to the base (INV-CKPT-1). Nothing of it is persisted: after a restart none is held.
 
-use super::cache::{Cache, Health, lock};
+use super::cache::{Cache, lock};
+use super::health::Health;
 use crate::canary::{self, Canary};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, NS_PER_MS, NS_PER_S, Now, Seq};

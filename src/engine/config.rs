@@ -16,6 +16,16 @@ pub enum FormatPolicy {
     Force,
 }
 
+/// Whether a base device may have become larger since the cache was last in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BaseGrowth {
+    /// A base of another size is another base.
+    #[default]
+    Refuse,
+    /// If everything else agrees, the witness too, a larger one is the same base, grown.
+    Accept,
+}
+
 /// In which order dirty data reaches the base device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -53,6 +63,8 @@ pub struct OpenOptions {
     pub base: BaseIdentity,
     /// What the base device can do.
     pub base_caps: BaseCaps,
+    /// Whether the base may have become larger.
+    pub base_growth: BaseGrowth,
     /// When to format.
     pub format: FormatPolicy,
     /// The uuid for a new cache: random, from the adapter.

@@ -1,6 +1,6 @@
 //! Grace periods: memory that readers may still look at is reused only when all of them have moved on.
 //!
-//! A channel enters at the start of a poll and leaves at its end. What was taken out of the index before a
+//! A channel enters before it looks reads up and leaves when it has copied them. What was taken out of the index before a
 //! [`Ticket`] was drawn is out of every reader's sight once the ticket has passed.
 
 use crate::sched;

@@ -2,7 +2,8 @@
 
 use super::segments::{SegmentState, Segments};
 use super::{
-    Background, Cache, DataCrc, FormatPolicy, Fua, Health, HostIo, IoToken, Op, Outbox, Status,
+    Background, Budget, Cache, DataCrc, FormatPolicy, Fua, Health, HostIo, IoToken, Op, Outbox,
+    Status,
 };
 use crate::index::LineStock;
 use crate::media::SegmentInfo;
@@ -188,7 +189,7 @@ fn a_damaged_payload_stops_write_back_before_the_base() {
     cache.pmem.flip_bit(PmemOff(end.0 - 1), 0);
     cache.drain_start();
     for second in 0..10 {
-        background.poll(Now(second * NS_PER_S), &mut out);
+        background.poll(Now(second * NS_PER_S), Budget::default(), &mut out);
     }
     assert!(out.base.is_empty(), "{:?}", out.base);
     assert!(matches!(cache.health(), Health::Degraded(_)));

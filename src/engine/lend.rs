@@ -11,12 +11,10 @@ use super::read_path::Blocked;
 use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::{MemSlice, Pmem};
-use crate::units::{Lba, Page, PmemOff, SegId};
+use crate::units::{Lba, Page, SegId};
 
 /// Loans of a channel at once; reads beyond that are answered with [`Status::NotLent`].
 pub const LOAN_COUNT_MAX: usize = 1024;
-/// The kernel takes unreadable memory away by the page.
-const PROBE_STEP_BYTES: u64 = 4096;
 
 /// A piece of the mapping that somebody looks at.
 #[derive(Debug)]
@@ -118,15 +116,9 @@ fn find_piece<P: Pmem>(
 
 /// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found.
 fn is_readable<P: Pmem>(cache: &Cache<P>, place: Place, len_blocks: u64) -> bool {
-    let start = cache.geometry.place_off(place).0;
-    let end = start + cache.geometry.bytes(len_blocks);
-    let mut byte = [0];
-    let mut at = start;
-    while at < end {
-        if cache.pmem.read(PmemOff(at), &mut byte).is_err() {
-            return false;
-        }
-        at = (at + 1).next_multiple_of(PROBE_STEP_BYTES);
-    }
-    true
+    let (off, len_bytes) = (
+        cache.geometry.place_off(place),
+        cache.geometry.bytes(len_blocks),
+    );
+    cache.pmem.probe(off, len_bytes).is_ok() && !cache.damage.covers(place, len_blocks)
 }

@@ -11,12 +11,18 @@ mod cache;
 mod channel;
 mod checkpoint;
 mod config;
+mod damage;
 mod grace;
+mod growth;
+mod health;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
 mod io;
 mod lend;
+mod misses;
 mod read_path;
+#[cfg(feature = "heap")]
+mod republish;
 mod segments;
 mod settings;
 mod stats;
@@ -25,9 +31,9 @@ mod stream;
 mod tests;
 mod write_path;
 
-pub use background::{Background, Pressure};
-pub(crate) use cache::{BACKGROUND_AGENT, CacheParts};
-pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, Health, WRITE_SIZE_MAX_BYTES};
+pub use background::{Background, Budget, Pressure};
+pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
+pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, DrainStatus, WRITE_SIZE_MAX_BYTES};
 pub use channel::Channel;
 pub(crate) use checkpoint::CheckpointNeed;
 pub use checkpoint::{
@@ -35,7 +41,11 @@ pub use checkpoint::{
     CheckpointId, CheckpointState, CheckpointStatus,
 };
 pub use config::*;
+pub use damage::DamagedRange;
+pub(crate) use damage::{Depth, Flaw, count_flaw};
 pub(crate) use grace::Ticket;
+pub use growth::GrowError;
+pub use health::Health;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;
 pub(crate) use segments::{SegmentStart, SegmentState, Segments};

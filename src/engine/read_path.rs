@@ -3,16 +3,22 @@
 
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
-use super::io::{BaseError, BaseKind, BaseOpId, BaseRequest, Outbox, Status};
-use crate::index::{BlockMap, Version};
+use super::io::{Outbox, Status};
+use super::misses::Miss;
+use crate::canary::{self, Canary};
+use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::{Lba, Page};
+use std::sync::atomic::Ordering;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
-/// How many pages ahead the index is asked for.
-const PREFETCH_PAGES: u64 = 8;
+/// For how many pages the index is asked ahead.
+pub(super) const PREFETCH_PAGES: u64 = 32;
+/// Of the data of the next read, so much is asked for while the last is copied. Behind it the CPU runs ahead by
+/// itself.
+const PREFETCH_BYTES: u64 = 512;
 
 /// How far a read is.
 #[derive(Clone, Copy, Debug)]
@@ -38,21 +44,10 @@ impl ReadState {
             failed: false,
         }
     }
-}
 
-/// A base read for blocks that are not cached.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Miss {
-    pub(super) request: RequestId,
-    pub(super) lba: Lba,
-    pub(super) len_blocks: u64,
-    /// Where in the caller's memory the blocks go.
-    pub(super) cursor: IovCursor,
-    /// Of the bucket of each page when it was found missing.
-    pub(super) versions: [Version; FILL_PAGES_MAX],
-    /// Whether it may be put into the cache.
-    pub(super) admitted: bool,
-    pub(super) result: Option<Result<(), BaseError>>,
+    pub(super) fn has_begun(&self) -> bool {
+        self.done_blocks > 0 || self.pending > 0
+    }
 }
 
 /// Neighbouring blocks that come from the same source.
@@ -75,6 +70,13 @@ impl Run {
     }
 }
 
+/// A [`Lookup`] of a page that lies in one piece.
+#[derive(Clone, Copy, Debug)]
+struct WholePage {
+    source: BlockMap,
+    version: Version,
+}
+
 /// Nothing more can be done for this read now.
 pub(super) struct Blocked;
 
@@ -83,6 +85,8 @@ struct Reader<'a, P> {
     cache: &'a Cache<P>,
     id: RequestId,
     state: ReadState,
+    /// Of the first page, if it was looked up already.
+    ahead: Option<WholePage>,
     run: Option<Run>,
     /// How many of [`Core::run_versions`] are the run's; more, if there was no room for them.
     version_count: usize,
@@ -90,6 +94,7 @@ struct Reader<'a, P> {
 
 impl Core {
     pub(super) fn poll_reads<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        let mut next = None;
         for _ in 0..self.reads.len() {
             if out.completions.len() >= COMPLETIONS_PER_POLL {
                 return;
@@ -97,11 +102,33 @@ impl Core {
             let Some(id) = self.reads.pop_front() else {
                 return;
             };
-            match self.run_read(cache, id, out) {
+            let ahead = next;
+            next = self.look_ahead(cache);
+            match self.run_read(cache, id, ahead, out) {
                 Ok(()) => self.end_read_if_done(cache, id, out),
                 Err(Blocked) => self.reads.push_back(id),
             }
         }
+    }
+
+    /// Looks up where the first read in the queue begins, and asks for the data there: they come while another
+    /// read is copied. The answer is good for as long as the grace period in which it was given.
+    #[inline]
+    fn look_ahead<P: Pmem>(&self, cache: &Cache<P>) -> Option<WholePage> {
+        let request = self.requests.get(*self.reads.front()?)?;
+        let start = request.io.lba.0 + request.read?.done_blocks;
+        let page = cache.geometry.page_of(Lba(start));
+        let Lookup { map, version } = cache.index.lookup(cache.index.locate(page))?;
+        let PageMap::Whole(source @ BlockMap::Mapped(_)) = map else {
+            return None;
+        };
+        let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+        // A page has 8 blocks at most.
+        if let BlockMap::Mapped(place) = map.block((start & in_page) as u32) {
+            let off = cache.geometry.place_off(place);
+            cache.pmem.prefetch(off, PREFETCH_BYTES);
+        }
+        Some(WholePage { source, version })
     }
 
     /// Goes through the blocks of a read that have not been dealt with.
@@ -109,6 +136,7 @@ impl Core {
         &mut self,
         cache: &Cache<P>,
         id: RequestId,
+        ahead: Option<WholePage>,
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
         let Some(request) = self.requests.get(id) else {
@@ -122,6 +150,7 @@ impl Core {
             cache,
             id,
             state,
+            ahead,
             run: None,
             version_count: 0,
         };
@@ -147,7 +176,14 @@ impl Core {
             if page + PREFETCH_PAGES <= (end - 1) / per_page {
                 index.prefetch(index.locate(Page(page + PREFETCH_PAGES)));
             }
-            let Some(found) = index.lookup(index.locate(Page(page))) else {
+            let found = match reader.ahead.take() {
+                Some(WholePage { source, version }) => Some(Lookup {
+                    map: PageMap::Whole(source),
+                    version,
+                }),
+                None => index.lookup(index.locate(Page(page))),
+            };
+            let Some(found) = found else {
                 self.end_run(reader, out)?;
                 return Err(Blocked);
             };
@@ -206,15 +242,15 @@ impl Core {
         };
         let bytes = reader.cache.geometry.bytes(run.len_blocks);
         match run.source {
-            BlockMap::Mapped(place) => self.serve_hit(reader, &run, place, bytes, out)?,
+            BlockMap::Mapped(place) => self.serve_hit(reader, &run, place, bytes, out),
             BlockMap::Zero(_) => {
                 reader.state.cursor.zero(bytes as usize);
                 reader.state.hit = true;
+                reader.state.done_blocks += run.len_blocks;
+                Ok(())
             }
-            BlockMap::Absent => self.start_miss(reader, &run, bytes, out)?,
+            BlockMap::Absent => self.start_miss(reader, &run, out),
         }
-        reader.state.done_blocks += run.len_blocks;
-        Ok(())
     }
 
     fn serve_hit<P: Pmem>(
@@ -227,62 +263,73 @@ impl Core {
     ) -> Result<(), Blocked> {
         let cache = reader.cache;
         let mut cursor = reader.state.cursor;
-        if cache
-            .pmem
-            .read_to(cache.geometry.place_off(place), &mut cursor, bytes)
-            .is_ok()
-        {
-            reader.state.cursor = cursor;
-            reader.state.hit = true;
-            return Ok(());
+        let off = cache.geometry.place_off(place);
+        if !cache.damage.covers(place, run.len_blocks) {
+            if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
+                reader.state.cursor = cursor;
+                reader.state.hit = true;
+                reader.state.done_blocks += run.len_blocks;
+                return Ok(());
+            }
+            self.counters(cache).poisoned_reads.add(1);
         }
-        self.counters(cache).poisoned_reads.add(1);
-        if cache.is_clean(place) {
+        if cache.is_clean(place) || canary::is(Canary::DirtyDamageReadFromBase) {
             // The base holds the same.
             reader.version_count = usize::MAX;
-            return self.start_miss(reader, run, bytes, out);
+            return self.start_miss(reader, run, out);
         }
         reader.state.cursor.advance(bytes as usize);
+        reader.state.done_blocks += run.len_blocks;
         reader.state.failed = true;
         Ok(())
     }
 
-    /// Asks the base for a run.
+    /// Asks the base for a run, as far as nobody of this channel has done so.
     fn start_miss<P: Pmem>(
         &mut self,
         reader: &mut Reader<'_, P>,
         run: &Run,
-        bytes: u64,
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
-        let miss = Miss {
-            request: reader.id,
-            lba: run.lba,
-            len_blocks: run.len_blocks,
-            cursor: reader.state.cursor,
-            versions: self.run_versions,
-            // What is larger than a write may never fit into a segment.
-            admitted: reader.version_count <= FILL_PAGES_MAX
-                && bytes <= reader.cache.write_size_max_bytes(),
-            result: None,
-        };
-        let op = self.misses.insert(miss).ok_or(Blocked)?;
-        self.counters(reader.cache).base_read_bytes.add(bytes);
-        out.base.push(BaseRequest {
-            op: BaseOpId(op),
-            kind: BaseKind::Read(reader.state.cursor),
-            lba: run.lba,
-            len_blocks: run.len_blocks,
-        });
-        reader.state.cursor.advance(bytes as usize);
-        reader.state.pending += 1;
-        reader.state.missed = true;
+        let geometry = &reader.cache.geometry;
+        let first_page = geometry.page_of(run.lba).0;
+        let (mut start, end) = (run.lba.0, run.lba.0 + run.len_blocks);
+        while start < end {
+            let skipped = (geometry.page_of(Lba(start)).0 - first_page) as usize;
+            // Only of so many pages it is known what they were.
+            let known = match reader.version_count {
+                count if count <= FILL_PAGES_MAX => skipped..count,
+                _ => 0..0,
+            };
+            let versions = &self.run_versions[known];
+            let part = self.misses.first_part(geometry, (start, end), versions);
+            let len_blocks = part.end - start;
+            let bytes = geometry.bytes(len_blocks);
+            let mut miss = Miss::new(reader.id, Lba(start), len_blocks, reader.state.cursor);
+            if let Some(leader) = part.leader {
+                self.misses.follow(miss, bytes, leader).ok_or(Blocked)?;
+            } else {
+                miss.versions[..versions.len()].copy_from_slice(versions);
+                // What is larger than a write may never fit into a segment.
+                miss.admitted =
+                    !versions.is_empty() && bytes <= reader.cache.write_size_max_bytes();
+                out.base.push(self.misses.lead(miss).ok_or(Blocked)?);
+                self.counters(reader.cache).base_read_bytes.add(bytes);
+                reader.cache.base_reads.fetch_add(1, Ordering::Relaxed);
+            }
+            reader.state.cursor.advance(bytes as usize);
+            reader.state.done_blocks += len_blocks;
+            reader.state.pending += 1;
+            reader.state.missed = true;
+            start = part.end;
+        }
         Ok(())
     }
 
     /// Looks at the base reads that have ended. Those that may be put into the cache wait for the batch.
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(op) = self.misses_done.pop_front() {
+            self.serve_followers(cache, op, out);
             let fill = self
                 .misses
                 .get(op)

@@ -4,7 +4,7 @@ use crate::media::{Geometry, SegmentInfo};
 use crate::sched;
 use crate::units::{Generation, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// What a segment is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) enum SegmentState {
     Sealed,
     /// Being emptied.
     Reclaiming,
+    /// Out of service: its memory is not to be relied upon.
+    Quarantined,
 }
 
 impl SegmentState {
@@ -25,7 +27,8 @@ impl SegmentState {
             0 => SegmentState::Free,
             1 => SegmentState::Open,
             2 => SegmentState::Sealed,
-            _ => SegmentState::Reclaiming,
+            3 => SegmentState::Reclaiming,
+            _ => SegmentState::Quarantined,
         }
     }
 }
@@ -43,6 +46,8 @@ pub(crate) struct Segment {
     last_seq: AtomicU64,
     /// Loans of places in it.
     pins: AtomicU32,
+    /// Damage was found that is not that of one payload alone.
+    is_suspect: AtomicBool,
 }
 
 /// How a segment was found, or starts.
@@ -63,6 +68,7 @@ impl Segment {
             key_end: AtomicU32::new(start.key_end),
             last_seq: AtomicU64::new(start.last_seq.0),
             pins: AtomicU32::new(0),
+            is_suspect: AtomicBool::new(false),
         }
     }
 
@@ -136,6 +142,11 @@ impl Segment {
         debug_assert!(before > 0, "INV-PIN-2: a loan is given back once");
     }
 
+    /// Whether its memory is not to be used again.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.is_suspect.load(Ordering::Acquire)
+    }
+
     /// Whether somebody looks at it. `false` is final once a ticket has passed that was drawn after the last
     /// of its places had left the index.
     pub(crate) fn is_pinned(&self) -> bool {
@@ -150,6 +161,9 @@ pub(crate) struct Segments {
     table: Box<[Segment]>,
     free: ArrayQueue<SegId>,
     opened: ArrayQueue<SegId>,
+    /// Suspect ones that are still in use.
+    suspects: AtomicUsize,
+    quarantined: AtomicUsize,
 }
 
 impl Segments {
@@ -161,13 +175,18 @@ impl Segments {
             table: starts.iter().map(Segment::new).collect(),
             free: ArrayQueue::new(capacity),
             opened: ArrayQueue::new(capacity),
+            suspects: AtomicUsize::new(0),
+            quarantined: AtomicUsize::new(0),
         };
         for id in segments.ids() {
             let segment = segments.get(id);
-            if segment.state() == SegmentState::Free {
-                segments.put_free(id);
-            } else if segment.last_seq() > dirty_tail {
-                segments.tell_opened(id);
+            match segment.state() {
+                SegmentState::Free => segments.put_free(id),
+                SegmentState::Quarantined => {
+                    segments.quarantined.fetch_add(1, Ordering::Relaxed);
+                }
+                _ if segment.last_seq() > dirty_tail => segments.tell_opened(id),
+                _ => {}
             }
         }
         segments
@@ -187,6 +206,39 @@ impl Segments {
 
     pub(crate) fn free_count(&self) -> usize {
         self.free.len()
+    }
+
+    /// Segments out of service.
+    pub(crate) fn quarantined_count(&self) -> usize {
+        self.quarantined.load(Ordering::Relaxed)
+    }
+
+    /// Whether a segment in use is to be taken out of service.
+    pub(crate) fn has_suspects(&self) -> bool {
+        self.suspects.load(Ordering::Relaxed) > 0
+    }
+
+    /// Notes that the memory of a segment is not to be used again. `true`: it is news.
+    pub(crate) fn suspect(&self, id: SegId) -> bool {
+        let is_new = !self.get(id).is_suspect.swap(true, Ordering::AcqRel);
+        if is_new {
+            self.suspects.fetch_add(1, Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    /// Takes a suspect segment out of service, for as long as the cache is in use (INV-SEG-7). It is its owner
+    /// who does so, and nothing in it is in use any more.
+    pub(crate) fn quarantine(&self, id: SegId) {
+        let segment = self.get(id);
+        let state = segment.state();
+        assert!(
+            matches!(state, SegmentState::Reclaiming | SegmentState::Open) && segment.is_suspect(),
+            "INV-SEG-3: segment {id:?} is taken out of service, but it is {state:?}"
+        );
+        segment.set_state(SegmentState::Quarantined);
+        self.suspects.fetch_sub(1, Ordering::Relaxed);
+        self.quarantined.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Hands a segment back whose generation is fresh.

@@ -70,6 +70,24 @@ settings! {
     GcPercent = 0, "gc_percent", 70, Number { min: 0, max: 90 };
     /// In which order dirty data reach the base. Strict: the base can be mounted at any moment.
     WritebackOrder = 1, "writeback_order", 0, Words(&["strict", "relaxed"]);
+    /// The most that write-back writes to the base in a second, in MiB, whatever the reason; 0: as much as it
+    /// can. 0, because whatever stays dirty for want of a rate is missing when a burst comes.
+    WritebackRateMibS = 3, "writeback_rate_mib_s", 0, Number { min: 0, max: 1_000_000 };
+    /// Write-back that began for want of room ends when so much of the cache, in percent, is dirty. 20: what
+    /// was written last is the likeliest to be overwritten, and is left alone.
+    DirtyLowPercent = 4, "dirty_low_percent", 20, Number { min: 0, max: 94 };
+    /// Above this share of the cache, in percent, dirty data are written back. 30: most of the cache stays free
+    /// to take a burst meanwhile. Greater than `dirty_low_percent`.
+    DirtyHighPercent = 5, "dirty_high_percent", 30, Number { min: 1, max: 95 };
+    /// Dirty data older than this, in seconds, are written back even if there is room; 0: they are not. 5: the
+    /// base is never much older than what a file system would have left in memory.
+    DirtyAgeS = 6, "dirty_age_s", 5, Number { min: 0, max: 86_400 };
+    /// When there have been no requests for so many milliseconds, dirty data are written back; 0: they are not.
+    /// 0, because the age sees to it soon enough, and what waits longer is overwritten in the cache more often.
+    IdleWritebackMs = 7, "idle_writeback_ms", 0, Number { min: 0, max: 3_600_000 };
+    /// How fast the cache device is read to find damage in it, in MiB/s; 0: not at all. 8: a cache of 100 GiB
+    /// in four hours, for a thousandth of what its memory and a core can do.
+    ScrubMibS = 11, "scrub_mib_s", 8, Number { min: 0, max: 4096 };
 }
 
 impl Setting {
@@ -134,6 +152,18 @@ pub enum SettingError {
         /// What would do.
         right: String,
     },
+    /// Two settings do not go together.
+    #[error("{low} is {low_value} and {high} is {high_value}: {low} below {high} is needed")]
+    NotBelow {
+        /// The one that has to be lower.
+        low: &'static str,
+        /// Its value.
+        low_value: u32,
+        /// The other.
+        high: &'static str,
+        /// Its value.
+        high_value: u32,
+    },
 }
 
 /// The value of every setting, as the superblock keeps it. A slot holds the value and one more, or 0 where the
@@ -197,7 +227,20 @@ impl SettingValues {
         for info in SETTINGS {
             info.check(self.get(info.setting))?;
         }
-        Ok(())
+        self.check_below(Setting::DirtyLowPercent, Setting::DirtyHighPercent)
+    }
+
+    fn check_below(&self, low: Setting, high: Setting) -> Result<(), SettingError> {
+        let (low_value, high_value) = (self.get(low), self.get(high));
+        if low_value < high_value {
+            return Ok(());
+        }
+        Err(SettingError::NotBelow {
+            low: low.info().name,
+            low_value,
+            high: high.info().name,
+            high_value,
+        })
     }
 }
 
@@ -339,6 +382,22 @@ mod tests {
             error.to_string(),
             "writeback_order is 2: one of \"strict\", \"relaxed\" is needed"
         );
+    }
+
+    #[test]
+    fn marks_that_do_not_go_together_are_refused_and_both_are_named() {
+        let values = SettingValues::default();
+        let change = SettingChange::of(Setting::DirtyLowPercent, 30);
+        let error = values.with(&change).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "dirty_low_percent is 30 and dirty_high_percent is 30: dirty_low_percent below dirty_high_percent is needed"
+        );
+        // Together they may pass each other.
+        let changed = values
+            .with(&change.and(Setting::DirtyHighPercent, 31))
+            .unwrap();
+        assert_eq!(changed.get(Setting::DirtyLowPercent), 30);
     }
 
     #[test]

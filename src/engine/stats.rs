@@ -84,16 +84,26 @@ counters! {
     conflicts,
     /// Polls in which a write had to wait for room in the cache.
     space_waits,
+    /// Times in which writes stood still for want of room in the cache.
+    stalls,
+    /// How long these were in all, in microseconds.
+    stall_us,
     /// Requests that failed.
     failed,
     /// Bytes read from the base for misses.
     base_read_bytes,
+    /// Bytes of misses that were served by the base read of another request.
+    joined_read_bytes,
     /// Bytes written back to the base.
     writeback_bytes,
     /// Dirty bytes that were overwritten before they were written back.
     absorbed_bytes,
     /// Write-back batches finished.
     writeback_batches,
+    /// Dirty bytes in them, overwritten ones included: with the number of batches, their mean size.
+    writeback_dirty_bytes,
+    /// Flushes that write-back has asked of the base.
+    base_flushes,
     /// Operations on the base that write-back had to repeat.
     writeback_retries,
     /// Segments reclaimed.
@@ -102,4 +112,14 @@ counters! {
     crc_errors,
     /// Reads of the cache's memory that failed.
     poisoned_reads,
+    /// Ksets of the log in use that could not be read, or were not valid any more.
+    key_errors,
+    /// Copies of superblock, tails or segment infos that were found unreadable.
+    metadata_errors,
+    /// Bytes that the scrub has looked at.
+    scrubbed_bytes,
+    /// Times that the scrub has been through the whole cache.
+    scrub_passes,
+    /// Records that the scrub has made whole again.
+    scrub_repairs,
 }

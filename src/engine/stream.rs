@@ -50,8 +50,15 @@ impl Stream {
     /// free; the stream then has no open segment.
     pub(crate) fn advance<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
         self.seal(context);
-        let Some(id) = context.segments.open_next() else {
-            return false;
+        let id = loop {
+            let Some(id) = context.segments.open_next() else {
+                return false;
+            };
+            if !context.segments.get(id).is_suspect() {
+                break id;
+            }
+            // At most once for each segment.
+            retire(context, id);
         };
         let generation = context.segments.get(id).generation().0;
         let size = context.geometry.segment_size_bytes();
@@ -102,4 +109,29 @@ impl Stream {
         segment.set_info(&info);
         segment.set_state(SegmentState::Sealed);
     }
+}
+
+/// Takes an empty segment out of service, of which part of the memory cannot be read. Sealed with nothing in it, it
+/// is not taken for the end of the log where its keys would be, and the next recovery looks at its memory again.
+fn retire<P: Pmem>(context: &StreamContext<'_, P>, id: SegId) {
+    let segment = context.segments.get(id);
+    let start = context.geometry.segment_off(id);
+    if context
+        .pmem
+        .probe(start, u64::from(KEYS_START_BYTES))
+        .is_ok()
+    {
+        let mut info = SegmentInfo {
+            generation: segment.generation(),
+            sealed: Some(Sealed {
+                kset_count: 0,
+                last_seq: Seq(0),
+            }),
+            update: segment.info_update(),
+        };
+        let (agent, geometry) = (context.agent, context.geometry);
+        drop(info.persist(context.pmem, agent, geometry, context.checksums, id));
+        segment.set_info(&info);
+    }
+    context.segments.quarantine(id);
 }

@@ -5,7 +5,7 @@ mod lend;
 
 use super::*;
 use crate::media::{Checksums, KEYS_START_BYTES, Tails};
-use crate::pmem::{MapRequest, MappedPmem, Pmem};
+use crate::pmem::{Extent, MapRequest, MappedPmem, Pmem};
 use crate::sim::pmem::SimPmem;
 use crate::sim::rig::Rig;
 use crate::sim::tracing::{PmemOp, Trace, TracingPmem};
@@ -34,6 +34,7 @@ fn options(block_size_bytes: u32, data_crc: Option<DataCrc>) -> OpenOptions {
         new_uuid: [9; 16],
         data_crc,
         segment_size_bytes: Some(64 << 10),
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::default(),
         stream_count_max: 2,
     }
@@ -186,7 +187,9 @@ fn simulated() -> impl FnMut() -> SimPmem {
 fn mapped(path: &Path) -> impl FnMut() -> MappedPmem + use<> {
     let request = MapRequest {
         path: path.to_owned(),
-        create_size_bytes: Some(DEVICE_SIZE_BYTES),
+        extent: Extent::File {
+            size_bytes: DEVICE_SIZE_BYTES,
+        },
         size_bytes_min: DEVICE_SIZE_BYTES,
     };
     move || MappedPmem::open(&request).unwrap()

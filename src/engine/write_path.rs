@@ -307,10 +307,10 @@ impl Core {
         let agent = self.agent();
         let segment = cache.segments.get(open.id);
         // The floor is set before the number is drawn, so that write-back never passes this batch by
-        // (INV-LOG-7).
+        // (INV-LOG-7): whoever reads `seq_next` as it is behind the drawing, or later, sees the floor.
         let floor = &cache.stream_floors[number];
         if !canary::is(Canary::FloorNotSet) {
-            floor.store(cache.seq_next.load(Ordering::SeqCst), Ordering::SeqCst);
+            floor.store(cache.seq_next.load(Ordering::SeqCst), Ordering::Relaxed);
         }
         sched::point();
         // The epoch is read before the number is drawn: whoever sees the next epoch has a higher number than
@@ -511,10 +511,9 @@ impl Core {
         for at in 0..self.batch.items.len() {
             match self.batch.items[at] {
                 Item::Write(id) => {
-                    if let Some(request) = self.requests.get(id) {
-                        self.count_write(cache, &request.io);
+                    if let Some(io) = self.complete(cache, id, Status::Success, out) {
+                        self.count_write(cache, &io);
                     }
-                    self.complete(cache, id, Status::Success, out);
                 }
                 Item::Fill(op) => {
                     if let Some(miss) = self.misses.get(op) {

@@ -17,6 +17,7 @@
 mod bucket;
 mod lines;
 mod map;
+mod newest;
 #[cfg(feature = "heap")]
 pub mod probe;
 mod side;
@@ -25,6 +26,7 @@ mod table;
 mod tests;
 
 pub(crate) use bucket::{PageSlot, Version};
-pub(crate) use map::{BlockMap, Target};
+pub(crate) use map::{BlockMap, PageMap, Target};
+pub(crate) use newest::{Newest, PagePart};
 pub(crate) use side::LineStock;
-pub(crate) use table::{Claim, EarlierParts, Index, IndexFull};
+pub(crate) use table::{Claim, EarlierParts, Index, IndexFull, Lookup};

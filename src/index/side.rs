@@ -71,6 +71,15 @@ impl SideTable {
         self.fresh.load(Ordering::Relaxed).min(self.line_count)
     }
 
+    /// Asks for a line to be brought into the cache.
+    #[inline]
+    pub(super) fn prefetch(&self, line: u32) {
+        match &self.words {
+            Words::Narrow(lines) => crate::pmem::prefetch_line(&lines.line(line as usize)[0]),
+            Words::Wide(lines) => crate::pmem::prefetch_line(&lines.line(line as usize)[0]),
+        }
+    }
+
     /// What a line says. It may be another page's meanwhile: the reader then finds its slot changed.
     pub(super) fn read(&self, line: u32) -> Blocks {
         std::array::from_fn(|block| {

@@ -3,7 +3,9 @@
 mod change;
 #[cfg(any(test, feature = "sim"))]
 mod check;
+mod prefetch;
 mod sizes;
+mod sweep;
 
 use super::bucket::{Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version};
 use super::lines::Lines;
@@ -123,6 +125,11 @@ impl Index {
     /// DRAM in use, in bytes: the table, and as much of the side table as was ever needed.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.bucket_count * 64 + self.side.as_ref().map_or(0, SideTable::used_bytes)
+    }
+
+    /// How many buckets there are.
+    pub(crate) fn bucket_count(&self) -> usize {
+        self.bucket_count as usize
     }
 
     /// Where the entry of a page would be. Equal for no two pages (INV-INDEX-7).

@@ -130,7 +130,9 @@ impl BaseFile {
         for source in sources {
             let start = self.buf.len();
             self.buf.resize(start + source.len_bytes(), 0);
-            source.copy_to(&mut self.buf[start..]);
+            source
+                .copy_to(&mut self.buf[start..])
+                .map_err(io::Error::other)?;
         }
         self.file.write_all_at(&self.buf, off)
     }

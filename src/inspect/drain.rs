@@ -8,11 +8,11 @@ use super::header::load_superblock;
 use super::progress::clock;
 use super::{BaseAccess, BaseFile, InspectError, ProgressLine};
 use crate::engine::{
-    BaseCaps, BaseIdentity, Cache, FormatPolicy, Health, OpenOptions, Outbox, Progress,
-    SettingChange,
+    BaseCaps, BaseGrowth, BaseIdentity, Budget, Cache, FormatPolicy, Health, OpenOptions, Outbox,
+    Progress, SettingChange,
 };
 use crate::media::Superblock;
-use crate::pmem::{MapRequest, MappedPmem, Pmem, ReadOnlyPmem, Sharing};
+use crate::pmem::{Extent, MapRequest, MappedPmem, Part, Pmem, ReadOnlyPmem, Sharing};
 use crate::recovery::{OpenStep, Opening};
 use crate::units::{Now, PAGE_SIZE_BYTES};
 use std::path::Path;
@@ -33,7 +33,7 @@ pub struct Drained {
     pub batches: u64,
 }
 
-/// Writes all dirty data of the cache at `cache_path` to the base at `base_path`. The cache stays, with
+/// Writes all dirty data of the cache at `cache_path`, or in a part of it, to the base at `base_path`. The cache stays, with
 /// everything in it clean.
 ///
 /// # Errors
@@ -42,14 +42,16 @@ pub struct Drained {
 /// be started again.
 pub fn drain(
     cache_path: &Path,
+    part: Option<Part>,
     base_path: &Path,
     progress: &mut ProgressLine,
 ) -> Result<Drained, InspectError> {
     // What holds no cache is not opened for writing: that would already fill the holes of a file.
-    let (superblock, _) = load_superblock(&ReadOnlyPmem::open(cache_path, Sharing::Readers)?)?;
+    let (superblock, _) =
+        load_superblock(&ReadOnlyPmem::open(cache_path, part, Sharing::Readers)?)?;
     let pmem = MappedPmem::open(&MapRequest {
         path: cache_path.to_owned(),
-        create_size_bytes: None,
+        extent: part.map_or(Extent::Whole, Extent::Part),
         size_bytes_min: 1,
     })?;
     let block_size_bytes = superblock.base.block_size_bytes;
@@ -75,6 +77,7 @@ fn options(superblock: &Superblock, base: &BaseFile) -> OpenOptions {
         new_uuid: superblock.uuid,
         data_crc: None,
         segment_size_bytes: None,
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::default(),
         stream_count_max: 1,
     }
@@ -140,7 +143,7 @@ fn write_back<P: Pmem>(
         progress.show("writing back", all.saturating_sub(left), all);
         let now = Now(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
         out.clear();
-        let worked = background.poll(now, &mut out);
+        let worked = background.poll(now, Budget::default(), &mut out);
         for request in &out.base {
             base.run(request, &out.sources)?;
             background.on_base_done(request.op, Ok(()));

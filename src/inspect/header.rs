@@ -5,7 +5,7 @@ use super::{Findings, InspectError};
 use crate::media::{Checksums, Copies, HeaderState, Superblock, Tails, load_header};
 use crate::pmem::PmemRead;
 use crate::recovery::OpenError;
-use crate::recovery::scan::tails_out_of_range;
+use crate::recovery::tails::tails_out_of_range;
 
 /// What the header area says.
 #[derive(Debug)]

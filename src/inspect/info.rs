@@ -171,7 +171,7 @@ pub fn info<P: PmemRead>(
 }
 
 impl SegmentStates {
-    fn note(&mut self, walk: &SegmentWalk<'_>, damage: Damage, is_sealed: bool, tails: &Tails) {
+    fn note(&mut self, walk: &SegmentWalk, damage: Damage, is_sealed: bool, tails: &Tails) {
         let holds_ksets = walk.kset_count() > 0;
         let state = match damage {
             Damage::GivenUp | Damage::Refused => &mut self.damaged,

@@ -66,7 +66,7 @@ pub(super) enum Damage {
 /// Notes damage that a walk has come to.
 pub(super) fn note_damage<P: PmemRead>(
     pmem: &P,
-    walk: &SegmentWalk<'_>,
+    walk: &SegmentWalk,
     buf: &mut WalkBuf,
     tails: &Tails,
     findings: &mut Findings<'_>,

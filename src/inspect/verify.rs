@@ -7,13 +7,13 @@ use super::header::{self, Header};
 use super::notes::{Damage, note_copies, note_damage, note_refusal};
 use super::payloads::Payloads;
 use super::{BaseAccess, BaseFile, Finding, Findings, InspectError, ProgressLine, Severity};
-use crate::engine::BaseIdentity;
+use crate::engine::{BaseGrowth, BaseIdentity};
 use crate::media::{SegmentInfo, Superblock, Tails, WITNESS_COUNT, Witness};
 use crate::pmem::PmemRead;
 use crate::recovery::OpenError;
 use crate::recovery::opening::check_base;
 use crate::recovery::walk::{SegmentWalk, WalkBuf, load_info};
-use crate::recovery::witness::drop_overwritten;
+use crate::recovery::witness::is_overwritten;
 use crate::units::{PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -101,7 +101,11 @@ impl<P: PmemRead> Verifier<'_, P> {
             payloads.check(self.pmem, &kset, &self.buf.keys, findings)?;
             if kset.seq > dirty_tail {
                 let dirty = self.buf.keys.iter().filter(|key| key.kind.is_dirty());
-                dirty.for_each(|key| drop_overwritten(&mut self.witness, key));
+                for key in dirty {
+                    let entries = self.witness.iter_mut();
+                    let overwritten = entries.filter(|entry| is_overwritten(entry, key));
+                    overwritten.for_each(|entry| entry.len_blocks = 0);
+                }
             }
         }
         payloads.check_places(walk.key_end(), findings)?;
@@ -123,9 +127,9 @@ impl<P: PmemRead> Verifier<'_, P> {
         let walks = used
             .iter()
             .map(|(id, info)| SegmentWalk::new(superblock, *id, *info));
-        let mut walks: Vec<SegmentWalk<'_>> = walks.collect();
+        let mut walks: Vec<SegmentWalk> = walks.collect();
         let mut heads = BinaryHeap::with_capacity(walks.len());
-        let mut advance = |walk: &mut SegmentWalk<'_>| {
+        let mut advance = |walk: &mut SegmentWalk| {
             std::iter::from_fn(|| walk.next(self.pmem, &mut self.buf))
                 .map(|kset| kset.seq)
                 .find(|seq| *seq > self.key_tail)
@@ -139,8 +143,15 @@ impl<P: PmemRead> Verifier<'_, P> {
                 && last_seq == seq
             {
                 let (a, b) = (walks[other].segment().0, walks[number].segment().0);
-                let error = OpenError::DuplicateSeq { seq: seq.0, a, b };
-                note_refusal(findings, "ksets", &error, Some(b))?;
+                let error = OpenError::DuplicateSeq { seq: seq.0 };
+                findings.add(&Finding {
+                    segment: Some(b),
+                    ..Finding::new(
+                        Severity::Refused,
+                        "ksets",
+                        format!("segments {a} and {b}: {error}"),
+                    )
+                })?;
             }
             last = Some((seq, number));
             heads.extend(advance(&mut walks[number]).map(|seq| Reverse((seq, number))));
@@ -154,7 +165,7 @@ impl<P: PmemRead> Verifier<'_, P> {
             block_count: base.block_count(),
             ..ours.clone()
         };
-        if let Err(error) = check_base(ours, &given) {
+        if let Err(error) = check_base(ours, &given, BaseGrowth::Refuse) {
             return note_refusal(findings, "base", &error, None);
         }
         let per_page = self.superblock.geometry.blocks_per_page();

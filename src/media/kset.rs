@@ -117,19 +117,30 @@ pub struct Key {
     pub crc: u32,
 }
 
+/// Keys that a line has room for, rounded up: so many behind the last one are part of its padding.
+const KEYS_PER_LINE: usize = (LINE_SIZE_BYTES as usize).div_ceil(KEY_SIZE_BYTES);
+
+/// A kset of any size, with its padding.
+#[derive(Debug, FromZeros, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct KsetBytes {
+    header: KsetHeaderOnMedia,
+    keys: [KeyOnMedia; KSET_KEYS_MAX + KEYS_PER_LINE],
+}
+
 /// Builds the bytes of a kset. Reused; allocates once.
 #[derive(Debug)]
 pub struct KsetBuilder {
-    bytes: Vec<u8>,
-    key_count: u32,
+    media: Box<KsetBytes>,
+    key_count: usize,
 }
 
 impl Default for KsetBuilder {
     fn default() -> Self {
-        let mut bytes = Vec::with_capacity(kset_size_bytes(KSET_KEYS_MAX));
-        bytes.resize(KSET_HEADER_SIZE_BYTES, 0);
+        // Where there is no memory the program ends, as it does for any box.
+        let media = KsetBytes::new_box_zeroed();
         Self {
-            bytes,
+            media: media.unwrap_or_else(|_| Box::new(KsetBytes::new_zeroed())),
             key_count: 0,
         }
     }
@@ -138,39 +149,49 @@ impl Default for KsetBuilder {
 impl KsetBuilder {
     /// Forgets all keys.
     pub fn clear(&mut self) {
-        self.bytes.truncate(KSET_HEADER_SIZE_BYTES);
         self.key_count = 0;
     }
 
     /// Appends a key.
+    ///
+    /// # Panics
+    /// There are [`KSET_KEYS_MAX`] already.
+    #[inline]
     pub fn push(&mut self, key: &Key, block_shift: u32) {
-        debug_assert!((self.key_count as usize) < KSET_KEYS_MAX);
-        let mut media = KeyOnMedia::new_zeroed();
-        media.lba.set(key.lba.0);
-        media.len_blocks.set(key.len_blocks);
-        media.place.set(key.payload_off >> block_shift);
-        media.crc.set(key.crc);
-        media.kind = key.kind.code();
-        self.bytes.extend_from_slice(media.as_bytes());
+        debug_assert!(self.key_count < KSET_KEYS_MAX);
+        self.media.keys[self.key_count] = KeyOnMedia {
+            lba: key.lba.0.into(),
+            len_blocks: key.len_blocks.into(),
+            place: key.payload_off.wrapping_shr(block_shift).into(),
+            crc: key.crc.into(),
+            kind: key.kind.code(),
+            rsv: [0; 3],
+        };
         self.key_count += 1;
     }
 
     /// The finished bytes: checksummed, padded to whole lines.
+    #[inline]
     pub fn finish(&mut self, seed: ChecksumSeed, kset_index: u32, seq: Seq, epoch: Epoch) -> &[u8] {
-        let header = KsetHeaderOnMedia {
+        let count = self.key_count;
+        let media = &mut *self.media;
+        // What an earlier kset has left there. A length that is known beats one that fits.
+        if let Some(padding) = media.keys[count..].first_chunk_mut::<KEYS_PER_LINE>() {
+            *padding = [KeyOnMedia::new_zeroed(); KEYS_PER_LINE];
+        }
+        media.header = KsetHeaderOnMedia {
             crc: U32::ZERO,
-            key_count: self.key_count.into(),
+            // KSET_KEYS_MAX at the most.
+            key_count: (count as u32).into(),
             kset_index: kset_index.into(),
             rsv: [0; 4],
             seq: seq.0.into(),
             epoch: epoch.0.into(),
         };
-        self.bytes[..KSET_HEADER_SIZE_BYTES].copy_from_slice(header.as_bytes());
-        let crc = U32::new(seed.checksum(&self.bytes[4..]));
-        self.bytes[..4].copy_from_slice(crc.as_bytes());
-        let padded = self.bytes.len().next_multiple_of(LINE_SIZE_BYTES as usize);
-        self.bytes.resize(padded, 0);
-        &self.bytes
+        let used = KSET_HEADER_SIZE_BYTES + count * KEY_SIZE_BYTES;
+        let crc = seed.checksum(&media.as_bytes()[4..used]);
+        media.header.crc = crc.into();
+        &media.as_bytes()[..kset_size_bytes(count)]
     }
 }
 
@@ -221,18 +242,18 @@ impl Default for KsetReader {
 
 /// Which segment, and under which rules its ksets are valid.
 #[derive(Clone, Copy, Debug)]
-pub struct KsetContext<'a> {
-    geometry: &'a Geometry,
+pub struct KsetContext {
+    geometry: Geometry,
     base_block_count: u64,
     segment: SegId,
     seed: ChecksumSeed,
 }
 
-impl<'a> KsetContext<'a> {
+impl KsetContext {
     /// For a segment under a generation.
     #[must_use]
     pub fn new(
-        geometry: &'a Geometry,
+        geometry: &Geometry,
         base_block_count: u64,
         checksums: &Checksums,
         segment: SegId,
@@ -240,15 +261,13 @@ impl<'a> KsetContext<'a> {
     ) -> Self {
         let seed = checksums.kset(segment.0, generation.0);
         Self {
-            geometry,
+            geometry: *geometry,
             base_block_count,
             segment,
             seed,
         }
     }
-}
 
-impl KsetContext<'_> {
     /// The segment.
     #[must_use]
     pub fn segment(&self) -> SegId {
@@ -264,7 +283,7 @@ impl KsetReader {
     pub fn read<P: PmemRead>(
         &mut self,
         pmem: &P,
-        context: &KsetContext<'_>,
+        context: &KsetContext,
         off: u32,
         kset_index: u32,
         keys: &mut Vec<Key>,
@@ -295,7 +314,7 @@ impl KsetReader {
     pub fn find_later<P: PmemRead>(
         &mut self,
         pmem: &P,
-        context: &KsetContext<'_>,
+        context: &KsetContext,
         off: u32,
         kset_index: u32,
         window_bytes: u32,
@@ -318,7 +337,7 @@ impl KsetReader {
     fn load<P: PmemRead>(
         &mut self,
         pmem: &P,
-        context: &KsetContext<'_>,
+        context: &KsetContext,
         off: u32,
         wanted: impl Fn(u32) -> bool,
     ) -> Result<Kset, KsetError> {
@@ -361,8 +380,8 @@ impl KsetReader {
 }
 
 /// `None`: a number of the key is out of range (INV-OPEN-3).
-fn decode_key(context: &KsetContext<'_>, kset: &Kset, media: &KeyOnMedia) -> Option<Key> {
-    let geometry = context.geometry;
+fn decode_key(context: &KsetContext, kset: &Kset, media: &KeyOnMedia) -> Option<Key> {
+    let geometry = &context.geometry;
     let kind = match media.kind {
         1 => KeyKind::Data,
         2 => KeyKind::Fill,
@@ -377,9 +396,8 @@ fn decode_key(context: &KsetContext<'_>, kset: &Kset, media: &KeyOnMedia) -> Opt
     }
     let place = u64::from(media.place.get());
     if kind.has_payload() {
-        let per_page = u64::from(geometry.blocks_per_page());
         let keys_end = u64::from(kset.off) + u64::from(kset.size_bytes);
-        if lba / per_page != (end - 1) / per_page
+        if geometry.page_of(Lba(lba)) != geometry.page_of(Lba(end - 1))
             || geometry.bytes(place) < keys_end
             || geometry.bytes(place + len) > geometry.segment_size_bytes()
         {

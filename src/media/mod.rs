@@ -30,6 +30,6 @@ pub use seal::Spot;
 pub use segment_info::{Sealed, SegmentInfo};
 pub use superblock::{
     FEATURES_COMPAT, HeaderState, Superblock, SuperblockError, load_header, persist_superblock,
-    persist_unfinished_mark,
+    persist_unfinished_mark, superblock_copies,
 };
 pub use tails::{Tails, WITNESS_COUNT, Witness};

@@ -174,6 +174,15 @@ pub enum SuperblockError {
     },
 }
 
+/// How the copies of the superblock of a cache in use are.
+///
+/// # Errors
+/// Neither is valid.
+pub fn superblock_copies<P: PmemRead>(pmem: &P) -> Result<Copies, PairError> {
+    let seed = Checksums::superblock();
+    load_pair::<P, SuperblockOnMedia>(pmem, SUPERBLOCK_OFFS, seed).map(|loaded| loaded.copies)
+}
+
 /// Finds out what a device holds.
 ///
 /// # Errors

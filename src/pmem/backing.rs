@@ -9,17 +9,75 @@ use std::path::{Path, PathBuf};
 
 use super::MapError;
 use super::dax::{self, Backing, PersistenceDomain, Sysfs};
+use super::range_lock::{self, Against};
 
 /// Which cache device to map.
 #[derive(Clone, Debug)]
 pub struct MapRequest {
     /// A regular file or a device-DAX character device.
     pub path: PathBuf,
-    /// Create the file with this size, rounded down to whole pages, if it does not exist; if it does, it
-    /// must have that size. `None`: it must exist.
-    pub create_size_bytes: Option<u64>,
+    /// How much of it.
+    pub extent: Extent,
     /// Refuse anything smaller.
     pub size_bytes_min: u64,
+}
+
+/// How much of a cache device to map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it; it must exist.
+    Whole,
+    /// All of a file of this size, rounded down to whole pages. It is created if it does not exist; if it does,
+    /// it must have that size.
+    File {
+        /// The size.
+        size_bytes: u64,
+    },
+    /// A part of it; it must exist, and is not made larger.
+    Part(Part),
+}
+
+impl Extent {
+    fn part(self) -> Option<Part> {
+        match self {
+            Self::Part(part) => Some(part),
+            Self::Whole | Self::File { .. } => None,
+        }
+    }
+
+    fn file_size_bytes(self) -> Option<u64> {
+        match self {
+            Self::File { size_bytes } => Some(size_bytes),
+            Self::Whole | Self::Part(_) => None,
+        }
+    }
+}
+
+/// What offset and size of a part are multiples of: a huge page, so that neither the page tables nor the DMA
+/// translation need small ones. A device may ask for more.
+pub const PART_ALIGN_BYTES: u64 = 2 << 20;
+
+/// A part of a cache device, for one of several caches on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where it begins.
+    pub offset_bytes: u64,
+    /// How long it is.
+    pub size_bytes: u64,
+}
+
+impl Part {
+    /// Where it ends.
+    #[must_use]
+    pub fn end_bytes(self) -> u64 {
+        self.offset_bytes.saturating_add(self.size_bytes)
+    }
+
+    /// Whether any byte belongs to both.
+    #[must_use]
+    pub fn overlaps(self, other: Part) -> bool {
+        self.offset_bytes < other.end_bytes() && other.offset_bytes < self.end_bytes()
+    }
 }
 
 /// A cache device, locked, with memory behind every byte.
@@ -28,6 +86,8 @@ pub(super) struct Opened {
     /// Holds the lock.
     pub(super) file: File,
     pub(super) backing: Backing,
+    /// Where the mapping begins in the file.
+    pub(super) offset_bytes: u64,
     pub(super) size_bytes: u64,
     /// Address and length of a mapping are multiples of this.
     pub(super) align_bytes: u64,
@@ -61,13 +121,14 @@ impl Drop for Created {
 pub(super) fn open(request: &MapRequest) -> Result<Opened, MapError> {
     let path = &request.path;
     let (file, created) = open_or_create(request)?;
-    lock(&file, path, File::try_lock)?;
+    let part = request.extent.part();
+    range_lock::lock(&file, path, part, Against::Everybody)?;
     let meta = file
         .metadata()
         .map_err(io_error(path, "ask for the size of"))?;
     let mut opened = describe(file, path, &meta)?;
     opened.created = created;
-    if let Some(asked) = request.create_size_bytes {
+    if let Some(asked) = request.extent.file_size_bytes() {
         let asked_bytes = round_down(asked, opened.align_bytes);
         if opened.created.is_some() {
             opened.size_bytes = asked_bytes;
@@ -81,6 +142,9 @@ pub(super) fn open(request: &MapRequest) -> Result<Opened, MapError> {
         }
     }
     opened.size_bytes = round_down(opened.size_bytes, opened.align_bytes);
+    if let Some(part) = part {
+        opened.narrow(path, part)?;
+    }
     let min_bytes = request.size_bytes_min.max(1);
     if opened.size_bytes < min_bytes {
         let (path, found_bytes) = (path.clone(), opened.size_bytes);
@@ -106,7 +170,11 @@ pub enum Sharing {
 }
 
 /// Opens an existing device for reading. Changes nothing of it, not even which parts of a file have space.
-pub(super) fn open_to_read(path: &Path, sharing: Sharing) -> Result<Opened, MapError> {
+pub(super) fn open_to_read(
+    path: &Path,
+    part: Option<Part>,
+    sharing: Sharing,
+) -> Result<Opened, MapError> {
     let meta = fs::metadata(path).map_err(io_error(path, "look at"))?;
     check_type(path, &meta)?;
     let flags = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
@@ -116,13 +184,48 @@ pub(super) fn open_to_read(path: &Path, sharing: Sharing) -> Result<Opened, MapE
         .open(path)
         .map_err(io_error(path, "open"))?;
     if sharing == Sharing::Readers {
-        lock(&file, path, File::try_lock_shared)?;
+        range_lock::lock(&file, path, part, Against::Writers)?;
     }
     let meta = file.metadata().map_err(io_error(path, "look at"))?;
     check_type(path, &meta)?;
     let mut opened = describe(file, path, &meta)?;
     opened.size_bytes = round_down(opened.size_bytes, opened.align_bytes);
+    if let Some(part) = part {
+        opened.narrow(path, part)?;
+    }
     Ok(opened)
+}
+
+impl Opened {
+    /// Where the mapping begins, as the system calls want it. A part lies within the device, so it fits.
+    pub(super) fn file_offset(&self) -> libc::off_t {
+        libc::off_t::try_from(self.offset_bytes).unwrap_or(libc::off_t::MAX)
+    }
+
+    /// Leaves only a part of it to be mapped.
+    fn narrow(&mut self, path: &Path, part: Part) -> Result<(), MapError> {
+        let align_bytes = self.align_bytes.max(PART_ALIGN_BYTES);
+        let aligned = [part.offset_bytes, part.size_bytes]
+            .iter()
+            .all(|bytes| bytes.is_multiple_of(align_bytes));
+        if !aligned {
+            return Err(MapError::Misaligned {
+                path: path.to_owned(),
+                part,
+                align_bytes,
+            });
+        }
+        if part.end_bytes() > self.size_bytes {
+            return Err(MapError::PartOutside {
+                path: path.to_owned(),
+                part,
+                found_bytes: self.size_bytes,
+            });
+        }
+        self.offset_bytes = part.offset_bytes;
+        self.size_bytes = part.size_bytes;
+        Ok(())
+    }
 }
 
 fn round_down(size_bytes: u64, unit_bytes: u64) -> u64 {
@@ -141,7 +244,7 @@ fn open_or_create(request: &MapRequest) -> Result<(File, Option<Created>), MapEr
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(io_error(path, "look at")(error));
         }
-        Err(_) if request.create_size_bytes.is_none() => {
+        Err(_) if request.extent.file_size_bytes().is_none() => {
             return Err(MapError::NotFound { path: path.clone() });
         }
         Err(_) => return create(path).map(|(file, created)| (file, Some(created))),
@@ -213,59 +316,6 @@ fn check_type(path: &Path, meta: &fs::Metadata) -> Result<(), MapError> {
     })
 }
 
-/// Takes the lock that keeps every other opener out, or all but readers, in this process too. It goes when the
-/// file is closed, however the process ends.
-fn lock(
-    file: &File,
-    path: &Path,
-    try_lock: impl Fn(&File) -> Result<(), fs::TryLockError>,
-) -> Result<(), MapError> {
-    match try_lock(file) {
-        Ok(()) => Ok(()),
-        Err(fs::TryLockError::WouldBlock) => {
-            let pids = file
-                .metadata()
-                .map(|meta| lock_holders(&meta))
-                .unwrap_or_default();
-            Err(MapError::InUse {
-                path: path.to_owned(),
-                pids,
-            })
-        }
-        Err(fs::TryLockError::Error(error)) => Err(io_error(path, "lock")(error)),
-    }
-}
-
-/// The processes that /proc/locks names for a file. Empty if it is in another pid namespace, or the file
-/// system shows other device numbers there.
-fn lock_holders(meta: &fs::Metadata) -> Vec<u32> {
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let dev = meta.dev();
-    let id = format!(
-        "{:02x}:{:02x}:{}",
-        libc::major(dev),
-        libc::minor(dev),
-        meta.ino()
-    );
-    parse_lock_holders(&locks, &id)
-}
-
-/// Lines are "1: FLOCK  ADVISORY  WRITE 4711 00:19:1234 0 EOF"; waiters have "->" in the second place.
-fn parse_lock_holders(locks: &str, id: &str) -> Vec<u32> {
-    let holder = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        match fields[..] {
-            [_, "FLOCK", _, _, pid, at, ..] if at == id => pid.parse().ok(),
-            _ => None,
-        }
-    };
-    locks
-        .lines()
-        .filter_map(holder)
-        .filter(|pid| *pid != 0)
-        .collect()
-}
-
 fn describe(file: File, path: &Path, meta: &fs::Metadata) -> Result<Opened, MapError> {
     if meta.file_type().is_char_device() {
         describe_dax(file, path, meta.rdev())
@@ -286,6 +336,7 @@ fn describe_dax(file: File, path: &Path, rdev: libc::dev_t) -> Result<Opened, Ma
     Ok(Opened {
         file,
         backing: Backing::DevDax,
+        offset_bytes: 0,
         size_bytes: device.size_bytes,
         align_bytes: device.align_bytes,
         domain: sysfs.domain_of_char(rdev),
@@ -298,6 +349,7 @@ fn describe_file(file: File, path: &Path, meta: &fs::Metadata) -> Result<Opened,
     Ok(Opened {
         file,
         backing: fs.backing,
+        offset_bytes: 0,
         size_bytes: meta.len(),
         align_bytes: fs.page_size_bytes,
         domain: Sysfs::new().domain_of_block(meta.dev()),
@@ -305,14 +357,14 @@ fn describe_file(file: File, path: &Path, meta: &fs::Metadata) -> Result<Opened,
     })
 }
 
-/// Gives a file its size, and every hole in it memory or disk space. Its content stays.
+/// Gives a file its size, and every hole in what is mapped of it memory or disk space. Its content stays.
 fn allocate(opened: &Opened, path: &Path, meta: &fs::Metadata) -> Result<(), MapError> {
     if opened.created.is_some() {
         opened
             .file
             .set_len(opened.size_bytes)
             .map_err(io_error(path, "set the size of"))?;
-    } else if meta.blocks().saturating_mul(512) >= opened.size_bytes {
+    } else if meta.blocks().saturating_mul(512) >= meta.len() {
         // No holes, so spare a walk over all of its pages. (A file system that compresses, or counts
         // otherwise, errs on the other side or has no mapping to speak of.)
         return Ok(());
@@ -320,7 +372,7 @@ fn allocate(opened: &Opened, path: &Path, meta: &fs::Metadata) -> Result<(), Map
     loop {
         let len = i64::try_from(opened.size_bytes).unwrap_or(i64::MAX);
         // SAFETY: the descriptor is open as long as `file`; no memory is passed.
-        match unsafe { libc::posix_fallocate(opened.file.as_raw_fd(), 0, len) } {
+        match unsafe { libc::posix_fallocate(opened.file.as_raw_fd(), opened.file_offset(), len) } {
             0 => return Ok(()),
             libc::EINTR => {}
             libc::ENOSPC | libc::ENOMEM | libc::EFBIG => {
@@ -336,21 +388,5 @@ fn allocate(opened: &Opened, path: &Path, meta: &fs::Metadata) -> Result<(), Map
                 return Err(io_error(path, "allocate the space of")(error));
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lock_holders_are_found_by_device_and_inode() {
-        let locks = "1: POSIX  ADVISORY  WRITE 11 00:1a:77 0 EOF\n\
-                     2: FLOCK  ADVISORY  WRITE 4711 00:1a:77 0 EOF\n\
-                     2: -> FLOCK  ADVISORY  WRITE 4712 00:1a:77 0 EOF\n\
-                     3: FLOCK  ADVISORY  WRITE 4713 00:1a:78 0 EOF\n\
-                     4: FLOCK  ADVISORY  WRITE 0 00:1a:77 0 EOF\n\
-                     rubbish\n";
-        assert_eq!(parse_lock_holders(locks, "00:1a:77"), [4711]);
     }
 }

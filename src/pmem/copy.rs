@@ -1,5 +1,6 @@
 //! The copies between a caller's memory and the cache device: non-temporal stores, which go past the cache
-//! and so need no flush, only the fence.
+//! and so need no flush, only the fence. All instructions that touch the device are guarded, see
+//! [`super::guard`]: a store that the memory does not take is noted by its region, and skipped.
 //!
 //! Which instruction is used is decided once, at run time, by what the CPU has. Left out on purpose:
 //! `movdir64b` (never measured to win here) and everything temporal with `clwb`, which runs at less than a
@@ -11,6 +12,7 @@ use std::sync::OnceLock;
 
 use super::LINE_SIZE_BYTES;
 use super::iov::IovCursor;
+use super::load::Load;
 
 const LINE: usize = LINE_SIZE_BYTES as usize;
 
@@ -25,7 +27,12 @@ pub(super) struct Kernel {
     stream: unsafe fn(*mut u8, *const u8, usize),
     /// `(dst, src, crc)`: stores [`BOUNCE_SIZE_BYTES`] bytes and returns their checksum, in one pass.
     store_block: Option<unsafe fn(*mut u8, *const u8, u32) -> u32>,
+    load: Load,
 }
+
+/// The memory at this address cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable(pub(super) usize);
 
 /// A line's worth of bytes, put together from several elements of a scatter list.
 #[repr(C, align(64))]
@@ -125,6 +132,56 @@ impl Kernel {
         );
     }
 
+    /// Copies `len_bytes` bytes from `src` to `dst`.
+    ///
+    /// # Errors
+    /// `src` lies in a guarded region, and not all of it can be read; `dst` holds unspecified bytes.
+    ///
+    /// # Safety
+    /// `src` is valid for reads of that many bytes or lies in a guarded region, `dst` is valid for writes, and
+    /// they do not overlap.
+    pub(super) unsafe fn load(
+        &self,
+        dst: *mut u8,
+        src: *const u8,
+        len_bytes: usize,
+    ) -> Result<(), Unreadable> {
+        // SAFETY: `load` has the contract of this function, and `available` lists only kernels whose
+        // instructions this CPU has.
+        match unsafe { (self.load)(dst, src, len_bytes) } {
+            0 => Ok(()),
+            addr => Err(Unreadable(addr)),
+        }
+    }
+
+    /// As [`Kernel::load`], to the caller's memory at `dst`, which advances in any case.
+    ///
+    /// # Errors
+    /// As [`Kernel::load`].
+    ///
+    /// # Panics
+    /// The scatter list ends before.
+    ///
+    /// # Safety
+    /// For `src` and `len_bytes` as [`Kernel::load`]; the caller's memory does not overlap it.
+    pub(super) unsafe fn load_to(
+        &self,
+        dst: &mut IovCursor,
+        src: *const u8,
+        len_bytes: usize,
+    ) -> Result<(), Unreadable> {
+        let (mut src, mut result) = (src, Ok(()));
+        dst.chunks(len_bytes, |dst, len| {
+            if result.is_ok() {
+                // SAFETY: `chunks` names `len` writable bytes (contract of `IovCursor::new`), and never more in
+                // sum than the `len_bytes` of the source.
+                result = unsafe { self.load(dst, src, len) };
+            }
+            src = src.wrapping_add(len);
+        });
+        result
+    }
+
     /// As [`Kernel::store_from`]; returns `crc32c(seed, the bytes stored)`.
     ///
     /// # Panics
@@ -215,6 +272,8 @@ mod arch {
     };
 
     use super::super::fused;
+    use super::super::guard::guard;
+    use super::super::load::arch::{load_avx2, load_avx512, load_sse2};
     use super::{Kernel, LINE};
 
     const _: () = assert!(fused::BLOCK_SIZE_BYTES == super::BOUNCE_SIZE_BYTES);
@@ -227,6 +286,7 @@ mod arch {
                 name: "avx512",
                 stream,
                 store_block: fused::available(),
+                load: load_avx512,
             });
         }
         if is_x86_feature_detected!("avx2") {
@@ -235,12 +295,14 @@ mod arch {
                 name: "avx2",
                 stream,
                 store_block: fused::available(),
+                load: load_avx2,
             });
         }
         kernels.push(Kernel {
             name: "sse2",
             stream: stream_sse2,
             store_block: None,
+            load: load_sse2,
         });
         kernels
     }
@@ -321,10 +383,13 @@ mod arch {
         // SAFETY: four stores that fill a line of the target, by the contract; each is aligned to its size.
         unsafe {
             asm!(
+                "2:",
                 "movntdq xmmword ptr [{dst} + {at}], {a}",
                 "movntdq xmmword ptr [{dst} + {at} + 16], {b}",
                 "movntdq xmmword ptr [{dst} + {at} + 32], {c}",
                 "movntdq xmmword ptr [{dst} + {at} + 48], {d}",
+                "3:",
+                guard!("1"),
                 dst = in(reg) dst, at = const AT,
                 a = in(xmm_reg) a, b = in(xmm_reg) b, c = in(xmm_reg) c, d = in(xmm_reg) d,
                 options(nostack, preserves_flags),
@@ -346,8 +411,11 @@ mod arch {
         // SAFETY: two stores that fill a line of the target, by the contract; each is aligned to its size.
         unsafe {
             asm!(
+                "2:",
                 "vmovntdq ymmword ptr [{dst} + {at}], {low}",
                 "vmovntdq ymmword ptr [{dst} + {at} + 32], {high}",
+                "3:",
+                guard!("1"),
                 dst = in(reg) dst, at = const AT, low = in(ymm_reg) low, high = in(ymm_reg) high,
                 options(nostack, preserves_flags),
             );
@@ -364,7 +432,10 @@ mod arch {
         // SAFETY: a store that fills a line of the target, by the contract; it is aligned to its size.
         unsafe {
             asm!(
+                "2:",
                 "vmovntdq zmmword ptr [{dst} + {at}], {line}",
+                "3:",
+                guard!("1"),
                 dst = in(reg) dst, at = const AT, line = in(zmm_reg) line,
                 options(nostack, preserves_flags),
             );
@@ -392,6 +463,8 @@ mod arch {
 mod arch {
     use std::arch::asm;
 
+    use super::super::guard::guard;
+    use super::super::load::arch::load;
     use super::{Kernel, LINE};
 
     pub(super) fn kernels() -> Vec<Kernel> {
@@ -401,42 +474,54 @@ mod arch {
                 name: "dc cvap",
                 stream: store_cvap,
                 store_block: None,
+                load,
             });
         }
         kernels.push(Kernel {
             name: "dc cvac",
             stream: store_cvac,
             store_block: None,
+            load,
         });
         kernels
+    }
+
+    /// Stores line by line, and cleans each. Server cores have lines of 64 bytes or longer.
+    macro_rules! store_lines {
+        ($clean:literal, $dst:expr, $src:expr, $len_bytes:expr) => {
+            for at in (0..$len_bytes).step_by(LINE) {
+                // SAFETY: a line of the source and one of the target, by the contract; then the latter is
+                // cleaned, which Linux allows in user space.
+                unsafe {
+                    asm!(
+                        "ldp {a:q}, {b:q}, [{src}]",
+                        "ldp {c:q}, {d:q}, [{src}, #32]",
+                        "2:",
+                        "stp {a:q}, {b:q}, [{dst}]",
+                        "stp {c:q}, {d:q}, [{dst}, #32]",
+                        $clean,
+                        "3:",
+                        guard!("1"),
+                        src = in(reg) $src.wrapping_add(at), dst = in(reg) $dst.wrapping_add(at),
+                        a = out(vreg) _, b = out(vreg) _, c = out(vreg) _, d = out(vreg) _,
+                        options(nostack, preserves_flags),
+                    );
+                }
+            }
+        };
     }
 
     /// # Safety
     /// As [`Kernel::store`]; and the CPU has FEAT_DPB.
     unsafe fn store_cvap(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        // SAFETY: by the contract.
-        unsafe { std::ptr::copy_nonoverlapping(src, dst, len_bytes) };
-        // Server cores have lines of 64 bytes or longer.
-        for at in (0..len_bytes).step_by(LINE) {
-            // SAFETY: cleans (`dc cvap`, spelt out for old assemblers) a line that was just stored to.
-            unsafe {
-                asm!("sys #3, c7, c12, #1, {0}", in(reg) dst.wrapping_add(at),
-                     options(nostack, preserves_flags));
-            }
-        }
+        // `dc cvap`, spelt out for old assemblers.
+        store_lines!("sys #3, c7, c12, #1, {dst}", dst, src, len_bytes);
     }
 
     /// # Safety
     /// As [`Kernel::store`].
     unsafe fn store_cvac(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        // SAFETY: by the contract.
-        unsafe { std::ptr::copy_nonoverlapping(src, dst, len_bytes) };
-        for at in (0..len_bytes).step_by(LINE) {
-            // SAFETY: cleans a line that was just stored to; Linux allows it in user space.
-            unsafe {
-                asm!("dc cvac, {0}", in(reg) dst.wrapping_add(at), options(nostack, preserves_flags));
-            }
-        }
+        store_lines!("dc cvac, {dst}", dst, src, len_bytes);
     }
 
     #[inline]

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::backing::Part;
+use super::range_lock::LockRange;
+
 /// Why a cache device cannot be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
@@ -78,11 +81,52 @@ pub enum MapError {
         /// What the file system says is free.
         free_bytes: u64,
     },
-    /// Somebody else has it.
-    #[error("{} is in use by another cache{}", .path.display(), Holders(.pids))]
+    /// A part of it does not begin or end where one may.
+    #[error(
+        "the part of {} at {} with {} bytes was asked for: offset and size of a part must be multiples of \
+         {align_bytes} bytes",
+        .path.display(),
+        .part.offset_bytes,
+        .part.size_bytes
+    )]
+    Misaligned {
+        /// The cache device.
+        path: PathBuf,
+        /// What was asked for.
+        part: Part,
+        /// What the device needs.
+        align_bytes: u64,
+    },
+    /// A part of it ends behind its end.
+    #[error(
+        "{} has {found_bytes} usable bytes, but the part that was asked for goes from byte {} to {}: a \
+         smaller part is needed, or a larger device (truncate -s makes a file larger)",
+        .path.display(),
+        .part.offset_bytes,
+        .part.end_bytes()
+    )]
+    PartOutside {
+        /// The cache device.
+        path: PathBuf,
+        /// What was asked for.
+        part: Part,
+        /// Its size in whole pages.
+        found_bytes: u64,
+    },
+    /// Somebody else has it, or a part of what is wanted of it.
+    #[error(
+        "{} is in use by another cache{}: {wanted} is wanted, {} is taken",
+        .path.display(),
+        Holders(.pids),
+        Taken(.found)
+    )]
     InUse {
         /// The cache device.
         path: PathBuf,
+        /// What was to be locked.
+        wanted: LockRange,
+        /// What is locked already of it, as far as the kernel tells.
+        found: Option<LockRange>,
         /// Who holds the lock, as far as the kernel tells.
         pids: Vec<u32>,
     },
@@ -100,6 +144,18 @@ impl std::fmt::Display for Holders<'_> {
     }
 }
 
+/// What is locked, if that is known.
+struct Taken<'a>(&'a Option<LockRange>);
+
+impl std::fmt::Display for Taken<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(range) => range.fmt(f),
+            None => f.write_str("some or all of it"),
+        }
+    }
+}
+
 impl MapError {
     /// The errno value, positive, that says about the same.
     #[must_use]
@@ -107,9 +163,11 @@ impl MapError {
         match self {
             Self::Io { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
             Self::NotFound { .. } | Self::NotCreatedInDev { .. } => libc::ENOENT,
-            Self::WrongType { .. } | Self::SizeDiffers { .. } | Self::TooSmall { .. } => {
-                libc::EINVAL
-            }
+            Self::WrongType { .. }
+            | Self::SizeDiffers { .. }
+            | Self::TooSmall { .. }
+            | Self::Misaligned { .. }
+            | Self::PartOutside { .. } => libc::EINVAL,
             Self::NoSpace { .. } => libc::ENOSPC,
             Self::InUse { .. } => libc::EBUSY,
         }
@@ -124,12 +182,17 @@ mod tests {
     fn holders_are_listed_in_the_message() {
         let error = |pids| MapError::InUse {
             path: "/x".into(),
+            wanted: LockRange::of(None),
+            found: None,
             pids,
         };
-        assert_eq!(error(vec![]).to_string(), "/x is in use by another cache");
+        assert_eq!(
+            error(vec![]).to_string(),
+            "/x is in use by another cache: all of it is wanted, some or all of it is taken"
+        );
         assert_eq!(
             error(vec![1, 2]).to_string(),
-            "/x is in use by another cache (process 1, 2)"
+            "/x is in use by another cache (process 1, 2): all of it is wanted, some or all of it is taken"
         );
     }
 }

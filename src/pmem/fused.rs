@@ -9,11 +9,12 @@
 use std::arch::asm;
 use std::arch::x86_64::{
     __m256i, _mm_clmulepi64_si128, _mm_crc32_u64, _mm_cvtsi32_si128, _mm_cvtsi128_si64,
-    _mm256_loadu_si256, _mm256_store_si256, _mm256_stream_si256,
+    _mm256_loadu_si256, _mm256_store_si256,
 };
 use std::mem::MaybeUninit;
 
 use super::LINE_SIZE_BYTES;
+use super::guard::guard;
 
 const LINE: usize = LINE_SIZE_BYTES as usize;
 const WORDS_PER_LINE: usize = LINE / 8;
@@ -132,8 +133,12 @@ unsafe fn store_line(dst: *mut u8, src: *const u8, copy: &mut Line) {
     for half in 0..2 {
         // SAFETY: half a line of the source, by the contract; any alignment will do.
         let bytes = unsafe { _mm256_loadu_si256(src.cast::<__m256i>().wrapping_add(half)) };
+        let to = dst.cast::<__m256i>().wrapping_add(half);
         // SAFETY: half a line of the target, which is aligned to a line.
-        unsafe { _mm256_stream_si256(dst.cast::<__m256i>().wrapping_add(half), bytes) };
+        unsafe {
+            asm!("2:", "vmovntdq ymmword ptr [{to}], {bytes}", "3:", guard!("1"),
+                 to = in(reg) to, bytes = in(ymm_reg) bytes, options(nostack, preserves_flags));
+        }
         // SAFETY: half of the copy, a local that is aligned to a line.
         unsafe { _mm256_store_si256(copy.wrapping_add(half), bytes) };
     }

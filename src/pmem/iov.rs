@@ -8,6 +8,7 @@ use std::ptr;
 
 use libc::iovec;
 
+use super::copy::Kernel;
 use super::regions;
 
 /// A piece of the cache device's memory. It stays mapped for as long as the `Pmem` that handed it out; that
@@ -17,6 +18,11 @@ pub struct MemSlice {
     ptr: *mut u8,
     len_bytes: usize,
 }
+
+/// The memory of a slice cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the memory of the cache device cannot be read")]
+pub struct SliceError;
 
 // SAFETY: a MemSlice is an address and a length. The memory behind it is shared by all threads, belongs to
 // none, and is only copied from, never referenced; `copy_to` checks that it is still mapped.
@@ -68,9 +74,12 @@ impl MemSlice {
     /// Copies the whole slice into `buf`. Takes a lock that all regions share; where that is too slow, use
     /// [`MemSlice::copy_to_ptr`].
     ///
+    /// # Errors
+    /// Not all of it can be read; `buf` then holds unspecified bytes.
+    ///
     /// # Panics
     /// `buf` is not as long as the slice, or the cache device has been closed since.
-    pub fn copy_to(&self, buf: &mut [u8]) {
+    pub fn copy_to(&self, buf: &mut [u8]) -> Result<(), SliceError> {
         assert_eq!(
             buf.len(),
             self.len_bytes,
@@ -80,18 +89,22 @@ impl MemSlice {
             // SAFETY: `while_live` has checked that these bytes lie inside a mapped region and keeps it
             // mapped meanwhile; `buf` is as long (asserted), and cannot overlap the region, of which no
             // reference exists.
-            unsafe { ptr::copy_nonoverlapping(self.ptr, buf.as_mut_ptr(), self.len_bytes) }
-        });
+            unsafe { self.copy_to_ptr(buf.as_mut_ptr()) }
+        })
     }
 
     /// Copies the whole slice to `dst`.
     ///
+    /// # Errors
+    /// Not all of it can be read; `dst` then holds unspecified bytes.
+    ///
     /// # Safety
     /// The `Pmem` that handed the slice out is still alive, and `dst` is valid for writes of
     /// [`MemSlice::len_bytes`] bytes that do not overlap the slice.
-    pub unsafe fn copy_to_ptr(&self, dst: *mut u8) {
+    pub unsafe fn copy_to_ptr(&self, dst: *mut u8) -> Result<(), SliceError> {
         // SAFETY: both by the contract of this function.
-        unsafe { ptr::copy_nonoverlapping(self.ptr, dst, self.len_bytes) }
+        let loaded = unsafe { Kernel::best().load(dst, self.ptr, self.len_bytes) };
+        loaded.map_err(|_| SliceError)
     }
 }
 
@@ -170,6 +183,23 @@ impl IovCursor {
         self.chunks(len_bytes, |dst, len| {
             // SAFETY: `chunks` names memory that is valid for writes by the contract of `new`.
             unsafe { ptr::write_bytes(dst, 0, len) }
+        });
+    }
+
+    /// Copies the next `len_bytes` bytes of another list to the caller's memory, and advances both. The memory of
+    /// the two may be the same.
+    ///
+    /// # Panics
+    /// One of the lists ends before; what there is of it is then copied.
+    pub fn copy_from(&mut self, other: &mut Self, len_bytes: usize) {
+        other.chunks(len_bytes, |src, len| {
+            let mut src = src;
+            self.chunks(len, |dst, len| {
+                // SAFETY: both `chunks` name `len` bytes that are valid by the contract of `new`, those of the
+                // other list for reads, these for writes; they may overlap.
+                unsafe { ptr::copy(src, dst, len) };
+                src = src.wrapping_add(len);
+            });
         });
     }
 
@@ -322,6 +352,26 @@ mod tests {
         }
 
         #[test]
+        fn a_list_is_copied_from_a_list_of_another_shape(
+            len in 0usize..300,
+            cuts in vec(0usize..300, 0..8),
+            other_cuts in vec(0usize..300, 0..8),
+            from in 0usize..300,
+            count in 0usize..300,
+        ) {
+            let (from, flat) = (from.min(len), pattern(len));
+            let count = count.min(len - from);
+            let (source, target) = (IovBuf::new(&flat, &other_cuts), IovBuf::new(&vec![0xee; len], &cuts));
+            let (mut reader, mut writer) = (source.cursor(), target.cursor());
+            reader.advance(from);
+            writer.copy_from(&mut reader, count);
+            prop_assert_eq!((reader.remaining(), writer.remaining()), (len - from - count, len - count));
+            let mut expected = vec![0xee; len];
+            expected[..count].copy_from_slice(&flat[from..from + count]);
+            prop_assert_eq!(target.bytes(), expected);
+        }
+
+        #[test]
         fn iovecs_of_a_part_cover_it_without_empty_elements(
             len in 0usize..300,
             cuts in vec(0usize..300, 0..8),
@@ -352,7 +402,7 @@ mod tests {
         let mut region = HeapRegion::new(4096);
         region.write(100, &[1, 2, 3, 4]);
         let mut got = [0; 2];
-        region.slice(100, 4).part(1, 2).copy_to(&mut got);
+        region.slice(100, 4).part(1, 2).copy_to(&mut got).unwrap();
         assert_eq!(got, [2, 3]);
     }
 
@@ -363,6 +413,6 @@ mod tests {
         let region = HeapRegion::new(1 << 30);
         let slice = region.slice(1 << 29, 4);
         drop(region);
-        slice.copy_to(&mut [0; 4]);
+        slice.copy_to(&mut [0; 4]).unwrap();
     }
 }

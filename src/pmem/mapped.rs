@@ -4,8 +4,9 @@
 //! Store and fence within one poller call, and it holds: a migration of the thread by the kernel in between
 //! does no harm, since a context switch drains the store buffers too.
 //!
-//! A poisoned line, or a file that somebody truncates, ends in a SIGBUS that nobody catches yet; all reads
-//! go through [`Mapping::read`], so that they can be guarded in one place.
+//! A poisoned line, or a file that somebody truncates, ends in a SIGBUS. A read then returns an error. A store has
+//! nothing to return, and comes after the point where a request could still fail; so the fence behind it panics, and
+//! the cache fails before anything of it is acknowledged (INV-PMEM-4).
 
 use std::fs::File;
 use std::io;
@@ -13,10 +14,13 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 
 use super::backing::{self, Opened};
-use super::copy::{self, Kernel};
+use super::copy::{self, Kernel, Unreadable};
 use super::dax::{Backing, Durability};
 use super::regions::LiveRegion;
-use super::{Durable, IovCursor, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned, bounds};
+use super::{
+    Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned,
+    bounds, guard,
+};
 use crate::units::{Agent, PmemOff};
 
 /// Alignment of the mapping's address: a huge page, without which neither the page tables nor the DMA
@@ -175,10 +179,8 @@ impl Pmem for MappedPmem {
         let src = self.map.at(off, len_bytes);
         // SAFETY: as in `Mapping::copy_to`; that the caller's memory does not overlap is the contract of
         // `IovCursor::new`.
-        unsafe {
-            self.map
-                .read(src, |src| dst.write_from_ptr(src, len_bytes as usize))
-        }
+        let loaded = unsafe { self.kernel.load_to(dst, src, len_bytes as usize) };
+        loaded.map_err(|at| self.map.poisoned(at))
     }
 
     fn store(&self, _agent: Agent, off: PmemOff, bytes: &[u8]) {
@@ -213,6 +215,10 @@ impl Pmem for MappedPmem {
 
     fn fence(&self, _agent: Agent) -> Durable {
         copy::fence();
+        if let Some(at) = self.map.guard.lost_at() {
+            let at = self.map.off_of(at).0;
+            panic!("INV-PMEM-4: the cache device has not taken a store at offset {at:#x}");
+        }
         Durable { _only_by_fence: () }
     }
 
@@ -220,8 +226,11 @@ impl Pmem for MappedPmem {
         MemSlice::new(self.map.at(off, len_bytes), len_bytes as usize)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        copy::prefetch(self.map.at(off, 1));
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        let start = self.map.at(off, len_bytes);
+        for at in (0..len_bytes as usize).step_by(LINE_SIZE_BYTES as usize) {
+            copy::prefetch(start.wrapping_add(at));
+        }
     }
 }
 
@@ -242,7 +251,7 @@ impl MapSync {
         let len = opened.align_bytes as usize;
         let flags = libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC;
         // SAFETY: a new mapping, wherever the kernel finds room, touches no memory in use.
-        let at = unsafe { libc::mmap(ptr::null_mut(), len, PROT, flags, fd, 0) };
+        let at = unsafe { libc::mmap(ptr::null_mut(), len, PROT, flags, fd, opened.file_offset()) };
         if at == libc::MAP_FAILED {
             return Self::No;
         }
@@ -289,6 +298,7 @@ pub(super) struct Mapping {
     len_bytes: usize,
     /// `None` only inside of `drop`.
     live: Option<LiveRegion>,
+    guard: &'static guard::Region,
 }
 
 // SAFETY: a mapping is memory shared by all threads. Nothing refers to it: it is only copied from and to.
@@ -299,7 +309,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the whole device at an address that allows huge pages.
+    /// Maps the device, or the part of it, at an address that allows huge pages.
     pub(super) fn new(opened: &Opened, prot: i32, map_flags: i32) -> io::Result<Self> {
         let too_large = || io::Error::from_raw_os_error(libc::ENOMEM);
         let len_bytes = usize::try_from(opened.size_bytes).map_err(|_| too_large())?;
@@ -323,10 +333,10 @@ impl Mapping {
         let head_bytes = reserved.addr().next_multiple_of(align) - reserved.addr();
         let start = reserved.wrapping_byte_add(head_bytes);
         let flags = map_flags | libc::MAP_FIXED;
+        let (fd, offset) = (opened.file.as_raw_fd(), opened.file_offset());
         // SAFETY: replaces part of the reservation, which nobody else knows of: `head_bytes` is below
         // `align`, so `len_bytes` are left behind it.
-        let mapped =
-            unsafe { libc::mmap(start, len_bytes, prot, flags, opened.file.as_raw_fd(), 0) };
+        let mapped = unsafe { libc::mmap(start, len_bytes, prot, flags, fd, offset) };
         let error = io::Error::last_os_error();
         Self::unmap(reserved, head_bytes);
         Self::unmap(start.wrapping_byte_add(len_bytes), align - head_bytes);
@@ -341,6 +351,7 @@ impl Mapping {
             base,
             len_bytes,
             live,
+            guard: guard::Region::enter(base.as_ptr(), len_bytes),
         })
     }
 
@@ -380,21 +391,20 @@ impl Mapping {
     pub(super) fn copy_to(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned> {
         let src = self.at(off, buf.len() as u64);
         // SAFETY: `at` has checked that the bytes at `src` lie inside the mapping, which lives as long as
-        // `self`; `buf` is a reference, of which none reaches into the mapping.
-        unsafe {
-            self.read(src, |src| {
-                ptr::copy_nonoverlapping(src, buf.as_mut_ptr(), buf.len())
-            })
+        // `self` and is guarded; `buf` is a reference, of which none reaches into the mapping.
+        let loaded = unsafe { Kernel::best().load(buf.as_mut_ptr(), src, buf.len()) };
+        loaded.map_err(|at| self.poisoned(at))
+    }
+
+    fn poisoned(&self, Unreadable(addr): Unreadable) -> Poisoned {
+        let at = self.off_of(addr).0;
+        Poisoned {
+            at: PmemOff(at - at % LINE_SIZE_BYTES),
         }
     }
 
-    /// The only way to read: `copy` copies from `src`, which lies inside the mapping.
-    ///
-    /// # Safety
-    /// `src` and what `copy` reads from it lie inside the mapping.
-    unsafe fn read(&self, src: *const u8, copy: impl FnOnce(*const u8)) -> Result<(), Poisoned> {
-        copy(src);
-        Ok(())
+    fn off_of(&self, addr: usize) -> PmemOff {
+        PmemOff(addr.wrapping_sub(self.base().addr()) as u64)
     }
 }
 
@@ -402,6 +412,7 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // Waits for readers of slices; later ones are refused.
         drop(self.live.take());
+        self.guard.unmap();
         // SAFETY: the range was mapped by `new`, once, and `self` goes now; no references to it exist.
         unsafe { libc::munmap(self.base().cast(), self.len_bytes) };
     }

@@ -11,15 +11,18 @@ mod dax;
 mod error;
 #[cfg(target_arch = "x86_64")]
 mod fused;
+mod guard;
 #[cfg(any(test, feature = "heap"))]
 mod heap;
 mod hint;
 mod iov;
+mod load;
 mod mapped;
+mod range_lock;
 mod read_only;
 mod regions;
 
-pub use backing::{MapRequest, Sharing};
+pub use backing::{Extent, MapRequest, PART_ALIGN_BYTES, Part, Sharing};
 pub(crate) use crc::crc32c_append_short;
 pub use dax::{Backing, Durability};
 pub use error::MapError;
@@ -28,8 +31,9 @@ pub(crate) use heap::simulated_fence;
 #[cfg(any(test, feature = "heap"))]
 pub use heap::{HeapRegion, IovBuf};
 pub(crate) use hint::prefetch_line;
-pub use iov::{IovCursor, MemSlice};
+pub use iov::{IovCursor, MemSlice, SliceError};
 pub use mapped::{MappedPmem, PopulateProgress};
+pub use range_lock::LockRange;
 pub use read_only::ReadOnlyPmem;
 
 use crate::units::{Agent, PmemOff};
@@ -37,6 +41,9 @@ use crate::units::{Agent, PmemOff};
 /// Every store to the cache device starts at a multiple of this and has a multiple of it as its length,
 /// so that no line is ever stored in part.
 pub const LINE_SIZE_BYTES: u64 = 64;
+
+/// Size of a page of the kernel, the smallest.
+const PROBE_STEP_BYTES: u64 = 4096;
 
 /// Proof that everything its agent stored before was fenced. Made by [`Pmem::fence`] alone; an
 /// acknowledgement of a write asks for one.
@@ -66,6 +73,21 @@ pub trait PmemRead: Send + Sync + 'static {
     /// # Errors
     /// The memory is poisoned; `buf` then holds unspecified bytes.
     fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned>;
+
+    /// Whether the `len_bytes` bytes at `off` can be read, as far as a look at each page tells: the kernel takes
+    /// unreadable memory away by the page. An error that nobody has met yet is not found.
+    ///
+    /// # Errors
+    /// Part of the memory cannot be read.
+    fn probe(&self, off: PmemOff, len_bytes: u64) -> Result<(), Poisoned> {
+        let end = off.0 + len_bytes;
+        let mut at = off.0;
+        while at < end {
+            self.read(PmemOff(at), &mut [0])?;
+            at = (at + 1).next_multiple_of(PROBE_STEP_BYTES);
+        }
+        Ok(())
+    }
 }
 
 /// A byte-addressable persistent memory region.
@@ -103,6 +125,6 @@ pub trait Pmem: PmemRead {
     /// The memory itself, as the source of a write to the base device.
     fn slice(&self, off: PmemOff, len_bytes: u64) -> MemSlice;
 
-    /// Hints that the line at `off` will be read soon.
-    fn prefetch(&self, off: PmemOff);
+    /// Hints that these bytes will be read soon.
+    fn prefetch(&self, off: PmemOff, len_bytes: u64);
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::backing::{self, Sharing};
+use super::backing::{self, Part, Sharing};
 use super::dax::Backing;
 use super::mapped::Mapping;
 use super::{MapError, PmemRead, Poisoned, bounds};
@@ -24,23 +24,28 @@ pub struct ReadOnlyPmem {
 
 #[derive(Debug)]
 enum Source {
-    File,
+    File {
+        /// Where what is read begins in it.
+        offset_bytes: u64,
+    },
     Mapping(Mapping),
 }
 
 impl ReadOnlyPmem {
-    /// Opens an existing cache device.
+    /// Opens an existing cache device, or a part of it.
     ///
     /// # Errors
     /// See [`MapError`].
-    pub fn open(path: &Path, sharing: Sharing) -> Result<Self, MapError> {
-        let opened = backing::open_to_read(path, sharing)?;
+    pub fn open(path: &Path, part: Option<Part>, sharing: Sharing) -> Result<Self, MapError> {
+        let opened = backing::open_to_read(path, part, sharing)?;
         let source = match opened.backing {
             Backing::DevDax => {
                 let map = Mapping::new(&opened, libc::PROT_READ, libc::MAP_SHARED);
                 Source::Mapping(map.map_err(backing::io_error(path, "map"))?)
             }
-            Backing::Hugetlbfs | Backing::Tmpfs | Backing::File => Source::File,
+            Backing::Hugetlbfs | Backing::Tmpfs | Backing::File => Source::File {
+                offset_bytes: opened.offset_bytes,
+            },
         };
         Ok(Self {
             len_bytes: opened.size_bytes,
@@ -60,9 +65,9 @@ impl PmemRead for ReadOnlyPmem {
         match &self.source {
             Source::Mapping(map) => map.copy_to(off, buf),
             // Whatever the reason, the bytes cannot be had.
-            Source::File => self
+            Source::File { offset_bytes } => self
                 .file
-                .read_exact_at(buf, off.0)
+                .read_exact_at(buf, offset_bytes + off.0)
                 .map_err(|_| Poisoned { at: off }),
         }
     }

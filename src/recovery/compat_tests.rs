@@ -6,8 +6,8 @@
 
 use super::OpenError;
 use crate::engine::{
-    BaseCaps, BaseIdentity, CacheInfo, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Setting,
-    SettingChange, Status, WritebackOrder,
+    BaseCaps, BaseGrowth, BaseIdentity, CacheInfo, DataCrc, FormatPolicy, Fua, Op, OpenOptions,
+    Setting, SettingChange, Status, WritebackOrder,
 };
 use crate::pmem::IovBuf;
 use crate::sim::plain::{BackgroundRuns, Plain, open};
@@ -228,6 +228,7 @@ impl Image {
             new_uuid: CACHE_UUID,
             data_crc: None,
             segment_size_bytes: None,
+            base_growth: BaseGrowth::Refuse,
             settings: SettingChange::default(),
             stream_count_max: 2,
         }

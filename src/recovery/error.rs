@@ -62,6 +62,17 @@ pub enum OpenError {
         /// Of the base that was given.
         found: String,
     },
+    /// A base device of another size.
+    #[error(
+        "this cache belongs to another base device: its number of blocks is {expected}, but that of the one given is {found}{}",
+        growth_hint(*expected, *found)
+    )]
+    BaseSize {
+        /// In the superblock.
+        expected: u64,
+        /// Of the base that was given.
+        found: u64,
+    },
     /// The base does not hold what was written back to it.
     #[error(
         "the base device does not hold what this cache wrote back to it at {lba}: its checksum is {found:#010x} instead of {expected:#010x}; it is another device, or it was written behind the cache's back. format=force would give up what the cache holds"
@@ -116,18 +127,22 @@ pub enum OpenError {
         reason: &'static str,
     },
     /// Two ksets claim the same place in the order.
-    #[error("segments {a} and {b} both hold a kset with number {seq}")]
+    #[error("two segments both hold a kset with number {seq}; pcache-inspect tells which")]
     DuplicateSeq {
         /// The number.
         seq: u64,
-        /// One segment.
-        a: u32,
-        /// The other.
-        b: u32,
     },
     /// The cache's memory cannot be read.
     #[error(transparent)]
     Poisoned(#[from] Poisoned),
+}
+
+fn growth_hint(expected: u64, found: u64) -> &'static str {
+    if found > expected {
+        "; if it is the same one and has grown, say base_growth=accept"
+    } else {
+        ""
+    }
 }
 
 impl OpenError {
@@ -150,7 +165,9 @@ impl OpenError {
                 }
                 _ => libc::EIO,
             },
-            OpenError::WrongBase { .. } | OpenError::Witness { .. } => libc::EMEDIUMTYPE,
+            OpenError::WrongBase { .. }
+            | OpenError::BaseSize { .. }
+            | OpenError::Witness { .. } => libc::EMEDIUMTYPE,
             OpenError::BaseRead { .. }
             | OpenError::Tails(_)
             | OpenError::TailsRange { .. }

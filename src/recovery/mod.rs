@@ -10,10 +10,17 @@ mod format;
 #[cfg(test)]
 mod hostile_tests;
 pub(crate) mod opening;
-mod rebuild;
-pub(crate) mod scan;
+#[cfg(test)]
+mod order_tests;
+mod pass;
+mod recovered;
+mod seqs;
+pub(crate) mod tails;
 pub(crate) mod walk;
 pub(crate) mod witness;
+mod worker;
 
 pub use error::OpenError;
 pub use opening::{OpenStep, Opening};
+pub use pass::RecoveryProgress;
+pub use worker::{Work, Worker};

@@ -2,12 +2,14 @@
 
 use super::error::OpenError;
 use super::format::Formatting;
-use super::rebuild::Rebuild;
-use super::scan::Scan;
+use super::pass::{Known, Pass, RecoveryProgress, Verdict};
+use super::recovered::Recovered;
+use super::tails::tails_out_of_range;
 use super::witness::{WitnessCheck, WitnessStep};
+use super::worker::{Lead, Worker};
 use crate::engine::{
-    BACKGROUND_AGENT, BaseError, BaseIdentity, Cache, CacheParts, DataCrc, FormatPolicy,
-    OpenOptions, SettingValues,
+    BACKGROUND_AGENT, BaseError, BaseGrowth, BaseIdentity, Cache, CacheParts, DataCrc,
+    FormatPolicy, OpenOptions, SettingValues,
 };
 use crate::index::Index;
 use crate::media::{
@@ -17,6 +19,9 @@ use crate::media::{
 use crate::pmem::Pmem;
 use crate::units::Lba;
 use std::sync::Arc;
+
+/// Of the worker that an opening has itself; the others count on from it. 0 is nobody.
+const WORKER_NUMBER: u16 = 1;
 
 /// What a poll of [`Opening`] asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,34 +49,38 @@ pub enum OpenStep {
 }
 
 /// What an open or format has come to.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one for each opening, and it is moved once a poll"
-)]
-enum Phase {
+enum Phase<P> {
     /// Samples of the base become the first witness.
     Sampling(WitnessCheck),
     Formatting(Formatting),
-    Scanning(Scan),
-    Rebuilding(Rebuild),
+    /// The workers have a pass.
+    Scanning,
+    /// It is over, but a worker may still have hold of it.
+    Judging(Arc<Pass<P>>),
     /// The base is compared with the witness.
-    Checking(WitnessCheck, Rebuild),
-    Repairing(Rebuild),
-    Ready(Rebuild),
+    Checking(WitnessCheck, Box<Recovered>),
+    Repairing(Box<Recovered>),
+    Ready(Box<Recovered>),
     /// An error was returned.
     Failed,
 }
 
 /// A cache device on its way to a cache.
 pub struct Opening<P: Pmem> {
-    pmem: P,
+    /// Shared with the workers while there is a pass.
+    pmem: Arc<P>,
     options: OpenOptions,
     superblock: Superblock,
     /// As they were found; `None`: of a new cache.
     superblock_copies: Option<Copies>,
     /// It is not what the media say any more.
     superblock_changed: bool,
-    phase: Phase,
+    phase: Phase<P>,
+    crew: Lead<P>,
+    /// The one that works in every poll.
+    worker: Worker<P>,
+    worker_count: u16,
+    progress: Option<RecoveryProgress>,
 }
 
 impl<P: Pmem> std::fmt::Debug for Opening<P> {
@@ -106,33 +115,80 @@ impl<P: Pmem> Opening<P> {
                 let superblock = new_superblock(&pmem, &options)?;
                 check_size(&superblock)?;
                 let check = WitnessCheck::sample(&superblock);
-                Ok(Self {
-                    pmem,
-                    options,
-                    superblock,
-                    superblock_copies: None,
-                    superblock_changed: false,
-                    phase: Phase::Sampling(check),
-                })
+                Ok(Self::new(pmem, options, superblock, Phase::Sampling(check)))
             }
-            HeaderState::Cache(superblock, copies) => {
-                check_base(&superblock.base, &options.base)?;
+            HeaderState::Cache(mut superblock, copies) => {
+                check_base(&superblock.base, &options.base, options.base_growth)?;
                 check_fixed_options(&superblock, &options)?;
-                check_size(&superblock)?;
                 let checksums = Checksums::new(superblock.uuid);
                 let (tails, tails_copies) =
                     Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
-                let scan = Scan::new(&superblock, tails, Some(tails_copies))?;
-                Ok(Self {
-                    pmem,
-                    options,
-                    superblock: *superblock,
-                    superblock_copies: Some(copies),
-                    superblock_changed: false,
-                    phase: Phase::Scanning(scan),
-                })
+                // The index is for all that the base has now; the media are told with the repairs.
+                let has_grown = superblock.base.block_count != options.base.block_count;
+                superblock.base.block_count = options.base.block_count;
+                check_size(&superblock)?;
+                let mut opening = Self::new(pmem, options, *superblock, Phase::Scanning);
+                opening.superblock_copies = Some(copies);
+                opening.superblock_changed = has_grown;
+                opening.scan(tails, Some(tails_copies))?;
+                Ok(opening)
             }
         }
+    }
+
+    fn new(pmem: P, options: OpenOptions, superblock: Superblock, phase: Phase<P>) -> Self {
+        let crew = Lead::default();
+        Self {
+            pmem: Arc::new(pmem),
+            options,
+            superblock,
+            superblock_copies: None,
+            superblock_changed: false,
+            phase,
+            worker: crew.worker(WORKER_NUMBER),
+            crew,
+            worker_count: WORKER_NUMBER,
+            progress: None,
+        }
+    }
+
+    /// Another worker, for another thread. Without any, all the work is done by [`Opening::poll`]. Once its work is
+    /// over, or the opening is gone, it should be dropped soon: it may have hold of the device.
+    pub fn worker(&mut self) -> Worker<P> {
+        self.worker_count += 1;
+        self.crew.worker(self.worker_count)
+    }
+
+    /// How far recovery is, or was when it ended; `None` before it begins.
+    #[must_use]
+    pub fn recovery(&self) -> Option<RecoveryProgress> {
+        self.progress
+    }
+
+    /// Whether segments are being scanned.
+    #[must_use]
+    pub fn is_recovering(&self) -> bool {
+        matches!(self.phase, Phase::Scanning | Phase::Judging(_))
+    }
+
+    /// Lets the segments be scanned.
+    fn scan(&mut self, tails: Tails, tails_copies: Option<Copies>) -> Result<(), OpenError> {
+        if let Some(error) = tails_out_of_range(&self.superblock, &tails).next() {
+            return Err(error);
+        }
+        let known = Known {
+            superblock: self.superblock.clone(),
+            tails,
+            tails_copies,
+            tails_changed: false,
+        };
+        self.start(Pass::new(Arc::clone(&self.pmem), known, 1));
+        Ok(())
+    }
+
+    fn start(&mut self, pass: Pass<P>) {
+        self.progress = Some(pass.progress());
+        self.crew.set_pass(pass);
     }
 
     /// Does a slice of the work.
@@ -146,7 +202,7 @@ impl<P: Pmem> Opening<P> {
         Ok(step)
     }
 
-    fn advance(&mut self, phase: Phase) -> Result<(Phase, OpenStep), OpenError> {
+    fn advance(&mut self, phase: Phase<P>) -> Result<(Phase<P>, OpenStep), OpenError> {
         let again = OpenStep::Working { done: 0, total: 1 };
         Ok(match phase {
             Phase::Sampling(mut check) => match check.poll()? {
@@ -157,46 +213,65 @@ impl<P: Pmem> Opening<P> {
                 WitnessStep::Step(step) => (Phase::Sampling(check), step),
             },
             Phase::Formatting(mut formatting) => {
-                match formatting.poll(&self.pmem, &mut self.superblock)? {
+                match formatting.poll(&*self.pmem, &mut self.superblock)? {
                     Some(step) => (Phase::Formatting(formatting), step),
                     None => {
-                        let scan = Scan::new(&self.superblock, formatting.into_tails(), None)?;
-                        (Phase::Scanning(scan), again)
+                        self.scan(formatting.into_tails(), None)?;
+                        (Phase::Scanning, again)
                     }
                 }
             }
-            Phase::Scanning(mut scan) => match scan.poll(&self.pmem, &self.superblock)? {
-                Some(step) => (Phase::Scanning(scan), step),
-                None => (
-                    Phase::Rebuilding(Rebuild::new(scan, &self.superblock)?),
-                    again,
-                ),
-            },
-            Phase::Rebuilding(mut rebuild) => match rebuild.poll(&self.pmem, &self.superblock)? {
-                Some(step) => (Phase::Rebuilding(rebuild), step),
-                None => {
-                    let check = WitnessCheck::compare(rebuild.witness());
-                    (Phase::Checking(check, rebuild), again)
-                }
-            },
-            Phase::Checking(mut check, rebuild) => match check.poll()? {
-                WitnessStep::Done => {
-                    self.adopt_options()?;
-                    (Phase::Repairing(rebuild), again)
-                }
-                WitnessStep::Step(step) => (Phase::Checking(check, rebuild), step),
-            },
-            // INV-OPEN-1: the first store to a device that holds a cache; everything has been accepted.
-            Phase::Repairing(mut rebuild) => {
-                self.repair_superblock()?;
-                match rebuild.repair(&self.pmem, &self.superblock)? {
-                    Some(step) => (Phase::Repairing(rebuild), step),
-                    None => (Phase::Ready(rebuild), OpenStep::Ready),
+            Phase::Scanning => {
+                self.worker.work();
+                let over = self.crew.take_pass_if(|pass| {
+                    self.progress = Some(pass.progress());
+                    pass.is_over()
+                });
+                match over {
+                    Some(pass) => (Phase::Judging(pass), again),
+                    None => (Phase::Scanning, self.scan_step()),
                 }
             }
-            Phase::Ready(rebuild) => (Phase::Ready(rebuild), OpenStep::Ready),
+            Phase::Judging(pass) => match Arc::try_unwrap(pass) {
+                Err(pass) => (Phase::Judging(pass), self.scan_step()),
+                Ok(pass) => match pass.judge()? {
+                    Verdict::Again(pass) => {
+                        self.start(*pass);
+                        (Phase::Scanning, again)
+                    }
+                    Verdict::Accepted(recovered) => {
+                        self.crew.dismiss();
+                        let check = WitnessCheck::compare(recovered.witness);
+                        (Phase::Checking(check, recovered), again)
+                    }
+                },
+            },
+            Phase::Checking(mut check, recovered) => match check.poll()? {
+                WitnessStep::Done => {
+                    self.adopt_options()?;
+                    (Phase::Repairing(recovered), again)
+                }
+                WitnessStep::Step(step) => (Phase::Checking(check, recovered), step),
+            },
+            // INV-OPEN-1: the first store to a device that holds a cache; everything has been accepted.
+            Phase::Repairing(mut recovered) => {
+                self.repair_superblock()?;
+                match recovered.repair(&*self.pmem, &self.superblock)? {
+                    Some(step) => (Phase::Repairing(recovered), step),
+                    None => (Phase::Ready(recovered), OpenStep::Ready),
+                }
+            }
+            Phase::Ready(recovered) => (Phase::Ready(recovered), OpenStep::Ready),
             Phase::Failed => unreachable!("an opening that failed is not polled again"),
         })
+    }
+
+    fn scan_step(&self) -> OpenStep {
+        let progress = self.progress.unwrap_or_default();
+        OpenStep::Working {
+            done: u64::from(progress.segments_scanned),
+            total: u64::from(progress.segments_total),
+        }
     }
 
     /// Options and the base's identity, as far as they may change, go into the superblock.
@@ -206,17 +281,21 @@ impl<P: Pmem> Opening<P> {
         superblock.features_compat |= FEATURES_COMPAT;
         superblock.base = self.options.base.clone();
         superblock.settings = superblock.settings.with(&self.options.settings)?;
-        self.superblock_changed = *superblock != before;
+        self.superblock_changed |= *superblock != before;
         Ok(())
     }
 
     fn repair_superblock(&mut self) -> Result<(), OpenError> {
         if let Some(copies) = &mut self.superblock_copies {
-            copies.repair(&self.pmem, BACKGROUND_AGENT)?;
+            copies.repair(&*self.pmem, BACKGROUND_AGENT)?;
         }
         if std::mem::take(&mut self.superblock_changed) {
             let superblock = &mut self.superblock;
-            drop(persist_superblock(&self.pmem, BACKGROUND_AGENT, superblock));
+            drop(persist_superblock(
+                &*self.pmem,
+                BACKGROUND_AGENT,
+                superblock,
+            ));
         }
         Ok(())
     }
@@ -233,43 +312,25 @@ impl<P: Pmem> Opening<P> {
     /// # Panics
     /// Called before that.
     pub fn finish(self) -> Arc<Cache<P>> {
-        let Phase::Ready(rebuild) = self.phase else {
+        let Phase::Ready(recovered) = self.phase else {
             panic!("an opening is finished when it is ready, not before")
         };
-        Cache::new(rebuild.into_parts(
-            self.pmem,
-            self.superblock,
-            self.options.base_caps,
-            self.options.stream_count_max,
-        ))
-    }
-}
-
-impl Rebuild {
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "the parts move into the cache"
-    )]
-    fn into_parts<P: Pmem>(
-        self,
-        pmem: P,
-        superblock: Superblock,
-        base_caps: crate::engine::BaseCaps,
-        stream_count_max: u32,
-    ) -> CacheParts<P> {
-        let found = self.into_found(&superblock.geometry);
-        CacheParts {
+        let Some(pmem) = Arc::into_inner(self.pmem) else {
+            unreachable!("the passes are gone, and nothing else has it")
+        };
+        let found = recovered.into_found(&self.superblock.geometry);
+        Cache::new(CacheParts {
             pmem,
-            superblock: superblock.clone(),
+            superblock: self.superblock,
             tails: found.tails,
-            base_caps,
+            base_caps: self.options.base_caps,
             index: found.index,
             segments: found.segments,
             seq_next: found.seq_next,
             epoch: found.epoch,
             dirty_bytes: found.dirty_bytes,
-            stream_count_max,
-        }
+            stream_count_max: self.options.stream_count_max,
+        })
     }
 }
 
@@ -302,7 +363,7 @@ fn check_size(superblock: &Superblock) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn base_page_count(superblock: &Superblock) -> u64 {
+pub(super) fn base_page_count(superblock: &Superblock) -> u64 {
     let per_page = u64::from(superblock.geometry.blocks_per_page());
     superblock.base.block_count.div_ceil(per_page)
 }
@@ -325,7 +386,11 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
 }
 
 /// Whether the base that is `given` can be `ours`, as far as it is known without reading it.
-pub(crate) fn check_base(ours: &BaseIdentity, given: &BaseIdentity) -> Result<(), OpenError> {
+pub(crate) fn check_base(
+    ours: &BaseIdentity,
+    given: &BaseIdentity,
+    growth: BaseGrowth,
+) -> Result<(), OpenError> {
     let wrong = |what, expected: String, found: String| {
         Err(OpenError::WrongBase {
             what,
@@ -337,9 +402,12 @@ pub(crate) fn check_base(ours: &BaseIdentity, given: &BaseIdentity) -> Result<()
         let (ours, given) = (ours.block_size_bytes, given.block_size_bytes);
         return wrong("block size", ours.to_string(), given.to_string());
     }
-    if ours.block_count != given.block_count {
-        let (ours, given) = (ours.block_count, given.block_count);
-        return wrong("number of blocks", ours.to_string(), given.to_string());
+    let may_differ = growth == BaseGrowth::Accept && ours.block_count < given.block_count;
+    if ours.block_count != given.block_count && !may_differ {
+        return Err(OpenError::BaseSize {
+            expected: ours.block_count,
+            found: given.block_count,
+        });
     }
     // Many kinds of bdev get a random uuid at each start: a changed one alone says nothing.
     if ours.uuid != given.uuid && ours.name != given.name {
@@ -366,9 +434,4 @@ fn check_fixed_options(superblock: &Superblock, options: &OpenOptions) -> Result
         return mismatch("segment_size_kib", kib(media), kib(asked));
     }
     Ok(())
-}
-
-/// An empty index for a cache.
-pub(super) fn new_index(superblock: &Superblock, factor: u64) -> Index {
-    Index::new(superblock.geometry, base_page_count(superblock), factor)
 }

@@ -43,8 +43,8 @@ impl Default for WalkBuf {
 
 /// Goes through the ksets of a segment, up to the first place without one.
 #[derive(Debug)]
-pub(crate) struct SegmentWalk<'a> {
-    context: KsetContext<'a>,
+pub(crate) struct SegmentWalk {
+    context: KsetContext,
     info: SegmentInfo,
     key_end: u32,
     kset_count: u32,
@@ -52,8 +52,8 @@ pub(crate) struct SegmentWalk<'a> {
     stop: Option<KsetError>,
 }
 
-impl<'a> SegmentWalk<'a> {
-    pub(crate) fn new(superblock: &'a Superblock, id: SegId, info: SegmentInfo) -> Self {
+impl SegmentWalk {
+    pub(crate) fn new(superblock: &Superblock, id: SegId, info: SegmentInfo) -> Self {
         let context = KsetContext::new(
             &superblock.geometry,
             superblock.base.block_count,

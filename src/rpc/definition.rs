@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use super::{Params, RpcError};
 #[cfg(feature = "spdk")]
 use crate::engine::CacheInfo;
-use crate::engine::{DataCrc, FormatPolicy, SETTINGS, SettingChange, SettingValueKind};
+use crate::engine::{BaseGrowth, DataCrc, FormatPolicy, SETTINGS, SettingChange, SettingValueKind};
+use crate::pmem::PART_ALIGN_BYTES;
+#[cfg(any(test, feature = "spdk"))]
+use crate::pmem::{Extent, Part};
 
 /// The longest name of a cache, in bytes. SPDK has no limit of its own; its tools print names in columns,
 /// and NVMe-oF and iSCSI derive shorter ones from them.
@@ -24,6 +27,11 @@ const SEGMENT_SIZE_KIB_MIN: u64 = 256;
 /// The largest: offsets within a segment are 32 bits wide.
 const SEGMENT_SIZE_KIB_MAX: u64 = 1 << 20;
 
+const BASE_GROWTHS: &[(&str, BaseGrowth)] = &[
+    ("refuse", BaseGrowth::Refuse),
+    ("accept", BaseGrowth::Accept),
+];
+
 const FORMATS: &[(&str, FormatPolicy)] = &[
     ("auto", FormatPolicy::Auto),
     ("never", FormatPolicy::Never),
@@ -39,10 +47,13 @@ pub(crate) struct Definition {
     pub(crate) base_bdev_name: String,
     /// The cache device.
     pub(crate) cache_path: PathBuf,
+    /// Where the part of the cache device begins that is used; then `cache_size_mib` is its size.
+    pub(crate) cache_offset_mib: Option<u64>,
     pub(crate) cache_size_mib: Option<u64>,
     pub(crate) data_crc: Option<DataCrc>,
     pub(crate) segment_size_kib: Option<u64>,
     pub(crate) settings: SettingChange,
+    pub(crate) base_growth: BaseGrowth,
     pub(crate) format: FormatPolicy,
 }
 
@@ -53,6 +64,7 @@ impl Definition {
         let base_bdev_name = params.needed_text("base_bdev_name")?;
         let cache_path = params.needed_text("cache_path")?;
         Ok(Self {
+            cache_offset_mib: params.number("cache_offset_mib", 0..=CACHE_SIZE_MIB_MAX)?,
             cache_size_mib: params
                 .number("cache_size_mib", CACHE_SIZE_MIB_MIN..=CACHE_SIZE_MIB_MAX)?,
             data_crc: params
@@ -63,6 +75,7 @@ impl Definition {
                 SEGMENT_SIZE_KIB_MIN..=SEGMENT_SIZE_KIB_MAX,
             )?,
             settings: settings(params)?,
+            base_growth: (params.choice("base_growth", BASE_GROWTHS)?).unwrap_or_default(),
             format: params.choice("format", FORMATS)?.unwrap_or_default(),
             name,
             base_bdev_name,
@@ -86,6 +99,7 @@ impl Definition {
                 self.cache_path
             )));
         }
+        self.check_part()?;
         match self.segment_size_kib {
             Some(size_kib) if !size_kib.is_power_of_two() => Err(RpcError::invalid_params(
                 format!("segment_size_kib is {size_kib}: a power of two is needed"),
@@ -94,10 +108,64 @@ impl Definition {
         }
     }
 
-    /// The size of a file to be created.
+    fn check_part(&self) -> Result<(), RpcError> {
+        let Some(offset_mib) = self.cache_offset_mib else {
+            return Ok(());
+        };
+        let Some(size_mib) = self.cache_size_mib else {
+            return Err(RpcError::invalid_params(format!(
+                "cache_size_mib is missing: with cache_offset_mib {offset_mib}, the size of the part is needed"
+            )));
+        };
+        for (name, mib) in [
+            ("cache_offset_mib", offset_mib),
+            ("cache_size_mib", size_mib),
+        ] {
+            if !(mib << 20).is_multiple_of(PART_ALIGN_BYTES) {
+                let align_mib = PART_ALIGN_BYTES >> 20;
+                return Err(RpcError::invalid_params(format!(
+                    "{name} is {mib}: of a part, a multiple of {align_mib} is needed"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// How much of the cache device is used.
+    #[cfg(any(test, feature = "spdk"))]
+    pub(crate) fn extent(&self) -> Extent {
+        // Both are in range, and far from an overflow.
+        let size_bytes = self.cache_size_mib.map(|mib| mib << 20);
+        match (self.cache_offset_mib, size_bytes) {
+            (Some(offset_mib), Some(size_bytes)) => Extent::Part(Part {
+                offset_bytes: offset_mib << 20,
+                size_bytes,
+            }),
+            (None, Some(size_bytes)) => Extent::File { size_bytes },
+            (_, None) => Extent::Whole,
+        }
+    }
+
+    /// Whether both cannot be used at the same time, because they name the same bytes. Two names of one device
+    /// are not told apart here; its lock does that.
+    #[cfg(any(test, feature = "spdk"))]
+    pub(crate) fn collides_with(&self, other: &Definition) -> bool {
+        if self.cache_path != other.cache_path {
+            return false;
+        }
+        match (self.extent(), other.extent()) {
+            (Extent::Part(part), Extent::Part(other)) => part.overlaps(other),
+            _ => true,
+        }
+    }
+
+    /// The part of the cache device, for messages: "all of it", "MiB 64 to 128".
     #[cfg(feature = "spdk")]
-    pub(crate) fn cache_size_bytes(&self) -> Option<u64> {
-        self.cache_size_mib.map(|mib| mib << 20)
+    pub(crate) fn extent_text(&self) -> String {
+        match (self.cache_offset_mib, self.cache_size_mib) {
+            (Some(offset), Some(size)) => format!("MiB {offset} to {}", offset + size),
+            _ => "all of it".to_owned(),
+        }
     }
 
     /// The cache was opened: from now on the definition describes that very cache, and nothing may be
@@ -105,6 +173,7 @@ impl Definition {
     #[cfg(feature = "spdk")]
     pub(crate) fn settle(&mut self, info: &CacheInfo) {
         self.format = FormatPolicy::Never;
+        self.base_growth = BaseGrowth::Refuse;
         self.data_crc = Some(if info.data_crc {
             DataCrc::On
         } else {
@@ -136,6 +205,9 @@ impl Definition {
                 params[name] = value;
             }
         };
+        put("cache_offset_mib", self.cache_offset_mib.map(Value::from));
+        let grown = (self.base_growth == BaseGrowth::Accept).then(|| Value::from("accept"));
+        put("base_growth", grown);
         put("cache_size_mib", self.cache_size_mib.map(Value::from));
         put(
             "data_crc",
@@ -242,6 +314,15 @@ mod tests {
             (r#""name": "B0""#, "both"),
             (r#""cache_path": "relative""#, "cache_path is"),
             (r#""cache_size_mib": 7"#, "cache_size_mib is 7"),
+            (r#""cache_offset_mib": 64"#, "cache_size_mib is missing"),
+            (
+                r#""cache_offset_mib": 63, "cache_size_mib": 64"#,
+                "cache_offset_mib is 63",
+            ),
+            (
+                r#""cache_offset_mib": 64, "cache_size_mib": 65"#,
+                "cache_size_mib is 65",
+            ),
             (r#""segment_size_kib": 300"#, "segment_size_kib is 300"),
             (r#""gc_percent": 91"#, "gc_percent is 91"),
             (
@@ -250,6 +331,7 @@ mod tests {
             ),
             (r#""format": true"#, "format is true"),
             (r#""data_crc": 1"#, "data_crc is 1"),
+            (r#""base_growth": "yes""#, "base_growth is \"yes\""),
             (r#""mode": "wb""#, "mode"),
         ] {
             let mut members = Members::parse(LEAST.as_bytes()).unwrap();
@@ -289,6 +371,32 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn parts_collide_if_they_have_a_byte_in_common() {
+        let part = |extra: &str| {
+            let text = format!("{}, {extra}}}", LEAST.trim_end_matches('}'));
+            parse(&text).unwrap()
+        };
+        let first = part(r#""cache_offset_mib": 64, "cache_size_mib": 64"#);
+        for (offset, size, collides) in [
+            (0, 64, false),
+            (0, 66, true),
+            (64, 64, true),
+            (126, 8, true),
+            (128, 8, false),
+        ] {
+            let other = part(&format!(
+                r#""cache_offset_mib": {offset}, "cache_size_mib": {size}"#
+            ));
+            assert_eq!(first.collides_with(&other), collides, "{offset}+{size}");
+            assert_eq!(other.collides_with(&first), collides, "{offset}+{size}");
+        }
+        assert!(first.collides_with(&parse(LEAST).unwrap()));
+        let elsewhere = parse(&LEAST.replace("dax0.0", "dax0.1")).unwrap();
+        assert!(!first.collides_with(&elsewhere));
+        assert_eq!(first.to_config()["params"]["cache_offset_mib"], 64);
     }
 
     #[test]

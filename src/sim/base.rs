@@ -31,6 +31,8 @@ pub struct Faults {
     pub stuck: bool,
     /// The device answers no flush.
     pub flush_stuck: bool,
+    /// The device answers no read.
+    pub read_stuck: bool,
     /// Unmaps are answered with [`BaseError::Unsupported`].
     pub unmap_unsupported: bool,
 }
@@ -51,7 +53,7 @@ struct InFlight {
     client: Client,
     request: BaseRequest,
     sources: Vec<MemSlice>,
-    /// Of a write, when it was asked for.
+    /// When it was asked for: of a write what is to be written, of a read what it would have returned.
     data: Vec<u8>,
     /// Of a flush: it covers what was written before it was asked for, no more.
     covers: u64,
@@ -187,7 +189,11 @@ impl SimBase {
             BaseKind::Unmap => assert!(self.caps.unmap, "the base has no unmap"),
             BaseKind::Read(_) | BaseKind::WriteZeroes => {}
         }
-        let data = copy_of(&sources_of);
+        let range = self.range(request.lba.0, request.len_blocks);
+        let data = match request.kind {
+            BaseKind::Read(_) => self.current[range].to_vec(),
+            _ => copy_of(&sources_of),
+        };
         if matches!(request.kind, BaseKind::Write { .. }) {
             assert_eq!(
                 data.len(),
@@ -208,7 +214,12 @@ impl SimBase {
     pub fn complete_one(&mut self) -> Option<BaseDone> {
         let faults = self.faults;
         let answered = |op: &InFlight| {
-            !(faults.stuck || faults.flush_stuck && matches!(op.request.kind, BaseKind::Flush))
+            let stuck = match op.request.kind {
+                BaseKind::Flush => faults.flush_stuck,
+                BaseKind::Read(_) => faults.read_stuck,
+                _ => false,
+            };
+            !(faults.stuck || stuck)
         };
         let ops = (0..).zip(&self.in_flight);
         let ready: Vec<usize> = ops
@@ -230,11 +241,13 @@ impl SimBase {
     }
 
     fn run(&mut self, op: &InFlight) -> Result<(), BaseError> {
-        assert_eq!(
-            op.data,
-            copy_of(&op.sources),
-            "the source of a base write has changed under it"
-        );
+        if matches!(op.request.kind, BaseKind::Write { .. }) {
+            assert_eq!(
+                op.data,
+                copy_of(&op.sources),
+                "the source of a base write has changed under it"
+            );
+        }
         if self.faults.gone {
             return Err(BaseError::Gone);
         }
@@ -249,8 +262,13 @@ impl SimBase {
         match op.request.kind {
             BaseKind::Read(mut cursor) => {
                 let result = failed(&mut self.prng, self.faults.read_percent);
-                if result.is_ok() {
-                    cursor.write_from(&self.current[self.range(lba, len)]);
+                for block in 0..if result.is_ok() { len } else { 0 } {
+                    // Each block is read at some moment while the operation is under way.
+                    if self.prng.percent(50) {
+                        cursor.write_from(&op.data[self.range(block, 1)]);
+                    } else {
+                        cursor.write_from(&self.current[self.range(lba + block, 1)]);
+                    }
                 }
                 result
             }
@@ -422,7 +440,9 @@ fn copy_of(sources: &[MemSlice]) -> Vec<u8> {
     let mut at = 0;
     for source in sources {
         let end = at + source.len_bytes();
-        source.copy_to(&mut data[at..end]);
+        source
+            .copy_to(&mut data[at..end])
+            .expect("memory from the heap");
         at = end;
     }
     data

@@ -158,7 +158,7 @@ impl Pmem for ImagePmem {
         unreachable!("nothing is written back from an image")
     }
 
-    fn prefetch(&self, _off: PmemOff) {}
+    fn prefetch(&self, _off: PmemOff, _len_bytes: u64) {}
 }
 
 #[cfg(test)]

@@ -169,8 +169,8 @@ impl Pmem for LazyPmem {
         self.image.slice(off, len_bytes)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        self.image.prefetch(off);
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        self.image.prefetch(off, len_bytes);
     }
 }
 

@@ -52,6 +52,6 @@ impl Held {
 
 fn bytes_of(slice: MemSlice) -> Vec<u8> {
     let mut bytes = vec![0; slice.len_bytes()];
-    slice.copy_to(&mut bytes);
+    slice.copy_to(&mut bytes).expect("memory from the heap");
     bytes
 }

@@ -140,7 +140,8 @@ impl Machine {
             checkpoint: None,
         };
         let outside = Arc::new(Mutex::new(outside));
-        Self::start(setup, pmem, outside, observer, prng, 0)
+        let block_count = setup.block_count_first.unwrap_or(setup.block_count);
+        Self::start(setup, block_count, pmem, outside, observer, prng, 0)
     }
 
     /// A device that another cache has filled, and that is about to be formatted anew.
@@ -185,11 +186,14 @@ impl Machine {
             checkpoint: None,
         };
         let outside = Arc::new(Mutex::new(outside));
-        Self::start(setup, SimPmem::from_image(image), outside, None, prng, 0)
+        let pmem = SimPmem::from_image(image);
+        Self::start(setup, count, pmem, outside, None, prng, 0)
     }
 
+    /// `block_count`: of the base now.
     fn start(
         setup: Setup,
+        block_count: u64,
         pmem: SimPmem,
         outside: Arc<Mutex<Outside>>,
         observer: Option<SharedObserver>,
@@ -200,8 +204,10 @@ impl Machine {
             pmem.on_crash_point(Some(fence_hook(observer, &outside)));
         }
         let image = lock(&outside).base.current_image();
-        let options = setup.options(FormatPolicy::Auto);
-        let cache = recover::open(pmem.clone(), options, |lba, len| image.blocks(lba, len))
+        let mut options = setup.options(FormatPolicy::Auto);
+        options.base.block_count = block_count;
+        let blocks = |lba, len| image.blocks(lba, len);
+        let cache = recover::open_by(setup.recovered_by, pmem.clone(), options, blocks)
             .map_err(|error| Violation(format!("the cache is refused: {error}")))?;
         let core = || Core {
             channel: cache.channel().expect("fewer cores than channels"),
@@ -290,6 +296,9 @@ impl Machine {
 
     /// Submits a write; its data are cut into the elements of a scatter list at `cuts`.
     pub fn write(&self, core: usize, lba: u64, len_blocks: u64, fua: Fua, cuts: &[usize]) {
+        if !self.has(lba, len_blocks) {
+            return;
+        }
         let kind = if fua == Fua::Yes {
             WriteKind::Fua
         } else {
@@ -311,6 +320,9 @@ impl Machine {
 
     /// Submits an unmap or write-zeroes.
     pub fn clear(&self, core: usize, op: Op, lba: u64, len_blocks: u64) {
+        if !self.has(lba, len_blocks) {
+            return;
+        }
         let id = self.with_outside(|outside| {
             outside
                 .model
@@ -321,6 +333,9 @@ impl Machine {
 
     /// Submits a read.
     pub fn read(&self, core: usize, lba: u64, len_blocks: u64, cuts: &[usize]) {
+        if !self.has(lba, len_blocks) {
+            return;
+        }
         let len_bytes = len_blocks as usize * self.shared.setup.block_size_bytes as usize;
         let buf = IovBuf::new(&vec![0xee; len_bytes], cuts);
         let (begin, failures) =
@@ -336,6 +351,9 @@ impl Machine {
 
     /// Submits a read of which the place is wanted; what is lent is held for so many turns of the core.
     pub fn lend(&self, core: usize, lba: u64, len_blocks: u64, turns: u64) {
+        if !self.has(lba, len_blocks) {
+            return;
+        }
         let begin = self.with_outside(|outside| outside.model.begin_read());
         let asked = Asked::Lend { begin, lba, turns };
         self.submit(core, Op::Lend, lba, len_blocks, asked, None);
@@ -421,6 +439,17 @@ impl Machine {
         }
         let changed = self.shared.cache.change_settings(&change);
         assert!(changed.is_ok(), "the option is in range");
+    }
+
+    /// The base gets its full size.
+    pub fn grow(&self) {
+        let grown = self.shared.cache.grow(self.shared.setup.block_count);
+        assert!(grown.is_ok(), "a simulated base is small: {grown:?}");
+    }
+
+    /// Whether the cache has these blocks by now; what it has not is not asked for.
+    fn has(&self, lba: u64, len_blocks: u64) -> bool {
+        lba + len_blocks <= self.shared.cache.block_count()
     }
 
     /// Asks for a drain.

@@ -3,8 +3,8 @@
 
 use super::recover;
 use crate::engine::{
-    Background, BaseError, BaseKind, BaseRequest, Cache, Channel, HostIo, IoToken, Op, OpenOptions,
-    Outbox, Status,
+    Background, BaseError, BaseKind, BaseRequest, Budget, Cache, Channel, HostIo, IoToken, Op,
+    OpenOptions, Outbox, Status,
 };
 use crate::pmem::{IovBuf, Pmem};
 use crate::recovery::OpenError;
@@ -149,7 +149,8 @@ impl<P: Pmem> Plain<P> {
     pub fn poll_background(&mut self) {
         self.now.0 += NS_PER_MS;
         self.out.clear();
-        self.background.poll(self.now, &mut self.out);
+        self.background
+            .poll(self.now, Budget::default(), &mut self.out);
         for request in std::mem::take(&mut self.out.base) {
             let result = self.base_op(&request);
             self.background.on_base_done(request.op, result);
@@ -168,7 +169,9 @@ impl<P: Pmem> Plain<P> {
                 let mut at = start;
                 let first = first_source as usize;
                 for slice in &self.out.sources[first..first + source_count as usize] {
-                    slice.copy_to(&mut self.base[at..at + slice.len_bytes()]);
+                    slice
+                        .copy_to(&mut self.base[at..at + slice.len_bytes()])
+                        .expect("memory from the heap");
                     at += slice.len_bytes();
                 }
                 assert_eq!(at, end);

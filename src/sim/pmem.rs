@@ -242,6 +242,11 @@ impl PmemRead for SimPmem {
         self.state().live().read(at, buf);
         Ok(())
     }
+
+    fn probe(&self, off: PmemOff, len_bytes: u64) -> Result<(), Poisoned> {
+        sched::point();
+        self.readable(off, len_bytes).map(|_| ())
+    }
 }
 
 impl Pmem for SimPmem {
@@ -293,8 +298,8 @@ impl Pmem for SimPmem {
         self.state().live().slice(at, len_bytes as usize)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        bounds::range_at(off, 1, self.0.len_bytes);
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        bounds::range_at(off, len_bytes, self.0.len_bytes);
     }
 }
 

@@ -10,28 +10,66 @@ use super::stamp::{self, Garbage, Stamp};
 use crate::engine::{Cache, FormatPolicy, OpenOptions};
 use crate::media::{HeaderState, Superblock, load_header};
 use crate::pmem::{Pmem, PmemRead};
-use crate::recovery::{OpenError, OpenStep, Opening};
+use crate::recovery::{OpenError, OpenStep, Opening, Worker};
+use crate::sched;
 use crate::units::Lba;
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Polls of one opening: far more than a small device needs.
 const POLLS_MAX: usize = 100_000;
 
+/// Who recovers: so many workers, which run into each other as a seed says.
+#[derive(Clone, Copy, Debug)]
+pub struct Crew {
+    /// From 1.
+    pub worker_count: usize,
+    /// How often another one gets a turn in the middle of something, in percent of the accesses.
+    pub yield_percent: u8,
+    /// Decides whose turn it is.
+    pub seed: u64,
+}
+
+impl Crew {
+    /// One that nobody disturbs.
+    pub const ALONE: Crew = Crew {
+        worker_count: 1,
+        yield_percent: 0,
+        seed: 0,
+    };
+}
+
 /// Opens, or formats, as `options` say. The base is read from `base`: first block, number of blocks.
+///
+/// # Errors
+/// The cache is refused.
+pub fn open<'a, P: Pmem>(
+    pmem: P,
+    options: OpenOptions,
+    base: impl Fn(u64, u64) -> &'a [u8],
+) -> Result<Arc<Cache<P>>, OpenError> {
+    open_by(Crew::ALONE, pmem, options, base)
+}
+
+/// As [`open`], by several workers.
 ///
 /// # Errors
 /// The cache is refused.
 ///
 /// # Panics
 /// The opening does not end.
-pub fn open<'a, P: Pmem>(
+pub fn open_by<'a, P: Pmem>(
+    crew: Crew,
     pmem: P,
     options: OpenOptions,
     base: impl Fn(u64, u64) -> &'a [u8],
 ) -> Result<Arc<Cache<P>>, OpenError> {
     let mut opening = Opening::begin(pmem, options)?;
+    let helpers = Rc::new(Helpers::new(crew, &mut opening));
     for _ in 0..POLLS_MAX {
-        match opening.poll()? {
+        helpers.turn();
+        match helpers.disturb(|| opening.poll())? {
             OpenStep::Working { .. } | OpenStep::AwaitingBase => {}
             OpenStep::ReadBase {
                 slot,
@@ -42,6 +80,55 @@ pub fn open<'a, P: Pmem>(
         }
     }
     panic!("the opening does not end")
+}
+
+/// The workers beside the one of the opening.
+struct Helpers<P> {
+    workers: Vec<RefCell<Worker<P>>>,
+    yield_percent: u8,
+    dice: RefCell<Prng>,
+}
+
+impl<P: Pmem> Helpers<P> {
+    fn new(crew: Crew, opening: &mut Opening<P>) -> Self {
+        let workers = (1..crew.worker_count).map(|_| RefCell::new(opening.worker()));
+        Self {
+            workers: workers.collect(),
+            yield_percent: crew.yield_percent,
+            dice: RefCell::new(Prng::new(crew.seed)),
+        }
+    }
+
+    /// Runs `f`, with turns of the others in the middle of it.
+    fn disturb<R>(self: &Rc<Self>, f: impl FnOnce() -> R) -> R {
+        if self.workers.is_empty() || self.yield_percent == 0 {
+            return f();
+        }
+        let helpers = Rc::clone(self);
+        let hook = move || {
+            let is_due = helpers.dice.borrow_mut().percent(helpers.yield_percent);
+            if is_due {
+                helpers.work();
+            }
+        };
+        sched::with_hook(Some(Rc::new(hook)), f)
+    }
+
+    /// One of them may work.
+    fn turn(self: &Rc<Self>) {
+        let is_due = !self.workers.is_empty() && self.dice.borrow_mut().percent(50);
+        if is_due {
+            self.disturb(|| self.work());
+        }
+    }
+
+    /// Lets one work, unless it is in the middle of something.
+    fn work(&self) {
+        let choice = self.dice.borrow_mut().index(self.workers.len());
+        if let Ok(mut worker) = self.workers[choice].try_borrow_mut() {
+            worker.work();
+        }
+    }
 }
 
 /// The superblock of a device that holds a cache.
@@ -113,8 +200,10 @@ pub fn judge_with<P: Pmem>(
     base: &BaseImage,
 ) -> Result<(Vec<Stamp>, Arc<Cache<P>>), Violation> {
     let options = setup.options(FormatPolicy::Auto);
-    let cache = open(image, options, |lba, len| base.blocks(lba, len))
-        .map_err(|error| Violation(format!("the cache is refused after a crash: {error}")))?;
+    let cache = open_by(setup.recovered_by, image, options, |lba, len| {
+        base.blocks(lba, len)
+    })
+    .map_err(|error| Violation(format!("the cache is refused after a crash: {error}")))?;
     cache.check_invariants();
     let found = look(&cache, base, setup.block_count)?;
     let stamps = expectation.check(|lba| found[lba as usize])?;
@@ -128,6 +217,8 @@ pub fn judge_with<P: Pmem>(
 pub fn offer_another_base(setup: &Setup, image: &[u8], prng: &mut Prng) -> Result<(), Violation> {
     let count = setup.block_count;
     let mut other = setup.clone();
+    // Whoever expects it to grow would take a larger one.
+    other.block_count_first = None;
     other.block_count = prng.pick(&[count - 1, count + 1, count * 2, count / 2]);
     let copy = ImagePmem::new(image.to_vec());
     let zeroes = vec![0; 4096];

@@ -5,6 +5,7 @@ use super::base::Faults;
 use super::machine::{Machine, Setup, SharedObserver};
 use super::model::Violation;
 use super::prng::Prng;
+use super::recover::Crew;
 use crate::engine::{DataCrc, Fua, Op, Setting, SettingChange, WritebackOrder};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -62,6 +63,8 @@ pub enum Step {
     Away(bool),
     /// The base is well again.
     Heal,
+    /// The base gets its full size, if it has not got it yet.
+    Grow,
     /// Power cut; dice; cores afterwards.
     CutPower(u64, usize),
     /// Death of the process; dice; cores afterwards.
@@ -85,7 +88,7 @@ pub struct Weights {
 #[must_use]
 pub fn draw(prng: &mut Prng, setup: &Setup, weights: Weights, count: usize) -> Vec<Step> {
     // Some histories keep to a few blocks, so that everything overlaps.
-    let span = prng.pick(&[setup.block_count, setup.block_count / 2, 24, 10]);
+    let span = prng.pick(&[setup.block_count, setup.block_count / 2, 24, 10, 3]);
     let span = span.min(setup.block_count);
     (0..count)
         .map(|_| draw_one(prng, setup, weights, span))
@@ -110,6 +113,9 @@ fn draw_one(prng: &mut Prng, setup: &Setup, weights: Weights, span: u64) -> Step
             3 => Step::Away(prng.percent(50)),
             _ => Step::Heal,
         };
+    }
+    if setup.block_count_first.is_some() && prng.percent(1) {
+        return Step::Grow;
     }
     let core = prng.index(4);
     let len_max = setup.write_blocks_max().min(span);
@@ -197,6 +203,7 @@ pub fn apply(machine: Machine, step: Step) -> Result<Machine, Violation> {
             faults.stuck = !gone;
         }),
         Step::Heal => heal(&machine),
+        Step::Grow => machine.grow(),
         Step::CutPower(dice, cores) => {
             return machine.cut_power(dice, |setup| setup.core_count = cores);
         }
@@ -366,8 +373,14 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
         ..Setup::default()
     };
     setup.used_before = prng.percent(20);
+    setup.block_count_first = prng.percent(15).then_some(block_count / 2);
     setup.base_caps.flush = prng.percent(85);
     setup.base_caps.unmap = prng.percent(70);
+    setup.recovered_by = Crew {
+        worker_count: prng.pick(&[1, 2, 3]),
+        yield_percent: prng.pick(&[2, 10, 30]),
+        seed: prng.next_u64(),
+    };
     setup
 }
 

@@ -133,8 +133,8 @@ impl<P: Pmem> Pmem for TracingPmem<P> {
         self.inner.slice(off, len_bytes)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        self.inner.prefetch(off);
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        self.inner.prefetch(off, len_bytes);
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pmem::{IovBuf, MapRequest, MappedPmem};
+    use crate::pmem::{Extent, IovBuf, MapRequest, MappedPmem};
     use crate::sim::pmem::{OverlapLint, SimPmem};
 
     const LEN_BYTES: u64 = 1 << 16;
@@ -179,7 +179,7 @@ mod tests {
             let dir = tempfile::tempdir_in("/dev/shm").unwrap();
             let real = TracingPmem::new(MappedPmem::open(&MapRequest {
                 path: dir.path().join("cache"),
-                create_size_bytes: Some(LEN_BYTES),
+                extent: Extent::File { size_bytes: LEN_BYTES },
                 size_bytes_min: LEN_BYTES,
             }).unwrap());
             let sim = TracingPmem::new(SimPmem::new(LEN_BYTES));

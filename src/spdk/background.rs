@@ -8,12 +8,18 @@ use super::base::Base;
 use super::base_queue::BaseQueue;
 use super::memory::DmaBuf;
 use super::thread::{Polled, now};
-use crate::engine::{Background, Cache, Outbox, Pressure, Progress};
+use crate::engine::{Background, Budget, Cache, Outbox, Pressure, Progress};
 use crate::pmem::MappedPmem;
 use crate::units::Now;
 
 /// How long an idle background is left alone. Its watermarks and ages are far coarser.
 const IDLE_NAP_NS: u64 = 50_000;
+/// How long a slice of work lasts, beside requests of the same core and without: what it takes, they wait. It
+/// is made of polls of the engine, which are shorter.
+const SLICE_NS_BUSY: u64 = 8_000;
+const SLICE_NS_ALONE: u64 = 50_000;
+/// Bytes that a poll hands to a base that copies them at once, beside requests.
+const COPIED_BYTES_BUSY: u64 = 64 << 10;
 /// How many polls go by between two looks at the clock while the background is left alone: reading it costs
 /// as much as the rest of such a poll.
 const NAP_POLLS: u32 = 8;
@@ -29,13 +35,14 @@ pub(super) fn note_busy_poll() {
     BUSY_POLLS.with(|polls| polls.set(polls.get().wrapping_add(1)));
 }
 
-/// For how many times as long as a slice of work took, the requests of the core come first afterwards.
-fn rest_factor(pressure: Pressure) -> u64 {
-    match pressure {
-        Pressure::Low => 4,
-        Pressure::High => 1,
-        Pressure::Waiting => 0,
-    }
+/// The least share of the core that background work gets beside requests, in percent; it grows with the pressure,
+/// to all of it.
+const SHARE_PERCENT_MIN: u64 = 20;
+
+/// How long the requests of the core come first after a slice of work that took `took_ns`.
+fn rest_ns(took_ns: u64, pressure: Pressure) -> u64 {
+    let share = SHARE_PERCENT_MIN + (100 - SHARE_PERCENT_MIN) * pressure.percent() / 100;
+    took_ns * (100 - share) / share
 }
 
 /// The background of one cache.
@@ -44,14 +51,16 @@ pub(super) struct Driver {
     engine: RefCell<Background<MappedPmem>>,
     queue: Rc<BaseQueue>,
     outbox: RefCell<Outbox>,
-    /// Nothing is done before.
+    /// Nothing is done before: the requests of the core have their share.
     rest_until: Cell<Now>,
-    /// It rests because it found nothing to do.
-    idle: Cell<bool>,
+    /// Nothing is done before unless the base has news: there was nothing to do.
+    nap_until: Cell<Now>,
     /// Polls until the clock is looked at again.
     rest_polls_left: Cell<u32>,
     /// [`BUSY_POLLS`] when the last slice ended.
     busy_polls_seen: Cell<u64>,
+    /// Starting a base write moves its data.
+    copies: bool,
     state: Cell<DriverState>,
 }
 
@@ -69,6 +78,7 @@ impl Driver {
         cache: &Arc<Cache<MappedPmem>>,
         base: Arc<Base>,
         bounce: Vec<DmaBuf>,
+        copies: bool,
     ) -> Option<Self> {
         let queue = BaseQueue::new(base, bounce)?;
         Some(Self {
@@ -76,9 +86,10 @@ impl Driver {
             queue,
             outbox: RefCell::new(Outbox::new()),
             rest_until: Cell::new(Now(0)),
-            idle: Cell::new(false),
+            nap_until: Cell::new(Now(0)),
             rest_polls_left: Cell::new(0),
             busy_polls_seen: Cell::new(0),
+            copies,
             state: Cell::new(DriverState::Running),
         })
     }
@@ -95,9 +106,7 @@ impl Driver {
             news = true;
             engine.on_base_done(op, result);
         });
-        if news && self.idle.replace(false) {
-            // What it was idle for has come.
-            self.rest_until.set(Now(0));
+        if news && self.nap_until.replace(Now(0)) != Now(0) {
             self.rest_polls_left.set(0);
         }
         let left = self.rest_polls_left.get();
@@ -106,39 +115,58 @@ impl Driver {
             return Polled::Idle;
         }
         let start = now();
-        if start < self.rest_until.get() {
+        if start < self.rest_until.get().max(self.nap_until.get()) {
             self.rest_polls_left.set(NAP_POLLS);
             return Polled::Idle;
         }
-        // Nobody submits or completes to this queue from outside, so the borrows may be held: SPDK calls
-        // nothing of the background's back but `part_landed`, which only notes.
-        let outbox = &mut *self.outbox.borrow_mut();
-        let progress = engine.poll(start, outbox);
-        for request in &outbox.base {
-            self.queue.start(request, &outbox.sources);
+        let busy_polls = BUSY_POLLS.with(Cell::get);
+        let core_is_busy = self.busy_polls_seen.replace(busy_polls) != busy_polls;
+        let progress = self.slice(&mut engine, start, core_is_busy);
+        let end = now();
+        if core_is_busy {
+            let rest_ns = rest_ns(end.since_ns(start), engine.pressure());
+            self.rest_until.set(Now(end.0 + rest_ns));
         }
-        outbox.clear();
-        self.rest(start, progress, engine.pressure());
+        if progress == Progress::Idle {
+            self.nap_until.set(Now(end.0 + IDLE_NAP_NS));
+        }
         match progress {
             Progress::Busy => Polled::Busy,
             Progress::Idle => Polled::Idle,
         }
     }
 
-    /// Decides when to go on after a slice that began at `start`.
-    fn rest(&self, start: Now, progress: Progress, pressure: Pressure) {
-        let busy_polls = BUSY_POLLS.with(Cell::get);
-        let core_is_busy = self.busy_polls_seen.replace(busy_polls) != busy_polls;
-        self.idle.set(progress == Progress::Idle);
-        let rest_ns = match progress {
-            Progress::Idle => IDLE_NAP_NS,
-            Progress::Busy if core_is_busy => {
-                let end = now();
-                end.since_ns(start) * (rest_factor(pressure) + 1)
-            }
-            Progress::Busy => 0,
+    /// Polls the engine until it has nothing to do, or for as long as a slice lasts. What it did last.
+    fn slice(
+        &self,
+        engine: &mut Background<MappedPmem>,
+        start: Now,
+        core_is_busy: bool,
+    ) -> Progress {
+        let mut budget = Budget::default();
+        if core_is_busy && self.copies {
+            budget.base_write_bytes = COPIED_BYTES_BUSY;
+        }
+        let slice_ns = if core_is_busy {
+            SLICE_NS_BUSY
+        } else {
+            SLICE_NS_ALONE
         };
-        self.rest_until.set(Now(start.0 + rest_ns));
+        // Nobody submits or completes to this queue from outside, so the borrow may be held: SPDK calls
+        // nothing of the background's back but `part_landed`, which only notes.
+        let outbox = &mut *self.outbox.borrow_mut();
+        let mut at = start;
+        loop {
+            let progress = engine.poll(at, budget, outbox);
+            for request in &outbox.base {
+                self.queue.start(request, &outbox.sources);
+            }
+            outbox.clear();
+            at = now();
+            if progress == Progress::Idle || at.since_ns(start) >= slice_ns {
+                return progress;
+            }
+        }
     }
 
     /// Begins nothing new.

@@ -19,7 +19,7 @@ use super::base::Base;
 use super::memory::{BOUNCE_SIZE_BYTES, DmaBuf};
 use super::trampoline::guard;
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest};
-use crate::pmem::{IovCursor, MemSlice};
+use crate::pmem::{IovCursor, MemSlice, SliceError};
 
 /// Elements of one scatter list handed to the base, at most: below the kernel's limit (1024), and few enough
 /// for a device's own list. A longer write goes in several parts.
@@ -252,11 +252,12 @@ impl BaseQueue {
             }
         }
         let block_size = self.base.facts.identity.block_size_bytes as usize;
-        if self.with_op(index, |op| op.prepare(block_size)) {
-            self.submit(index);
-        } else {
-            log::error!("a base write is not made of whole blocks");
-            self.land(index, Err(BaseError::Io));
+        match self.with_op(index, |op| op.prepare(block_size)) {
+            Ok(()) => self.submit(index),
+            Err(reason) => {
+                log::error!("a base write was not begun: {reason}");
+                self.land(index, Err(BaseError::Io));
+            }
         }
     }
 
@@ -422,8 +423,11 @@ impl Op {
             && self.bounce.is_none()
     }
 
-    /// Makes the scatter list of the next part. `false`: what there is to write is no whole number of blocks.
-    fn prepare(&mut self, block_size: usize) -> bool {
+    /// Makes the scatter list of the next part.
+    ///
+    /// # Errors
+    /// There is nothing that could be written; why.
+    fn prepare(&mut self, block_size: usize) -> Result<(), &'static str> {
         self.iovs.clear();
         match self.payload {
             Payload::None => self.part_blocks = self.blocks_left,
@@ -445,15 +449,20 @@ impl Op {
                     .map(|buf| (buf.as_ptr(), buf.len_bytes()))
                 {
                     None => self.gather(),
-                    Some((to, room_bytes)) => self.copy_to_bounce(to, room_bytes),
+                    Some((to, room_bytes)) => self
+                        .copy_to_bounce(to, room_bytes)
+                        .map_err(|SliceError| "the cache device's memory cannot be read")?,
                 };
                 self.part_blocks = (len_bytes / block_size) as u64;
-                return len_bytes > 0
+                let is_whole = len_bytes > 0
                     && len_bytes.is_multiple_of(block_size)
                     && self.part_blocks <= self.blocks_left;
+                if !is_whole {
+                    return Err("it is not made of whole blocks");
+                }
             }
         }
-        true
+        Ok(())
     }
 
     /// The next sources as a scatter list. Returns their length in bytes.
@@ -467,7 +476,7 @@ impl Op {
     }
 
     /// Copies the next sources to the bounce buffer. Returns how many bytes that was.
-    fn copy_to_bounce(&mut self, to: *mut u8, room_bytes: usize) -> usize {
+    fn copy_to_bounce(&mut self, to: *mut u8, room_bytes: usize) -> Result<usize, SliceError> {
         let mut filled = 0;
         while filled < room_bytes
             && let Some(source) = self.sources.get(self.source_at.0)
@@ -476,7 +485,7 @@ impl Op {
             let len = (source.len_bytes() - used).min(room_bytes - filled);
             // SAFETY: the cache device stays mapped while operations on its base are under way; `filled +
             // len` is at most the buffer's length, and the buffer is DMA memory apart from the mapping.
-            unsafe { source.part(used, len).copy_to_ptr(to.wrapping_add(filled)) };
+            unsafe { source.part(used, len).copy_to_ptr(to.wrapping_add(filled)) }?;
             filled += len;
             self.source_at = if used + len == source.len_bytes() {
                 (self.source_at.0 + 1, 0)
@@ -488,7 +497,7 @@ impl Op {
             iov_base: to.cast(),
             iov_len: filled,
         });
-        filled
+        Ok(filled)
     }
 }
 

@@ -15,15 +15,17 @@ use super::json::{Json, Request};
 use super::mapping::{self, Job, Mapped, Origin};
 use super::memory::Access;
 use super::node::{Node, NodeApp};
+use super::recovery::{Helpers, Watch};
 use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller};
 use super::trampoline::guard;
+use super::watch::StateWatch;
 use super::witness_reads::WitnessReads;
 use super::zcopy::Zcopy;
 use crate::engine::{BaseError, OpenOptions};
 use crate::pmem::{Durability, MapError, MappedPmem, Pmem, PmemRead};
-use crate::recovery::{OpenError, OpenStep, Opening};
+use crate::recovery::{OpenError, OpenStep, Opening, RecoveryProgress};
 use crate::rpc::{Definition, RpcError};
 use crate::units::PmemOff;
 
@@ -42,6 +44,7 @@ pub(super) struct Creation {
     hold: Cell<Hold>,
     cancelled: RefCell<Option<Cancel>>,
     progress: Cell<(u64, u64)>,
+    recovery: Cell<Option<RecoveryProgress>>,
     poller: RefCell<Option<Poller>>,
 }
 
@@ -59,6 +62,8 @@ struct OpeningStage {
     /// Before `opening`, which has the mapping: what is unmapped must not be registered.
     access: Access,
     opening: Opening<MappedPmem>,
+    helpers: Helpers,
+    watch: Option<Watch>,
     reads: WitnessReads,
     durability: Durability,
     origin: Origin,
@@ -102,6 +107,7 @@ impl Creation {
             hold: Cell::new(Hold::None),
             cancelled: RefCell::new(None),
             progress: Cell::new((0, 1)),
+            recovery: Cell::new(None),
             poller: RefCell::new(None),
         });
         let arg = Rc::as_ptr(&creation).cast_mut().cast();
@@ -210,13 +216,23 @@ impl Creation {
         );
         let reads = WitnessReads::new(Arc::clone(&base)).ok_or_else(|| no_memory("a channel"))?;
         let (mapping, backing) = (pmem.slice(PmemOff(0), pmem.len_bytes()), pmem.backing());
-        let opening =
+        let mut opening =
             Opening::begin(pmem, self.options(&base)).map_err(|error| self.explain(&error))?;
         let access = Access::choose(mapping, backing, &base.facts)
             .ok_or_else(|| no_memory("bounce buffers"))?;
+        // A new cache holds nothing to be recovered.
+        let helpers = match opening.recovery() {
+            Some(_) => Helpers::start(&mut opening),
+            None => Helpers::default(),
+        };
+        let watch = opening
+            .recovery()
+            .map(|progress| Watch::begin(&self.definition.name, progress, helpers.worker_count()));
         Ok(OpeningStage {
             access,
             opening,
+            helpers,
+            watch,
             reads,
             durability,
             origin,
@@ -243,6 +259,7 @@ impl Creation {
         OpenOptions {
             base: base.facts.identity.clone(),
             base_caps: base.facts.caps,
+            base_growth: definition.base_growth,
             format: definition.format,
             new_uuid,
             data_crc: definition.data_crc,
@@ -254,7 +271,13 @@ impl Creation {
 
     /// One slice of the opening.
     fn open(self: &Rc<Self>, mut stage: Box<OpeningStage>) -> Polled {
-        let OpeningStage { opening, reads, .. } = &mut *stage;
+        let OpeningStage {
+            opening,
+            helpers,
+            watch,
+            reads,
+            ..
+        } = &mut *stage;
         reads.advance(|slot, result| opening.on_base_block(slot, result));
         if self.cancelled.borrow().is_some() {
             return self.abandon(stage, None);
@@ -263,7 +286,13 @@ impl Creation {
             *self.stage.borrow_mut() = Stage::Opening(stage);
             return Polled::Idle;
         }
-        let polled = match opening.poll() {
+        if helpers.have_failed() {
+            let message = "internal error in recovery; see the log";
+            return self.abandon(stage, Some(RpcError::errno(libc::EIO, message)));
+        }
+        let step = opening.poll();
+        self.note_recovery(opening, watch);
+        let polled = match step {
             Ok(OpenStep::Working { done, total }) => {
                 self.progress.set((done, total));
                 Polled::Busy
@@ -292,12 +321,34 @@ impl Creation {
         polled
     }
 
-    /// Gives up with an opening half-done, once its base reads have ended.
+    /// Tells the log, and whoever asks, how far it is.
+    fn note_recovery(&self, opening: &Opening<MappedPmem>, watch: &mut Option<Watch>) {
+        let Some(progress) = opening.recovery() else {
+            return;
+        };
+        if opening.is_recovering() {
+            self.recovery.set(Some(progress));
+            if let Some(watch) = watch {
+                watch.tell(&self.definition.name, progress);
+            }
+        } else if let Some(watch) = watch.take() {
+            self.recovery.set(None);
+            watch.end(&self.definition.name, progress);
+        }
+    }
+
+    /// How far recovery is, while there is one.
+    pub(super) fn recovery(&self) -> Option<RecoveryProgress> {
+        self.recovery.get()
+    }
+
+    /// Gives up with an opening half-done, once its base reads have ended, and its helpers are gone.
     fn abandon(self: &Rc<Self>, stage: Box<OpeningStage>, error: Option<RpcError>) -> Polled {
         if let Some(error) = error {
             self.cancel(error);
         }
-        if stage.reads.in_flight() > 0 {
+        stage.helpers.stop();
+        if stage.reads.in_flight() > 0 || !stage.helpers.are_gone() {
             *self.stage.borrow_mut() = Stage::Opening(stage);
             return Polled::Idle;
         }
@@ -362,26 +413,29 @@ impl Creation {
         } = stage;
         drop(reads);
         let access_text = access.to_string();
+        let copies = access.copies_at_start(&base.facts);
         let bounce = match &mut access {
             Access::Bounce(buffers) => mem::take(buffers),
             _ => Vec::new(),
         };
         let cache = opening.finish();
         let zcopy = Zcopy::of(&cache, &access);
-        let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce) else {
+        let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce, copies) else {
             drop(access);
             return Err(no_memory("a channel of the base bdev"));
         };
+        let app = NodeApp::new(driver, access, cache.block_count());
         let node = Arc::new(Node {
             id: self.id,
             name: self.definition.name.clone(),
             cache,
             base,
             cache_path: self.definition.cache_path.clone(),
+            cache_offset_mib: self.definition.cache_offset_mib,
             durability,
             access_text,
             zcopy,
-            app: AppCell::new(NodeApp::new(driver, access)),
+            app: AppCell::new(app),
         });
         node.publish().ok_or_else(|| no_memory("a bdev"))?;
         // From here on the way back is that of a cache in use.
@@ -391,6 +445,8 @@ impl Creation {
             node.cache.poison("there is no poller for the background");
         }
         self.register(&node)?;
+        // It may have become larger meanwhile.
+        registry::on_base_resized(self.id);
         Ok(node)
     }
 
@@ -453,8 +509,9 @@ impl Creation {
 }
 
 impl NodeApp {
-    fn new(driver: Driver, access: Access) -> Self {
+    fn new(driver: Driver, access: Access, block_count: u64) -> Self {
         Self {
+            watch: StateWatch::new(block_count),
             driver: RefCell::new(Some(driver)),
             access: RefCell::new(Some(access)),
             bdev: Cell::new(std::ptr::null_mut()),

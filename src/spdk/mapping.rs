@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use spdk_sys as sys;
 
 use crate::engine::FormatPolicy;
-use crate::pmem::{MapError, MapRequest, MappedPmem};
+use crate::pmem::{Extent, MapError, MapRequest, MappedPmem};
 use crate::rpc::{CACHE_SIZE_MIB_MIN, Definition, RpcError};
 
 /// Work on a thread of its own. Dropping it lets the thread go on alone.
@@ -60,16 +60,19 @@ pub(super) enum Origin {
 /// Maps the cache device of `definition`, and makes its page tables. Blocks.
 pub(super) fn map(definition: &Definition) -> Result<Mapped, MapError> {
     let path = &definition.cache_path;
-    let origin = if path.exists() {
-        Origin::Existed
-    } else {
-        Origin::Created
+    let (extent, origin) = match definition.extent() {
+        Extent::File { .. } if path.exists() => (definition.extent(), Origin::Existed),
+        // What must not be formatted must not be created either.
+        Extent::File { .. } if definition.format == FormatPolicy::Never => {
+            (Extent::Whole, Origin::Existed)
+        }
+        Extent::File { .. } => (definition.extent(), Origin::Created),
+        // Nothing else is ever created, or removed: others may have parts of it.
+        extent => (extent, Origin::Existed),
     };
-    // What must not be formatted must not be created either.
-    let may_create = origin == Origin::Existed || definition.format != FormatPolicy::Never;
     let mut pmem = MappedPmem::open(&MapRequest {
         path: path.clone(),
-        create_size_bytes: definition.cache_size_bytes().filter(|_| may_create),
+        extent,
         size_bytes_min: CACHE_SIZE_MIB_MIN << 20,
     })?;
     while pmem.populate_next().is_some() {}
@@ -81,9 +84,12 @@ pub(super) fn explain(definition: &Definition, error: &MapError) -> RpcError {
     let message = match error {
         MapError::NotFound { path } => {
             let path = path.display();
-            let instead = match definition.format {
-                FormatPolicy::Never => "format=never forbids to create one",
-                FormatPolicy::Auto | FormatPolicy::Force => "cache_size_mib would create one",
+            let instead = match (definition.cache_offset_mib, definition.format) {
+                (Some(_), _) => {
+                    "cache_offset_mib takes a part of one and creates none (truncate -s does)"
+                }
+                (None, FormatPolicy::Never) => "format=never forbids to create one",
+                (None, _) => "cache_size_mib would create one",
             };
             format!("there is no cache device {path}: name an existing one; {instead}")
         }

@@ -26,7 +26,8 @@ const TRANSLATION_UNIT_BYTES: usize = 2 << 20;
 const VTOPHYS_ERROR: u64 = u64::MAX;
 
 /// Bdev modules that move data with the CPU or by system calls, whatever the address.
-const CPU_ONLY_MODULES: &[&str] = &["aio", "null", "uring"];
+const CPU_ONLY_MODULES: &[&str] = &["aio", NULL_MODULE, "uring"];
+const NULL_MODULE: &str = "null";
 /// Copies by the accel framework, which may use a device.
 const ACCEL_MODULE: &str = "malloc";
 
@@ -67,6 +68,15 @@ impl Access {
             .map_while(|_| DmaBuf::new(BOUNCE_SIZE_BYTES))
             .collect();
         (!buffers.is_empty()).then_some(Self::Bounce(buffers))
+    }
+
+    /// Whether starting a base write may move its data at once, on this core. The null bdev moves nothing.
+    pub(super) fn copies_at_start(&self, base: &BaseFacts) -> bool {
+        match self {
+            Self::Cpu => base.module_name != NULL_MODULE,
+            Self::Registered { .. } => false,
+            Self::Bounce(_) => true,
+        }
     }
 
     /// Whether whoever may get a place in the mapping can read there. Whether it has a device do so is not

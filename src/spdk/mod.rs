@@ -3,7 +3,7 @@
 //!
 //! - `module`: start and end of the module, what is saved in configurations.
 //! - `registry`: the caches that exist, are being opened, or wait for their base device.
-//! - `create`: from a definition to a registered bdev. `remove`: the way back.
+//! - `create`: from a definition to a registered bdev; `recovery`: its work on other cores. `remove`: the way back.
 //! - `node`: a cache with its bdev. `channel`: one per bdev and SPDK thread; `background`: one per bdev.
 //! - `zcopy`: what a channel lends, and how it comes back.
 //! - `base`: the base bdev's descriptor; `base_queue`: operations on it; `memory`: how they reach the mapping.
@@ -35,10 +35,12 @@ mod mapping;
 mod memory;
 mod module;
 mod node;
+mod recovery;
 mod registry;
 mod remove;
 mod rpc;
 mod thread;
 mod trampoline;
+mod watch;
 mod witness_reads;
 mod zcopy;

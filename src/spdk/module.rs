@@ -7,7 +7,7 @@ use spdk_sys as sys;
 
 use super::json::Writer;
 use super::trampoline::guard;
-use super::{log as spdk_log, registry};
+use super::{log as spdk_log, registry, watch};
 
 /// Called by SPDK when the bdev layer starts.
 #[unsafe(no_mangle)]
@@ -17,6 +17,7 @@ extern "C" fn pcache_up_module_init() -> c_int {
         || {
             spdk_log::install();
             registry::start();
+            watch::register_notifications();
             log::debug!(
                 "pcache {}, built for SPDK {}.{:02}",
                 env!("CARGO_PKG_VERSION"),

@@ -17,6 +17,7 @@ use super::registry::{self, EntryId};
 use super::remove::{self, Removal};
 use super::thread::{AppCell, Polled, Poller, on_app_thread, send_to_app};
 use super::trampoline::guard;
+use super::watch::StateWatch;
 use super::zcopy::Zcopy;
 use crate::engine::{Cache, CacheInfo, Health};
 use crate::pmem::{Durability, MappedPmem};
@@ -30,6 +31,8 @@ pub(super) struct Node {
     pub(super) cache: Arc<Cache<MappedPmem>>,
     pub(super) base: Arc<Base>,
     pub(super) cache_path: PathBuf,
+    /// If it is a part of the cache device.
+    pub(super) cache_offset_mib: Option<u64>,
     pub(super) durability: Durability,
     /// How the base reaches the cache device's memory, for those who look.
     pub(super) access_text: String,
@@ -47,6 +50,7 @@ pub(super) struct NodeApp {
     pub(super) driver: RefCell<Option<Driver>>,
     pub(super) bdev: Cell<*mut sys::spdk_bdev>,
     pub(super) removal: RefCell<Removal>,
+    pub(super) watch: StateWatch,
     pub(super) poller: RefCell<Option<Poller>>,
 }
 
@@ -106,7 +110,7 @@ impl Node {
             uuid,
             block_size_bytes: identity.block_size_bytes,
             phys_block_size_bytes: self.base.facts.phys_block_size_bytes,
-            block_count: identity.block_count,
+            block_count: self.cache.block_count(),
             rw_blocks_max: blocks(self.cache.write_size_max_bytes()),
             unmap_blocks_max,
             write_zeroes_blocks_max: unmap_blocks_max,
@@ -127,21 +131,22 @@ impl Node {
 
     /// What `bdev_get_bdevs` and `bdev_pcache_get_bdevs` show.
     pub(super) fn describe(&self) -> Description<'_> {
-        let removal = if on_app_thread() {
-            self.app.get().removal.borrow().state_name()
-        } else {
-            None
-        };
+        let app = on_app_thread().then(|| self.app.get());
+        let removal = app.and_then(|app| app.removal.borrow().state_name());
+        let driver = |app: &NodeApp| app.driver.borrow().as_ref().map(Driver::in_flight);
         Description {
             name: &self.name,
             base_bdev_name: &self.base.facts.identity.name,
             cache_path: self.cache_path.to_string_lossy().into_owned(),
+            cache_offset_mib: self.cache_offset_mib,
             durability: self.durability,
             base_write_path: &self.access_text,
             state: match removal {
                 Some(state) => Shown::Leaving { state },
                 None => Shown::InUse(self.cache.health()),
             },
+            state_age_s: app.map(|app| app.watch.state_age_s()),
+            base_operations: app.and_then(driver),
             info: self.cache.info(),
         }
     }
@@ -153,10 +158,18 @@ pub(super) struct Description<'a> {
     name: &'a str,
     base_bdev_name: &'a str,
     cache_path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_offset_mib: Option<u64>,
     durability: Durability,
     base_write_path: &'a str,
     #[serde(flatten)]
     state: Shown,
+    /// For how long it has been in this state, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_age_s: Option<u64>,
+    /// Operations of write-back that the base has not ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_operations: Option<usize>,
     #[serde(flatten)]
     info: CacheInfo,
 }
@@ -184,6 +197,7 @@ unsafe extern "C" fn poll(ctx: *mut c_void) -> c_int {
                 .borrow()
                 .as_ref()
                 .map_or(Polled::Idle, Driver::poll);
+            node.app.get().watch.tick(&node);
             remove::tick(&node);
             polled
         },

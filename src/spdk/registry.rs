@@ -16,6 +16,7 @@ use super::json::{Json, Request};
 use super::node::{Description, Node};
 use super::remove::{self, After};
 use super::thread::AppCell;
+use crate::recovery::RecoveryProgress;
 use crate::rpc::{Definition, Drain, RpcError};
 
 /// Names an entry; never used twice. Callbacks that may come late carry it instead of an address.
@@ -165,11 +166,13 @@ fn check_new(definition: &Definition) -> Result<(), RpcError> {
                     format!("there is a cache {name} already"),
                 ));
             }
-            if other.cache_path == definition.cache_path {
+            if other.collides_with(definition) {
                 let path = definition.cache_path.display();
                 let message = format!(
-                    "cache_path {path} belongs to the cache {} already",
-                    other.name
+                    "cache_path {path} belongs to the cache {} already: {} is wanted, {} is taken",
+                    other.name,
+                    definition.extent_text(),
+                    other.extent_text()
                 );
                 return Err(RpcError::errno(libc::EEXIST, message));
             }
@@ -341,22 +344,11 @@ pub(super) fn on_base_removed(id: EntryId) {
     }
 }
 
-/// The base bdev has another size now. A cache keeps the size that it was opened with.
+/// The base bdev has another size now. A cache follows one that has grown.
 pub(super) fn on_base_resized(id: EntryId) {
     let Some(node) = node_of(id) else { return };
-    let before = node.base.facts.identity.block_count;
-    let after = node.base.block_count_now();
-    if after < before {
-        log::error!(
-            "{}: the base bdev shrank from {before} to {after} blocks; what lies behind its end cannot be \
-             written back and stays in the cache",
-            node.name
-        );
-    } else {
-        log::warn!(
-            "{}: the base bdev grew from {before} to {after} blocks; the cache keeps its size",
-            node.name
-        );
+    if let Err(error) = node.cache.grow(node.base.block_count_now()) {
+        log::error!("{}: {error}", node.name);
     }
 }
 
@@ -491,19 +483,51 @@ enum Described<'a> {
         name: &'a str,
         base_bdev_name: &'a str,
         cache_path: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cache_offset_mib: Option<u64>,
         state: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         percent: Option<u64>,
+        #[serde(flatten)]
+        recovery: Option<DescribedRecovery>,
     },
 }
 
+/// How far a recovery is.
+#[derive(Serialize)]
+struct DescribedRecovery {
+    recovery_percent: u64,
+    segments_scanned: u32,
+    segments_total: u32,
+    keys: u64,
+}
+
+impl From<RecoveryProgress> for DescribedRecovery {
+    fn from(progress: RecoveryProgress) -> Self {
+        let (done, total) = (progress.segments_scanned, progress.segments_total);
+        Self {
+            recovery_percent: u64::from(done) * 100 / u64::from(total.max(1)),
+            segments_scanned: done,
+            segments_total: total,
+            keys: progress.keys,
+        }
+    }
+}
+
 fn describe_one(entry: &Entry) -> Described<'_> {
+    let mut recovery = None;
     let (state, reason, percent) = match &entry.state {
         State::Online(node) => return Described::Online(Box::new(node.describe())),
         State::Waiting { why } => ("pending", Some(why.as_str()), None),
-        State::Creating(creation) => ("opening", None, Some(creation.percent())),
+        State::Creating(creation) => {
+            recovery = creation.recovery();
+            match recovery {
+                Some(_) => ("recovering", None, None),
+                None => ("opening", None, Some(creation.percent())),
+            }
+        }
         State::Closing => ("removing", None, None),
     };
     let definition = &entry.definition;
@@ -511,9 +535,11 @@ fn describe_one(entry: &Entry) -> Described<'_> {
         name: &definition.name,
         base_bdev_name: &definition.base_bdev_name,
         cache_path: definition.cache_path.to_string_lossy().into_owned(),
+        cache_offset_mib: definition.cache_offset_mib,
         state,
         reason,
         percent,
+        recovery: recovery.map(DescribedRecovery::from),
     }
 }
 

@@ -1,5 +1,6 @@
-//! The base operations of a batch: made from the overlay as there is room, at most [`IN_FLIGHT_MAX`] at once.
+//! The batch that is being written: its base operations, made from the overlay as there is room.
 
+use super::lost::is_source_lost;
 use super::overlay::{Overlay, Piece};
 use super::witness::WitnessUpdate;
 use crate::canary::{self, Canary};
@@ -7,24 +8,20 @@ use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Outbox};
 use crate::media::{KeyKind, Tails};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PmemOff, Seq};
+use std::mem;
 
-/// Base operations under way at once.
-pub(super) const IN_FLIGHT_MAX: usize = 32;
+/// Base operations under way at once: enough for the queues of a fast device if they are small.
+const IN_FLIGHT_MAX: usize = 128;
+/// Their bytes: enough for any device if they are large.
+const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
+/// Both, while reads of the application wait for the base, which come first.
+const IN_FLIGHT_YIELDING: usize = 2;
+const IN_FLIGHT_BYTES_YIELDING: u64 = 256 << 10;
 /// One base write: bytes and separate pieces of memory.
-const BASE_WRITE_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const BASE_WRITE_BYTES_MAX: u64 = 1 << 20;
 const BASE_WRITE_EXTENTS_MAX: usize = 128;
-/// What one poll starts, at most: pieces looked at, and bytes handed to the base, which may copy them at once.
-const PIECES_PER_POLL: usize = 128;
-const BYTES_PER_POLL: u64 = 256 << 10;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    /// The slot is free.
-    Free,
-    /// To be started, again.
-    Todo,
-    InFlight,
-}
+/// Pieces of memory that one poll hands out, at most; one operation may go beyond.
+const PIECES_PER_POLL: usize = 64;
 
 /// An operation on the base. Keeps its memory.
 #[derive(Debug)]
@@ -34,19 +31,34 @@ pub(super) struct BaseOp {
     pub(super) len_blocks: u64,
     /// Of a write: its memory.
     pub(super) extents: Vec<(PmemOff, u64)>,
-    progress: Progress,
+    is_in_flight: bool,
+}
+
+/// How much of the base write-back may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manners {
+    /// As much as it can.
+    Full,
+    /// Little: somebody else's reads come first.
+    Yielding,
 }
 
 /// What is being written.
 #[derive(Debug)]
 pub(super) struct Batch {
+    pub(super) overlay: Overlay,
     ops: Vec<BaseOp>,
+    /// Numbers of those that are not used.
+    free: Vec<u32>,
+    /// Numbers of those that are to be started again.
+    again: Vec<u32>,
     /// The piece behind the last operation, which did not go with it.
     lookahead: Option<Piece>,
     in_flight: usize,
-    /// No piece is left to be made an operation of.
-    exhausted: bool,
+    in_flight_bytes: u64,
     pub(super) failed: bool,
+    /// One has failed because the cache's memory cannot be read.
+    pub(super) source_lost: bool,
     /// Anything for the base at all.
     pub(super) has_ops: bool,
     pub(super) last_seq: Seq,
@@ -56,20 +68,24 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(key_count: usize) -> Self {
         let op = || BaseOp {
             kind: KeyKind::Data,
             lba: Lba(0),
             len_blocks: 0,
             extents: Vec::with_capacity(BASE_WRITE_EXTENTS_MAX),
-            progress: Progress::Free,
+            is_in_flight: false,
         };
         Self {
+            overlay: Overlay::new(key_count),
             ops: (0..IN_FLIGHT_MAX).map(|_| op()).collect(),
+            free: Vec::with_capacity(IN_FLIGHT_MAX),
+            again: Vec::with_capacity(IN_FLIGHT_MAX),
             lookahead: None,
             in_flight: 0,
-            exhausted: true,
+            in_flight_bytes: 0,
             failed: false,
+            source_lost: false,
             has_ops: false,
             last_seq: Seq(0),
             dirty_bytes: 0,
@@ -82,128 +98,141 @@ impl Batch {
         self.in_flight
     }
 
+    /// Nothing is left that has not been handed to the base.
+    pub(super) fn is_handed_out(&self) -> bool {
+        self.lookahead.is_none() && self.again.is_empty()
+    }
+
     /// Everything is on the base, as far as the base has said.
     pub(super) fn is_done(&self) -> bool {
-        self.exhausted && self.ops.iter().all(|op| op.progress == Progress::Free)
+        self.is_handed_out() && self.in_flight == 0
     }
 
     /// Begins with the first piece of the overlay; nothing is in flight.
-    pub(super) fn rewind(&mut self, overlay: &mut Overlay) {
-        overlay.rewind();
-        for op in &mut self.ops {
-            op.progress = Progress::Free;
-        }
-        self.lookahead = overlay.next();
-        self.exhausted = self.lookahead.is_none();
-        self.has_ops = !self.exhausted;
+    pub(super) fn rewind(&mut self) {
+        self.overlay.rewind();
+        self.free.clear();
+        // The first one is taken from the end.
+        self.free.extend((0..self.ops.len() as u32).rev());
+        self.again.clear();
+        self.lookahead = self.overlay.next();
+        self.has_ops = self.lookahead.is_some();
         self.failed = false;
+        self.source_lost = false;
         self.written_bytes = 0;
         self.witness = WitnessUpdate::default();
     }
 
-    /// Starts operations as far as there is room. `true`: some were started.
+    /// Starts operations as far as there is room, of about `bytes_max` bytes. Returns how many bytes that
+    /// were; `None`: there was nothing to be started, or no room.
     pub(super) fn start_ops<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
         tails: &Tails,
-        overlay: &mut Overlay,
+        manners: Manners,
+        bytes_max: u64,
         out: &mut Outbox,
-    ) -> bool {
+    ) -> Option<u64> {
+        let (count_max, in_flight_bytes_max) = match manners {
+            Manners::Full => (IN_FLIGHT_MAX, IN_FLIGHT_BYTES_MAX),
+            Manners::Yielding => (IN_FLIGHT_YIELDING, IN_FLIGHT_BYTES_YIELDING),
+        };
+        let op_bytes_max = bytes_max.min(in_flight_bytes_max).min(BASE_WRITE_BYTES_MAX);
         let (mut pieces, mut bytes, mut started) = (0, 0, false);
-        for number in 0..self.ops.len() {
-            if pieces >= PIECES_PER_POLL || bytes >= BYTES_PER_POLL {
+        while pieces < PIECES_PER_POLL
+            && bytes < bytes_max
+            && self.in_flight < count_max
+            && self.in_flight_bytes < in_flight_bytes_max
+        {
+            let Some(number) = self.again.pop().or_else(|| {
+                let number = self.make(cache, op_bytes_max)?;
+                self.witness.note(&self.ops[number as usize], cache, tails);
+                Some(number)
+            }) else {
                 break;
-            }
-            match self.ops[number].progress {
-                Progress::InFlight => continue,
-                Progress::Todo => {}
-                Progress::Free => {
-                    let Some(count) = self.make(number, cache, overlay) else {
-                        continue;
-                    };
-                    pieces += count;
-                    let op = &self.ops[number];
-                    self.witness.note(op, cache, tails);
-                }
-            }
-            let op = &mut self.ops[number];
-            op.progress = Progress::InFlight;
+            };
+            let op = &mut self.ops[number as usize];
+            op.is_in_flight = true;
+            pieces += op.extents.len().max(1);
+            bytes += op.bytes(cache);
             self.in_flight += 1;
-            if op.kind == KeyKind::Data {
-                bytes += cache.geometry.bytes(op.len_blocks);
-            }
+            self.in_flight_bytes += op.bytes(cache);
             hand_out(op, number, cache, out);
             started = true;
         }
-        started
+        started.then_some(bytes)
     }
 
-    /// Makes an operation of the next pieces: neighbours go together. Returns their number.
-    fn make<P: Pmem>(
-        &mut self,
-        number: usize,
-        cache: &Cache<P>,
-        overlay: &mut Overlay,
-    ) -> Option<usize> {
+    /// Makes an operation of the next pieces: neighbours go together. Returns its number.
+    fn make<P: Pmem>(&mut self, cache: &Cache<P>, bytes_max: u64) -> Option<u32> {
         let first = self.lookahead?;
-        let op = &mut self.ops[number];
+        let number = self.free.pop()?;
+        let op = &mut self.ops[number as usize];
         op.kind = base_kind(cache, &first);
         op.lba = first.lba;
         op.len_blocks = 0;
         op.extents.clear();
-        let mut count = 0;
         let mut next = Some(first);
         while let Some(piece) = next
-            && op.takes(cache, &piece)
+            && op.takes(cache, &piece, bytes_max)
         {
             op.append(cache, &piece);
-            count += 1;
-            next = overlay.next();
+            next = self.overlay.next();
         }
-        if op.kind == KeyKind::Data {
-            self.written_bytes += cache.geometry.bytes(op.len_blocks);
-        }
+        self.written_bytes += op.bytes(cache);
         self.lookahead = next;
-        self.exhausted = next.is_none();
-        Some(count)
+        Some(number)
     }
 
-    /// An operation has ended. `true`: with an error that is to be told.
-    pub(super) fn on_done(
+    /// After an error of the base: was it the source that could not be read?
+    pub(super) fn look_for_cause<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) {
+        if let Some(op) = self.ops.get(op.0 as usize)
+            && op.kind == KeyKind::Data
+        {
+            self.source_lost |= is_source_lost(cache, &op.extents);
+        }
+    }
+
+    /// An operation has ended. Returns an error that is to be told.
+    pub(super) fn on_done<P: Pmem>(
         &mut self,
-        op: BaseOpId,
+        cache: &Cache<P>,
+        BaseOpId(number): BaseOpId,
         result: Result<(), BaseError>,
     ) -> Option<BaseError> {
-        let op = self.ops.get_mut(op.0 as usize)?;
-        if op.progress != Progress::InFlight {
+        let op = self.ops.get_mut(number as usize)?;
+        if !mem::take(&mut op.is_in_flight) {
             return None;
         }
         self.in_flight -= 1;
+        self.in_flight_bytes -= op.bytes(cache);
         match result {
-            Ok(()) => {
-                op.progress = Progress::Free;
-                None
-            }
+            Ok(()) => self.free.push(number),
             Err(BaseError::Unsupported) if op.kind == KeyKind::Unmap => {
                 op.kind = KeyKind::Zeroes;
-                op.progress = Progress::Todo;
-                None
+                self.again.push(number);
             }
-            Err(_) if canary::is(Canary::FailedBaseWriteIgnored) => {
-                op.progress = Progress::Free;
-                None
-            }
+            Err(_) if canary::is(Canary::FailedBaseWriteIgnored) => self.free.push(number),
             Err(error) => {
-                op.progress = Progress::Todo;
+                self.again.push(number);
                 self.failed = true;
-                Some(error)
+                return Some(error);
             }
         }
+        None
     }
 }
 
 impl BaseOp {
-    fn takes<P: Pmem>(&self, cache: &Cache<P>, piece: &Piece) -> bool {
+    /// Of payload.
+    fn bytes<P: Pmem>(&self, cache: &Cache<P>) -> u64 {
+        match self.kind {
+            KeyKind::Data | KeyKind::Fill => cache.geometry.bytes(self.len_blocks),
+            KeyKind::Zeroes | KeyKind::Unmap => 0,
+        }
+    }
+
+    fn takes<P: Pmem>(&self, cache: &Cache<P>, piece: &Piece, bytes_max: u64) -> bool {
         if self.len_blocks == 0 {
             return true;
         }
@@ -211,7 +240,7 @@ impl BaseOp {
         self.kind == base_kind(cache, piece)
             && self.lba.0 + self.len_blocks == piece.lba.0
             && (self.kind != KeyKind::Data
-                || (bytes <= BASE_WRITE_BYTES_MAX && self.extents.len() < BASE_WRITE_EXTENTS_MAX))
+                || (bytes <= bytes_max && self.extents.len() < BASE_WRITE_EXTENTS_MAX))
     }
 
     fn append<P: Pmem>(&mut self, cache: &Cache<P>, piece: &Piece) {
@@ -235,7 +264,7 @@ fn base_kind<P: Pmem>(cache: &Cache<P>, piece: &Piece) -> KeyKind {
     }
 }
 
-fn hand_out<P: Pmem>(op: &BaseOp, number: usize, cache: &Cache<P>, out: &mut Outbox) {
+fn hand_out<P: Pmem>(op: &BaseOp, number: u32, cache: &Cache<P>, out: &mut Outbox) {
     let kind = match op.kind {
         KeyKind::Data | KeyKind::Fill => {
             let first_source = out.sources.len() as u32;
@@ -251,7 +280,7 @@ fn hand_out<P: Pmem>(op: &BaseOp, number: usize, cache: &Cache<P>, out: &mut Out
         KeyKind::Unmap => BaseKind::Unmap,
     };
     out.base.push(BaseRequest {
-        op: BaseOpId(number as u32),
+        op: BaseOpId(number),
         kind,
         lba: op.lba,
         len_blocks: op.len_blocks,

@@ -1,42 +1,25 @@
 //! Reads the log from the dirty tail on: the ksets of all segments, in the order of their sequence numbers.
 
+use super::lost::{self, Lost};
 use super::overlay::Overlay;
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, DataCrc, SegmentState, WritebackOrder};
-use crate::media::{KEYS_START_BYTES, Key, KeyKind, Kset, KsetContext, KsetError, KsetReader};
+use crate::engine::{Cache, Counters, SegmentState, WritebackOrder};
+use crate::media::{KEYS_START_BYTES, Key, KeyKind, Kset, KsetError, KsetReader};
 use crate::pmem::Pmem;
-use crate::units::{Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
+use crate::units::{Epoch, Generation, Lba, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 /// Keys that one poll takes, at most; one kset may go beyond.
-const KEYS_PER_POLL: usize = 256;
+const KEYS_PER_POLL: usize = 64;
 
-/// Why the log cannot be read on.
+/// Why the log cannot be read on: a kset that was there is not any more.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-pub(crate) enum LogStop {
-    /// A kset that was there is not any more.
-    #[error("kset {kset_index} of segment {segment} is damaged: {error}; write-back stands still")]
-    Kset {
-        segment: u32,
-        kset_index: u32,
-        error: KsetError,
-    },
-    /// The payload of a dirty key is damaged.
-    #[error(
-        "the payload of block {lba} in segment {segment} is damaged: its checksum is {found:#x}, not {expected:#x}; write-back stands still"
-    )]
-    Payload {
-        segment: u32,
-        lba: u64,
-        expected: u32,
-        found: u32,
-    },
-    /// The payload of a dirty key cannot be read.
-    #[error(
-        "the payload of block {lba} in segment {segment} cannot be read; write-back stands still"
-    )]
-    Poisoned { segment: u32, lba: u64 },
+#[error("kset {kset_index} of segment {segment} is damaged: {error}; write-back stands still")]
+pub(crate) struct LogStop {
+    segment: u32,
+    kset_index: u32,
+    error: KsetError,
 }
 
 /// The next kset to take of a segment.
@@ -72,30 +55,79 @@ pub(super) struct Limits {
     pub(super) reach: Seq,
 }
 
+impl Limits {
+    pub(super) const NONE: Limits = Limits {
+        settled: Seq(0),
+        order: WritebackOrder::Strict,
+        bytes: 0,
+        key_count: 0,
+        reach: Seq(0),
+    };
+}
+
 /// What was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     /// `None`: nothing.
     pub(super) last_seq: Option<Seq>,
+    pub(super) first_seq: Option<Seq>,
     pub(super) dirty_bytes: u64,
-    /// Anything that the base has to be told.
-    dirty: bool,
+    spread: Spread,
+    /// A barrier lies between its dirty keys.
+    spans: bool,
 }
 
 impl Taken {
     pub(super) const NOTHING: Taken = Taken {
         last_seq: None,
+        first_seq: None,
         dirty_bytes: 0,
-        dirty: false,
+        spread: Spread::Nothing,
+        spans: false,
     };
 }
 
-/// Whether a batch is complete.
+/// What a batch changes on the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spread {
+    Nothing,
+    /// One block, which the base writes as a whole.
+    One(Lba),
+    More,
+}
+
+impl Spread {
+    /// With more keys.
+    fn and(self, keys: &[Key]) -> Self {
+        let dirty = keys.iter().filter(|key| key.kind.is_dirty());
+        dirty.fold(self, |spread, key| {
+            let is_block = key.kind == KeyKind::Data && key.len_blocks == 1;
+            match spread {
+                Spread::Nothing if is_block => Spread::One(key.lba),
+                Spread::One(lba) if is_block && lba == key.lba => spread,
+                _ => Spread::More,
+            }
+        })
+    }
+}
+
+/// The batch that keys are taken for.
+pub(super) struct Gathering<'a> {
+    pub(super) limits: &'a Limits,
+    pub(super) taken: &'a mut Taken,
+    pub(super) overlay: &'a mut Overlay,
+    pub(super) lost: &'a mut Lost,
+}
+
+/// How far a batch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gathered {
     /// There is more to take.
     InPart,
-    Complete,
+    /// There is nothing more to take yet.
+    Dry,
+    /// Nothing more may be taken: it has reached a limit or, in strict order, a barrier.
+    Full,
 }
 
 /// A kset that was read, and is valid.
@@ -145,6 +177,30 @@ impl LogReader {
             .is_some_and(|Reverse((next, _))| *next < seq)
     }
 
+    /// Begins again at the dirty tail: what was taken and not written back is taken again. To be followed by
+    /// [`LogReader::refresh`].
+    pub(super) fn restart<P: Pmem>(&mut self, cache: &Cache<P>) {
+        self.ready.clear();
+        self.watched.clear();
+        self.epoch = Epoch(0);
+        let spare = &mut self.spare;
+        let taken = self.next.iter_mut().filter_map(Option::take);
+        spare.extend(taken.map(|decoded| decoded.keys));
+        for id in cache.segments.ids() {
+            let segment = cache.segments.get(id);
+            // An open one may get more, whatever it holds now.
+            let has_more = match segment.state() {
+                SegmentState::Open => true,
+                SegmentState::Sealed => segment.last_seq() > cache.dirty_tail(),
+                SegmentState::Free | SegmentState::Reclaiming | SegmentState::Quarantined => false,
+            };
+            if has_more {
+                self.cursors[id.index()] = Cursor::start(segment.generation());
+                self.watched.push(id);
+            }
+        }
+    }
+
     /// Looks for ksets that have come since.
     pub(super) fn refresh<P: Pmem>(&mut self, cache: &Cache<P>) -> Result<(), LogStop> {
         // Since the last look, while a batch was under way, a segment may have been sealed, reclaimed and
@@ -154,8 +210,11 @@ impl LogReader {
         self.watched
             .retain(|id| cursors[id.index()].generation == generation_of(*id));
         while let Some(id) = cache.segments.next_opened() {
-            cursors[id.index()] = Cursor::start(generation_of(id));
-            self.watched.push(id);
+            // After a restart of the reader it may be known already, with nothing taken from it.
+            if !self.watched.contains(&id) {
+                cursors[id.index()] = Cursor::start(generation_of(id));
+                self.watched.push(id);
+            }
         }
         let mut at = 0;
         while at < self.watched.len() {
@@ -194,13 +253,7 @@ impl LogReader {
     fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, LogStop> {
         let cursor = self.cursors[id.index()];
         let generation = cursor.generation;
-        let context = KsetContext::new(
-            &cache.geometry,
-            cache.base.block_count,
-            &cache.checksums,
-            id,
-            generation,
-        );
+        let context = cache.kset_context(id, generation);
         let mut keys = self.spare.pop().unwrap_or_default();
         keys.clear();
         let (off, kset_index) = (cursor.off, cursor.kset_index);
@@ -209,7 +262,7 @@ impl LogReader {
             .read(&cache.pmem, &context, off, kset_index, &mut keys);
         match read {
             Ok(kset) => Ok(Decoded { kset, keys }),
-            Err(error) => Err(LogStop::Kset {
+            Err(error) => Err(LogStop {
                 segment: id.0,
                 kset_index,
                 error,
@@ -223,26 +276,34 @@ impl LogReader {
         cursor.kset_index += 1;
     }
 
-    /// Takes ksets in order, as many as make a batch or fit into a poll, and lays their keys on `overlay`.
+    /// Takes ksets in order, as many as make a batch or fit into a poll, and lays their keys on `overlay`. A
+    /// batch with damaged data goes on, across barriers, to where all of them are overwritten, or as far as the
+    /// log goes: what is then left in `lost` must not be written (INV-WB-5).
     pub(super) fn gather<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
-        limits: &Limits,
-        taken: &mut Taken,
-        overlay: &mut Overlay,
+        counters: &Counters,
+        batch: Gathering<'_>,
     ) -> Result<Gathered, LogStop> {
+        let Gathering {
+            limits,
+            taken,
+            overlay,
+            lost,
+        } = batch;
         let keys_end = overlay.key_count() + KEYS_PER_POLL;
-        let mut gathered = Gathered::Complete;
         while let Some(&Reverse((seq, segment))) = self.ready.peek() {
             let id = SegId(segment);
             let full = taken.dirty_bytes >= limits.bytes || overlay.key_count() >= limits.key_count;
-            let must = seq <= limits.reach;
-            if seq >= limits.settled || (full && !must) {
+            let must = seq <= limits.reach || !lost.is_empty();
+            if seq >= limits.settled {
                 break;
             }
+            if full && !must {
+                return Ok(Gathered::Full);
+            }
             if overlay.key_count() >= keys_end {
-                gathered = Gathered::InPart;
-                break;
+                return Ok(Gathered::InPart);
             }
             let Some(decoded) = self.next[id.index()].take() else {
                 unreachable!("INV-WB-1: a ready segment has its next kset at hand");
@@ -250,69 +311,43 @@ impl LogReader {
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
             // way while the barrier came, and belongs on either side of it (INV-WB-3).
             let epoch = self.epoch.max(decoded.kset.epoch);
-            let border =
-                epoch > self.epoch && taken.dirty && !canary::is(Canary::StrictBatchSpansBarrier);
-            if limits.order == WritebackOrder::Strict && border && !must {
+            let border = epoch > self.epoch && taken.spread != Spread::Nothing;
+            let spread = taken.spread.and(&decoded.keys);
+            // Nobody can see barriers between versions of one block of which the base gets the last alone.
+            let spans = border || (taken.spans && !canary::is(Canary::SpanningBatchTakesMore));
+            let breaks =
+                spans && spread == Spread::More && !canary::is(Canary::StrictBatchSpansBarrier);
+            if limits.order == WritebackOrder::Strict && breaks && !must {
                 self.next[id.index()] = Some(decoded);
-                break;
+                return Ok(Gathered::Full);
             }
             assert!(
                 taken.last_seq.is_none_or(|last| last < seq),
                 "INV-LOG-7: {seq:?} turns up behind {:?}",
                 taken.last_seq
             );
+            let was_whole = lost.is_empty();
+            let buf = &mut self.payload;
+            lost::check_kset(cache, counters, id, &decoded.keys, buf, lost);
+            if was_whole && !lost.is_empty() && taken.spread != Spread::Nothing && !must {
+                // What comes before the damage need not wait for it.
+                lost.clear();
+                self.next[id.index()] = Some(decoded);
+                return Ok(Gathered::Full);
+            }
             self.epoch = epoch;
-            self.verify_payloads(cache, id, &decoded.keys)?;
+            taken.spans |= border;
+            taken.spread = spread;
             take_keys(cache, id, &decoded.keys, taken, overlay);
             taken.last_seq = Some(seq);
+            taken.first_seq.get_or_insert(seq);
             self.ready.pop();
             self.spare.push(decoded.keys);
             if !self.peek(cache, id)? {
                 self.watched.push(id);
             }
         }
-        match gathered {
-            Gathered::InPart => overlay.end_long_run(),
-            Gathered::Complete => overlay.end_run(),
-        }
-        Ok(gathered)
-    }
-
-    /// Damaged data are never written to the base (INV-WB-5).
-    fn verify_payloads<P: Pmem>(
-        &mut self,
-        cache: &Cache<P>,
-        id: SegId,
-        keys: &[Key],
-    ) -> Result<(), LogStop> {
-        if cache.data_crc == DataCrc::Off {
-            return Ok(());
-        }
-        let generation = cache.segments.get(id).generation();
-        let seed = cache.checksums.payload(id.0, generation.0);
-        for key in keys.iter().filter(|key| key.kind == KeyKind::Data) {
-            let bytes = cache.geometry.bytes(u64::from(key.len_blocks)) as usize;
-            let off = cache
-                .geometry
-                .segment_off(id)
-                .plus(u64::from(key.payload_off));
-            let payload = &mut self.payload[..bytes];
-            let (segment, lba) = (id.0, key.lba.0);
-            cache
-                .pmem
-                .read(off, payload)
-                .map_err(|_| LogStop::Poisoned { segment, lba })?;
-            let found = seed.checksum(payload);
-            if found != key.crc {
-                return Err(LogStop::Payload {
-                    segment,
-                    lba,
-                    expected: key.crc,
-                    found,
-                });
-            }
-        }
-        Ok(())
+        Ok(Gathered::Dry)
     }
 }
 
@@ -329,7 +364,6 @@ fn take_keys<P: Pmem>(
         if key.kind == KeyKind::Unmap && canary::is(Canary::UnmapNotWrittenBack) {
             continue;
         }
-        taken.dirty = true;
         let payload = start.plus(u64::from(key.payload_off));
         overlay.push(key, payload, cache.geometry.block_shift());
         if key.kind == KeyKind::Data {

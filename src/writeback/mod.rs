@@ -11,74 +11,85 @@
 
 mod batch;
 mod log;
+mod lost;
+mod next;
 mod overlay;
+mod pace;
 mod witness;
 
 use crate::canary::{self, Canary};
 use crate::engine::{
-    BaseError, BaseKind, BaseOpId, BaseRequest, Cache, CheckpointNeed, Counters, Health, Outbox,
-    Progress, WritebackOrder,
+    BaseError, BaseKind, BaseOpId, BaseRequest, Budget, Cache, CheckpointNeed, Counters, Health,
+    Outbox, Progress, WritebackOrder,
 };
-use crate::media::Tails;
+use crate::media::{KEY_SIZE_BYTES, KSET_KEYS_MAX, Tails};
 use crate::pmem::Pmem;
-use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, PAGE_SIZE_BYTES, Seq};
-use batch::Batch;
-use log::{Gathered, Limits, LogReader, LogStop, Taken};
-use overlay::Overlay;
+use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, Seq};
+pub(crate) use batch::BASE_WRITE_BYTES_MAX;
+use batch::{Batch, Manners};
+use log::{Limits, LogReader, LogStop};
+use next::{Hurry, Next};
+pub(crate) use pace::excess;
+use pace::{Reasons, Throttle, capacity_bytes, is_urgent};
+use std::mem;
 use std::sync::atomic::Ordering;
 
-/// Dirty data older than about this are written back even if there is room.
-const DIRTY_AGE_NS: u64 = 5 * NS_PER_S;
-/// Above this share of the cache, in percent, dirty data are written back: enough of it stays free to take a
-/// burst meanwhile.
-const DIRTY_HIGH_PERCENT: u64 = 30;
-/// Above this share it becomes urgent.
-const DIRTY_URGENT_PERCENT: u64 = 45;
 /// The first pause after an error of the base, and the longest.
 const BACKOFF_NS_MIN: u64 = 50 * NS_PER_MS;
 const BACKOFF_NS_MAX: u64 = 5 * NS_PER_S;
-/// How long the base should need for a batch: while there is room, and while there is little.
+/// How long the base should need for a batch: while there is room, and while there is little, when a writer
+/// may wait for its end.
 const BATCH_MS: u64 = 60;
-const BATCH_MS_URGENT: u64 = 20;
+const BATCH_MS_URGENT: u64 = 5;
 /// Payload of a batch: the least limit, and the first.
 const BATCH_BYTES_MIN: u64 = 16 << 20;
+const BATCH_BYTES_MIN_URGENT: u64 = 4 << 20;
 /// The rate of the base is not learnt from shorter batches.
-const RATE_BYTES_MIN: u64 = 4 << 20;
+const RATE_BYTES_MIN: u64 = 1 << 20;
 /// A batch takes at most this part of the cache.
 const BATCH_CACHE_PARTS: u64 = 8;
-/// Keys of a batch, at most: bounds the DRAM of the overlay (32 bytes each) to 16 MiB.
-const BATCH_KEYS_MAX: usize = 512 << 10;
+/// Keys of a batch, at most: bounds the DRAM of both overlays to 16 MiB.
+const BATCH_KEYS_MAX: u64 = 128 << 10;
+/// How often it is looked whether damaged data have been overwritten.
+const DAMAGE_LOOK_NS: u64 = 10 * NS_PER_MS;
+/// Damaged ranges that are named in the reason for standing still.
+const DAMAGE_RANGES_NAMED: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing under way.
+    /// No batch is being written.
     Idle,
-    /// The keys of the batch are being taken from the log.
-    Gathering,
     /// Operations of the batch are under way.
     Writing,
     /// The flush behind the batch is under way.
     Flushing,
     /// After an error: what failed is repeated from then on.
     Backoff(Now),
-    /// Dirty data or their keys are damaged: standing still keeps everything that is left.
+    /// Dirty data are damaged. Whether they have been overwritten is looked at from then on.
+    Damaged(Now),
+    /// Keys are damaged: standing still keeps everything that is left.
     Halted,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Writeback {
+    /// Of `batch`.
     state: State,
     log: LogReader,
-    overlay: Overlay,
-    taken: Taken,
-    limits: Limits,
+    /// What is damaged in the log: the end of what can be written.
+    damage: Option<LogStop>,
+    /// Everything below this was in the log when it was looked at last.
+    settled: Seq,
+    next: Next,
     batch: Batch,
     batch_start: Now,
+    stopping: bool,
     /// What the base lately took, in bytes a millisecond, its flushes included.
     base_rate: u64,
     backoff_ns: u64,
-    dirty_since: Option<Now>,
+    reasons: Reasons,
+    throttle: Throttle,
     /// Everything below this is wanted on the base.
     target: Seq,
 }
@@ -98,24 +109,25 @@ pub(crate) struct Context<'a, P> {
 }
 
 impl Writeback {
-    pub(crate) fn new(segment_count: usize) -> Self {
+    pub(crate) fn new<P: Pmem>(cache: &Cache<P>) -> Self {
+        let geometry = &cache.geometry;
+        let device_bytes = u64::from(geometry.segment_count()) * geometry.segment_size_bytes();
+        // A small cache has no room for more keys.
+        let keys_max = (device_bytes / KEY_SIZE_BYTES as u64).min(BATCH_KEYS_MAX) as usize;
+        let key_count = keys_max + KSET_KEYS_MAX;
         Self {
             state: State::Idle,
-            log: LogReader::new(segment_count),
-            overlay: Overlay::default(),
-            taken: Taken::NOTHING,
-            limits: Limits {
-                settled: Seq(0),
-                order: WritebackOrder::Strict,
-                bytes: 0,
-                key_count: 0,
-                reach: Seq(0),
-            },
-            batch: Batch::new(),
+            log: LogReader::new(cache.segments.count()),
+            damage: None,
+            settled: Seq(0),
+            next: Next::new(key_count),
+            batch: Batch::new(key_count),
             batch_start: Now(0),
+            stopping: false,
             base_rate: 0,
             backoff_ns: BACKOFF_NS_MIN,
-            dirty_since: None,
+            reasons: Reasons::default(),
+            throttle: Throttle::default(),
             target: Seq(0),
         }
     }
@@ -125,23 +137,70 @@ impl Writeback {
         self.batch.in_flight() + usize::from(self.state == State::Flushing)
     }
 
+    /// A bounded piece of work, of some microseconds: for the batch under way, and for the next one.
     pub(crate) fn poll<P: Pmem>(
         &mut self,
         context: &mut Context<'_, P>,
         now: Now,
+        budget: Budget,
+        out: &mut Outbox,
+    ) -> Progress {
+        if self.state == State::Halted {
+            return Progress::Idle;
+        }
+        self.tell_age(context.cache, now);
+        let prepared = self.prepare(context, now);
+        if self.state == State::Idle {
+            if let Some(damage) = self.damage {
+                return self.halt(context, &damage);
+            }
+            match self.checkpoint_need(context.cache, now) {
+                CheckpointNeed::Hold => return prepared,
+                CheckpointNeed::WriteBack(upto) => self.target = self.target.max(upto),
+                CheckpointNeed::Nothing => {}
+            }
+            if self.next.is_ready() {
+                self.begin(context, now);
+            } else if self.next.is_damaged() {
+                let text = damage_text(context.cache);
+                context.cache.set_health(Health::Degraded(text));
+                self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+            }
+        }
+        let written = self.write(context, now, budget, out);
+        if prepared == Progress::Busy {
+            prepared
+        } else {
+            written
+        }
+    }
+
+    fn write<P: Pmem>(
+        &mut self,
+        context: &mut Context<'_, P>,
+        now: Now,
+        budget: Budget,
         out: &mut Outbox,
     ) -> Progress {
         match self.state {
-            State::Idle => self.begin(context, now),
-            State::Gathering => self.gather(context),
-            State::Writing => self.go_on(context, now, out),
+            State::Writing => self.go_on(context, now, budget, out),
             State::Backoff(until) if now >= until => {
                 self.batch.failed = false;
                 self.state = State::Writing;
-                self.go_on(context, now, out)
+                self.go_on(context, now, budget, out)
             }
-            State::Flushing | State::Backoff(_) | State::Halted => Progress::Idle,
+            State::Damaged(until) if now >= until => self.look_at_damage(context, now),
+            State::Idle
+            | State::Flushing
+            | State::Backoff(_)
+            | State::Damaged(_)
+            | State::Halted => Progress::Idle,
         }
+    }
+
+    /// From now on no batch is begun.
+    pub(crate) fn stop(&mut self) {
+        self.stopping = true;
     }
 
     /// After a stop: ends the batch under way, so that the base is an exact past state, unless it fails.
@@ -149,10 +208,11 @@ impl Writeback {
         &mut self,
         context: &mut Context<'_, P>,
         now: Now,
+        budget: Budget,
         out: &mut Outbox,
     ) -> Progress {
         if self.state == State::Writing {
-            self.go_on(context, now, out)
+            self.go_on(context, now, budget, out)
         } else {
             Progress::Idle
         }
@@ -164,99 +224,150 @@ impl Writeback {
         self.in_flight().max(usize::from(unfinished))
     }
 
-    /// Whether there is a reason to write back now.
-    fn is_wanted<P: Pmem>(
-        &mut self,
-        context: &Context<'_, P>,
-        settled: Seq,
-        checkpoint: CheckpointNeed,
-        now: Now,
-    ) -> bool {
+    /// Whether there is a reason to write back what no batch has taken yet.
+    fn is_wanted<P: Pmem>(&mut self, context: &Context<'_, P>, settled: Seq, now: Now) -> bool {
         let cache = context.cache;
         if !self.log.has_below(settled) {
-            self.dirty_since = None;
-            cache.end_drain(settled);
+            if self.state == State::Idle {
+                cache.end_drain(settled);
+            }
             return false;
         }
-        let since = *self.dirty_since.get_or_insert(now);
-        let old = now.since_ns(since) >= DIRTY_AGE_NS;
-        let much = dirty_percent(cache) >= DIRTY_HIGH_PERCENT;
-        if context.urgent || old || much || cache.drain_running() {
+        let (taken_upto, taken_bytes) = match self.state {
+            State::Idle | State::Damaged(_) | State::Halted => (cache.dirty_tail(), 0),
+            State::Writing | State::Flushing | State::Backoff(_) => {
+                (self.batch.last_seq, self.batch.dirty_bytes)
+            }
+        };
+        let all = self.reasons.want_all(cache, taken_upto, now);
+        if all || context.urgent || cache.drain_running() {
             self.target = settled;
         }
-        if let CheckpointNeed::WriteBack(upto) = checkpoint {
-            self.target = self.target.max(upto);
-        }
-        cache.dirty_tail().0 + 1 < self.target.0
+        let less = self.reasons.want_less(cache, taken_bytes);
+        less || taken_upto.0 + 1 < self.target.0
     }
 
-    /// Begins a batch if there is a reason for one.
-    fn begin<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) -> Progress {
-        // Everything below this is in the log before its end is looked for.
-        let settled = context.cache.seq_settled();
-        if let Err(stop) = self.log.refresh(context.cache) {
-            return self.halt(context, &stop);
+    /// What a checkpoint wants now that no batch is under way: the last one has ended, and no other has begun, so
+    /// the base is at a cut (INV-CKPT-1).
+    fn checkpoint_need<P: Pmem>(&self, cache: &Cache<P>, now: Now) -> CheckpointNeed {
+        let is_on_base = |upto| {
+            let gathered = self.next.taken.first_seq;
+            upto <= self.settled
+                && !self.log.has_below(upto)
+                && gathered.is_none_or(|first_seq| first_seq >= upto)
+        };
+        cache.checkpoint.need(now, cache.dirty_tail(), is_on_base)
+    }
+
+    /// How old the oldest data are that the base does not hold, at the most, for those who look.
+    fn tell_age<P: Pmem>(&mut self, cache: &Cache<P>, now: Now) {
+        let (dirty_tail, seq_next) = (cache.dirty_tail(), cache.seq_next());
+        self.reasons.ages.note(dirty_tail, seq_next, now);
+        let is_dirty = cache.dirty_bytes.load(Ordering::Relaxed) > 0;
+        let age_ns = if is_dirty {
+            self.reasons.ages.since_ns(dirty_tail, now)
+        } else {
+            0
+        };
+        cache
+            .dirty_age_ms
+            .store(age_ns / NS_PER_MS, Ordering::Relaxed);
+    }
+
+    /// Reads of the application come first as long as nothing is short.
+    fn manners<P: Pmem>(&self, context: &Context<'_, P>) -> Manners {
+        let cache = context.cache;
+        let pressing = context.urgent || is_urgent(cache) || cache.drain_running();
+        if cache.base_reads.load(Ordering::Relaxed) > 0 && !pressing {
+            Manners::Yielding
+        } else {
+            Manners::Full
         }
-        // The last batch has ended, and no other has begun: the base is at a cut (INV-CKPT-1).
-        let checkpoint = context
-            .cache
-            .checkpoint
-            .need(now, context.cache.dirty_tail(), |upto| {
-                upto <= settled && !self.log.has_below(upto)
-            });
-        let wanted = self.is_wanted(context, settled, checkpoint, now);
-        if !wanted || checkpoint == CheckpointNeed::Hold {
+    }
+
+    /// Goes on with the next batch, or begins one if there is a reason.
+    fn prepare<P: Pmem>(&mut self, context: &Context<'_, P>, now: Now) -> Progress {
+        if self.damage.is_some() {
             return Progress::Idle;
         }
-        let wanted_ms = if context.urgent || is_urgent(context.cache) {
-            BATCH_MS_URGENT
+        let prepared = self.try_prepare(context, now);
+        prepared.unwrap_or_else(|damage| {
+            // What was written before it still gets to its end.
+            self.damage = Some(damage);
+            self.next.clear();
+            Progress::Idle
+        })
+    }
+
+    fn try_prepare<P: Pmem>(
+        &mut self,
+        context: &Context<'_, P>,
+        now: Now,
+    ) -> Result<Progress, LogStop> {
+        if self.next.is_dry() {
+            // Everything below this is in the log before its end is looked for.
+            let settled = context.cache.seq_settled();
+            self.log.refresh(context.cache)?;
+            self.settled = settled;
+            if !self.next.is_nothing() {
+                self.next.extend(settled);
+            } else if self.is_wanted(context, settled, now) {
+                self.next.begin(self.limits(context, settled));
+            }
+        }
+        let hurry = if self.state == State::Writing && !self.batch.is_handed_out() {
+            Hurry::No
         } else {
-            BATCH_MS
+            Hurry::Yes
         };
-        let bytes = self
-            .base_rate
-            .saturating_mul(wanted_ms)
-            .max(BATCH_BYTES_MIN);
+        self.next
+            .go_on(context.cache, context.counters, &mut self.log, hurry)
+    }
+
+    /// How far the next batch may go.
+    fn limits<P: Pmem>(&self, context: &Context<'_, P>, settled: Seq) -> Limits {
+        let (wanted_ms, bytes_min) = if context.urgent || is_urgent(context.cache) {
+            (BATCH_MS_URGENT, BATCH_BYTES_MIN_URGENT)
+        } else {
+            (BATCH_MS, BATCH_BYTES_MIN)
+        };
+        let bytes = self.base_rate.saturating_mul(wanted_ms).max(bytes_min);
         let bytes_max = (capacity_bytes(context.cache) / BATCH_CACHE_PARTS).max(1);
-        self.limits = Limits {
+        Limits {
             settled,
             order: context.order,
             bytes: bytes.min(bytes_max),
-            key_count: BATCH_KEYS_MAX,
+            key_count: BATCH_KEYS_MAX as usize,
             reach: context.tails.batch_end,
-        };
-        self.overlay.clear();
-        self.taken = Taken::NOTHING;
-        self.batch_start = now;
-        self.state = State::Gathering;
-        self.gather(context)
+        }
     }
 
-    /// Takes the next ksets of the log.
-    fn gather<P: Pmem>(&mut self, context: &mut Context<'_, P>) -> Progress {
-        let (taken, overlay) = (&mut self.taken, &mut self.overlay);
-        match self.log.gather(context.cache, &self.limits, taken, overlay) {
-            Err(stop) => return self.halt(context, &stop),
-            Ok(Gathered::InPart) => return Progress::Busy,
-            Ok(Gathered::Complete) => {}
+    /// Begins to write the batch that is ready.
+    fn begin<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) {
+        let batch_end = context.tails.batch_end;
+        self.take_over(context, now);
+        if context.tails.batch_end != batch_end && !canary::is(Canary::BatchEndNotRecorded) {
+            context.cache.persist_tails(context.tails, context.agent);
         }
-        let Some(last_seq) = self.taken.last_seq else {
-            self.state = State::Idle;
-            return Progress::Idle;
+    }
+
+    /// Makes the next batch the one under way. The tails are to be persisted before its first base write:
+    /// after a cut in the middle of the batch the next one goes at least as far, and the base is an exact
+    /// past state again at its end (INV-WB-2).
+    fn take_over<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) {
+        let Some(last_seq) = self.next.taken.last_seq else {
+            unreachable!("INV-WB-2: a batch that is ready has an end");
         };
         self.batch.last_seq = last_seq;
-        self.batch.dirty_bytes = self.taken.dirty_bytes;
-        self.batch.rewind(&mut self.overlay);
-        if self.batch.has_ops && last_seq > context.tails.batch_end {
-            // Before the first base write: after a cut in the middle of the batch the next one goes at least
-            // as far, and the base is an exact past state again at its end (INV-WB-2).
-            context.tails.batch_end = last_seq;
-            if !canary::is(Canary::BatchEndNotRecorded) {
-                context.cache.persist_tails(context.tails, context.agent);
-            }
+        self.batch.dirty_bytes = self.next.taken.dirty_bytes;
+        mem::swap(&mut self.batch.overlay, &mut self.next.overlay);
+        self.next.clear();
+        self.batch.rewind();
+        if self.batch.has_ops {
+            context.tails.batch_end = context.tails.batch_end.max(last_seq);
         }
+        self.batch_start = now;
         self.state = State::Writing;
-        Progress::Busy
     }
 
     /// Starts operations as long as there is room, and ends the batch when all are done.
@@ -264,10 +375,14 @@ impl Writeback {
         &mut self,
         context: &mut Context<'_, P>,
         now: Now,
+        budget: Budget,
         out: &mut Outbox,
     ) -> Progress {
         if self.batch.failed {
-            if self.batch.in_flight() == 0 {
+            if self.batch.in_flight() == 0 && self.batch.source_lost {
+                // Taken again, it is found to be damaged.
+                self.start_over(context.cache);
+            } else if self.batch.in_flight() == 0 {
                 self.back_off(now);
             }
             return Progress::Idle;
@@ -278,15 +393,16 @@ impl Writeback {
             self.batch.last_seq,
             context.tails.batch_end
         );
-        let cache = context.cache;
+        let (cache, manners) = (context.cache, self.manners(context));
+        let bytes_max = self.throttle.allowance(cache, budget.base_write_bytes, now);
         let started = self
             .batch
-            .start_ops(cache, context.tails, &mut self.overlay, out);
+            .start_ops(cache, context.tails, manners, bytes_max, out);
+        self.throttle.take(started.unwrap_or(0));
         if !self.batch.is_done() {
-            return if started {
-                Progress::Busy
-            } else {
-                Progress::Idle
+            return match started {
+                Some(_) => Progress::Busy,
+                None => Progress::Idle,
             };
         }
         if self.batch.has_ops && cache.base_caps.flush {
@@ -295,11 +411,12 @@ impl Writeback {
                 cache.persist_tails(context.tails, context.agent);
             }
             self.state = State::Flushing;
+            context.counters.base_flushes.add(1);
             out.base.push(BaseRequest {
                 op: FLUSH_OP,
                 kind: BaseKind::Flush,
                 lba: Lba(0),
-                len_blocks: cache.base.block_count,
+                len_blocks: cache.block_count(),
             });
         } else {
             self.finish(context, now);
@@ -316,7 +433,8 @@ impl Writeback {
         now: Now,
     ) {
         if op != FLUSH_OP {
-            if let Some(error) = self.batch.on_done(op, result) {
+            if let Some(error) = self.batch.on_done(context.cache, op, result) {
+                self.batch.look_for_cause(context.cache, op);
                 note_error(context, "write", error);
             }
             return;
@@ -327,7 +445,7 @@ impl Writeback {
             // A flush that failed may have lost what was written: all of it is written again.
             Err(error) => {
                 if !canary::is(Canary::OnlyBaseFlushRepeated) {
-                    self.batch.rewind(&mut self.overlay);
+                    self.batch.rewind();
                 }
                 note_error(context, "flush", error);
                 self.back_off(now);
@@ -335,12 +453,32 @@ impl Writeback {
         }
     }
 
+    /// Takes everything behind the dirty tail again. Part of it may be on the base, up to the recorded end of
+    /// the batch, where the next one ends as well (INV-WB-2).
+    fn start_over<P: Pmem>(&mut self, cache: &Cache<P>) {
+        self.log.restart(cache);
+        self.next.clear();
+        self.state = State::Idle;
+    }
+
+    /// Goes on if all that was damaged has been overwritten.
+    fn look_at_damage<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) -> Progress {
+        context.cache.forget_overwritten_damage();
+        if !self.next.lost.is_overwritten(context.cache) {
+            self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+            return Progress::Idle;
+        }
+        self.start_over(context.cache);
+        Progress::Busy
+    }
+
     fn back_off(&mut self, now: Now) {
         self.state = State::Backoff(Now(now.0 + self.backoff_ns));
         self.backoff_ns = (self.backoff_ns * 2).min(BACKOFF_NS_MAX);
     }
 
-    /// Everything of the batch is on the base and flushed: the dirty tail moves.
+    /// Everything of the batch is on the base and flushed: the dirty tail moves. If the next batch is ready, its
+    /// end is made durable in the same step.
     fn finish<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) {
         let (cache, batch) = (context.cache, &self.batch);
         assert!(
@@ -352,23 +490,29 @@ impl Writeback {
             batch.witness.apply(context.tails);
         }
         context.tails.dirty_tail = batch.last_seq;
-        cache.persist_tails(context.tails, context.agent);
-        cache
-            .dirty_bytes
-            .fetch_sub(batch.dirty_bytes, Ordering::Relaxed);
-        let counters = context.counters;
-        counters.writeback_batches.add(1);
-        counters.writeback_bytes.add(batch.written_bytes);
-        counters
-            .absorbed_bytes
-            .add(batch.dirty_bytes.saturating_sub(batch.written_bytes));
-        if matches!(cache.health(), Health::WritebackFailing(_)) {
-            cache.set_health(Health::Online);
-        }
+        let (dirty_bytes, written_bytes) = (batch.dirty_bytes, batch.written_bytes);
         self.learn_rate(now);
         self.backoff_ns = BACKOFF_NS_MIN;
-        self.dirty_since = None;
         self.state = State::Idle;
+        let follows =
+            self.next.is_ready() && !self.stopping && !canary::is(Canary::BatchEndNotRecorded);
+        if follows {
+            self.take_over(context, now);
+        }
+        cache.persist_tails(context.tails, context.agent);
+        cache.dirty_bytes.fetch_sub(dirty_bytes, Ordering::Relaxed);
+        let counters = context.counters;
+        counters.writeback_batches.add(1);
+        counters.writeback_dirty_bytes.add(dirty_bytes);
+        counters.writeback_bytes.add(written_bytes);
+        counters
+            .absorbed_bytes
+            .add(dirty_bytes.saturating_sub(written_bytes));
+        cache.forget_overwritten_damage();
+        if cache.health() != Health::Online {
+            // It got on; whatever held it up has passed.
+            cache.set_health(Health::Online);
+        }
     }
 
     /// Learns from a batch what the base takes.
@@ -384,34 +528,39 @@ impl Writeback {
         self.base_rate = self.base_rate / 2 + rate / 2;
     }
 
-    fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, stop: &LogStop) -> Progress {
+    /// The log is damaged, and everything before the damage is on the base.
+    fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, damage: &LogStop) -> Progress {
+        let (cache, reason) = (context.cache, damage.to_string());
         self.state = State::Halted;
-        context.counters.crc_errors.add(1);
-        context.cache.set_health(Health::Degraded(stop.to_string()));
-        context.cache.checkpoint.fail(&stop.to_string());
+        context.counters.key_errors.add(1);
+        cache.checkpoint.fail(&reason);
+        cache.set_health(Health::Degraded(reason));
         Progress::Idle
     }
+}
+
+/// What an operator has to know of damage in dirty data.
+fn damage_text<P: Pmem>(cache: &Cache<P>) -> String {
+    let ranges = cache.damage.ranges();
+    let named: Vec<String> = ranges
+        .iter()
+        .take(DAMAGE_RANGES_NAMED)
+        .map(|range| format!("{}+{}", range.lba, range.len_blocks))
+        .collect();
+    let more = ranges.len().saturating_sub(DAMAGE_RANGES_NAMED);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!(
+        "the only copy of blocks {}{more} is damaged; write-back stands still until they are overwritten",
+        named.join(", ")
+    )
 }
 
 fn note_error<P: Pmem>(context: &Context<'_, P>, what: &str, error: BaseError) {
     context.counters.writeback_retries.add(1);
     let reason = format!("write-back waits: {error} ({what}); nothing is lost, it is repeated");
     context.cache.set_health(Health::WritebackFailing(reason));
-}
-
-/// Whether so much is dirty that write-back should not wait for a quiet moment.
-pub(crate) fn is_urgent<P: Pmem>(cache: &Cache<P>) -> bool {
-    dirty_percent(cache) >= DIRTY_URGENT_PERCENT
-}
-
-/// Dirty data, as a share of what the log has room for.
-fn dirty_percent<P: Pmem>(cache: &Cache<P>) -> u64 {
-    let dirty_bytes = cache.dirty_bytes.load(Ordering::Relaxed);
-    dirty_bytes / (capacity_bytes(cache) / 100).max(1)
-}
-
-/// Payload that the log has room for, roughly.
-fn capacity_bytes<P: Pmem>(cache: &Cache<P>) -> u64 {
-    let pages_per_segment = cache.geometry.segment_room_bytes() / u64::from(PAGE_SIZE_BYTES);
-    u64::from(cache.geometry.segment_count()) * pages_per_segment * u64::from(PAGE_SIZE_BYTES)
 }

@@ -42,14 +42,26 @@ def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type:
 
     assert wait_until(complaint, "the drain tells that the base fails", timeout_s=20)
     assert session.rpc.bdev_pcache_flush_status(name=CACHE)["in_progress"]
+    info = cache_info(session.rpc)
+    assert info["state"] == "writeback_failing"
+    assert io_type in info["reason"]
     # Dirty data is read from the cache.
     assert_intact(client.verify(session.url))
+    # It has been tried again meanwhile, and told once.
+    assert cache_stats(session.rpc)["writeback_retries"] > 1
+    assert session.app.log().count("write-back waits") == 1
     heal(session.rpc)
 
     def drained() -> bool:
         return not session.rpc.bdev_pcache_flush_status(name=CACHE)["in_progress"]
 
     wait_until(drained, "the drain goes on by itself once the base is healthy", timeout_s=40)
+    assert cache_info(session.rpc)["state"] == "online"
+    told = [event["type"] for event in session.rpc.notify_get_notifications() if event["ctx"] == CACHE]
+    assert [kind for kind in told if kind.startswith("bdev_pcache")] == [
+        "bdev_pcache_writeback_failing",
+        "bdev_pcache_online",
+    ]
     assert_intact(client.verify(session.url))
     assert_intact(client.verify_file(storage.base_file))
     session.app.stop()

@@ -232,7 +232,7 @@ fn damaged_dirty_data_are_named_and_stay_where_they_are() {
     files.flip(off(segment.unwrap(), "off") + off(key, "payload_off"));
     let ran = drain(&files);
     assert_eq!(ran.status, 2);
-    for told in ["block 200", "checksum", "pcache-inspect verify"] {
+    for told in ["blocks 200+1 is damaged", "pcache-inspect verify"] {
         assert!(ran.err.contains(told), "{}", ran.err);
     }
     // What comes before it is on the base, and nothing else.

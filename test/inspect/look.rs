@@ -1,7 +1,7 @@
 //! info, dump, and what the command line refuses.
 
 use crate::rig::{Files, Host, RELAXED_4096, STRICT_512, info, run, worked};
-use pcache::pmem::{MapError, MapRequest, MappedPmem, ReadOnlyPmem, Sharing};
+use pcache::pmem::{Extent, MapError, MapRequest, MappedPmem, ReadOnlyPmem, Sharing};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -221,10 +221,10 @@ fn no_cache_is_opened_while_somebody_looks_at_it() {
     worked(&files, STRICT_512);
     let request = MapRequest {
         path: files.cache.clone(),
-        create_size_bytes: None,
+        extent: Extent::Whole,
         size_bytes_min: 1,
     };
-    let looking = ReadOnlyPmem::open(&files.cache, Sharing::Readers).unwrap();
+    let looking = ReadOnlyPmem::open(&files.cache, None, Sharing::Readers).unwrap();
     // Two may look.
     assert_eq!(run("verify", &files.cache, &[]).status, 0);
     let refused = MappedPmem::open(&request);
@@ -233,7 +233,7 @@ fn no_cache_is_opened_while_somebody_looks_at_it() {
         "{refused:?}"
     );
     drop(looking);
-    let looking = ReadOnlyPmem::open(&files.cache, Sharing::Anybody).unwrap();
+    let looking = ReadOnlyPmem::open(&files.cache, None, Sharing::Anybody).unwrap();
     drop(MappedPmem::open(&request).unwrap());
     drop(looking);
 }

@@ -1,11 +1,11 @@
 //! A cache in a file, a base in a file, an application that writes to them, and the tool that looks at them.
 
 use pcache::engine::{
-    Background, BaseCaps, BaseIdentity, BaseKind, BaseRequest, Cache, Channel, DataCrc,
-    FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, Outbox, Setting, SettingChange, Status,
-    WritebackOrder,
+    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, BaseRequest, Budget, Cache, Channel,
+    DataCrc, FormatPolicy, Fua, HostIo, IoToken, Op, OpenOptions, Outbox, Setting, SettingChange,
+    Status, WritebackOrder,
 };
-use pcache::pmem::{IovBuf, MapRequest, MappedPmem, Pmem};
+use pcache::pmem::{Extent, IovBuf, MapRequest, MappedPmem, Pmem};
 use pcache::recovery::{OpenError, OpenStep, Opening};
 use pcache::units::{Lba, Now};
 use serde_json::Value;
@@ -59,6 +59,7 @@ impl Kind {
             new_uuid: *b"uuid of a cache.",
             data_crc: (format == FormatPolicy::Auto).then_some(self.data_crc),
             segment_size_bytes: (format == FormatPolicy::Auto).then_some(SEGMENT_SIZE_BYTES),
+            base_growth: BaseGrowth::Refuse,
             settings: match format {
                 FormatPolicy::Auto => SettingChange::of(Setting::WritebackOrder, self.order as u32),
                 FormatPolicy::Never | FormatPolicy::Force => SettingChange::default(),
@@ -118,7 +119,7 @@ impl Files {
     pub(crate) fn map(&self) -> MappedPmem {
         MappedPmem::open(&MapRequest {
             path: self.cache.clone(),
-            create_size_bytes: None,
+            extent: Extent::Whole,
             size_bytes_min: 1,
         })
         .unwrap()
@@ -174,7 +175,7 @@ impl Host {
     pub(crate) fn format_sized(files: &Files, kind: Kind, size_bytes: u64) -> Self {
         let pmem = MappedPmem::open(&MapRequest {
             path: files.cache.clone(),
-            create_size_bytes: Some(size_bytes),
+            extent: Extent::File { size_bytes },
             size_bytes_min: 1,
         })
         .unwrap();
@@ -252,7 +253,9 @@ impl Host {
                 let mut at = range.start;
                 let first = first_source as usize;
                 for slice in &self.out.sources[first..first + source_count as usize] {
-                    slice.copy_to(&mut self.base[at..at + slice.len_bytes()]);
+                    slice
+                        .copy_to(&mut self.base[at..at + slice.len_bytes()])
+                        .expect("memory from the heap");
                     at += slice.len_bytes();
                 }
             }
@@ -267,7 +270,8 @@ impl Host {
         for _ in 0..100_000 {
             self.out.clear();
             self.now.0 += 1000;
-            self.background.poll(self.now, &mut self.out);
+            self.background
+                .poll(self.now, Budget::default(), &mut self.out);
             for request in std::mem::take(&mut self.out.base) {
                 self.base_op(&request);
                 self.background.on_base_done(request.op, Ok(()));

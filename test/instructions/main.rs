@@ -12,11 +12,12 @@
 mod stepper;
 
 use pcache::engine::{
-    BaseCaps, BaseIdentity, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Setting, SettingChange,
+    BaseCaps, BaseGrowth, BaseIdentity, DataCrc, FormatPolicy, Fua, Op, OpenOptions, Setting,
+    SettingChange,
 };
 use pcache::pmem::{
-    Durable, IovBuf, IovCursor, LINE_SIZE_BYTES, MapRequest, MappedPmem, MemSlice, Pmem, PmemRead,
-    Poisoned,
+    Durable, Extent, IovBuf, IovCursor, LINE_SIZE_BYTES, MapRequest, MappedPmem, MemSlice, Pmem,
+    PmemRead, Poisoned,
 };
 use pcache::sim::pmem::SimPmem;
 use pcache::sim::rig::Rig;
@@ -34,7 +35,9 @@ const A: Agent = Agent(0);
 fn map(path: &Path, kernel: &str) -> MappedPmem {
     let request = MapRequest {
         path: path.to_owned(),
-        create_size_bytes: Some(DEVICE_SIZE_BYTES),
+        extent: Extent::File {
+            size_bytes: DEVICE_SIZE_BYTES,
+        },
         size_bytes_min: DEVICE_SIZE_BYTES,
     };
     MappedPmem::open(&request)
@@ -205,8 +208,8 @@ impl Pmem for Watched {
         self.0.slice(off, len_bytes)
     }
 
-    fn prefetch(&self, off: PmemOff) {
-        self.0.prefetch(off);
+    fn prefetch(&self, off: PmemOff, len_bytes: u64) {
+        self.0.prefetch(off, len_bytes);
     }
 }
 
@@ -227,6 +230,7 @@ fn options() -> OpenOptions {
         data_crc: Some(DataCrc::On),
         segment_size_bytes: Some(SEGMENT_SIZE_BYTES),
         // What is clean is reclaimed at once.
+        base_growth: BaseGrowth::Refuse,
         settings: SettingChange::of(Setting::GcPercent, 0),
         stream_count_max: 2,
     }

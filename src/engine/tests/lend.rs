@@ -18,7 +18,7 @@ fn rig() -> LendRig {
 
 fn bytes_of(slice: MemSlice) -> Vec<u8> {
     let mut bytes = vec![0; slice.len_bytes()];
-    slice.copy_to(&mut bytes);
+    slice.copy_to(&mut bytes).unwrap();
     bytes
 }
 

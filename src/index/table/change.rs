@@ -210,7 +210,13 @@ impl Index {
         }
     }
 
-    fn evict_slot(&self, bucket: usize, slot: usize, value: u64, dead: &impl Fn(Place) -> bool) {
+    pub(super) fn evict_slot(
+        &self,
+        bucket: usize,
+        slot: usize,
+        value: u64,
+        dead: &impl Fn(Place) -> bool,
+    ) {
         let first_place = match self.layout.kind(value) {
             SlotKind::Empty | SlotKind::Reserved => return,
             SlotKind::Split => {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::IovBuf;
+use super::super::{Extent, IovBuf, Part};
 use super::*;
 
 const A: Agent = Agent(0);
@@ -19,14 +19,14 @@ fn dir() -> tempfile::TempDir {
 fn existing(path: &Path) -> MapRequest {
     MapRequest {
         path: path.to_owned(),
-        create_size_bytes: None,
+        extent: Extent::Whole,
         size_bytes_min: 4096,
     }
 }
 
 fn created(path: &Path, size_bytes: u64) -> MapRequest {
     MapRequest {
-        create_size_bytes: Some(size_bytes),
+        extent: Extent::File { size_bytes },
         ..existing(path)
     }
 }
@@ -182,6 +182,85 @@ fn a_device_in_use_is_refused_and_its_owner_is_named() {
     MappedPmem::open(&existing(&path)).expect("the lock goes with its owner");
 }
 
+fn part(path: &Path, offset_mib: u64, size_mib: u64) -> MapRequest {
+    MapRequest {
+        extent: Extent::Part(Part {
+            offset_bytes: offset_mib * MIB,
+            size_bytes: size_mib * MIB,
+        }),
+        ..existing(path)
+    }
+}
+
+#[test]
+fn parts_of_one_file_are_mapped_and_locked_each_by_itself() {
+    let dir = dir();
+    let path = dir.path().join("cache");
+    drop(MappedPmem::open(&created(&path, 16 * MIB)).unwrap());
+    let first = MappedPmem::open(&part(&path, 0, 4)).unwrap();
+    let second = MappedPmem::open(&part(&path, 4, 6)).unwrap();
+    assert_eq!((first.len_bytes(), second.len_bytes()), (4 * MIB, 6 * MIB));
+    assert!(second.map.base().addr().is_multiple_of(MAP_ALIGN_BYTES));
+    first.store(A, PmemOff(4 * MIB - 64), &[1; 64]);
+    second.store(A, PmemOff(0), &[2; 64]);
+    let _ = (first.fence(A), second.fence(A));
+    let bytes = fs::read(&path).unwrap();
+    let border = 4 * MIB as usize;
+    assert_eq!(bytes[border - 64..border], [1; 64]);
+    assert_eq!(bytes[border..border + 64], [2; 64]);
+    assert_eq!(bytes[border + 64..].iter().max(), Some(&0));
+
+    for (request, wanted, taken) in [
+        (part(&path, 2, 4), "MiB 2 to 6", "MiB 0 to 4"),
+        (part(&path, 8, 8), "MiB 8 to 16", "MiB 4 to 10"),
+        (existing(&path), "all of it", "MiB 0 to 4"),
+    ] {
+        let text = refusal(&request).to_string();
+        assert!(
+            text.contains(&format!("{wanted} is wanted, {taken} is taken")),
+            "{text}"
+        );
+    }
+    drop(first);
+    drop(MappedPmem::open(&part(&path, 0, 4)).expect("its lock goes with the part"));
+    let whole = refusal(&existing(&path));
+    assert_eq!(whole.errno(), libc::EBUSY);
+    drop(second);
+    let _whole = MappedPmem::open(&existing(&path)).unwrap();
+    let text = refusal(&part(&path, 4, 6)).to_string();
+    assert!(text.contains("all of it is taken"), "{text}");
+}
+
+#[test]
+fn a_part_must_be_aligned_and_within_its_device() {
+    let dir = dir();
+    let path = dir.path().join("cache");
+    let error = refusal(&part(&path, 0, 4));
+    assert!(matches!(error, MapError::NotFound { .. }), "{error}");
+    drop(MappedPmem::open(&created(&path, 16 * MIB)).unwrap());
+    for (request, said) in [
+        (part(&path, 1, 4), "1048576"),
+        (part(&path, 2, 5), "5242880"),
+        (part(&path, 12, 6), "16777216"),
+        (part(&path, 16, 4), "16777216"),
+    ] {
+        let error = refusal(&request);
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(error.errno(), libc::EINVAL);
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 16 * MIB);
+}
+
+#[test]
+fn only_the_holes_in_the_part_are_filled() {
+    let dir = dir();
+    let path = dir.path().join("cache");
+    fs::File::create(&path).unwrap().set_len(16 * MIB).unwrap();
+    let _pmem = MappedPmem::open(&part(&path, 4, 4)).unwrap();
+    let meta = fs::metadata(&path).unwrap();
+    assert_eq!((meta.len(), meta.blocks() * 512), (16 * MIB, 4 * MIB));
+}
+
 #[test]
 fn population_covers_the_mapping_and_keeps_its_content() {
     let dir = dir();
@@ -215,7 +294,7 @@ fn a_slice_of_a_mapping_is_not_read_after_it_is_closed() {
     pmem.store(A, PmemOff(64), &[3; 64]);
     let slice = pmem.slice(PmemOff(64), 64);
     let mut got = [0; 64];
-    slice.copy_to(&mut got);
+    slice.copy_to(&mut got).unwrap();
     assert_eq!(got, [3; 64]);
     drop(pmem);
     let read = std::panic::AssertUnwindSafe(|| slice.copy_to(&mut [0; 64]));
@@ -224,6 +303,141 @@ fn a_slice_of_a_mapping_is_not_read_after_it_is_closed() {
         let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
         assert!(text.contains("has been closed"), "{text}");
     }
+}
+
+/// A mapping of 1 MiB of `0x5a` that has lost its second half.
+fn with_half_lost(dir: &tempfile::TempDir) -> MappedPmem {
+    let path = dir.path().join("cache");
+    let pmem = MappedPmem::open(&created(&path, MIB)).unwrap();
+    pmem.store(A, PmemOff(0), &vec![0x5a; MIB as usize]);
+    let _ = pmem.fence(A);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(MIB / 2).unwrap();
+    pmem
+}
+
+#[test]
+fn memory_that_is_gone_is_an_error_of_the_read_and_says_where() {
+    let dir = dir();
+    for kernel in Kernel::available() {
+        let pmem = with_half_lost(&dir).with_store_kernel(kernel.name());
+        let lost = Poisoned {
+            at: PmemOff(MIB / 2),
+        };
+        for (off, len) in [
+            (MIB / 2 - 1, 2),
+            (MIB / 2 - 4096, 9000),
+            (MIB / 2, 64),
+            (MIB / 2 - 700, 701),
+        ] {
+            let target = IovBuf::new(&vec![0; len], &[1, 100, 350]);
+            let read = pmem.read_to(PmemOff(off), &mut target.cursor(), len as u64);
+            assert_eq!(
+                read,
+                Err(lost),
+                "{} bytes at {off} with {}",
+                len,
+                kernel.name()
+            );
+            assert_eq!(pmem.read(PmemOff(off), &mut vec![0; len]), Err(lost));
+            let slice = pmem.slice(PmemOff(off), len as u64);
+            slice
+                .copy_to(&mut vec![0; len])
+                .expect_err("part of it is gone");
+        }
+        // What is left is read as ever, by the same thread.
+        let mut got = vec![0; 4097];
+        pmem.read(PmemOff(MIB / 2 - 4097), &mut got).unwrap();
+        assert!(got.iter().all(|byte| *byte == 0x5a));
+        let (off, len_bytes) = (PmemOff(MIB / 2 + 5000), 1);
+        let error = pmem.read(off, &mut [0; 1]).expect_err("it is gone");
+        assert_eq!(error.at.0, (off.0 / 64) * 64, "{len_bytes} byte");
+        fs::remove_file(dir.path().join("cache")).unwrap();
+    }
+}
+
+#[test]
+fn a_store_that_the_memory_does_not_take_is_never_called_durable() {
+    // INV-PMEM-4.
+    let dir = dir();
+    let stores: [fn(&MappedPmem, PmemOff); 3] = [
+        |pmem, off| pmem.store(A, off, &[1; 128]),
+        |pmem, off| {
+            let source = IovBuf::new(&[2; 8192], &[5000]);
+            pmem.store_from(A, off, &mut source.cursor(), 8192);
+        },
+        |pmem, off| {
+            let source = IovBuf::new(&[3; 8192], &[]);
+            pmem.store_from_crc(A, off, &mut source.cursor(), 8192, 0);
+        },
+    ];
+    for kernel in Kernel::available() {
+        for store in stores {
+            let pmem = with_half_lost(&dir).with_store_kernel(kernel.name());
+            store(&pmem, PmemOff(MIB / 4));
+            let _ = pmem.fence(A);
+            store(&pmem, PmemOff(MIB / 2 - 64));
+            let fence = std::panic::AssertUnwindSafe(|| drop(pmem.fence(A)));
+            let panic = std::panic::catch_unwind(fence).expect_err("a store was lost");
+            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            assert!(
+                text.contains("INV-PMEM-4") && text.contains("0x80"),
+                "{text}"
+            );
+            fs::remove_file(dir.path().join("cache")).unwrap();
+        }
+    }
+}
+
+const CHILD: &str = "PCACHE_TEST_SIGBUS_CHILD";
+
+/// What the children of the test below do.
+fn touch_what_is_lost(what: &str) {
+    extern "C" fn leave(_signal: i32) {
+        // SAFETY: ends the process, as a handler may.
+        unsafe { libc::_exit(42) };
+    }
+    // SAFETY: `leave` is a handler of this kind.
+    unsafe { libc::signal(libc::SIGBUS, leave as *const () as usize) };
+    let dir = dir();
+    let pmem = with_half_lost(&dir);
+    let ours = pmem.slice(PmemOff(MIB / 2), 1).as_ptr();
+    // Not a mapping of ours: it has no backing from the start.
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    let (len, flags) = (4096, libc::MAP_SHARED);
+    // SAFETY: a new mapping, wherever the kernel finds room, touches no memory in use.
+    let foreign = unsafe { libc::mmap(ptr::null_mut(), len, PROT, flags, file.as_raw_fd(), 0) };
+    assert_ne!(foreign, libc::MAP_FAILED);
+    let at = if what == "ours" { ours } else { foreign.cast() };
+    // SAFETY: mapped, and no reference to it exists. That this load ends in a signal is what is tested.
+    let byte = unsafe { at.read_volatile() };
+    unreachable!("read {byte} from memory that does not exist");
+}
+
+/// Another process, since a signal that is not caught ends it.
+#[test]
+fn a_fault_that_is_not_ours_goes_to_the_handler_before_or_ends_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+    if let Ok(what) = std::env::var(CHILD) {
+        return touch_what_is_lost(&what);
+    }
+    let run = |what: &str| {
+        let name = "a_fault_that_is_not_ours_goes_to_the_handler_before_or_ends_the_process";
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                &format!("pmem::mapped::tests::{name}"),
+                "--nocapture",
+            ])
+            .env(CHILD, what)
+            .output()
+            .unwrap()
+    };
+    let foreign = run("foreign");
+    assert_eq!(foreign.status.code(), Some(42), "{foreign:?}");
+    // A load that nobody guards: the handler before could only return, and the load be repeated for ever.
+    let ours = run("ours");
+    assert_eq!(ours.status.signal(), Some(libc::SIGBUS), "{ours:?}");
 }
 
 /// Skipped where there are no huge pages.

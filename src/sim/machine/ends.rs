@@ -28,7 +28,7 @@ impl Machine {
             super::super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
         }
         if prng.percent(20) {
-            recover::offer_another_base(&self.shared.setup, &image, &mut prng)?;
+            recover::offer_another_base(&self.setup_after(), &image, &mut prng)?;
         }
         self.start_again(image, change, dice)
     }
@@ -53,7 +53,7 @@ impl Machine {
         // What is going to be found is found out on a copy first, and is the truth from then on: a crash
         // in the middle of the recovery below must not change it.
         let stamps = self.with_outside(|outside| {
-            let setup = &self.shared.setup;
+            let setup = &self.setup_after();
             let copy = super::super::image::ImagePmem::new(image.clone());
             recover::judge(copy, setup, &outside.model, base).map(|(stamps, _)| stamps)
         })?;
@@ -92,6 +92,15 @@ impl Machine {
         self.crash(image, &base, dice, change)
     }
 
+    /// What the next start has to do with. A size that was shown to anybody holds for good (INV-GROW-1).
+    fn setup_after(&self) -> Setup {
+        let mut setup = self.shared.setup.clone();
+        if self.cache().block_count() == setup.block_count {
+            setup.block_count_first = None;
+        }
+        setup
+    }
+
     fn start_again(
         self,
         image: Vec<u8>,
@@ -109,7 +118,7 @@ impl Machine {
             // None is held by the next process.
             outside.checkpoint = None;
         });
-        let mut setup = shared.setup.clone();
+        let mut setup = self.setup_after();
         change(&mut setup);
         if setup.order == WritebackOrder::Relaxed {
             self.with_outside(|outside| outside.relaxed = true);
@@ -118,8 +127,10 @@ impl Machine {
         let prng = Prng::new(hash);
         let outside = Arc::clone(&shared.outside);
         let observer = shared.observer.clone();
+        let block_count = setup.block_count;
         Self::start(
             setup,
+            block_count,
             SimPmem::from_image(image),
             outside,
             observer,

@@ -1,10 +1,11 @@
 //! What a machine is made of.
 
 use crate::engine::{
-    BaseCaps, BaseIdentity, DataCrc, FormatPolicy, OpenOptions, Setting, SettingChange,
+    BaseCaps, BaseGrowth, BaseIdentity, DataCrc, FormatPolicy, OpenOptions, Setting, SettingChange,
     WritebackOrder,
 };
 use crate::media::SEGMENTS_START_MIN_BYTES;
+use crate::sim::recover::Crew;
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub struct Setup {
     pub block_size_bytes: u32,
     /// Of the base.
     pub block_count: u64,
+    /// Of the base when the cache is made, if it is to grow from there.
+    pub block_count_first: Option<u64>,
     /// Of the cache device.
     pub segment_size_bytes: u64,
     /// Of the cache device.
@@ -35,6 +38,8 @@ pub struct Setup {
     pub yield_percent: u8,
     /// Of the cache, made at format.
     pub uuid: [u8; 16],
+    /// Who opens it.
+    pub recovered_by: Crew,
     /// The device held another cache before, whose segments are full.
     pub used_before: bool,
 }
@@ -44,6 +49,7 @@ impl Default for Setup {
         Self {
             block_size_bytes: 512,
             block_count: 96,
+            block_count_first: None,
             segment_size_bytes: 16 << 10,
             segment_count: 8,
             data_crc: DataCrc::Off,
@@ -58,6 +64,11 @@ impl Default for Setup {
             stream_count_max: 2,
             yield_percent: 5,
             uuid: *b"simulated cache.",
+            recovered_by: Crew {
+                worker_count: 2,
+                yield_percent: 10,
+                seed: 1,
+            },
             used_before: false,
         }
     }
@@ -83,6 +94,10 @@ impl Setup {
                 block_count: self.block_count,
             },
             base_caps: self.base_caps,
+            base_growth: match self.block_count_first {
+                Some(_) => BaseGrowth::Accept,
+                None => BaseGrowth::Refuse,
+            },
             format,
             new_uuid: self.uuid,
             data_crc: Some(self.data_crc),

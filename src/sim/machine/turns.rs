@@ -7,7 +7,9 @@ use super::super::pmem::{SimPmem, SimState};
 use super::super::prng::{Prng, mix};
 use super::super::stamp::{self, Stamp};
 use super::{Moment, Outside, Setup, SharedObserver};
-use crate::engine::{Background, Cache, Channel, Completion, IoToken, LoanId, Outbox, Status};
+use crate::engine::{
+    Background, Budget, Cache, Channel, Completion, IoToken, LoanId, Outbox, Status,
+};
 use crate::pmem::IovBuf;
 use crate::sched;
 use crate::units::Now;
@@ -213,7 +215,9 @@ impl Shared {
         let driver = &mut *driver;
         driver.out.clear();
         self.as_background(driver, |driver| {
-            driver.background.poll(self.now(), &mut driver.out);
+            driver
+                .background
+                .poll(self.now(), Budget::default(), &mut driver.out);
         });
         let outside = &mut *lock(&self.outside);
         for request in driver.out.base.drain(..) {

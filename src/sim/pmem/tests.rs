@@ -58,7 +58,7 @@ fn a_reader_sees_a_store_at_once() {
     let mut got = [0; 64];
     pmem.read(AT, &mut got).unwrap();
     assert_eq!(got, line(1));
-    pmem.slice(AT, 64).copy_to(&mut got);
+    pmem.slice(AT, 64).copy_to(&mut got).unwrap();
     assert_eq!(got, line(1));
 }
 

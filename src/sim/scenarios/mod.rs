@@ -5,6 +5,8 @@
 //! acknowledgement of the scenario is cut.
 
 mod checkpoint;
+mod clear;
+mod damage;
 #[cfg(test)]
 mod doc_tests;
 mod durability;
@@ -14,6 +16,7 @@ mod opening;
 mod reads;
 mod reclaim;
 mod requests;
+mod scrub;
 mod writeback;
 
 use super::base::Faults;
@@ -82,21 +85,32 @@ scenarios! {
     20 opening::a_wrong_base_is_refused_and_nothing_is_written,
     21 requests::a_write_that_finds_no_room_changes_nothing,
     22 reads::a_fill_never_overtakes_a_write_that_overlaps_it,
-    23 requests::unmapped_data_do_not_come_back,
+    23 clear::unmapped_data_do_not_come_back,
+    23 clear::dirty_data_under_an_unmap_are_not_written_back,
+    23 clear::a_range_that_is_cleared_while_it_is_written_back_stays_cleared,
     24 durability::a_kill_after_any_step_loses_nothing,
     26 requests::every_overlap_of_two_requests_reads_right,
     27 requests::a_segment_can_be_filled_to_its_last_byte,
     27 requests::a_write_of_two_pages_waits_for_room_as_a_whole,
     28 reclaim::a_full_cache_serves_reads_and_wakes_writers_in_order,
     29 reclaim::more_cores_than_segments_do_not_block_each_other,
-    31 reads::concurrent_misses_of_one_block_each_read_the_base,
+    31 reads::concurrent_misses_of_the_same_blocks_share_a_base_read,
+    31 reads::those_who_share_a_base_read_that_fails_ask_for_themselves,
+    31 reads::a_base_read_is_not_joined_once_its_blocks_were_written,
+    32 damage::an_overwrite_of_lost_dirty_data_lets_write_back_go_on,
+    32 damage::an_error_of_the_memory_is_told_from_one_of_the_base,
     32 reads::poisoned_memory_fails_only_what_is_dirty_in_it,
+    32 scrub::a_scrub_finds_lost_memory_without_checksums,
+    32 scrub::a_segment_on_lost_memory_is_used_again_only_when_it_reads_well,
+    33 scrub::a_scrub_finds_damage_before_a_reader_does,
+    33 damage::an_overwrite_of_damaged_dirty_data_lets_write_back_go_on,
     33 writeback::damaged_payload_never_reaches_the_base,
     35 requests::requests_beyond_the_limits_are_refused_and_the_largest_is_atomic,
     36 requests::aborted_requests_happened_wholly_or_not_at_all,
     38 opening::a_recovery_takes_polls_and_memory_in_proportion_to_the_log,
     39 reads::a_read_miss_does_not_wait_for_a_flush_of_the_base,
     40 writeback::relaxed_order_merges_what_barriers_separate,
+    40 writeback::barriers_between_versions_of_one_block_take_one_flush,
 }
 
 /// What a scenario is given, and where it leaves what it did.

@@ -113,7 +113,11 @@ pub(super) fn a_wrong_base_is_refused_and_nothing_is_written(
         let mut options = machine.setup().options(FormatPolicy::Auto);
         change(&mut options.base);
         match recover::open(pmem.clone(), options, |lba, len| content.blocks(lba, len)) {
-            Err(OpenError::WrongBase { .. } | OpenError::Witness { .. }) => {}
+            Err(
+                OpenError::WrongBase { .. }
+                | OpenError::BaseSize { .. }
+                | OpenError::Witness { .. },
+            ) => {}
             other => {
                 return Err(Violation(format!(
                     "{what}: {:?}",

@@ -107,28 +107,99 @@ fn fill_and_write(
     machine.settle()
 }
 
-/// Two misses of one block ask the base twice, and fill the cache once: a known cost, no promise.
-pub(super) fn concurrent_misses_of_one_block_each_read_the_base(
+/// Misses of one core share the base reads of blocks that they have in common; those of another core ask for
+/// themselves, and the cache is filled once.
+pub(super) fn concurrent_misses_of_the_same_blocks_share_a_base_read(
     context: &mut Context,
 ) -> Result<(), Violation> {
     context.cut(&in_order(), |machine| {
-        for core in 0..2 {
-            machine.read(core, 8, 8, &[]);
-            machine.poll_core(core);
+        // Equal, inside of the first, over its end, over its start.
+        for (lba, len) in [(16, 8), (16, 8), (19, 2), (20, 8), (12, 6)] {
+            machine.read(0, lba, len, &[700]);
         }
+        machine.poll_core(0);
+        let asked = machine.with_outside(|outside| outside.base.in_flight());
+        machine.settle()?;
+        let dropped = machine.cache().stats().fills_dropped;
+        machine.read(1, 40, 8, &[]);
+        machine.read(0, 40, 8, &[]);
+        machine.poll_core(0);
+        machine.poll_core(1);
         machine.settle()?;
         let stats = machine.cache().stats();
-        let page = 4096;
+        let blocks = |count: u64| count * 512;
         check(
-            (stats.base_read_bytes, stats.fill_bytes, stats.fills_dropped) == (2 * page, page, 1),
-            || format!("{stats:?}"),
+            (asked, stats.base_read_bytes, stats.joined_read_bytes)
+                == (3, blocks(8 + 4 + 4 + 2 * 8), blocks(8 + 2 + 4 + 2)),
+            || format!("{asked} base reads, {stats:?}"),
         )?;
+        check(stats.fills_dropped == dropped + 1, || format!("{stats:?}"))?;
+        Ok(machine)
+    })
+}
+
+/// The error of a base read that several wait for is the error of nobody but its own request.
+pub(super) fn those_who_share_a_base_read_that_fails_ask_for_themselves(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    context.cut(&in_order(), |machine| {
+        for _ in 0..3 {
+            machine.read(0, 16, 8, &[]);
+        }
+        machine.poll_core(0);
+        machine.with_outside(|outside| outside.base.faults.read_percent = 100);
+        machine.complete_base();
+        machine.with_outside(|outside| outside.base.faults.read_percent = 0);
+        machine.settle()?;
+        let statuses = machine.take_completed();
+        let failed = statuses.iter().filter(|end| end.status == Status::Failed);
+        let failed: Vec<IoToken> = failed.map(|end| end.token).collect();
+        check(statuses.len() == 3 && failed == [IoToken(1)], || {
+            format!("{statuses:?}")
+        })?;
+        Ok(machine)
+    })
+}
+
+/// A base read that takes long is joined by nobody any more once its blocks were written, even if they have left
+/// the cache again (INV-READ-2).
+pub(super) fn a_base_read_is_not_joined_once_its_blocks_were_written(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    context.cut(&in_order(), |machine| {
+        machine.with_outside(|outside| outside.base.faults.read_stuck = true);
+        machine.read(0, 16, 8, &[]);
+        machine.poll_core(0);
+        machine.write(1, 16, 8, Fua::No, &[]);
+        // Two more fill a segment, so that the write can be reclaimed.
+        for lba in [32, 40, 48, 56] {
+            machine.write(1, lba, 8, Fua::No, &[]);
+        }
+        machine.poll_core(1);
+        let steps = [Step::GcPercent(0), Step::DrainStart, Step::Turns(60)];
+        let machine = apply(machine, &steps)?;
+        check(!is_cached(&machine, Lba(16)), || {
+            "the write is still in the cache".to_owned()
+        })?;
+        machine.read(0, 16, 8, &[]);
+        machine.poll_core(0);
+        let asked = machine.with_outside(|outside| {
+            outside.base.faults.read_stuck = false;
+            outside.base.in_flight()
+        });
+        machine.settle()?;
+        machine.verdict()?;
+        check(asked == 2, || format!("{asked} base reads, not 2"))?;
         Ok(machine)
     })
 }
 
 /// A read by a channel of its own, which neither the machine nor its oracle knows of. Nothing of it may miss.
-fn read_aside(machine: &Machine, lba: u64, len_blocks: u64) -> Result<Status, Violation> {
+pub(super) fn read_aside(
+    machine: &Machine,
+    lba: u64,
+    len_blocks: u64,
+) -> Result<Status, Violation> {
     let mut channel = machine.cache().channel().expect("there are few channels");
     let buf = IovBuf::zeroed((len_blocks * u64::from(machine.setup().block_size_bytes)) as usize);
     let mut out = Outbox::new();

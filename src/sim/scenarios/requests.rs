@@ -1,7 +1,7 @@
-//! Requests that overlap, do not fit, are given up, clear: items 21, 23, 26, 27, 35, 36.
+//! Requests that overlap, do not fit, are given up: items 21, 26, 27, 35, 36.
 
 use super::{Context, apply, check, fill_up, heal, in_order};
-use crate::engine::{BaseCaps, DataCrc, Fua, HostIo, IoToken, Op, Outbox, Status};
+use crate::engine::{DataCrc, Fua, HostIo, IoToken, Op, Outbox, Status};
 use crate::pmem::IovBuf;
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
@@ -48,62 +48,6 @@ pub(super) fn a_write_that_finds_no_room_changes_nothing(
                 format!("{} requests are left", machine.outstanding())
             })?;
             machine.cut_power(seed, |_| ())
-        })?;
-    }
-    Ok(())
-}
-
-/// Dirty, clean, partly cached and uncached ranges, over all that a base may know of unmap.
-pub(super) fn unmapped_data_do_not_come_back(context: &mut Context) -> Result<(), Violation> {
-    let seed = context.seed;
-    for (unmap, says_no) in [(true, false), (true, true), (false, false)] {
-        let setup = Setup {
-            base_caps: BaseCaps { flush: true, unmap },
-            yield_percent: 5,
-            ..Setup::default()
-        };
-        context.cut(&setup, |machine| {
-            let machine = apply(
-                machine,
-                &[
-                    Step::Write(0, 0, 8, 0),
-                    Step::Write(1, 8, 8, 0),
-                    Step::Write(0, 30, 4, 0),
-                    Step::Drain,
-                    Step::Write(0, 16, 8, 0),
-                    Step::Write(1, 27, 5, 0),
-                    Step::Settle,
-                ],
-            )?;
-            machine.with_outside(|outside| outside.base.faults.unmap_unsupported = says_no);
-            apply(
-                machine,
-                &[
-                    // Clean; clean and dirty; dirty; cached in parts; not cached at all.
-                    Step::Unmap(0, 2, 3),
-                    Step::Unmap(1, 12, 8),
-                    Step::Core(0),
-                    Step::Core(1),
-                    Step::Zero(0, 20, 15),
-                    Step::Unmap(1, 60, 30),
-                    Step::Turns(1),
-                    Step::Write(1, 70, 3, 0),
-                    Step::Unmap(0, 71, 1),
-                    Step::Core(1),
-                    Step::Core(0),
-                    Step::CutPower(seed, 2),
-                    Step::Read(0, 0, 40, 0),
-                    Step::Read(1, 58, 34, 0),
-                    Step::Settle,
-                    Step::DrainStart,
-                    Step::Background(4),
-                    Step::Base(2),
-                    Step::CutPower(seed + 1, 2),
-                    Step::Unmap(0, 0, 96),
-                    Step::Settle,
-                    Step::Drain,
-                ],
-            )
         })?;
     }
     Ok(())

@@ -279,3 +279,34 @@ pub(super) fn relaxed_order_merges_what_barriers_separate(
         )
     })
 }
+
+/// The tail of a log, written again and again with a barrier each time: in strict order, too, the base gets the
+/// last version alone. Two blocks in turn have an order that it must keep.
+pub(super) fn barriers_between_versions_of_one_block_take_one_flush(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let mut flushes = Vec::new();
+    for block_count in [1, 2] {
+        context.cut(&in_order(), |machine| {
+            let mut steps = Vec::new();
+            for number in 0..12 {
+                let lba = 7 + number % block_count;
+                steps.extend([Step::Write(0, lba, 1, 0), Step::Core(0)]);
+                steps.extend([Step::Flush(0), Step::Core(0)]);
+            }
+            // In the epoch of the last version, another block: it must not overtake the first ones.
+            steps.extend([Step::Write(0, 7, 1, 0), Step::Core(0)]);
+            steps.extend([Step::Write(0, 40, 1, 0), Step::Core(0)]);
+            let machine = apply(machine, &steps)?;
+            machine.drain()?;
+            flushes.push(machine.with_outside(|outside| outside.base.flush_count()));
+            Ok(machine)
+        })?;
+    }
+    check(flushes[0] <= 3 && flushes[1] >= 12, || {
+        format!(
+            "12 barriers took {} flushes of the base with one block, {} with two",
+            flushes[0], flushes[1]
+        )
+    })
+}

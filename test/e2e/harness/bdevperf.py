@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .host import App, AppFailed, Host
@@ -20,6 +21,8 @@ class WorkloadResult:
     latency_us: float
     # Of the worst job.
     latency_us_median: float
+    latency_us_p99: float
+    latency_us_p999: float
     latency_us_p9999: float
     latency_us_max: float
     io_failed: int
@@ -38,6 +41,8 @@ class Bdevperf:
         *,
         cores: int = 1,
         zero_copy: bool = False,
+        zipf_theta: float = 0,
+        jobs_file: Path | None = None,
         **options: Any,
     ) -> None:
         # -l: percentiles of the latency, in the log.
@@ -45,7 +50,12 @@ class Bdevperf:
         if zero_copy:
             # Reads and writes of up to 64 KiB borrow the bdev's memory.
             arguments.append("-Z")
-        if cores > 1:
+        if zipf_theta:
+            arguments += ["-F", str(zipf_theta)]
+        if jobs_file is not None:
+            # What its jobs say goes before what a workload asks for.
+            arguments += ["-j", str(jobs_file)]
+        elif cores > 1:
             # Every core works on every bdev, instead of one core on each.
             arguments.append("-C")
         self.app: App = host.start("bdevperf", bdevs=bdevs, cores=cores, arguments=arguments, **options)
@@ -79,6 +89,8 @@ class Bdevperf:
             mibps=sum(job["mibps"] for job in jobs),
             latency_us=sum(job["avg_latency_us"] * job["iops"] for job in jobs) / max(iops, 1.0),
             latency_us_median=_percentile_us(log, "50.00000"),
+            latency_us_p99=_percentile_us(log, "99.00000"),
+            latency_us_p999=_percentile_us(log, "99.90000"),
             latency_us_p9999=_percentile_us(log, "99.99000"),
             latency_us_max=max(job["max_latency_us"] for job in jobs),
             io_failed=sum(job["io_failed"] for job in jobs),

@@ -1,0 +1,211 @@
+//! Base reads under way, and who waits for which: misses of the same blocks share one base read.
+//!
+//! A miss joins a base read of its channel that is under way for the same blocks, if nothing has happened to their
+//! pages since that one was asked for. Misses of different channels do not meet here.
+
+use super::cache::Cache;
+use super::channel::{Core, MISS_COUNT_MAX, RequestId, Slab};
+use super::io::{BaseError, BaseKind, BaseOpId, BaseRequest, Outbox};
+use super::read_path::FILL_PAGES_MAX;
+use crate::canary::{self, Canary};
+use crate::index::Version;
+use crate::media::Geometry;
+use crate::pmem::{IovCursor, Pmem};
+use crate::units::Lba;
+
+/// One base read serves so many bytes of other misses, at most: they are copied within one poll.
+const JOINED_BYTES_MAX: u64 = 2 << 20;
+
+/// Blocks that are not cached, and that a read waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Miss {
+    pub(super) request: RequestId,
+    pub(super) lba: Lba,
+    pub(super) len_blocks: u64,
+    /// Where in the caller's memory the blocks go.
+    pub(super) cursor: IovCursor,
+    /// Of the bucket of each page when it was found missing.
+    pub(super) versions: [Version; FILL_PAGES_MAX],
+    /// Whether it may be put into the cache.
+    pub(super) admitted: bool,
+    pub(super) result: Option<Result<(), BaseError>>,
+    /// The first of those that wait for this one's base read; of such a one, the next.
+    followers: Option<u32>,
+    joined_bytes: u64,
+}
+
+impl Miss {
+    pub(super) fn new(request: RequestId, lba: Lba, len_blocks: u64, cursor: IovCursor) -> Self {
+        Self {
+            request,
+            lba,
+            len_blocks,
+            cursor,
+            versions: [Version::UNSTABLE; FILL_PAGES_MAX],
+            admitted: false,
+            result: None,
+            followers: None,
+            joined_bytes: 0,
+        }
+    }
+
+    fn base_read(&self, op: u32) -> BaseRequest {
+        BaseRequest {
+            op: BaseOpId(op),
+            kind: BaseKind::Read(self.cursor),
+            lba: self.lba,
+            len_blocks: self.len_blocks,
+        }
+    }
+}
+
+/// A base read that can be joined.
+#[derive(Clone, Copy, Debug)]
+struct Joinable {
+    start: u64,
+    end: u64,
+    op: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Misses {
+    table: Slab<Miss>,
+    /// Apart from the rest and closely packed, because every miss looks through all of them.
+    joinable: Vec<Joinable>,
+}
+
+/// The first part of some missing blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub(super) end: u64,
+    /// The base read that brings it.
+    pub(super) leader: Option<u32>,
+}
+
+impl Misses {
+    pub(super) fn new() -> Self {
+        Self {
+            table: Slab::new(MISS_COUNT_MAX),
+            joinable: Vec::with_capacity(MISS_COUNT_MAX),
+        }
+    }
+
+    pub(super) fn get(&self, op: u32) -> Option<&Miss> {
+        self.table.get(op)
+    }
+
+    pub(super) fn remove(&mut self, op: u32) -> Option<Miss> {
+        self.table.remove(op)
+    }
+
+    /// A base read has ended; nobody joins it any more.
+    pub(super) fn set_result(&mut self, op: u32, result: Result<(), BaseError>) -> bool {
+        self.joinable.retain(|other| other.op != op);
+        self.table
+            .get_mut(op)
+            .map(|miss| miss.result = Some(result))
+            .is_some()
+    }
+
+    /// How much of the blocks from `start` to `end` is brought by one base read, from the start on. `versions` are
+    /// those of their pages; of more pages than there are versions nothing is shared.
+    pub(super) fn first_part(
+        &self,
+        geometry: &Geometry,
+        (start, end): (u64, u64),
+        versions: &[Version],
+    ) -> Part {
+        let page_of = |lba: u64| geometry.page_of(Lba(lba)).0;
+        let own = |end| Part { end, leader: None };
+        if page_of(end - 1) - page_of(start) >= versions.len() as u64 {
+            return own(end);
+        }
+        let unchanged = |other: &Joinable| {
+            let (from, to) = (start.max(other.start), end.min(other.end));
+            let room = geometry.bytes(to - from) <= self.room_bytes(other.op);
+            room && (page_of(from)..=page_of(to - 1)).all(|page| {
+                // INV-READ-2: the base has held the newest content since that one was asked for.
+                let now = versions[(page - page_of(start)) as usize];
+                let then = self.version_at(other.op, page - page_of(other.start));
+                (now == then && now != Version::UNSTABLE) || canary::is(Canary::StaleReadJoined)
+            })
+        };
+        let covers = |other: &&Joinable, lba| other.start <= lba && lba < other.end;
+        let mut all = self.joinable.iter();
+        if let Some(first) = all.find(|other| covers(other, start) && unchanged(other)) {
+            return Part {
+                end: end.min(first.end),
+                leader: Some(first.op),
+            };
+        }
+        let mut all = self.joinable.iter();
+        let last =
+            all.find(|other| covers(other, end - 1) && other.start > start && unchanged(other));
+        own(last.map_or(end, |last| last.start))
+    }
+
+    fn room_bytes(&self, op: u32) -> u64 {
+        let joined = self.table.get(op).map(|miss| miss.joined_bytes);
+        JOINED_BYTES_MAX.saturating_sub(joined.unwrap_or(u64::MAX))
+    }
+
+    fn version_at(&self, op: u32, page: u64) -> Version {
+        let versions = self.table.get(op).map(|miss| &miss.versions);
+        let version = versions.and_then(|versions| versions.get(page as usize));
+        version.copied().unwrap_or(Version::UNSTABLE)
+    }
+
+    /// A miss with a base read of its own; `None`: the table is full. If it is to be joined it has versions.
+    pub(super) fn lead(&mut self, miss: Miss) -> Option<BaseRequest> {
+        let op = self.table.insert(miss)?;
+        if miss.versions[0] != Version::UNSTABLE {
+            self.joinable.push(Joinable {
+                start: miss.lba.0,
+                end: miss.lba.0 + miss.len_blocks,
+                op,
+            });
+        }
+        Some(miss.base_read(op))
+    }
+
+    /// A miss that waits for the base read `leader`; `None`: the table is full.
+    pub(super) fn follow(&mut self, mut miss: Miss, bytes: u64, leader: u32) -> Option<()> {
+        miss.followers = self.table.get(leader)?.followers;
+        let op = self.table.insert(miss)?;
+        let leader = self.table.get_mut(leader)?;
+        leader.followers = Some(op);
+        leader.joined_bytes += bytes;
+        Some(())
+    }
+}
+
+impl Core {
+    /// Gives those that wait for a base read what it has brought. If it failed, the error is not theirs: each asks
+    /// the base for its own blocks.
+    pub(super) fn serve_followers<P: Pmem>(&mut self, cache: &Cache<P>, op: u32, out: &mut Outbox) {
+        let Some(leader) = self.misses.table.get_mut(op) else {
+            return;
+        };
+        let mut next = leader.followers.take();
+        let leader = *leader;
+        while let Some(at) = next {
+            let Some(miss) = self.misses.table.get_mut(at) else {
+                return;
+            };
+            next = miss.followers.take();
+            let bytes = cache.geometry.bytes(miss.len_blocks);
+            if leader.result != Some(Ok(())) && !cache.has_failed() {
+                out.base.push(miss.base_read(at));
+                self.counters(cache).base_read_bytes.add(bytes);
+                continue;
+            }
+            miss.result = leader.result;
+            let mut from = leader.cursor;
+            from.advance(cache.geometry.bytes(miss.lba.0 - leader.lba.0) as usize);
+            miss.cursor.copy_from(&mut from, bytes as usize);
+            self.counters(cache).joined_read_bytes.add(bytes);
+            self.settle_miss(cache, at, out);
+        }
+    }
+}

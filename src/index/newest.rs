@@ -1,0 +1,166 @@
+//! Filling an index from keys that come in any order: of two keys for a block, the one with the higher seq wins
+//! (INV-OPEN-6).
+
+use super::bucket::{BUCKET_WORDS, PageSlot};
+use super::lines::Lines;
+use super::map::{BlockMap, Target};
+use super::side::LineStock;
+use super::table::{EarlierParts, Index, IndexFull, SlotRef};
+use crate::canary::{self, Canary};
+use crate::media::Place;
+use crate::units::Seq;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// In the word of a page: its blocks have seqs of their own. Seqs are below 2^62 (INV-OPEN-3).
+const BY_BLOCK: u64 = 1 << 63;
+
+/// A part of a page, or all of it, and what a key says of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PagePart {
+    pub(crate) at: SlotRef,
+    /// Number of the first block in the page.
+    pub(crate) first: u32,
+    pub(crate) len_blocks: u32,
+    pub(crate) target: Target,
+    /// Of the kset.
+    pub(crate) seq: Seq,
+}
+
+/// Seqs beside the slots of an index, while it is filled. The word of a slot is 0 while it is empty, else the seq of all
+/// that is cached of the page, or it says that its line has one for each block: there is such a line for each slot
+/// where pages have several blocks, whose memory is used only where needed. Whoever holds the claim of a page may
+/// touch its words, which need no order of their own.
+#[derive(Debug)]
+pub(crate) struct Newest {
+    pages: Lines<AtomicU64>,
+    blocks: Option<Lines<AtomicU64>>,
+    blocks_per_page: u32,
+}
+
+impl Newest {
+    /// For an index that is empty.
+    pub(crate) fn new(index: &Index) -> Self {
+        let blocks_per_page = index.geometry().blocks_per_page();
+        let buckets = index.bucket_count();
+        Self {
+            pages: Lines::new(buckets),
+            blocks: (blocks_per_page > 1).then(|| Lines::new(buckets * BUCKET_WORDS)),
+            blocks_per_page,
+        }
+    }
+
+    /// Asks for what an installation will touch first to be brought into the cache.
+    #[inline]
+    pub(crate) fn prefetch(&self, index: &Index, at: SlotRef) {
+        index.prefetch(at);
+        crate::pmem::prefetch_line(&self.pages.line(at.bucket())[0]);
+    }
+
+    /// The second step, once the first has had its time: what is known block by block.
+    #[inline]
+    pub(crate) fn prefetch_parts(&self, index: &Index, at: SlotRef) {
+        if let Some(blocks) = &self.blocks
+            && let Some((bucket, number)) = index.prefetch_parts(at)
+        {
+            crate::pmem::prefetch_line(&blocks.line(bucket * BUCKET_WORDS + number)[0]);
+        }
+    }
+
+    /// Lets a key take effect on those blocks of a page that no later one has set, for the holder of the claim. Of
+    /// keys with the same seq, which come from one kset, the one that is installed later wins. The stock of the
+    /// caller is empty before and after.
+    #[inline]
+    pub(crate) fn install(
+        &self,
+        index: &Index,
+        part: &PagePart,
+        stock: &mut LineStock,
+    ) -> Result<(), IndexFull> {
+        let slot = index.reserve(part.at)?;
+        let word = &self.pages.line(slot.bucket())[slot.number()];
+        let stored = word.load(Ordering::Relaxed);
+        let is_whole = part.len_blocks == self.blocks_per_page;
+        let buries = stored & BY_BLOCK != 0 && canary::is(Canary::NewerBlocksBuried);
+        // A slot that was taken just now is published in any case.
+        if stored == 0 || is_whole && (buries || !is_later(stored, part.seq)) {
+            // The first part is a run, and all of a page needs no line either.
+            index.publish(slot, part.first, part.len_blocks, part.target, stock);
+            index.clear_stock(stock);
+            word.store(part.seq.0, Ordering::Relaxed);
+            Ok(())
+        } else if self.blocks_per_page > 1 {
+            self.install_blocks(index, slot, word, part, stock)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// As [`Newest::install`], where there is something of the page already, block by block.
+    fn install_blocks(
+        &self,
+        index: &Index,
+        slot: PageSlot,
+        word: &AtomicU64,
+        part: &PagePart,
+        stock: &mut LineStock,
+    ) -> Result<(), IndexFull> {
+        let Some(blocks) = &self.blocks else {
+            unreachable!("INV-INDEX-3: a page of one block is never split")
+        };
+        let line = blocks.line(slot.bucket() * BUCKET_WORDS + slot.number());
+        let stored = word.load(Ordering::Relaxed);
+        if stored & BY_BLOCK == 0 {
+            let Some(found) = index.lookup(part.at) else {
+                unreachable!("INV-INDEX-4: a page changes by the holder of its claim alone")
+            };
+            for (block, seq) in (0..self.blocks_per_page).zip(line) {
+                let is_absent = found.map.block(block) == BlockMap::Absent;
+                seq.store(if is_absent { 0 } else { stored }, Ordering::Relaxed);
+            }
+            word.store(BY_BLOCK, Ordering::Relaxed);
+        }
+        let end = part.first + part.len_blocks;
+        let is_older = |block: &u32| !is_later(load(line, *block), part.seq);
+        let mut first = part.first;
+        while first < end {
+            let run_end = first + (first..end).take_while(is_older).count() as u32;
+            if run_end > first {
+                let target = behind(part.target, first - part.first);
+                let len_blocks = run_end - first;
+                let splits = len_blocks < self.blocks_per_page
+                    && index.needs_line(slot, first, len_blocks, EarlierParts::No);
+                if splits && !index.stock_line(stock) {
+                    return Err(IndexFull);
+                }
+                index.publish(slot, first, len_blocks, target, stock);
+                index.clear_stock(stock);
+                (first..run_end).for_each(|block| store(line, block, part.seq));
+            }
+            // The one behind the run, if there is one, is newer.
+            first = run_end + 1;
+        }
+        Ok(())
+    }
+}
+
+/// Of the block that lies `blocks` behind the first one.
+fn behind(target: Target, blocks: u32) -> Target {
+    match target {
+        Target::Mapped(place) => Target::Mapped(Place(place.0 + u64::from(blocks))),
+        Target::Zero(place) => Target::Zero(place),
+    }
+}
+
+fn store(line: &[AtomicU64; 8], block: u32, seq: Seq) {
+    line[block as usize].store(seq.0, Ordering::Relaxed);
+}
+
+fn load(line: &[AtomicU64; 8], block: u32) -> u64 {
+    line[block as usize].load(Ordering::Relaxed)
+}
+
+/// Whether what is there came from a later key.
+#[inline]
+fn is_later(stored: u64, seq: Seq) -> bool {
+    stored > seq.0 && !canary::is(Canary::RecoveredInSegmentOrder)
+}

@@ -1,0 +1,42 @@
+//! Going through all entries, for a segment whose keys cannot tell what lies in it.
+
+use super::{Claim, Index};
+use crate::index::bucket::{BUCKET_WORDS, SlotKind};
+use crate::media::Place;
+use crate::sched;
+use std::sync::atomic::Ordering;
+
+impl Index {
+    /// Forgets what lies where `dead` says among the entries of a bucket. `false`: somebody is at one of them; again
+    /// later.
+    pub(crate) fn sweep_bucket(
+        &self,
+        bucket: usize,
+        owner: u16,
+        dead: impl Fn(Place) -> bool,
+    ) -> bool {
+        for slot in 1..BUCKET_WORDS {
+            sched::point();
+            let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
+            let may_be_dead = match self.layout.kind(value) {
+                SlotKind::Empty | SlotKind::Reserved => false,
+                SlotKind::Mapped | SlotKind::Zero => dead(Place(self.layout.payload(value))),
+                SlotKind::MappedRun | SlotKind::ZeroRun => dead(self.layout.run(value).place()),
+                SlotKind::Split => true,
+            };
+            if !may_be_dead {
+                continue;
+            }
+            let home = self.home_of(bucket, self.layout.distance(value));
+            if self.claim_bucket(home, owner) != Claim::Taken {
+                return false;
+            }
+            // What has changed meanwhile is newer, and lies elsewhere.
+            if self.buckets.line(bucket)[slot].load(Ordering::Acquire) == value {
+                self.evict_slot(bucket, slot, value, &dead);
+            }
+            self.release(home, owner);
+        }
+        true
+    }
+}

@@ -1,0 +1,164 @@
+//! What recovery has understood, and the repairs.
+
+use super::error::OpenError;
+use super::opening::OpenStep;
+use super::pass::{FoundSegment, Known};
+use crate::canary::{self, Canary};
+use crate::engine::{BACKGROUND_AGENT, SegmentStart, SegmentState, Segments};
+use crate::index::Index;
+use crate::media::{
+    Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT,
+    Witness,
+};
+use crate::pmem::Pmem;
+use crate::units::{Epoch, Generation, SegId, Seq};
+
+/// Segments that one poll repairs.
+const REPAIRS_PER_POLL: usize = 64;
+
+/// What recovery hands to the cache.
+pub(super) struct Found {
+    pub(super) tails: Tails,
+    pub(super) index: Index,
+    pub(super) segments: Segments,
+    pub(super) seq_next: Seq,
+    pub(super) epoch: Epoch,
+    pub(super) dirty_bytes: u64,
+}
+
+/// What a pass over all segments has come to.
+pub(super) struct Recovered {
+    pub(super) known: Known,
+    pub(super) segments: Vec<FoundSegment>,
+    pub(super) index: Index,
+    /// Without the entries that dirty data are about to overwrite on the base, or have already.
+    pub(super) witness: [Witness; WITNESS_COUNT],
+    pub(super) dirty_bytes: u64,
+    pub(super) seq_max: Seq,
+    pub(super) epoch_max: Epoch,
+    pub(super) next_repair: usize,
+}
+
+impl Recovered {
+    /// Makes the media what was understood of them; `None` when all is done. A cut in here changes nothing
+    /// of what the next recovery finds.
+    ///
+    /// # Errors
+    /// What was read a moment ago cannot be read any more.
+    pub(super) fn repair<P: Pmem>(
+        &mut self,
+        pmem: &P,
+        superblock: &Superblock,
+    ) -> Result<Option<OpenStep>, OpenError> {
+        let checksums = Checksums::new(superblock.uuid);
+        if let Some(copies) = &mut self.known.tails_copies {
+            copies.repair(pmem, BACKGROUND_AGENT)?;
+        }
+        if std::mem::take(&mut self.known.tails_changed) {
+            // 1. The key tail before any generation, as when a segment is reclaimed.
+            drop(self.known.tails.persist(pmem, BACKGROUND_AGENT, &checksums));
+        }
+        let total = self.segments.len();
+        let end = (self.next_repair + REPAIRS_PER_POLL).min(total);
+        while self.next_repair < end {
+            // 2. Segments, in any order.
+            self.repair_segment(
+                pmem,
+                &superblock.geometry,
+                &checksums,
+                SegId(self.next_repair as u32),
+            )?;
+            self.next_repair += 1;
+        }
+        let step = OpenStep::Working {
+            done: end as u64,
+            total: total as u64,
+        };
+        Ok((end < total).then_some(step))
+    }
+
+    /// A segment of which nothing counts any more is freed; one that was open is sealed, so that nothing is
+    /// ever appended behind what may be the rest of a torn kset.
+    fn repair_segment<P: Pmem>(
+        &mut self,
+        pmem: &P,
+        geometry: &Geometry,
+        checksums: &Checksums,
+        id: SegId,
+    ) -> Result<(), OpenError> {
+        let key_tail = self.known.tails.key_tail;
+        let found = &mut self.segments[id.index()];
+        let used = found.kset_count > 0 || found.info.sealed.is_some();
+        let dead = used && (found.given_up || found.last_seq <= key_tail || found.kset_count == 0);
+        let size_bytes = geometry.segment_size_bytes();
+        if dead && pmem.probe(geometry.segment_off(id), size_bytes).is_err() {
+            // INV-SEG-7. It stays as it is, so that the next recovery finds the same.
+            found.quarantined = true;
+            return Ok(());
+        }
+        found.copies.repair(pmem, BACKGROUND_AGENT)?;
+        if dead {
+            found.info.generation = Generation(found.info.generation.0 + 1);
+            found.info.sealed = None;
+            found.kset_count = 0;
+            found.key_end = KEYS_START_BYTES;
+            found.last_seq = Seq(0);
+            found.given_up = false;
+        } else if used && found.info.sealed.is_none() {
+            let (kset_count, last_seq) = (found.kset_count, found.last_seq);
+            found.info.sealed = Some(Sealed {
+                kset_count,
+                last_seq,
+            });
+        } else {
+            return Ok(());
+        }
+        let info: &mut SegmentInfo = &mut found.info;
+        drop(info.persist(pmem, BACKGROUND_AGENT, geometry, checksums, id));
+        Ok(())
+    }
+
+    /// What was found, once everything is repaired.
+    pub(super) fn into_found(mut self, geometry: &Geometry) -> Found {
+        let tails = self.known.tails;
+        assert!(
+            self.segments
+                .iter()
+                .all(|found| found.quarantined
+                    || found.info.sealed.is_some() == (found.kset_count > 0)),
+            "INV-LOG-6: a segment with ksets is open after recovery, or an empty one is sealed"
+        );
+        if canary::is(Canary::SeqGivenOutAgain) {
+            self.seq_max = Seq(0);
+        }
+        if canary::is(Canary::EpochForgotten) {
+            self.epoch_max = Epoch(0);
+        }
+        let starts: Vec<SegmentStart> = self
+            .segments
+            .iter()
+            .map(|found| SegmentStart {
+                state: if found.quarantined {
+                    SegmentState::Quarantined
+                } else if found.kset_count == 0 {
+                    SegmentState::Free
+                } else {
+                    SegmentState::Sealed
+                },
+                info: found.info,
+                key_end: found.key_end,
+                last_seq: found.last_seq,
+            })
+            .collect();
+        Found {
+            segments: Segments::new(geometry, &starts, tails.dirty_tail),
+            seq_next: Seq((self.seq_max.0 + 1)
+                .max(tails.seq_next_min.0)
+                .max(tails.dirty_tail.0 + 1)),
+            epoch: Epoch((self.epoch_max.0 + 1).max(tails.epoch_min)),
+            tails,
+            index: self.index,
+            dirty_bytes: self.dirty_bytes,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Dirty data that are lost, on memory that cannot be read or whose bits have flipped: items 32 and 33.
+
+use super::reads::read_aside;
+use super::{Context, apply, check, in_order, place_of};
+use crate::engine::{DamagedRange, DataCrc, Health, Status, WritebackOrder};
+use crate::sim::machine::{INITIAL, Machine, Setup};
+use crate::sim::model::Violation;
+use crate::sim::script::{self, Step};
+use crate::units::{Lba, PmemOff};
+
+/// How memory goes bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Poison,
+    Flip,
+}
+
+fn setup() -> Setup {
+    Setup {
+        data_crc: DataCrc::On,
+        order: WritebackOrder::Strict,
+        core_count: 2,
+        ..in_order()
+    }
+}
+
+fn spoil(machine: &Machine, lba: u64, way: Way) -> Result<PmemOff, Violation> {
+    let place = place_of(machine, Lba(lba)).ok_or_else(|| Violation("not cached".to_owned()))?;
+    let off = machine.cache().geometry.place_off(place).plus(77);
+    match way {
+        Way::Poison => machine.pmem().poison(off),
+        Way::Flip => machine.pmem().flip_bit(off, 5),
+    }
+    Ok(off)
+}
+
+fn drain_as_far_as_it_goes(machine: Machine) -> Result<Machine, Violation> {
+    let turns = [Step::DrainStart, Step::Turns(60), Step::Pass(1000)];
+    apply(apply(machine, &turns)?, &[Step::Turns(60)])
+}
+
+fn check_degraded(machine: &Machine) -> Result<(), Violation> {
+    let health = machine.cache().health();
+    check(matches!(health, Health::Degraded(_)), || {
+        format!("dirty data are lost, and the cache is {health:?}")
+    })
+}
+
+/// The blocks of `range` that cannot be read.
+fn failing(machine: &Machine, range: std::ops::Range<u64>) -> Result<Vec<u64>, Violation> {
+    let mut failing = Vec::new();
+    for lba in range {
+        if read_aside(machine, lba, 1)? == Status::Failed {
+            failing.push(lba);
+        }
+    }
+    Ok(failing)
+}
+
+/// Two barriers with damage between them: what comes before goes to the base; the rest waits until the damaged
+/// blocks are written again, and then goes there in one batch.
+fn overwrite_heals(machine: Machine, way: Way) -> Result<Machine, Violation> {
+    let steps = [
+        Step::Write(0, 0, 3, 0),
+        Step::Flush(0),
+        Step::Settle,
+        Step::Write(0, 8, 4, 0),
+        Step::Flush(0),
+        Step::Settle,
+        Step::Write(1, 30, 2, 0),
+        Step::Flush(1),
+        Step::Settle,
+    ];
+    let machine = apply(machine, &steps)?;
+    spoil(&machine, 9, way)?;
+    let machine = drain_as_far_as_it_goes(machine)?;
+    check_degraded(&machine)?;
+    machine.with_outside(|outside| {
+        let image = outside.base.current_image();
+        let written = (0..3).all(|lba| image.stamp(lba) != Ok(INITIAL));
+        check(written, || "what comes before damage waits".to_owned())?;
+        let untouched = (8..12)
+            .chain(30..32)
+            .all(|lba| image.stamp(lba) == Ok(INITIAL));
+        check(untouched, || "something overtook damage".to_owned())
+    })?;
+    // A checksum covers all blocks of its key, and tells nothing about one of them.
+    let lost: Vec<u64> = if way == Way::Poison {
+        vec![9]
+    } else {
+        (8..12).collect()
+    };
+    let found = failing(&machine, 8..12)?;
+    check(found == lost, || {
+        format!("blocks {found:?} fail, not {lost:?}")
+    })?;
+    let range = DamagedRange {
+        lba: lost[0],
+        len_blocks: lost.len() as u64,
+    };
+    let told = machine.cache().info().damaged;
+    check(told == [range], || {
+        format!("{told:?} is told, not {range:?}")
+    })?;
+    check(machine.cache().drain_status().error.is_some(), || {
+        "the drain is silent".to_owned()
+    })?;
+    // Not all of it yet.
+    let machine = if way == Way::Flip {
+        let machine = apply(machine, &[Step::Write(1, 8, 2, 0), Step::Turns(30)])?;
+        check_degraded(&machine)?;
+        let left = machine.cache().info().damaged;
+        check(left.len() == 1 && left[0].lba == 10, || format!("{left:?}"))?;
+        machine
+    } else {
+        machine
+    };
+    // While it heals, barriers hold on the base at the end of the batch only.
+    machine.with_outside(|outside| outside.relaxed = true);
+    let machine = apply(
+        machine,
+        &[
+            Step::Write(0, lost[0], lost.len() as u64, 0),
+            Step::Settle,
+            Step::Turns(60),
+            Step::Drain,
+        ],
+    )?;
+    let (info, health) = (machine.cache().info(), machine.cache().health());
+    check(health == Health::Online && info.damaged.is_empty(), || {
+        format!("not healed: {health:?}, {info:?}")
+    })?;
+    Ok(machine)
+}
+
+/// Memory that cannot be read, with a cut at every moment.
+pub(super) fn an_overwrite_of_lost_dirty_data_lets_write_back_go_on(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    context.cut(&setup(), |machine| overwrite_heals(machine, Way::Poison))
+}
+
+/// A bit that has flipped. A crash would not forget that, as it does poison here: so there is none.
+pub(super) fn an_overwrite_of_damaged_dirty_data_lets_write_back_go_on(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let machine = overwrite_heals(context.machine(&setup())?, Way::Flip)?;
+    script::finish(&machine)
+}
+
+/// Memory goes bad behind the look at it, while the base writes from it, and the base says no more than that it
+/// has failed.
+pub(super) fn an_error_of_the_memory_is_told_from_one_of_the_base(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    for data_crc in [DataCrc::On, DataCrc::Off] {
+        let setup = Setup {
+            data_crc,
+            ..setup()
+        };
+        let machine = apply(
+            context.machine(&setup)?,
+            &[Step::Write(0, 8, 4, 0), Step::Settle, Step::Away(false)],
+        )?;
+        let machine = apply(machine, &[Step::DrainStart, Step::Turns(20)])?;
+        let waiting = machine.with_outside(|outside| outside.base.in_flight());
+        check(waiting > 0, || "nothing is being written".to_owned())?;
+        let off = spoil(&machine, 10, Way::Poison)?;
+        machine.with_outside(|outside| {
+            outside.base.faults.stuck = false;
+            outside.base.faults.write_percent = 100;
+        });
+        let machine = apply(
+            machine,
+            &[Step::Turns(20), Step::Pass(20_000), Step::Turns(20)],
+        )?;
+        check_degraded(&machine)?;
+        let found = failing(&machine, 8..12)?;
+        check(found == [10], || format!("blocks {found:?} fail, not 10"))?;
+        let machine = apply(
+            machine,
+            &[Step::Heal, Step::Write(0, 10, 1, 0), Step::Settle],
+        )?;
+        machine.pmem().heal(off);
+        script::finish(&machine)?;
+    }
+    Ok(())
+}

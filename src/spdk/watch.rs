@@ -1,0 +1,124 @@
+//! What an operator is told without asking: a cache that changes from one state to another, and a base that
+//! changes its size. Once for each change, in the log and as a notification of SPDK (`notify_get_notifications`);
+//! what lasts is not repeated.
+
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::sync::Once;
+
+use spdk_sys as sys;
+
+use super::base::{c_string, os_text};
+use super::node::Node;
+use super::thread::now;
+use crate::engine::Health;
+use crate::units::{NS_PER_S, Now};
+
+/// The types of the notifications. Each has the name of the cache as its context.
+const ONLINE: &CStr = c"bdev_pcache_online";
+const WRITEBACK_FAILING: &CStr = c"bdev_pcache_writeback_failing";
+const DEGRADED: &CStr = c"bdev_pcache_degraded";
+const FAILED: &CStr = c"bdev_pcache_failed";
+const RESIZED: &CStr = c"bdev_pcache_resized";
+
+/// Lets `notify_get_types` list them.
+pub(super) fn register_notifications() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for name in [ONLINE, WRITEBACK_FAILING, DEGRADED, FAILED, RESIZED] {
+            // SAFETY: the name is a static, NUL-terminated text; SPDK copies it.
+            let registered = unsafe { sys::spdk_notify_type_register(name.as_ptr()) };
+            if registered.is_null() {
+                log::warn!("notifications of type {name:?} cannot be registered");
+            }
+        }
+    });
+}
+
+/// What was told last.
+#[derive(Debug)]
+pub(super) struct StateWatch {
+    health_changes: Cell<u64>,
+    since: Cell<Now>,
+    block_count: Cell<u64>,
+}
+
+impl StateWatch {
+    /// Of a cache that works, from now on.
+    pub(super) fn new(block_count: u64) -> Self {
+        Self {
+            health_changes: Cell::new(0),
+            since: Cell::new(now()),
+            block_count: Cell::new(block_count),
+        }
+    }
+
+    /// For how long the cache has been in its present state, in seconds.
+    pub(super) fn state_age_s(&self) -> u64 {
+        now().since_ns(self.since.get()) / NS_PER_S
+    }
+
+    /// To be called again and again, on the app thread.
+    pub(super) fn tick(&self, node: &Node) {
+        let changes = node.cache.health_changes();
+        if self.health_changes.replace(changes) != changes {
+            self.tell_health(node);
+        }
+        let block_count = node.cache.block_count();
+        let leaves = node.app.get().removal.borrow().state_name().is_some();
+        if self.block_count.get() != block_count && !leaves {
+            self.tell_size(node, block_count);
+        }
+    }
+
+    fn tell_health(&self, node: &Node) {
+        let (name, lasted_s) = (&node.name, self.state_age_s());
+        self.since.set(now());
+        match node.cache.health() {
+            Health::Online => {
+                log::warn!("{name}: write-back works again, after {lasted_s} s");
+                notify(ONLINE, name);
+            }
+            Health::WritebackFailing(reason) => {
+                log::warn!("{name}: {reason}");
+                notify(WRITEBACK_FAILING, name);
+            }
+            Health::Degraded(reason) => {
+                log::error!("{name}: write-back stands still: {reason}");
+                notify(DEGRADED, name);
+            }
+            Health::Failed(reason) => {
+                log::error!("{name}: every request fails from now on: {reason}");
+                notify(FAILED, name);
+            }
+        }
+    }
+
+    /// The cache takes requests for the new blocks by now: so may its users.
+    fn tell_size(&self, node: &Node, block_count: u64) {
+        let bdev = node.app.get().bdev.get();
+        // SAFETY: the bdev is registered for as long as the background runs, which calls this on the app
+        // thread.
+        let rc = unsafe { sys::spdk_bdev_notify_blockcnt_change(bdev, block_count) };
+        let before = self.block_count.replace(block_count);
+        if rc == 0 {
+            log::info!(
+                "{}: grew from {before} to {block_count} blocks, with its base",
+                node.name
+            );
+            notify(RESIZED, &node.name);
+        } else {
+            let why = os_text(-rc);
+            log::error!(
+                "{}: its users cannot be told of {block_count} blocks: {why}",
+                node.name
+            );
+        }
+    }
+}
+
+fn notify(kind: &CStr, name: &str) {
+    let name = c_string(name);
+    // SAFETY: both texts are copied.
+    unsafe { sys::spdk_notify_send(kind.as_ptr(), name.as_ptr()) };
+}

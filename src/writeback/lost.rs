@@ -1,0 +1,106 @@
+//! Dirty payloads that are damaged: they are never written to the base (INV-WB-5).
+//!
+//! Nothing newer may be there either, as long as the damaged blocks are the newest of the batch: that would be no past
+//! state. So a batch with damage goes on until all of it is overwritten by newer keys of the same batch. If the
+//! log does not hold these yet, write-back waits for them. An operator who writes the blocks that are reported
+//! heals the cache.
+
+use crate::canary::{self, Canary};
+use crate::engine::{Cache, Counters, Depth};
+use crate::media::{Key, KeyKind};
+use crate::pmem::Pmem;
+use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId};
+
+/// Blocks of a batch that are kept in mind.
+const LOST_BLOCKS_MAX: usize = 1024;
+
+/// Blocks whose newest copy in the batch is damaged.
+#[derive(Debug)]
+pub(super) struct Lost {
+    blocks: Vec<Lba>,
+    /// There are more of them.
+    is_cut_short: bool,
+}
+
+impl Default for Lost {
+    fn default() -> Self {
+        Self {
+            blocks: Vec::with_capacity(LOST_BLOCKS_MAX),
+            is_cut_short: false,
+        }
+    }
+}
+
+impl Lost {
+    pub(super) fn clear(&mut self) {
+        self.blocks.clear();
+        self.is_cut_short = false;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && !self.is_cut_short
+    }
+
+    /// Whether all that are kept in mind were overwritten meanwhile.
+    pub(super) fn is_overwritten<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        !self.blocks.iter().any(|lba| cache.damage.contains(*lba))
+    }
+
+    fn add(&mut self, lba: Lba) {
+        if self.blocks.len() == LOST_BLOCKS_MAX {
+            self.is_cut_short = true;
+        } else if !self.blocks.contains(&lba) {
+            self.blocks.push(lba);
+        }
+    }
+
+    /// A newer key takes the place of some.
+    fn cover(&mut self, key: &Key) {
+        let end = key.lba.0 + u64::from(key.len_blocks);
+        self.blocks.retain(|lba| !(key.lba.0..end).contains(&lba.0));
+    }
+}
+
+/// Goes through the keys of the next kset of a batch. `buf` has room for a page.
+pub(super) fn check_kset<P: Pmem>(
+    cache: &Cache<P>,
+    counters: &Counters,
+    id: SegId,
+    keys: &[Key],
+    buf: &mut [u8],
+    lost: &mut Lost,
+) {
+    for key in keys.iter().filter(|key| key.kind.is_dirty()) {
+        if !lost.is_empty() {
+            lost.cover(key);
+        }
+        if key.kind != KeyKind::Data {
+            continue;
+        }
+        // With checksums off a look at each page has to do: the base meets the rest.
+        let Err(flaw) = cache.check_payload(id, key, buf, Depth::Probe) else {
+            continue;
+        };
+        if !canary::is(Canary::DamagedPayloadWritten) {
+            cache.note_damage(counters, id, key, flaw, buf);
+            cache.for_each_flawed_block(id, key, flaw, buf, |lba, _| lost.add(lba));
+        }
+    }
+}
+
+/// After an error of the base: whether it is not the base's, since the source of the write cannot be read.
+pub(super) fn is_source_lost<P: Pmem>(cache: &Cache<P>, extents: &[(PmemOff, u64)]) -> bool {
+    let mut buf = [0; PAGE_SIZE_BYTES as usize];
+    extents.iter().any(|&(off, len_bytes)| {
+        let mut at = 0;
+        while at < len_bytes {
+            // A page at most.
+            let step = (len_bytes - at).min(u64::from(PAGE_SIZE_BYTES)) as usize;
+            if cache.pmem.read(off.plus(at), &mut buf[..step]).is_err() {
+                return true;
+            }
+            at += step as u64;
+        }
+        false
+    })
+}

@@ -1,0 +1,140 @@
+//! The batch that comes next. It is taken from the log and sorted while the one before it is written.
+
+use super::log::{Gathered, Gathering, Limits, LogReader, LogStop, Taken};
+use super::lost::Lost;
+use super::overlay::Overlay;
+use crate::engine::{Cache, Counters, Progress};
+use crate::pmem::Pmem;
+use crate::units::Seq;
+
+/// Keys that one poll sorts, at most: some microseconds.
+const SORTED_PER_POLL: usize = 512;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// There is none.
+    Nothing,
+    /// Its keys are being taken from the log.
+    Gathering,
+    /// The log had no more when it was looked at last.
+    Dry,
+    /// It is complete, and being sorted.
+    Sorting,
+    /// It can be written.
+    Ready,
+    /// It holds the only copy of something that is damaged: it must not be written.
+    Damaged,
+}
+
+/// Whether the batch is to be written as soon as possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hurry {
+    /// The base has nothing left to do.
+    Yes,
+    /// The batch before still has: this one takes what comes meanwhile, and absorbs more.
+    No,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Next {
+    step: Step,
+    pub(super) overlay: Overlay,
+    pub(super) taken: Taken,
+    pub(super) lost: Lost,
+    limits: Limits,
+}
+
+impl Next {
+    pub(super) fn new(key_count: usize) -> Self {
+        Self {
+            step: Step::Nothing,
+            overlay: Overlay::new(key_count),
+            taken: Taken::NOTHING,
+            lost: Lost::default(),
+            limits: Limits::NONE,
+        }
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        self.step == Step::Nothing
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.step == Step::Ready
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.step == Step::Damaged
+    }
+
+    /// Whether the end of the log has to be looked for anew.
+    pub(super) fn is_dry(&self) -> bool {
+        matches!(self.step, Step::Nothing | Step::Dry)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.step = Step::Nothing;
+        self.overlay.clear();
+        self.taken = Taken::NOTHING;
+        self.lost.clear();
+    }
+
+    pub(super) fn begin(&mut self, limits: Limits) {
+        self.clear();
+        self.limits = limits;
+        self.step = Step::Gathering;
+    }
+
+    /// Everything below this is in the log, and the log has been looked at since.
+    pub(super) fn extend(&mut self, settled: Seq) {
+        self.limits.settled = settled;
+        self.step = Step::Gathering;
+    }
+
+    /// Takes some keys, or sorts some.
+    ///
+    /// # Errors
+    /// The log cannot be read on.
+    pub(super) fn go_on<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        counters: &Counters,
+        log: &mut LogReader,
+        hurry: Hurry,
+    ) -> Result<Progress, LogStop> {
+        if self.step == Step::Gathering {
+            let batch = Gathering {
+                limits: &self.limits,
+                taken: &mut self.taken,
+                overlay: &mut self.overlay,
+                lost: &mut self.lost,
+            };
+            self.step = match log.gather(cache, counters, batch)? {
+                Gathered::InPart => return Ok(Progress::Busy),
+                Gathered::Full => Step::Sorting,
+                Gathered::Dry => Step::Dry,
+            };
+        }
+        if self.step == Step::Dry {
+            if self.taken.last_seq.is_none() {
+                self.step = Step::Nothing;
+                return Ok(Progress::Idle);
+            }
+            if hurry == Hurry::No {
+                return Ok(Progress::Idle);
+            }
+            self.step = Step::Sorting;
+        }
+        if self.step == Step::Sorting && !self.lost.is_empty() {
+            self.step = Step::Damaged;
+        }
+        if self.step != Step::Sorting {
+            return Ok(Progress::Idle);
+        }
+        if self.overlay.sort(SORTED_PER_POLL) {
+            self.step = Step::Ready;
+        }
+        Ok(Progress::Busy)
+    }
+}

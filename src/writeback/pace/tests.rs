@@ -1,0 +1,233 @@
+use super::*;
+use crate::engine::{
+    Background, BaseKind, Budget, Channel, FormatPolicy, Fua, HostIo, IoToken, Op, Outbox,
+    Progress, SettingChange, Status,
+};
+use crate::pmem::IovBuf;
+use crate::sim::machine::Setup;
+use crate::sim::pmem::SimPmem;
+use crate::sim::recover;
+use crate::units::Lba;
+use std::sync::Arc;
+
+const PAGE_BLOCKS: u64 = 8;
+
+/// A cache, whose base answers when it is told to, and at which moment all that is.
+struct Rig {
+    cache: Arc<Cache<SimPmem>>,
+    channel: Channel<SimPmem>,
+    background: Background<SimPmem>,
+    out: Outbox,
+    now: Now,
+    /// Base writes that were asked for.
+    base_writes: u64,
+}
+
+impl Rig {
+    fn new(settings: &[(Setting, u32)]) -> Self {
+        static ZEROES: [u8; 4096] = [0; 4096];
+        let change = settings
+            .iter()
+            .fold(SettingChange::default(), |change, (setting, value)| {
+                change.and(*setting, *value)
+            });
+        let setup = Setup {
+            segment_size_bytes: 64 << 10,
+            segment_count: 32,
+            block_count: 1 << 16,
+            gc_percent: 90,
+            settings: change,
+            ..Setup::default()
+        };
+        let pmem = SimPmem::new(setup.device_size_bytes());
+        let cache = recover::open(pmem, setup.options(FormatPolicy::Auto), |_, len_blocks| {
+            &ZEROES[..(len_blocks * 512) as usize]
+        })
+        .expect("the device is blank");
+        let mut rig = Self {
+            channel: cache.channel().expect("the first"),
+            background: cache.background().expect("the first"),
+            cache,
+            out: Outbox::new(),
+            now: Now(NS_PER_S),
+            base_writes: 0,
+        };
+        rig.run();
+        rig
+    }
+
+    fn write_pages(&mut self, pages: impl Iterator<Item = u64>) {
+        let buf = IovBuf::new(&[7; 4096], &[]);
+        for page in pages {
+            let io = HostIo {
+                token: IoToken(1),
+                op: Op::Write(buf.cursor(), Fua::No),
+                lba: Lba(page * PAGE_BLOCKS),
+                len_blocks: PAGE_BLOCKS,
+            };
+            self.channel.submit(io).expect("the table is empty");
+            self.out.clear();
+            self.channel.poll(self.now, &mut self.out);
+            assert_eq!(self.out.completions[0].status, Status::Success);
+        }
+    }
+
+    /// One turn of the background; what it wants of the base.
+    fn turn(&mut self) -> (Progress, Vec<crate::engine::BaseOpId>) {
+        self.out.clear();
+        let progress = self
+            .background
+            .poll(self.now, Budget::default(), &mut self.out);
+        let base = &self.out.base;
+        let writes = base
+            .iter()
+            .filter(|request| matches!(request.kind, BaseKind::Write { .. }));
+        self.base_writes += writes.count() as u64;
+        (progress, base.iter().map(|request| request.op).collect())
+    }
+
+    /// Turns of the background until it has nothing to do. The base answers at once.
+    fn run(&mut self) {
+        for _ in 0..10_000 {
+            let (progress, ops) = self.turn();
+            for op in &ops {
+                self.background.on_base_done(*op, Ok(()));
+            }
+            if progress == Progress::Idle && ops.is_empty() {
+                return;
+            }
+        }
+        panic!("the background does not come to rest");
+    }
+
+    fn pass_ms(&mut self, ms: u64) {
+        self.now = Now(self.now.0 + ms * NS_PER_MS);
+        self.run();
+    }
+
+    fn dirty_percent(&self) -> u64 {
+        dirty_percent(&self.cache, 0)
+    }
+}
+
+const NO_AGE: (Setting, u32) = (Setting::DirtyAgeS, 0);
+
+#[test]
+fn write_back_begins_at_the_upper_mark_and_ends_at_the_lower() {
+    let marks = [
+        (Setting::DirtyLowPercent, 10),
+        (Setting::DirtyHighPercent, 40),
+        NO_AGE,
+    ];
+    let mut rig = Rig::new(&marks);
+    rig.write_pages(0..150);
+    rig.pass_ms(1_000_000);
+    assert!((30..40).contains(&rig.dirty_percent()));
+    assert_eq!(rig.base_writes, 0, "below the upper mark");
+    rig.write_pages(150..200);
+    rig.run();
+    let percent = rig.dirty_percent();
+    assert!((1..=10).contains(&percent), "{percent} percent are dirty");
+    let written = rig.base_writes;
+    assert!(written > 0);
+    rig.write_pages(200..220);
+    rig.pass_ms(1_000_000);
+    assert_eq!(rig.base_writes, written, "between the marks again");
+}
+
+#[test]
+fn dirty_data_are_written_back_at_their_age_and_the_age_is_told() {
+    let mut rig = Rig::new(&[(Setting::DirtyAgeS, 3)]);
+    rig.write_pages(0..1);
+    rig.pass_ms(2_900);
+    assert_eq!(rig.base_writes, 0);
+    assert_eq!(rig.cache.info().dirty_age_ms, 2_900);
+    rig.pass_ms(200);
+    assert_eq!(rig.base_writes, 1);
+    assert_eq!(rig.cache.info().dirty_bytes, 0);
+    assert_eq!(rig.cache.info().dirty_age_ms, 0);
+    // What comes after a long time of rest is new.
+    rig.pass_ms(100_000);
+    rig.write_pages(0..1);
+    rig.pass_ms(1_000);
+    assert_eq!(rig.base_writes, 1);
+}
+
+#[test]
+fn an_idle_application_lets_dirty_data_be_written_back() {
+    let mut rig = Rig::new(&[(Setting::IdleWritebackMs, 500), NO_AGE]);
+    for _ in 0..20 {
+        rig.write_pages(0..1);
+        rig.pass_ms(300);
+    }
+    assert_eq!(rig.base_writes, 0);
+    rig.pass_ms(500);
+    assert_eq!(rig.base_writes, 1);
+}
+
+#[test]
+fn write_back_yields_to_reads_of_the_base_unless_room_is_short() {
+    let mut rig = Rig::new(&[(Setting::DirtyAgeS, 1)]);
+    // Every other page: a base write for each.
+    rig.write_pages((0..30).map(|number| number * 2));
+    rig.cache.base_reads.store(1, Ordering::Relaxed);
+    rig.now = Now(10 * NS_PER_S);
+    let turns = |rig: &mut Rig| (0..100).for_each(|_| drop(rig.turn()));
+    turns(&mut rig);
+    assert_eq!(rig.base_writes, 2);
+    rig.cache.base_reads.store(0, Ordering::Relaxed);
+    turns(&mut rig);
+    assert_eq!(rig.base_writes, 30);
+}
+
+#[test]
+fn base_writes_keep_to_the_rate_and_reach_it() {
+    const RATE_MIB_S: u64 = 8;
+    let rig = Rig::new(&[(Setting::WritebackRateMibS, RATE_MIB_S as u32)]);
+    let mut throttle = Throttle::default();
+    let (mut total, seconds) = (0, 5);
+    for turn in 0..seconds * 10_000 {
+        let now = Now(NS_PER_S + turn * (NS_PER_S / 10_000));
+        let allowed = throttle.allowance(&rig.cache, BASE_WRITE_BYTES_MAX, now);
+        // Operations are as large as what there is, not as large as they may be.
+        let taken = allowed.min(300_000);
+        throttle.take(taken);
+        total += taken;
+    }
+    let wanted = (seconds * RATE_MIB_S) << 20;
+    // What the bucket holds comes on top, once.
+    let bucket = (RATE_MIB_S << 20)
+        .div_ceil(BURST_PARTS)
+        .max(BASE_WRITE_BYTES_MAX);
+    assert!(
+        total <= wanted + bucket,
+        "{total} bytes instead of {wanted}"
+    );
+    assert!(
+        total + bucket >= wanted,
+        "{total} bytes instead of {wanted}"
+    );
+}
+
+#[test]
+fn the_age_of_what_is_dirty_is_known_within_a_mark_whatever_comes() {
+    let mut ages = Ages::default();
+    // A kset each millisecond, for an hour's worth of marks; the tail lies far behind, then follows.
+    let ms = |number: u64| Now(NS_PER_S + number * NS_PER_MS);
+    for number in 0..100_000u64 {
+        ages.note(Seq(1000), Seq(number + 1), ms(number));
+        assert!(ages.marks.len() <= MARK_COUNT);
+    }
+    let now = ms(100_000);
+    for upto in [1_000u64, 30_000, 60_000, 99_000] {
+        // The first kset behind it was drawn in this millisecond.
+        let truth_ns = now.since_ns(ms(upto));
+        let told_ns = ages.since_ns(Seq(upto), now);
+        assert!(
+            told_ns >= truth_ns && told_ns <= truth_ns + 2 * ages.every_ns,
+            "behind {upto}: {told_ns} ns instead of {truth_ns}"
+        );
+    }
+    ages.note(Seq(100_000), Seq(100_001), now);
+    assert!(ages.since_ns(Seq(100_000), now) <= 2 * ages.every_ns);
+}

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reads that the cache cannot answer alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import Bdevperf, Host, Rpc
+from harness.scenario import BASE, CACHE, Storage, cache_stats
+
+SLOW = "Slow0"
+LATENCY_US = 20_000
+BLOCK_SIZE = 4096
+
+
+def base_reads(rpc: Rpc) -> int:
+    """How many reads the base has served."""
+    (stats,) = rpc.bdev_get_iostat(name=BASE)["bdevs"]
+    return stats["num_read_ops"]
+
+
+def test_misses_of_the_same_blocks_share_base_reads(host: Host, need_app, media: Path):
+    """Far more reads at once than there are blocks, over a base that takes its time."""
+    need_app("bdevperf")
+    storage = Storage(media, block_size=BLOCK_SIZE, base_mib=1, cache_mib=64)
+    latencies = ("avg_read_latency", "p99_read_latency", "avg_write_latency", "p99_write_latency")
+    slow = {"base_bdev_name": BASE, "name": SLOW, **dict.fromkeys(latencies, LATENCY_US)}
+    bdevs = [storage.malloc_base(), {"method": "bdev_delay_create", "params": slow}, storage.cache(SLOW)]
+    bdevperf = Bdevperf(host, bdevs)
+    before = base_reads(bdevperf.app.rpc)
+    result = bdevperf.run("randread", io_size=BLOCK_SIZE, queue_depth=1024, seconds=1)
+    assert result.io_failed == 0
+    reads = base_reads(bdevperf.app.rpc) - before
+    stats = cache_stats(bdevperf.app.rpc, CACHE)
+    assert 0 < reads <= (storage.base_mib << 20) // BLOCK_SIZE, stats
+    assert stats["joined_read_bytes"] > 0, stats
+    bdevperf.stop()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memory of the cache device that is gone: the file behind the mapping is cut off, which raises SIGBUS."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness import Host
+from harness.ackclient import EXIT_TARGET_ERROR
+from harness.scenario import (
+    CACHE,
+    MIB,
+    Storage,
+    assert_intact,
+    cache_info,
+    cache_stats,
+    drain,
+    start_session,
+)
+from harness.util import wait_until
+
+# The superblock and the tails lie before.
+HEADER_BYTES = 2 * MIB
+
+
+def test_lost_memory_is_an_error_and_not_the_end_of_the_process(host: Host, media: Path, seed: int):
+    storage = Storage(media, options={"segment_size_kib": 1024, "scrub_mib_s": 0})
+    client = storage.client(seed)
+    session = start_session(host, [storage.aio_base(), storage.cache()])
+    assert_intact(client.write(session.url, writes=1500, seconds=20))
+    drain(session.rpc)
+    os.truncate(storage.cache_file, HEADER_BYTES)
+
+    # Everything is clean: the base has it.
+    assert_intact(client.verify(session.url))
+    assert cache_stats(session.rpc)["poisoned_reads"] > 0
+
+    # The scrub finds the rest, and takes all segments out of service that are not being written.
+    session.rpc.bdev_pcache_set_options(name=CACHE, scrub_mib_s=1024)
+
+    def quarantined() -> bool:
+        info = cache_info(session.rpc)
+        return info is not None and info["segments_quarantined"] > 0
+
+    wait_until(quarantined, "segments are taken out of service", timeout_s=20)
+    assert_intact(client.verify(session.url))
+
+    # An open segment takes no stores any more: nothing is acknowledged, and the cache fails alone.
+    result = client.write(session.url, writes=1500, read_percent=0, seconds=20)
+    assert result.exit_code == EXIT_TARGET_ERROR, result.summary
+    info = cache_info(session.rpc)
+    assert info is not None
+    assert info["state"] == "failed"
+    assert session.rpc.spdk_get_version()
+    session.app.stop()
