@@ -40,6 +40,11 @@ const HUNTERS: &[Hunter] = &[
         seeds_per_round: 1,
     },
     Hunter {
+        name: "readers",
+        hunt: hunt_readers,
+        seeds_per_round: 4,
+    },
+    Hunter {
         name: "scenario",
         hunt: hunt_scenarios,
         seeds_per_round: 1,
@@ -101,6 +106,36 @@ fn hunt_crashes(seed: u64) -> Result<u64, Violation> {
 fn hunt_crowd_crashes(seed: u64) -> Result<u64, Violation> {
     let (setup, steps) = crowd(seed, 50);
     crash::run(&setup, seed, &steps, LIMITS).map(|tally| tally.crash_states)
+}
+
+/// Long reads on one core, while writes of another and the background send segments around.
+fn hunt_readers(seed: u64) -> Result<u64, Violation> {
+    let mut prng = Prng::new(mix(seed, 3));
+    let setup = Setup {
+        block_count: 48,
+        segment_size_bytes: 16 << 10,
+        segment_count: 5,
+        gc_percent: 0,
+        core_count: 2,
+        stream_count_max: 1,
+        yield_percent: prng.pick(&[10, 30]),
+        ..Setup::default()
+    };
+    let mut steps = Vec::new();
+    for _ in 0..60 {
+        for _ in 0..4 {
+            steps.push(Step::Write(1, prng.below(41), 7, 0));
+        }
+        let len = prng.between(8, 40);
+        steps.push(Step::Read(0, prng.below(48 - len), len, 0));
+        steps.extend([
+            Step::DrainStart,
+            Step::Base(4),
+            Step::Core(0),
+            Step::Turns(2),
+        ]);
+    }
+    script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
 }
 
 /// What histories that are drawn hardly ever come to, laid on purpose: shared misses, memory that goes bad.
@@ -241,8 +276,12 @@ fn every_canary_is_caught_for_the_right_reason_and_nothing_else_is() {
     let hook = std::panic::take_hook();
     // Most canaries break invariants, many times.
     std::panic::set_hook(Box::new(|_| {}));
+    // `PCACHE_CANARY`: this one alone.
+    let only = std::env::var("PCACHE_CANARY").ok();
+    let wanted = |canary: &&Canary| only.as_deref().is_none_or(|only| canary.name() == only);
     let found: Vec<(Canary, Search)> = Canary::ALL
         .iter()
+        .filter(wanted)
         .map(|canary| {
             let _planted = canary::plant(*canary);
             (*canary, search(ROUNDS_MAX, reasons(*canary)))

@@ -28,7 +28,11 @@ impl Machine {
             super::super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
         }
         if prng.percent(20) {
-            recover::offer_another_base(&self.setup_after(), &image, &mut prng)?;
+            let setup = Setup {
+                block_count: self.cache().block_count(),
+                ..self.setup_after()
+            };
+            recover::offer_another_base(&setup, &image, &mut prng)?;
         }
         self.start_again(image, change, dice)
     }
