@@ -125,7 +125,7 @@ def held_session(host: Host, media: Path, seed: int, **params: Any) -> tuple[Sto
     assert_intact(client.write(session.url, seconds=1))
     begin(session.rpc, **params)
     wait_for(session.rpc, "holding")
-    assert_intact(client.write(session.url, writes=client.writes_acked() + 200, seconds=20))
+    assert_intact(client.write(session.url, writes=client.writes_issued() + 200, seconds=20))
     return storage, client, session
 
 
@@ -200,10 +200,10 @@ def test_drains_and_deletes_during_a_hold(host: Host, media: Path, seed: int):
     )
     assert_intact(client.verify_file(storage.base_file))
     # Without a drain nothing is written to the base, so the cut stays; but nobody vouches for it any more.
-    assert_intact(client.write(session.url, writes=client.writes_acked() + 200, seconds=20))
+    assert_intact(client.write(session.url, writes=client.writes_issued() + 200, seconds=20))
     begin(session.rpc)
     wait_for(session.rpc, "holding")
-    assert_intact(client.write(session.url, writes=client.writes_acked() + 200, seconds=20))
+    assert_intact(client.write(session.url, writes=client.writes_issued() + 200, seconds=20))
     held = digest(storage.base_file)
     session.rpc.bdev_pcache_delete(name=CACHE)
     assert digest(storage.base_file) == held
@@ -232,7 +232,7 @@ def test_a_base_that_fails_delays_the_cut_and_can_be_given_up(host: Host, media:
     wait_for(session.rpc, "holding")
     # What fails during a hold is no business of the checkpoint: nothing is written.
     make_sick(session.rpc, "write")
-    assert_intact(client.write(session.url, writes=client.writes_acked() + 200, seconds=20))
+    assert_intact(client.write(session.url, writes=client.writes_issued() + 200, seconds=20))
     assert status(session.rpc)["state"] == "holding"
     session.rpc.bdev_pcache_checkpoint_end(name=CACHE)
     heal(session.rpc)
@@ -271,7 +271,7 @@ def test_killed_during_a_hold(host: Host, media: Path, seed: int):
     # An orderly end keeps the cut as well.
     begin(session.rpc, timeout_s=3600)
     wait_for(session.rpc, "holding")
-    assert_intact(client.write(session.url, writes=client.writes_acked() + 200, seconds=20))
+    assert_intact(client.write(session.url, writes=client.writes_issued() + 200, seconds=20))
     held = digest(storage.base_file)
     session.app.stop()
     assert digest(storage.base_file) == held

@@ -25,11 +25,18 @@ HEADER_BYTES = 2 * MIB
 
 
 def test_lost_memory_is_an_error_and_not_the_end_of_the_process(host: Host, media: Path, seed: int):
-    storage = Storage(media, options={"segment_size_kib": 1024, "scrub_mib_s": 0})
+    storage = Storage(media, base_mib=16, options={"segment_size_kib": 1024, "scrub_mib_s": 0})
     client = storage.client(seed)
     session = start_session(host, [storage.aio_base(), storage.cache()])
     assert_intact(client.write(session.url, writes=1500, seconds=20))
     drain(session.rpc)
+
+    def all_cached() -> bool:
+        before = cache_stats(session.rpc)["base_read_bytes"]
+        assert_intact(client.verify(session.url))
+        return cache_stats(session.rpc)["base_read_bytes"] == before
+
+    wait_until(all_cached, "nothing that is read is put into the cache anew", timeout_s=20)
     os.truncate(storage.cache_file, HEADER_BYTES)
 
     # Everything is clean: the base has it.
@@ -44,7 +51,6 @@ def test_lost_memory_is_an_error_and_not_the_end_of_the_process(host: Host, medi
         return info is not None and info["segments_quarantined"] > 0
 
     wait_until(quarantined, "segments are taken out of service", timeout_s=20)
-    assert_intact(client.verify(session.url))
 
     # An open segment takes no stores any more: nothing is acknowledged, and the cache fails alone.
     result = client.write(session.url, writes=1500, read_percent=0, seconds=20)

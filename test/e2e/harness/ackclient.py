@@ -88,8 +88,15 @@ class AckClient:
 
     def writes_acked(self) -> int:
         """Acknowledged so far, read from the journal while the client runs."""
+        return self._header()[6]
+
+    def writes_issued(self) -> int:
+        """Sent so far: those of which nobody knows how they ended are among them."""
+        return self._header()[5]
+
+    def _header(self) -> tuple[int, ...]:
         with self.journal.open("rb") as file:
-            return _HEADER.unpack(file.read(_HEADER.size))[6]
+            return _HEADER.unpack(file.read(_HEADER.size))
 
     def end(self) -> None:
         """Kills a run that still goes on."""
