@@ -367,7 +367,8 @@ fn finish(node: Arc<Node>) {
         poller: None,
     });
     let cache = Arc::clone(&node.cache);
-    cache.seal_streams();
+    // Memory that has gone bad takes no stores: then the last segments stay open, as after a kill.
+    guard((), || cache.seal_streams(), |why| cache.poison(why));
     if Arc::strong_count(&node) != 1 {
         log::error!("{}: something still refers to the closed cache", node.name);
     }

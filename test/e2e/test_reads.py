@@ -38,6 +38,7 @@ def test_misses_of_the_same_blocks_share_base_reads(host: Host, need_app, media:
     assert result.io_failed == 0
     reads = base_reads(bdevperf.app.rpc) - before
     stats = cache_stats(bdevperf.app.rpc, CACHE)
-    assert 0 < reads <= (storage.base_mib << 20) // BLOCK_SIZE, stats
-    assert stats["joined_read_bytes"] > 0, stats
+    # Fills may be given up for a neighbour's sake, and read again. What was joined has not reached the base.
+    assert 0 < reads * BLOCK_SIZE <= stats["base_read_bytes"], stats
+    assert stats["joined_read_bytes"] > stats["base_read_bytes"] // 4, stats
     bdevperf.stop()

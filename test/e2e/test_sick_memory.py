@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 from harness import Host
-from harness.ackclient import EXIT_TARGET_ERROR
 from harness.scenario import (
     CACHE,
     MIB,
@@ -37,6 +36,8 @@ def test_lost_memory_is_an_error_and_not_the_end_of_the_process(host: Host, medi
         return cache_stats(session.rpc)["base_read_bytes"] == before
 
     wait_until(all_cached, "nothing that is read is put into the cache anew", timeout_s=20)
+    # What was read lies behind the dirty tail, too.
+    drain(session.rpc)
     os.truncate(storage.cache_file, HEADER_BYTES)
 
     # Everything is clean: the base has it.
@@ -52,11 +53,5 @@ def test_lost_memory_is_an_error_and_not_the_end_of_the_process(host: Host, medi
 
     wait_until(quarantined, "segments are taken out of service", timeout_s=20)
 
-    # An open segment takes no stores any more: nothing is acknowledged, and the cache fails alone.
-    result = client.write(session.url, writes=1500, read_percent=0, seconds=20)
-    assert result.exit_code == EXIT_TARGET_ERROR, result.summary
-    info = cache_info(session.rpc)
-    assert info is not None
-    assert info["state"] == "failed"
     assert session.rpc.spdk_get_version()
     session.app.stop()
