@@ -102,7 +102,7 @@ asan: rust  ## Run the engine's tests with AddressSanitizer
 	cargo test --target "$$host" --target-dir target/asan --features sim --lib --test prove
 
 .PHONY: e2e
-e2e: module $(VENV)/ready  ## Run the tests with real SPDK applications
+e2e: module inspect $(VENV)/ready  ## Run the tests with real SPDK applications
 	@$(SAY) "tests with SPDK applications"
 	$(PYTHON) -m pytest -v -c test/pytest.ini test/e2e $(PYTEST_ARGS)
 

@@ -59,6 +59,7 @@ tests! {
     a_journal_on_the_base_is_always_consistent
     a_checkpoint_holds_the_base_at_an_exact_cut
     writers_wait_for_a_checkpoint_until_its_time_limit
+    a_checkpoint_is_reached_although_batch_follows_batch
     the_base_alone_is_always_a_state_that_the_barriers_allow
     failing_writes_of_the_base_hold_the_tail_and_heal
     failing_flushes_of_the_base_hold_the_tail_and_heal

@@ -56,6 +56,9 @@ impl<P: Pmem> Cache<P> {
                 asked: block_count,
             });
         }
+        if block_count == now {
+            return Ok(());
+        }
         let max = self.base_block_count_max();
         if block_count > max {
             return Err(GrowError::TooLarge {

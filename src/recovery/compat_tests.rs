@@ -123,6 +123,8 @@ pub(super) struct Image {
     block_size_bytes: u32,
     data_crc: DataCrc,
     writeback_order: WritebackOrder,
+    /// Other settings, in the table of the superblock.
+    settings: &'static [(Setting, u32)],
     script: &'static [Step],
     /// Blocks that the cache does not hold, as ranges.
     uncached: &'static [std::ops::Range<u64>],
@@ -138,6 +140,7 @@ const V1_512: Image = Image {
     block_size_bytes: 512,
     data_crc: DataCrc::On,
     writeback_order: WritebackOrder::Relaxed,
+    settings: &[],
     script: SCRIPT_512,
     uncached: &[
         8..20,
@@ -158,11 +161,17 @@ const V1_512: Image = Image {
     segments_free: 1,
 };
 
-pub(super) const IMAGES: [Image; 3] = [
+pub(super) const IMAGES: [Image; 4] = [
     V1_512,
     // With the compatible feature `batch_end`.
     Image {
         file: "v1-512-batch-end.img",
+        ..V1_512
+    },
+    // With the compatible feature `settings`.
+    Image {
+        file: "v1-512-settings.img",
+        settings: &[(Setting::DirtyHighPercent, 80), (Setting::ScrubMibS, 0)],
         ..V1_512
     },
     Image {
@@ -170,6 +179,7 @@ pub(super) const IMAGES: [Image; 3] = [
         block_size_bytes: 4096,
         data_crc: DataCrc::Off,
         writeback_order: WritebackOrder::Strict,
+        settings: &[],
         script: SCRIPT_4096,
         uncached: &[1..2, 3..4, 9..11, 15..20, 21..31],
         dirty_tail: 12,
@@ -204,8 +214,11 @@ impl Image {
         OpenOptions {
             data_crc: Some(self.data_crc),
             segment_size_bytes: Some(SEGMENT_SIZE_BYTES),
-            settings: SettingChange::of(Setting::GcPercent, GC_PERCENT)
-                .and(Setting::WritebackOrder, self.writeback_order as u32),
+            settings: self.settings.iter().fold(
+                SettingChange::of(Setting::GcPercent, GC_PERCENT)
+                    .and(Setting::WritebackOrder, self.writeback_order as u32),
+                |change, (setting, value)| change.and(*setting, *value),
+            ),
             format: FormatPolicy::Auto,
             ..self.options()
         }
@@ -368,6 +381,9 @@ fn check_info(image: &Image, info: &CacheInfo) {
     assert_eq!(info.data_crc, image.data_crc == DataCrc::On);
     assert_eq!(info.settings.get(Setting::GcPercent), GC_PERCENT);
     assert_eq!(info.settings.writeback_order(), image.writeback_order);
+    for (setting, value) in image.settings {
+        assert_eq!(info.settings.get(*setting), *value, "{setting:?}");
+    }
     assert_eq!(
         (
             info.dirty_tail,

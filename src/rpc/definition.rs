@@ -400,6 +400,23 @@ mod tests {
     }
 
     #[test]
+    fn operators_are_told_default_and_range_of_every_setting() {
+        let text = include_str!("../../docs/OPERATIONS.md");
+        for info in SETTINGS {
+            let row = match info.kind {
+                SettingValueKind::Number { min, max } => {
+                    format!("| `{}` | {} | {min} to {max} | ", info.name, info.default)
+                }
+                SettingValueKind::Words(words) => {
+                    let default = words[info.default as usize];
+                    format!("| `{}` | {default} | {} | ", info.name, words.join(", "))
+                }
+            };
+            assert!(text.contains(&row), "OPERATIONS.md lacks {row:?}");
+        }
+    }
+
+    #[test]
     fn a_saved_configuration_never_formats_by_force() {
         let mut definition = parse(LEAST).unwrap();
         definition.format = FormatPolicy::Force;

@@ -10,6 +10,7 @@ use spdk_sys as sys;
 
 use super::base::{c_string, os_text};
 use super::node::Node;
+use super::remove;
 use super::thread::now;
 use crate::engine::Health;
 use crate::units::{NS_PER_S, Now};
@@ -65,8 +66,7 @@ impl StateWatch {
             self.tell_health(node);
         }
         let block_count = node.cache.block_count();
-        let leaves = node.app.get().removal.borrow().state_name().is_some();
-        if self.block_count.get() != block_count && !leaves {
+        if self.block_count.get() != block_count && remove::is_staying(node) {
             self.tell_size(node, block_count);
         }
     }

@@ -494,8 +494,11 @@ impl Writeback {
         self.learn_rate(now);
         self.backoff_ns = BACKOFF_NS_MIN;
         self.state = State::Idle;
-        let follows =
-            self.next.is_ready() && !self.stopping && !canary::is(Canary::BatchEndNotRecorded);
+        // A checkpoint is asked first, between two batches: else it waits for as long as batch follows batch.
+        let follows = self.next.is_ready()
+            && !self.stopping
+            && !cache.checkpoint.is_writing_back()
+            && !canary::is(Canary::BatchEndNotRecorded);
         if follows {
             self.take_over(context, now);
         }

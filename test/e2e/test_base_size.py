@@ -16,6 +16,7 @@ from harness.scenario import (
     assert_intact,
     bdev_info,
     drain,
+    make_used_cache,
     start_session,
     wait_online,
 )
@@ -68,9 +69,7 @@ def test_cache_grows_with_its_base_and_remembers(host: Host, media: Path, seed: 
 def test_base_that_grew_meanwhile_is_taken_on_demand_only(host: Host, media: Path, seed: int):
     storage = Storage(media)
     client = storage.client(seed)
-    session = start_session(host, [storage.aio_base(), storage.cache()])
-    assert_intact(client.write(session.url, seconds=1))
-    session.app.stop()
+    make_used_cache(host, storage, client, drained=False)
     os.truncate(storage.base_file, 2 * storage.base_mib * MIB)
     app = host.start("spdk_tgt", bdevs=[storage.aio_base()])
     with pytest.raises(RpcError) as caught:
@@ -91,9 +90,7 @@ def test_base_that_grew_meanwhile_is_taken_on_demand_only(host: Host, media: Pat
 def test_smaller_base_is_refused_even_if_growth_is_accepted(host: Host, media: Path, seed: int):
     storage = Storage(media)
     client = storage.client(seed)
-    session = start_session(host, [storage.aio_base(), storage.cache()])
-    assert_intact(client.write(session.url, seconds=1))
-    session.app.stop()
+    make_used_cache(host, storage, client, drained=False)
     take_half_away(storage)
     app = host.start("spdk_tgt", bdevs=[storage.aio_base()])
     with pytest.raises(RpcError) as caught:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import AckClient, Host, NvmfTarget, Rpc, RpcError, wait_until
+from harness import AckClient, Host, NvmfTarget, Rpc, wait_until
 from harness.history import History
 from harness.scenario import (
     BASE,
@@ -22,6 +22,7 @@ from harness.scenario import (
     cache_stats,
     digest,
     drain,
+    error_of,
     heal,
     make_sick,
     start_session,
@@ -45,12 +46,6 @@ def wait_for(rpc: Rpc, state: str, timeout_s: float = 30.0) -> dict[str, Any]:
         return found if found["state"] == state else None
 
     return wait_until(reached, f"the checkpoint is {state}", timeout_s)
-
-
-def error_of(call: Any, **params: Any) -> RpcError:
-    with pytest.raises(RpcError) as caught:
-        call(**params)
-    return caught.value
 
 
 @pytest.mark.parametrize("order", ["strict", "relaxed"])

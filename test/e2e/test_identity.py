@@ -16,20 +16,11 @@ from harness.scenario import (
     assert_intact,
     bdev_info,
     digest,
-    drain,
+    make_used_cache,
     start_session,
     wait_online,
 )
 from harness.targets import IscsiTarget
-
-
-def make_used_cache(host: Host, storage: Storage, client: AckClient, *, drained: bool) -> None:
-    """A cache that has seen writes, and whose application has ended."""
-    session = start_session(host, [storage.aio_base(), storage.cache()])
-    assert_intact(client.write(session.url, seconds=1))
-    if drained:
-        drain(session.rpc)
-    session.app.stop()
 
 
 def refused(app: App, storage: Storage, **overrides) -> RpcError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, AckClient, App, Host, IscsiTarget, RpcError, wait_until
+from harness import ROOT, AckClient, App, Host, IscsiTarget, wait_until
 from harness.scenario import (
     MIB,
     Storage,
@@ -19,6 +19,7 @@ from harness.scenario import (
     cache_stats,
     digest,
     drain,
+    error_of,
     wait_online,
 )
 
@@ -74,12 +75,6 @@ class Parts:
 
     def span(self, number: int) -> tuple[int, int]:
         return self.offset_mib(number), self.offset_mib(number) + PART_MIB
-
-
-def error_of(call: Any, **params: Any) -> RpcError:
-    with pytest.raises(RpcError) as caught:
-        call(**params)
-    return caught.value
 
 
 def test_two_caches_of_one_process_are_killed_with_both_dirty(

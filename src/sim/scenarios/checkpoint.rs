@@ -139,3 +139,46 @@ pub(super) fn writers_wait_for_a_checkpoint_until_its_time_limit(
         Ok(machine)
     })
 }
+
+/// The base is never without a batch: whenever one ends, the next one is ready.
+pub(super) fn a_checkpoint_is_reached_although_batch_follows_batch(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    const ROUNDS: u64 = 8;
+    for order in [WritebackOrder::Strict, WritebackOrder::Relaxed] {
+        context.cut(&setup(order), |machine| {
+            for round in 0..ROUNDS {
+                if round == ROUNDS - 3 {
+                    machine.checkpoint_begin(3600);
+                }
+                machine.write(0, round % 8 * 8, 7, Fua::No, &[]);
+                (0..4).for_each(|_| machine.poll_core(0));
+                machine.drain_start();
+                (0..8).for_each(|_| machine.poll_background());
+                // The batch of each round is ready before the one of the round before has ended.
+                if round > 0 {
+                    end_batch(&machine);
+                }
+            }
+            check(status(&machine).state == CheckpointState::Holding, || {
+                format!("no cut: {:?}", status(&machine))
+            })?;
+            machine.checkpoint_end();
+            machine.drain()?;
+            Ok(machine)
+        })?;
+    }
+    Ok(())
+}
+
+/// To the moment at which the batch under way has ended.
+fn end_batch(machine: &Machine) {
+    let tail = machine.cache().info().dirty_tail;
+    for _ in 0..64 {
+        machine.complete_base();
+        if machine.cache().info().dirty_tail != tail {
+            return;
+        }
+        machine.poll_background();
+    }
+}

@@ -75,6 +75,7 @@ scenarios! {
     14 writeback::a_journal_on_the_base_is_always_consistent,
     14 checkpoint::a_checkpoint_holds_the_base_at_an_exact_cut,
     14 checkpoint::writers_wait_for_a_checkpoint_until_its_time_limit,
+    14 checkpoint::a_checkpoint_is_reached_although_batch_follows_batch,
     15 writeback::the_base_alone_is_always_a_state_that_the_barriers_allow,
     16 writeback::failing_writes_of_the_base_hold_the_tail_and_heal,
     16 writeback::failing_flushes_of_the_base_hold_the_tail_and_heal,

@@ -10,7 +10,7 @@ from typing import Any
 
 from .ackclient import AckClient, ClientResult
 from .host import App, Host
-from .rpc import Rpc
+from .rpc import Rpc, RpcError
 from .targets import IscsiTarget, NvmfTarget
 from .util import wait_until
 
@@ -172,9 +172,27 @@ def drain(rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0) -> dict[str, Any
     return wait_until(finished, f"{name} is drained", timeout_s)
 
 
+def make_used_cache(host: Host, storage: Storage, client: AckClient, *, drained: bool) -> None:
+    """A cache that has seen writes, and whose application has ended."""
+    session = start_session(host, [storage.aio_base(), storage.cache()])
+    assert_intact(client.write(session.url, seconds=1))
+    if drained:
+        drain(session.rpc)
+    session.app.stop()
+
+
 def digest(path: Path) -> str | None:
     """To see whether a file was changed; None if there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def error_of(call: Any, **params: Any) -> RpcError:
+    """The answer to a call that must be refused."""
+    try:
+        answer = call(**params)
+    except RpcError as error:
+        return error
+    raise AssertionError(f"{params} was not refused, but answered with {answer}")
 
 
 def assert_intact(result: ClientResult) -> None:
