@@ -101,6 +101,13 @@ impl SideTable {
         })
     }
 
+    /// Says something of each block.
+    pub(super) fn write_all(&self, line: u32, blocks: &Blocks) {
+        for (block, map) in blocks.iter().enumerate() {
+            self.write(line, block, *map);
+        }
+    }
+
     /// Says something of one block.
     pub(super) fn write(&self, line: u32, block: usize, map: BlockMap) {
         let (word, zero) = match map {

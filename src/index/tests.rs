@@ -259,6 +259,25 @@ fn lines_that_run_out_are_there_again_when_a_batch_ends() {
 }
 
 #[test]
+fn damage_amid_a_run_takes_a_line_or_waits_for_one() {
+    let index = index(512);
+    set(&index, 7, 2, 4, Target::Mapped(Place(16)));
+    let at = index.locate(Page(7));
+    let damaged = 17..18;
+    let mapped = |place| BlockMap::Mapped(Place(place));
+    let found = || [2, 3, 4, 5].map(|number| block(&index, 7, number));
+    let mut all = LineStock::new(10_000);
+    while index.stock_line(&mut all) {}
+    assert!(!index.evict_places(at, &damaged));
+    assert_eq!(found(), [16, 17, 18, 19].map(mapped));
+    index.clear_stock(&mut all);
+    assert!(index.evict_places(at, &damaged));
+    let left = [mapped(16), BlockMap::Absent, mapped(18), mapped(19)];
+    assert_eq!(found(), left);
+    index.check_at_rest();
+}
+
+#[test]
 fn no_two_threads_get_the_same_line() {
     // INV-INDEX-8.
     let index = index(512);
@@ -432,21 +451,28 @@ proptest! {
     #[test]
     fn the_index_knows_of_each_block_what_was_published_last(
         batches in batches(48),
-        evicted in prop::collection::vec(0u64..30, 40),
+        evicted in prop::collection::vec((0u64..30, 0u64..1850, 1u64..9), 40),
         large in any::<bool>(),
     ) {
         let geometry = if large { large_geometry() } else { geometry(512) };
         let index = Index::new(geometry, PAGES, 1);
         let mut model = BTreeMap::new();
-        for (batch, evicted) in batches.iter().zip(evicted) {
+        for (batch, (segment, first, len)) in batches.iter().zip(evicted) {
             Batch::begin(&index, batch).run(&index);
             model.extend(batch.iter().flat_map(|part| blocks_of(*part)));
-            // Whole segments die, one at a time.
-            let dead = |place: Place| place.0 / 64 == evicted;
+            // A segment dies, and some blocks are damaged.
+            let is_inside = |place: Place| place.0 / 64 == segment;
+            let damaged = first..first + len;
             for page in (0..48).map(|page| page * 85) {
-                index.evict(index.locate(Page(page)), dead);
+                let at = index.locate(Page(page));
+                index.evict(at, is_inside);
+                prop_assert!(index.evict_places(at, &damaged));
             }
-            model.retain(|_, map| !matches!(map, BlockMap::Mapped(place) | BlockMap::Zero(place) if dead(*place)));
+            model.retain(|_, map| match map {
+                BlockMap::Mapped(place) => !is_inside(*place) && !damaged.contains(&place.0),
+                BlockMap::Zero(place) => !is_inside(*place),
+                BlockMap::Absent => true,
+            });
             index.check_at_rest();
         }
         for page in 0..PAGES {

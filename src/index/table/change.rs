@@ -7,6 +7,7 @@ use crate::index::map::{BlockMap, Blocks, PAGE_BLOCKS_MAX, Run, Shape, Target};
 use crate::index::side::LineStock;
 use crate::media::Place;
 use crate::sched;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Whether a part of a page is not the first that is published under a claim.
@@ -117,9 +118,7 @@ impl Index {
             Target::Zero(place) => self.layout.make(SlotKind::Zero, key, place.0),
         };
         word.store(new, Ordering::Release);
-        if self.layout.kind(value) == SlotKind::Split {
-            stock.set_free(self.layout.line(value));
-        }
+        self.line_of(value).inspect(|line| stock.set_free(*line));
     }
 
     /// Lays a run over what a slot says.
@@ -132,10 +131,9 @@ impl Index {
         let before = self.blocks(value);
         let mut blocks = before;
         run.lay_over(&mut blocks);
-        let line = (self.layout.kind(value) == SlotKind::Split).then(|| self.layout.line(value));
         let key = self.layout.key_of(at.value());
         let word = self.word(at);
-        match (self.simple(key, &blocks), line) {
+        match (self.simple(key, &blocks), self.line_of(value)) {
             (Some(new), line) => {
                 word.store(new, Ordering::Release);
                 // Whoever still reads it finds the slot changed.
@@ -146,14 +144,22 @@ impl Index {
                 let Some(line) = stock.take() else {
                     unreachable!("INV-INDEX-8: a page is split without a line reserved for it")
                 };
-                for (block, map) in blocks.iter().enumerate() {
-                    side.write(line, block, *map);
-                }
-                sched::point();
-                let new = self.layout.make(SlotKind::Split, key, u64::from(line));
-                word.store(new, Ordering::Release);
+                side.write_all(line, &blocks);
+                self.name_line(word, key, line);
             }
         }
+    }
+
+    /// Lets a slot name a line that has been written.
+    fn name_line(&self, word: &AtomicU64, key: SlotKey, line: u32) {
+        sched::point();
+        let new = self.layout.make(SlotKind::Split, key, u64::from(line));
+        word.store(new, Ordering::Release);
+    }
+
+    /// The line that a slot names, if it does.
+    fn line_of(&self, value: u64) -> Option<u32> {
+        (self.layout.kind(value) == SlotKind::Split).then(|| self.layout.line(value))
     }
 
     /// What a slot says of a page that needs no line; `None`: it does.
@@ -203,11 +209,28 @@ impl Index {
         sched::point();
     }
 
-    /// Forgets those blocks of a page that lie where `dead` says, for the holder of the claim.
+    /// Forgets those blocks of a page that lie where `dead` says, for the holder of the claim. It says the same of
+    /// all places of a segment.
     pub(crate) fn evict(&self, at: SlotRef, dead: impl Fn(Place) -> bool) {
         if let Some((bucket, slot, value)) = self.find(at) {
             self.evict_slot(bucket, slot, value, &dead);
         }
+    }
+
+    /// Forgets those blocks of a page that lie at `places`, for the holder of the claim; zeroes lie nowhere. Their
+    /// neighbours in a run stay, for which a line may be needed. `false`: there is none for the moment, and nothing
+    /// is forgotten.
+    #[must_use]
+    pub(crate) fn evict_places(&self, at: SlotRef, places: &Range<u64>) -> bool {
+        let Some((bucket, slot, value)) = self.find(at) else {
+            return true;
+        };
+        let before = self.blocks(value);
+        let left = before.map(|map| match map {
+            BlockMap::Mapped(place) if places.contains(&place.0) => BlockMap::Absent,
+            map => map,
+        });
+        left == before || self.shrink(bucket, slot, value, &before, &left)
     }
 
     pub(super) fn evict_slot(
@@ -219,44 +242,61 @@ impl Index {
     ) {
         let first_place = match self.layout.kind(value) {
             SlotKind::Empty | SlotKind::Reserved => return,
-            SlotKind::Split => {
-                let line = self.layout.line(value);
-                return self.evict_blocks(bucket, slot, value, line, dead);
-            }
+            SlotKind::Split => return self.evict_blocks(bucket, slot, value, dead),
             SlotKind::Mapped | SlotKind::Zero => Place(self.layout.payload(value)),
             SlotKind::MappedRun | SlotKind::ZeroRun => self.layout.run(value).place(),
         };
-        // All of it lies in one segment.
+        // All of it lies in one segment, since none begins with payload.
         if dead(first_place) {
             self.remove(bucket, slot, value);
         }
     }
 
     #[inline(never)]
-    fn evict_blocks(
-        &self,
-        bucket: usize,
-        slot: usize,
-        value: u64,
-        line: u32,
-        dead: &impl Fn(Place) -> bool,
-    ) {
-        let before = self.side().read(line);
+    fn evict_blocks(&self, bucket: usize, slot: usize, value: u64, dead: &impl Fn(Place) -> bool) {
+        let before = self.blocks(value);
         let left = before.map(|map| match map {
             BlockMap::Mapped(place) | BlockMap::Zero(place) if dead(place) => BlockMap::Absent,
             map => map,
         });
-        match self.simple(self.layout.key_of(value), &left) {
-            Some(0) => self.remove(bucket, slot, value),
-            Some(new) => self.buckets.line(bucket)[slot].store(new, Ordering::Release),
-            None => {
-                self.write_line(line, &before, &left);
+        let done = self.shrink(bucket, slot, value, &before, &left);
+        debug_assert!(done, "INV-INDEX-8: a page that is split has a line");
+    }
+
+    /// Lets a page say what is `left` of what it said `before`. `false`: it takes a line, and there is none.
+    fn shrink(
+        &self,
+        bucket: usize,
+        slot: usize,
+        value: u64,
+        before: &Blocks,
+        left: &Blocks,
+    ) -> bool {
+        let key = self.layout.key_of(value);
+        let word = &self.buckets.line(bucket)[slot];
+        let line = self.line_of(value);
+        match (self.simple(key, left), line) {
+            (Some(0), _) => self.remove(bucket, slot, value),
+            (Some(new), _) => word.store(new, Ordering::Release),
+            (None, Some(line)) => {
+                self.write_line(line, before, left);
                 if !canary::is(Canary::LineFreedInUse) {
-                    return;
+                    return true;
                 }
             }
+            (None, None) => {
+                let Some(line) = self.side().take() else {
+                    return false;
+                };
+                self.side().write_all(line, left);
+                self.name_line(word, key, line);
+                return true;
+            }
         }
-        self.side().give_back(&[line]);
+        if let Some(line) = line {
+            self.side().give_back(&[line]);
+        }
+        true
     }
 
     /// Forgets clean pages within reach of `at`, so that it can be reserved. Leaves alone what others hold.
