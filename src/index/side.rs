@@ -128,7 +128,8 @@ impl SideTable {
         }
     }
 
-    /// The line below one that was given back, plus one; 0: there is none.
+    /// The line below one that was given back, plus one; 0: there is none. Who has seen the line on top of the stack
+    /// sees its link.
     fn link(&self, line: u32) -> u32 {
         match &self.words {
             Words::Narrow(lines) => lines.line(line as usize)[0].load(Ordering::Relaxed),
@@ -137,11 +138,13 @@ impl SideTable {
         }
     }
 
+    /// With Release, like all words of a line: a reader who takes a link for a place finds the slot changed, which
+    /// was before.
     fn set_link(&self, line: u32, below: u32) {
         match &self.words {
-            Words::Narrow(lines) => lines.line(line as usize)[0].store(below, Ordering::Relaxed),
+            Words::Narrow(lines) => lines.line(line as usize)[0].store(below, Ordering::Release),
             Words::Wide(lines) => {
-                lines.line(line as usize)[0].store(u64::from(below), Ordering::Relaxed);
+                lines.line(line as usize)[0].store(u64::from(below), Ordering::Release);
             }
         }
     }
