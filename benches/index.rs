@@ -149,19 +149,18 @@ fn measure(mut shape: impl Shape, pages: u64) -> serde_json::Value {
     });
     let grown_bytes = resident_bytes() - before;
     let mut rng = Rng::new(7);
-    let mut look = |prefetched: bool| {
+    let mut look = |prepare: &dyn Fn(&[u64])| {
         for _ in 0..ROUND / BATCH {
             let batch: [u64; BATCH as usize] = std::array::from_fn(|_| page(rng.next() % pages));
-            if prefetched {
-                batch.iter().for_each(|page| shape.prefetch(*page));
-            }
+            prepare(&batch);
             for page in batch {
                 black_box(shape.find(page));
             }
         }
     };
-    let lookup_ns = median_ns(|| look(false));
-    let prefetched_ns = median_ns(|| look(true));
+    let lookup_ns = median_ns(|| look(&|_| ()));
+    let prefetched_ns =
+        median_ns(|| look(&|batch| batch.iter().for_each(|page| shape.prefetch(*page))));
     let mut next = 0;
     let again_ns = median_ns(|| {
         for _ in 0..ROUND {

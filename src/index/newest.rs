@@ -68,7 +68,7 @@ impl Newest {
 
     /// Lets a key take effect on those blocks of a page that no later one has set, for the holder of the claim. Of
     /// keys with the same seq, which come from one kset, the one that is installed later wins. The stock of the
-    /// caller is empty before and after.
+    /// caller is empty before and after: nobody reads yet, so a line may be used again at once.
     #[inline]
     pub(crate) fn install(
         &self,
