@@ -3,6 +3,7 @@
 //! `cargo bench --features heap --bench engine -- [CACHE_PATH] [CACHE_MIB]` (default: a file on /dev/hugepages if
 //! that is mounted, else on /dev/shm; 1024 MiB). `parts` has the limits to compare with.
 
+mod random;
 mod rig;
 
 use pcache::engine::{DataCrc, Fua, Op};

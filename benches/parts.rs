@@ -9,14 +9,18 @@
 //! - `parts index PATH MIB KIND PAGES`: DRAM that a cache takes with so many pages of 4 KiB in it: `dense`, or
 //!   `scattered` over a terabyte, or the first 512 bytes of each: `scattered_512`.
 
+mod memory;
+mod random;
 mod reopen;
 mod rig;
 
+use memory::resident_bytes;
 use pcache::engine::{DataCrc, Fua, Op};
 use pcache::pmem::{IovBuf, Pmem};
 use pcache::units::{Agent, Page, PmemOff};
+use random::Rng;
 use reopen::{Recovered, reopen};
-use rig::{Base, Load, Pattern, Rig, Rng, map, now, open};
+use rig::{Base, Load, Pattern, Rig, map, now, open};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
@@ -173,17 +177,6 @@ fn costs(path: &Path, size_bytes: u64, span: Duration) -> Value {
         "qd1": { "copy_and_fence": copy_1_ns, "kset_and_fence": kset_1_ns, "index": index_ns(1) },
         "qd32": { "copy_and_fence": copy_32_ns, "kset_and_fence": kset_32_ns, "index": index_ns(32) },
     })
-}
-
-/// Memory of this process that is not a file's, in bytes.
-fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB"))
-        .and_then(|kib| kib.parse::<u64>().ok());
-    kib.expect("the kernel tells RssAnon") << 10
 }
 
 /// Memory of the process when a cache has taken `pages` pages of 4 KiB, or the first blocks of so many.

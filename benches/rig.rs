@@ -1,5 +1,6 @@
 //! The engine without SPDK, for the benches: a cache on a real mapping, in front of memory that answers at once.
 
+use crate::random::Rng;
 use pcache::engine::{
     Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, Budget, Cache, Channel, DataCrc,
     FormatPolicy, HostIo, IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
@@ -19,23 +20,6 @@ const DEPTH_MAX: usize = 128;
 const NAP_POLLS: u32 = 64;
 /// The largest request in bytes.
 const IO_SIZE_BYTES_MAX: usize = 128 << 10;
-
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// SplitMix64.
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
 
 #[expect(clippy::disallowed_methods, reason = "a bench measures time")]
 pub(crate) fn now() -> Instant {

@@ -47,6 +47,12 @@ canaries! {
     FloorNotSet = "floor_not_set",
     /// Publishing a part of a page forgets its last block.
     OverlapLost = "overlap_lost",
+    /// Some blocks of a page at one place are taken for all of it.
+    RunTakenForPage = "run_taken_for_page",
+    /// A reader of a split page does not look whether it is still where it was.
+    SplitReadOnce = "split_read_once",
+    /// The line of a page of which a part is forgotten is given to another.
+    LineFreedInUse = "line_freed_in_use",
     /// A read fill goes into the cache although its page was written meanwhile.
     StaleFillInstalled = "stale_fill_installed",
     /// A miss joins a base read that was asked for before its blocks were written.

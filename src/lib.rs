@@ -7,7 +7,10 @@
 pub mod canary;
 pub mod engine;
 mod gc;
+#[cfg(not(feature = "heap"))]
 mod index;
+#[cfg(feature = "heap")]
+pub mod index;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod media;

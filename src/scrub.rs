@@ -238,7 +238,7 @@ impl Scrub {
     }
 }
 
-/// The payload of a key; returns its length. `None`: somebody is at its page, again later.
+/// The payload of a key; returns its length. `None`: somebody is at its page, or has what is needed; again later.
 fn look_at_payload<P: Pmem>(
     context: &mut Context<'_, P>,
     walk: &Walk,
@@ -273,8 +273,11 @@ fn look_at_payload<P: Pmem>(
     }
     let first = cache.geometry.place(walk.id, key.payload_off).0;
     let places = first..first + u64::from(key.len_blocks);
-    cache.index.evict(at, |place| places.contains(&place.0));
+    let done = cache.index.evict_places(at, &places);
     cache.index.release(at.bucket(), context.agent.0);
+    if !done {
+        return None;
+    }
     count_flaw(context.counters, flaw, 1);
     Some(len_bytes)
 }

@@ -178,6 +178,9 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::ClaimsIgnored => &[STALE, LOST, DRAINED, MIXED],
         Canary::FloorNotSet => &[STALE, DRAINED, CLEAN, BARRIER, CUT],
         Canary::OverlapLost => &[STALE, LOST, IN_PART, CLEAN],
+        Canary::RunTakenForPage | Canary::SplitReadOnce | Canary::LineFreedInUse => {
+            &[STALE, GARBAGE, LOST, TORN, CLEAN]
+        }
         Canary::StaleFillInstalled => &[STALE, LOST, CLEAN],
         Canary::StaleReadJoined | Canary::DirtyDataPassedBy => &[STALE],
         Canary::WriteNotHeld => &["acknowledged before the base has it"],

@@ -88,6 +88,7 @@ tests! {
     a_scrub_finds_lost_memory_without_checksums
     a_segment_on_lost_memory_is_used_again_only_when_it_reads_well
     a_scrub_finds_damage_before_a_reader_does
+    a_scrub_drops_damaged_blocks_and_none_beside_them
     an_overwrite_of_damaged_dirty_data_lets_write_back_go_on
     damaged_payload_never_reaches_the_base
     requests_beyond_the_limits_are_refused_and_the_largest_is_atomic

@@ -92,7 +92,7 @@ pub struct CacheInfo {
     pub seq_next: u64,
     /// Barriers of the application so far.
     pub epoch: u64,
-    /// DRAM of the index table in bytes.
+    /// DRAM of the index in bytes: its table, and lines for split pages as far as they were ever used.
     pub index_bytes: u64,
 }
 
@@ -254,6 +254,13 @@ impl<P: Pmem> Cache<P> {
         WRITE_SIZE_MAX_BYTES.min(self.geometry.segment_size_bytes() / WRITE_SEGMENT_PARTS)
     }
 
+    /// To how many blocks the base may grow while the cache is in use: the index has room for their numbers. It
+    /// keeps as many pages as before.
+    #[must_use]
+    pub fn base_block_count_max(&self) -> u64 {
+        self.index.page_count_max() * u64::from(self.geometry.blocks_per_page())
+    }
+
     /// The largest unmap or write-zeroes request that a channel takes, in bytes. It is atomic.
     pub fn unmap_size_max_bytes(&self) -> u64 {
         UNMAP_SIZE_MAX_BYTES
@@ -336,7 +343,7 @@ impl<P: Pmem> Cache<P> {
             dirty_tail: self.dirty_tail().0,
             seq_next: self.seq_next.load(Ordering::Relaxed),
             epoch: self.epoch.load(Ordering::Relaxed),
-            index_bytes: self.index.table_size_bytes(),
+            index_bytes: self.index.used_bytes(),
         }
     }
 

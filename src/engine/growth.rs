@@ -59,7 +59,7 @@ impl<P: Pmem> Cache<P> {
         if block_count == now {
             return Ok(());
         }
-        let max = self.index.page_count_max() * u64::from(self.geometry.blocks_per_page());
+        let max = self.base_block_count_max();
         if block_count > max {
             return Err(GrowError::TooLarge {
                 asked: block_count,

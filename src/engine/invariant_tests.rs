@@ -5,6 +5,7 @@ use super::{
     Background, Budget, Cache, DataCrc, FormatPolicy, Fua, Health, HostIo, IoToken, Op, Outbox,
     Status,
 };
+use crate::index::LineStock;
 use crate::media::SegmentInfo;
 use crate::pmem::IovBuf;
 use crate::sim::machine::Setup;
@@ -193,4 +194,38 @@ fn a_damaged_payload_stops_write_back_before_the_base() {
     assert!(out.base.is_empty(), "{:?}", out.base);
     assert!(matches!(cache.health(), Health::Degraded(_)));
     assert_eq!(cache.dirty_tail(), Seq(0));
+}
+
+#[test]
+fn a_write_that_finds_no_line_waits_for_those_that_others_do_not_need() {
+    let cache = new_cache();
+    let mut channel = cache.channel().expect("the first");
+    let mut out = Outbox::new();
+    let buf = IovBuf::new(&[7; 512], &[]);
+    let mut write = |lba, out: &mut Outbox| {
+        let io = HostIo {
+            token: IoToken(lba),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba(lba),
+            len_blocks: 1,
+        };
+        channel.submit(io).expect("the table is empty");
+        out.clear();
+        channel.poll(Now(0), out);
+    };
+    write(8, &mut out);
+    let mut taken = LineStock::new(10_000);
+    while cache.index.stock_line(&mut taken) {}
+    // Of the same page, apart from the first; then of others.
+    write(11, &mut out);
+    assert!(out.completions.is_empty(), "{:?}", out.completions);
+    write(16, &mut out);
+    let others: Vec<IoToken> = out.completions.iter().map(|done| done.token).collect();
+    assert_eq!(others, [IoToken(16)]);
+    cache.index.clear_stock(&mut taken);
+    write(24, &mut out);
+    let done: Vec<IoToken> = out.completions.iter().map(|done| done.token).collect();
+    assert_eq!(done, [IoToken(11), IoToken(24)]);
+    assert_eq!(cache.stats().conflicts, 2);
+    cache.check_invariants();
 }

@@ -1,7 +1,7 @@
 //! What a write costs in the index, for the benches.
 
 use super::Cache;
-use crate::index::{BlockMap, Claim, PageMap, Target};
+use crate::index::{BlockMap, Claim, LineStock, PageMap, Target};
 use crate::pmem::Pmem;
 use crate::units::Page;
 
@@ -29,9 +29,12 @@ impl<P: Pmem> Cache<P> {
             let slot = self.index.reserve(at).ok()?;
             Some((at, slot, place, is_new))
         });
+        // Whole pages take no lines, and none of these had one.
+        let mut stock = LineStock::new(0);
         for (_, slot, place, _) in claimed.iter().flatten() {
             let blocks = self.geometry.blocks_per_page();
-            self.index.publish(*slot, 0, blocks, Target::Mapped(*place));
+            let target = Target::Mapped(*place);
+            self.index.publish(*slot, 0, blocks, target, &mut stock);
         }
         for (at, _, _, is_new) in claimed.iter().flatten() {
             if *is_new {

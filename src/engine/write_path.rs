@@ -8,6 +8,7 @@
 //! 6. complete.
 
 mod extent;
+mod hold;
 #[cfg(feature = "canary")]
 mod split;
 
@@ -17,13 +18,14 @@ use super::io::{Fua, HostIo, Op, Outbox, Status};
 use super::stream::{OpenSegment, Stream};
 use crate::canary::{self, Canary};
 use crate::engine::DataCrc;
-use crate::index::{Claim, IndexFull, PageSlot, Target};
+use crate::index::{LineStock, PageSlot, Target};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
 use crate::pmem::{Durable, IovCursor, Pmem};
 use crate::sched;
-use crate::units::{Epoch, Lba, Page, Seq};
+use crate::units::{Epoch, Lba, Seq};
 pub(super) use extent::pages;
 use extent::{HasPayload, Need, has_payload, need, page_pieces};
+use hold::Mark;
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
@@ -53,6 +55,8 @@ pub(super) struct Batch {
     claims: Vec<usize>,
     /// The slot of each page, in the order of the keys and of the pages of each.
     slots: Vec<PageSlot>,
+    /// For parts of pages whose other parts lie elsewhere.
+    lines: LineStock,
     keys: Vec<Key>,
     kset: KsetBuilder,
     /// Drawn by the commit.
@@ -71,6 +75,7 @@ impl Batch {
             dirty_bytes: 0,
             claims: Vec::with_capacity(BATCH_PAGES_MAX),
             slots: Vec::with_capacity(BATCH_PAGES_MAX),
+            lines: LineStock::new(BATCH_PAGES_MAX),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
             kset: KsetBuilder::default(),
             seq: Seq(0),
@@ -198,22 +203,22 @@ impl Core {
                 continue;
             };
             let (lba, len_blocks, versions) = (miss.lba, miss.len_blocks, miss.versions);
-            let claims_before = self.batch.claims.len();
-            let slots_before = self.batch.slots.len();
+            let mark = self.batch.mark();
             let room = cache.segments.free_count() >= FILL_FREE_SEGMENTS_MIN;
             if room
                 && self
                     .admit(cache, stream, lba, len_blocks, HasPayload::Yes)
                     .is_ok()
             {
-                if self.is_fresh(cache, lba, len_blocks, &versions, claims_before) {
+                if self.is_fresh(cache, lba, len_blocks, &versions, mark) {
                     self.batch.items.push(Item::Fill(op));
                     continue;
                 }
                 let need = need(cache, lba, len_blocks, HasPayload::Yes);
                 self.batch.key_count -= need.key_count;
                 self.batch.payload_bytes -= need.payload_bytes;
-                self.roll_back(cache, claims_before, slots_before);
+                let owner = self.owner();
+                self.batch.roll_back(cache, owner, mark);
             }
             self.counters(cache).fills_dropped.add(1);
             self.settle_miss(cache, op, out);
@@ -228,9 +233,9 @@ impl Core {
         lba: Lba,
         len_blocks: u64,
         versions: &[crate::index::Version],
-        claims_before: usize,
+        mark: Mark,
     ) -> bool {
-        let claimed_now = &self.batch.claims[claims_before..];
+        let claimed_now = &self.batch.claims[mark.claims..];
         pages(cache, lba, len_blocks)
             .zip(versions)
             .all(|(page, version)| {
@@ -253,13 +258,8 @@ impl Core {
     ) -> Result<(), Refusal> {
         let need = need(cache, lba, len_blocks, payload);
         self.make_log_room(cache, stream, &need)?;
-        let (claims_before, slots_before) = (self.batch.claims.len(), self.batch.slots.len());
-        for page in pages(cache, lba, len_blocks) {
-            if let Err(refusal) = self.claim_page(cache, page) {
-                self.roll_back(cache, claims_before, slots_before);
-                return Err(refusal);
-            }
-        }
+        let owner = self.owner();
+        self.batch.hold_pages(cache, owner, lba, len_blocks)?;
         self.batch.key_count += need.key_count;
         self.batch.payload_bytes += need.payload_bytes;
         Ok(())
@@ -298,34 +298,6 @@ impl Core {
             Ok(())
         } else {
             Err(Refusal::NoRoom)
-        }
-    }
-
-    fn claim_page<P: Pmem>(&mut self, cache: &Cache<P>, page: Page) -> Result<(), Refusal> {
-        let (index, owner) = (&cache.index, self.owner());
-        let at = index.locate(page);
-        match index.claim(at, owner) {
-            Claim::Taken => self.batch.claims.push(at.bucket()),
-            Claim::Held => {}
-            Claim::Busy if canary::is(Canary::ClaimsIgnored) => {}
-            Claim::Busy => return Err(Refusal::Busy),
-        }
-        let reserved = index.reserve(at).or_else(|_| {
-            index.make_room(at, owner, |place| cache.is_clean(place));
-            index.reserve(at)
-        });
-        let slot = reserved.map_err(|IndexFull| Refusal::NoRoom)?;
-        self.batch.slots.push(slot);
-        Ok(())
-    }
-
-    fn roll_back<P: Pmem>(&mut self, cache: &Cache<P>, claims: usize, slots: usize) {
-        let owner = self.owner();
-        for slot in self.batch.slots.drain(slots..) {
-            cache.index.unreserve(slot);
-        }
-        for bucket in self.batch.claims.drain(claims..) {
-            cache.index.release(bucket, owner);
         }
     }
 
@@ -399,6 +371,7 @@ impl Core {
             cache.index.release(*bucket, owner);
         }
         self.batch.claims.clear();
+        cache.index.clear_stock(&mut self.batch.lines);
         cache
             .dirty_bytes
             .fetch_add(self.batch.dirty_bytes, Ordering::Relaxed);
@@ -506,17 +479,21 @@ impl Core {
         self.batch.keys.push(key);
     }
 
-    fn publish<P: Pmem>(&self, cache: &Cache<P>, open: &OpenSegment) {
+    fn publish<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {
         let index = &cache.index;
         let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
-        let mut slots = self.batch.slots.iter();
+        let Batch {
+            slots, lines, keys, ..
+        } = &mut self.batch;
+        let mut slots = slots.iter();
         let mut publish = |lba: Lba, len_blocks: u32, target| {
             let Some(slot) = slots.next() else {
                 unreachable!("INV-INDEX-1: a page is published without a slot reserved for it")
             };
-            index.publish(*slot, (lba.0 & in_page) as u32, len_blocks, target);
+            let first = (lba.0 & in_page) as u32;
+            index.publish(*slot, first, len_blocks, target, lines);
         };
-        for key in &self.batch.keys {
+        for key in &*keys {
             let place = cache.geometry.place(open.id, key.payload_off);
             if key.kind.has_payload() {
                 // Such a key lies within a page.

@@ -1,5 +1,7 @@
 //! The words of a bucket: bookkeeping and slots.
 
+use super::map::{BlockMap, PAGE_BLOCKS_MAX, Run};
+use crate::media::Place;
 use std::num::NonZeroUsize;
 
 /// Words in a bucket; the first one is the bookkeeping.
@@ -59,24 +61,55 @@ pub(super) enum SlotKind {
     Mapped,
     /// The whole page reads as zeroes; the payload names the segment whose key says so.
     Zero,
-    /// The side table says, block by block; the payload tells one life of the line from the next.
+    /// Some blocks of the page, neighbours, lie at one place; the payload says which. The rest is absent.
+    MappedRun,
+    /// Some blocks of the page, neighbours, read as zeroes; as above.
+    ZeroRun,
+    /// A line of the side table says, block by block; the payload is its number.
     Split,
 }
 
 /// How the bits of a slot are used: kind (3 bits), distance from home (5), tag, payload.
+///
+/// A payload is a place; or a place, and above it the first block of a run (3 bits) and one less than its
+/// length (3); or the number of a line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotLayout {
     payload_bits: u32,
     payload_mask: u64,
     key_mask: u64,
+    place_bits: u32,
+}
+
+/// What slots must have room for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PayloadBits {
+    /// For a place, from 0 to less than a power of two.
+    pub(super) place_bits: u32,
+    /// For the number of a line; `None`: there are none, nor runs.
+    pub(super) line_bits: Option<u32>,
+}
+
+impl PayloadBits {
+    /// Bits that this leaves for a tag; `None`: not even none.
+    pub(super) fn tag_bits_max(self) -> Option<u32> {
+        let needed = match self.line_bits {
+            None => self.place_bits,
+            Some(line_bits) => (self.place_bits + RUN_BITS).max(line_bits),
+        };
+        TAG_AND_PAYLOAD_BITS.checked_sub(needed)
+    }
 }
 
 /// Distance and tag, at their places in a slot: tells the pages of one bucket apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotKey(u64);
 
-/// Bits that tag and payload may take together.
-pub(super) const TAG_AND_PAYLOAD_BITS_MAX: u32 = 56;
+/// Bits that tag and payload take together.
+const TAG_AND_PAYLOAD_BITS: u32 = 56;
+/// Bits for the first block of a run, and as many for its length.
+const RUN_END_BITS: u32 = PAGE_BLOCKS_MAX.ilog2();
+const RUN_BITS: u32 = 2 * RUN_END_BITS;
 /// How many buckets, the home one included, may hold a page.
 pub(super) const PROBE_MAX: usize = 32;
 
@@ -93,14 +126,21 @@ impl SlotKind {
             SlotKind::Mapped => 2,
             SlotKind::Zero => 3,
             SlotKind::Split => 4,
+            SlotKind::MappedRun => 5,
+            SlotKind::ZeroRun => 6,
         };
         code << KIND_SHIFT
     }
 }
 
 impl SlotLayout {
-    pub(super) fn new(payload_bits: u32, tag_bits: u32) -> Self {
-        assert!(payload_bits + tag_bits <= TAG_AND_PAYLOAD_BITS_MAX);
+    /// The payload takes what tags of `tag_bits` bits leave, which must be no more than there is.
+    pub(super) fn new(bits: PayloadBits, tag_bits: u32) -> Self {
+        assert!(
+            bits.tag_bits_max().is_some_and(|max| tag_bits <= max),
+            "no room for tags of {tag_bits} bits beside {bits:?}"
+        );
+        let payload_bits = TAG_AND_PAYLOAD_BITS - tag_bits;
         let payload_mask = (1 << payload_bits) - 1;
         let tag_mask = ((1 << tag_bits) - 1) << payload_bits;
         let distance_mask = (PROBE_MAX as u64 - 1) << DISTANCE_SHIFT;
@@ -108,6 +148,7 @@ impl SlotLayout {
             payload_bits,
             payload_mask,
             key_mask: distance_mask | tag_mask,
+            place_bits: bits.place_bits,
         }
     }
 
@@ -115,7 +156,7 @@ impl SlotLayout {
     pub(super) fn key(self, distance: usize, tag: u64) -> SlotKey {
         debug_assert!(distance < PROBE_MAX);
         // Masks that depend on the sizes take the place of shifts that do: each would be checked. This one is
-        // by less than 56.
+        // by 56 at the most.
         SlotKey((distance as u64) << DISTANCE_SHIFT | tag.wrapping_shl(self.payload_bits))
     }
 
@@ -131,16 +172,47 @@ impl SlotLayout {
             2 => SlotKind::Mapped,
             3 => SlotKind::Zero,
             4 => SlotKind::Split,
+            5 => SlotKind::MappedRun,
+            6 => SlotKind::ZeroRun,
             _ => SlotKind::Empty,
         }
     }
 
-    pub(super) fn payload_mask(self) -> u64 {
-        self.payload_mask
-    }
-
     pub(super) fn payload(self, slot: u64) -> u64 {
         slot & self.payload_mask
+    }
+
+    /// A slot for some blocks of a page, of which one at the least is not absent.
+    pub(super) fn make_run(self, key: SlotKey, run: Run) -> u64 {
+        let ends = u64::from(run.first | (run.len_blocks - 1) << RUN_END_BITS);
+        let (kind, Place(place)) = match run.map {
+            BlockMap::Mapped(place) => (SlotKind::MappedRun, place),
+            BlockMap::Zero(place) => (SlotKind::ZeroRun, place),
+            BlockMap::Absent => unreachable!("a run lies somewhere"),
+        };
+        self.make(kind, key, ends.wrapping_shl(self.place_bits) | place)
+    }
+
+    /// What a slot of kind `MappedRun` or `ZeroRun` says.
+    pub(super) fn run(self, slot: u64) -> Run {
+        let payload = self.payload(slot);
+        let place = Place(payload & (1u64.wrapping_shl(self.place_bits) - 1));
+        let ends = payload.wrapping_shr(self.place_bits) as u32;
+        let end_mask = (1 << RUN_END_BITS) - 1;
+        Run {
+            first: ends & end_mask,
+            len_blocks: (ends >> RUN_END_BITS & end_mask) + 1,
+            map: match self.kind(slot) {
+                SlotKind::ZeroRun => BlockMap::Zero(place),
+                _ => BlockMap::Mapped(place),
+            },
+        }
+    }
+
+    /// The line that a slot of kind `Split` names.
+    pub(super) fn line(self, slot: u64) -> u32 {
+        // Lines have numbers of 32 bits.
+        self.payload(slot) as u32
     }
 
     /// The key of the page that a slot holds.
@@ -156,7 +228,8 @@ impl SlotLayout {
     /// Whether a slot holds the page of this key.
     #[inline]
     pub(super) fn is(self, slot: u64, key: SlotKey) -> bool {
-        slot & self.key_mask == key.0 && slot >> KIND_SHIFT != 0
+        // One that is not empty has bits of its kind.
+        slot & self.key_mask == key.0 && slot != 0
     }
 }
 

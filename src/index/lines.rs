@@ -1,33 +1,38 @@
-//! Memory for the tables.
+//! Memory in lines of eight words.
 
-use std::sync::atomic::AtomicU64;
 use zerocopy::FromZeros;
 
-/// Words that start on a cache line.
+const LINE_WORDS: usize = 8;
+
+/// Lines of eight words, each at a multiple of its own size, so that none lies in two lines of the CPU's cache.
 #[derive(Debug)]
-pub(super) struct Lines {
-    words: Vec<AtomicU64>,
+pub(super) struct Lines<T> {
+    words: Vec<T>,
     start: usize,
 }
 
-impl Lines {
+impl<T: FromZeros> Lines<T> {
     /// Zeroed memory; the system provides it when it is first touched.
+    ///
+    /// # Panics
+    /// There is none.
     pub(super) fn new(line_count: usize) -> Self {
-        let words = AtomicU64::new_vec_zeroed((line_count + 1) * 8).unwrap_or_default();
+        let words = T::new_vec_zeroed((line_count + 1) * LINE_WORDS).unwrap_or_default();
         assert!(
             !words.is_empty(),
             "no memory for an index of {line_count} lines"
         );
-        let misaligned_words = (words.as_ptr() as usize % 64) / 8;
+        let misaligned_bytes = words.as_ptr() as usize % size_of::<[T; LINE_WORDS]>();
+        let misaligned_words = misaligned_bytes / size_of::<T>();
         Self {
             words,
-            start: (8 - misaligned_words) % 8,
+            start: (LINE_WORDS - misaligned_words) % LINE_WORDS,
         }
     }
 
     #[inline]
-    pub(super) fn line(&self, line: usize) -> &[AtomicU64; 8] {
-        let (lines, _) = self.words[self.start..].as_chunks::<8>();
+    pub(super) fn line(&self, line: usize) -> &[T; LINE_WORDS] {
+        let (lines, _) = self.words[self.start..].as_chunks::<LINE_WORDS>();
         &lines[line]
     }
 }

@@ -7,8 +7,8 @@
 //!   the home bucket, only the rest is stored. Cost per slot: 8 bytes, whatever the size of the base.
 //! - **Collisions** go to the next buckets, at most [`PROBE_MAX`] away. Each bucket counts the entries that
 //!   passed it by, so that a look-up knows when to stop, and removals leave nothing behind.
-//! - **Sub-page writes** turn a slot into a *split* one: the line of the same number in a side table holds a
-//!   word for each block. The side table is as long as the table, but its memory is used only where needed.
+//! - **Parts of pages** (512-byte blocks): one run of blocks at one place fits into the slot. A page of several
+//!   runs is *split*: its slot names a line of a side table, with a word for each block.
 //! - **Readers** take no lock: slots are atomic words. **Writers** claim the home bucket of a page (a word, a
 //!   compare-and-swap, no waiting) from before they append to the log until the new place is published, so
 //!   that two writes of one page come out in the same order in the log and here.
@@ -16,13 +16,17 @@
 
 mod bucket;
 mod lines;
+mod map;
 mod newest;
+#[cfg(feature = "heap")]
+pub mod probe;
+mod side;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use bucket::{PageSlot, Version};
+pub(crate) use map::{BlockMap, PageMap, Target};
 pub(crate) use newest::{Newest, PagePart};
-pub(crate) use table::{
-    BASE_PAGES_MAX, BlockMap, Claim, Index, IndexFull, Lookup, PageMap, Target,
-};
+pub(crate) use side::LineStock;
+pub(crate) use table::{Claim, EarlierParts, Index, IndexFull, Lookup};

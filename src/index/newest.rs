@@ -3,7 +3,9 @@
 
 use super::bucket::{BUCKET_WORDS, PageSlot};
 use super::lines::Lines;
-use super::table::{BlockMap, Index, IndexFull, SlotRef, Target};
+use super::map::{BlockMap, Target};
+use super::side::LineStock;
+use super::table::{EarlierParts, Index, IndexFull, SlotRef};
 use crate::canary::{self, Canary};
 use crate::media::Place;
 use crate::units::Seq;
@@ -30,8 +32,8 @@ pub(crate) struct PagePart {
 /// touch its words, which need no order of their own.
 #[derive(Debug)]
 pub(crate) struct Newest {
-    pages: Lines,
-    blocks: Option<Lines>,
+    pages: Lines<AtomicU64>,
+    blocks: Option<Lines<AtomicU64>>,
     blocks_per_page: u32,
 }
 
@@ -39,7 +41,7 @@ impl Newest {
     /// For an index that is empty.
     pub(crate) fn new(index: &Index) -> Self {
         let blocks_per_page = index.geometry().blocks_per_page();
-        let buckets = index.bucket_lines();
+        let buckets = index.bucket_count();
         Self {
             pages: Lines::new(buckets),
             blocks: (blocks_per_page > 1).then(|| Lines::new(buckets * BUCKET_WORDS)),
@@ -65,9 +67,15 @@ impl Newest {
     }
 
     /// Lets a key take effect on those blocks of a page that no later one has set, for the holder of the claim. Of
-    /// keys with the same seq, which come from one kset, the one that is installed later wins.
+    /// keys with the same seq, which come from one kset, the one that is installed later wins. The stock of the
+    /// caller is empty before and after: nobody reads yet, so a line may be used again at once.
     #[inline]
-    pub(crate) fn install(&self, index: &Index, part: &PagePart) -> Result<(), IndexFull> {
+    pub(crate) fn install(
+        &self,
+        index: &Index,
+        part: &PagePart,
+        stock: &mut LineStock,
+    ) -> Result<(), IndexFull> {
         let slot = index.reserve(part.at)?;
         let word = &self.pages.line(slot.bucket())[slot.number()];
         let stored = word.load(Ordering::Relaxed);
@@ -75,16 +83,27 @@ impl Newest {
         let buries = stored & BY_BLOCK != 0 && canary::is(Canary::NewerBlocksBuried);
         // A slot that was taken just now is published in any case.
         if stored == 0 || is_whole && (buries || !is_later(stored, part.seq)) {
-            index.publish(slot, part.first, part.len_blocks, part.target);
+            // The first part is a run, and all of a page needs no line either.
+            index.publish(slot, part.first, part.len_blocks, part.target, stock);
+            index.clear_stock(stock);
             word.store(part.seq.0, Ordering::Relaxed);
+            Ok(())
         } else if self.blocks_per_page > 1 {
-            self.install_blocks(index, slot, word, part);
+            self.install_blocks(index, slot, word, part, stock)
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     /// As [`Newest::install`], where there is something of the page already, block by block.
-    fn install_blocks(&self, index: &Index, slot: PageSlot, word: &AtomicU64, part: &PagePart) {
+    fn install_blocks(
+        &self,
+        index: &Index,
+        slot: PageSlot,
+        word: &AtomicU64,
+        part: &PagePart,
+        stock: &mut LineStock,
+    ) -> Result<(), IndexFull> {
         let Some(blocks) = &self.blocks else {
             unreachable!("INV-INDEX-3: a page of one block is never split")
         };
@@ -107,12 +126,20 @@ impl Newest {
             let run_end = first + (first..end).take_while(is_older).count() as u32;
             if run_end > first {
                 let target = behind(part.target, first - part.first);
-                index.publish(slot, first, run_end - first, target);
+                let len_blocks = run_end - first;
+                let splits = len_blocks < self.blocks_per_page
+                    && index.needs_line(slot, first, len_blocks, EarlierParts::No);
+                if splits && !index.stock_line(stock) {
+                    return Err(IndexFull);
+                }
+                index.publish(slot, first, len_blocks, target, stock);
+                index.clear_stock(stock);
                 (first..run_end).for_each(|block| store(line, block, part.seq));
             }
             // The one behind the run, if there is one, is newer.
             first = run_end + 1;
         }
+        Ok(())
     }
 }
 

@@ -1,68 +1,31 @@
 //! The table itself: look-up, claim, reserve, publish, evict.
 
+mod change;
 #[cfg(any(test, feature = "sim"))]
 mod check;
 mod prefetch;
+mod sizes;
 mod sweep;
 
-use super::bucket::{
-    BUCKET_SLOTS, BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version,
-};
+use super::bucket::{Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version};
 use super::lines::Lines;
+use super::map::{BlockMap, Blocks, PageMap};
+use super::side::SideTable;
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
 use crate::sched;
 use crate::units::Page;
+pub(crate) use change::EarlierParts;
+use sizes::Sizes;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// An odd number near 2^64 divided by the golden ratio: multiples of it spread evenly (Knuth, TAOCP 6.4).
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-/// Slots that are filled when as many pages are cached as the cache device has room for, in percent.
-const LOAD_PERCENT: u64 = 78;
-/// Bigger bases would not leave room for the tags.
-pub(crate) const BASE_PAGES_MAX: u64 = 1 << 48;
-/// Blocks in a page, at most.
-const PAGE_BLOCKS_MAX: usize = 8;
+/// 2^64 divided by the golden ratio: multiples of it spread evenly (Knuth, TAOCP 6.4), so that pages in a row find
+/// slots at home.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Upper bits of a page number are folded into lower ones, so that pages far apart in regular steps spread too.
+const FOLD_SHIFTS: [u32; 2] = [7, 13];
 /// How often a reader looks again when a line changes under its eyes.
 const SPLIT_READ_TRIES: usize = 16;
-
-const SUB_ABSENT: u64 = 0;
-const SUB_MAPPED: u64 = 1 << 62;
-const SUB_ZERO: u64 = 2 << 62;
-const SUB_KIND_MASK: u64 = 3 << 62;
-
-/// What is known of one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BlockMap {
-    /// Not cached.
-    Absent,
-    /// Lies here.
-    Mapped(Place),
-    /// Zeroes; the key that says so lies in the segment of this place.
-    Zero(Place),
-}
-
-/// What is known of one page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PageMap {
-    /// The same for all blocks; places count up from the first one.
-    Whole(BlockMap),
-    /// Block by block.
-    Split([BlockMap; PAGE_BLOCKS_MAX]),
-}
-
-impl PageMap {
-    /// What is known of block number `block` of the page.
-    pub(crate) fn block(&self, block: u32) -> BlockMap {
-        match self {
-            PageMap::Whole(BlockMap::Mapped(place)) => {
-                BlockMap::Mapped(Place(place.0 + u64::from(block)))
-            }
-            PageMap::Whole(map) => *map,
-            PageMap::Split(blocks) => blocks[block as usize],
-        }
-    }
-}
 
 /// A look-up.
 #[derive(Clone, Copy, Debug)]
@@ -97,15 +60,6 @@ pub(crate) enum Claim {
     Busy,
 }
 
-/// What a page, or a part of one, is set to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// The first block of the range lies here, the others behind it.
-    Mapped(Place),
-    /// Zeroes, by a key in the segment of this place.
-    Zero(Place),
-}
-
 /// No slot within reach of the page's home bucket is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IndexFull;
@@ -113,16 +67,14 @@ pub(crate) struct IndexFull;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Index {
-    buckets: Lines,
+    buckets: Lines<AtomicU64>,
     bucket_count: u64,
-    /// A line for each slot; empty where a page is one block.
-    splits: Option<Lines>,
-    split_lives: AtomicU64,
+    /// `None` where a page is one block.
+    side: Option<SideTable>,
     layout: SlotLayout,
-    /// Upper half of the bits of a page number, which is folded into the lower one.
-    fold_shift: u32,
-    /// Brings the bits of a page number to the top of a word.
-    hash_shift: u32,
+    page_count_max: u64,
+    /// Odd, and then shifted so that the bits of a page number come out at the top of a word.
+    multiplier: u64,
     /// Brings all but one of the bits above a tag out of a word.
     tag_shift: u32,
     blocks_per_page: u32,
@@ -130,63 +82,69 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// How many pages the base may come to have while this is in use.
-    pub(crate) fn page_count_max(&self) -> u64 {
-        1 << (64 - self.hash_shift)
-    }
-
-    /// An empty index for a base of `base_page_count` pages, at most [`BASE_PAGES_MAX`]. `factor` enlarges
-    /// it beyond what the cache device has room for.
+    /// An empty index for a base of `base_page_count` pages. `factor` enlarges it beyond what the cache device
+    /// has room for.
+    ///
+    /// # Panics
+    /// The base has more pages than [`Index::page_count_max_of`] says, or there is no memory.
     pub(crate) fn new(geometry: Geometry, base_page_count: u64, factor: u64) -> Self {
-        let cache_pages =
-            u64::from(geometry.segment_count()) * (geometry.segment_room_bytes() / 4096);
-        let pages = cache_pages.min(base_page_count).max(1) * factor;
-        let slots = pages * 100 / LOAD_PERCENT;
-        let bucket_count = (slots / BUCKET_SLOTS as u64 + 1).max(2 * PROBE_MAX as u64);
-        // The base may grow to four times its size while the cache is in use.
-        let reach = (base_page_count.max(4) * 4).min(BASE_PAGES_MAX.max(base_page_count));
-        let page_bits = 64 - (reach - 1).leading_zeros();
-        let tag_bits = page_bits.saturating_sub(bucket_count.ilog2());
-        let layout = SlotLayout::new(geometry.place_bits().max(16), tag_bits);
-        let bucket_lines = usize::try_from(bucket_count).unwrap_or(usize::MAX);
-        let blocks_per_page = geometry.blocks_per_page();
+        let sizes = Sizes::new(&geometry, base_page_count, factor);
+        assert!(
+            base_page_count <= sizes.page_count_max(),
+            "a base of {base_page_count} pages is too large for the index"
+        );
+        let bucket_lines = usize::try_from(sizes.bucket_count).unwrap_or(usize::MAX);
+        let tag_bits = sizes.tag_bits();
+        let hash_shift = 64 - sizes.page_bits;
         Self {
             buckets: Lines::new(bucket_lines),
-            bucket_count,
-            splits: (blocks_per_page > 1).then(|| Lines::new(bucket_lines * BUCKET_SLOTS)),
-            split_lives: AtomicU64::new(0),
-            layout,
-            fold_shift: page_bits / 2,
-            hash_shift: 64 - page_bits,
+            bucket_count: sizes.bucket_count,
+            side: (sizes.line_count > 0)
+                .then(|| SideTable::new(sizes.line_count, geometry.place_bits())),
+            layout: SlotLayout::new(sizes.payload, tag_bits),
+            page_count_max: sizes.page_count_max(),
+            multiplier: (GOLDEN >> hash_shift | 1) << hash_shift,
             tag_shift: 63 - tag_bits,
-            blocks_per_page,
+            blocks_per_page: geometry.blocks_per_page(),
             geometry,
         }
     }
 
-    /// DRAM that the table takes, in bytes, without the side table for sub-page writes.
-    pub(crate) fn table_size_bytes(&self) -> u64 {
-        self.bucket_count * 64
+    /// How many pages a base may have with an index that is made for `base_page_count`; fewer than that, if
+    /// those are too many already.
+    pub(crate) fn page_count_max_of(geometry: &Geometry, base_page_count: u64) -> u64 {
+        Sizes::new(geometry, base_page_count, 1).page_count_max()
     }
 
-    /// Number of buckets.
-    pub(super) fn bucket_lines(&self) -> usize {
+    /// How many pages the base may come to have while this is in use: the table serves them all, with the slots
+    /// that it has.
+    pub(crate) fn page_count_max(&self) -> u64 {
+        self.page_count_max
+    }
+
+    /// DRAM in use, in bytes: the table, and as much of the side table as was ever needed.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.bucket_count * 64 + self.side.as_ref().map_or(0, SideTable::used_bytes)
+    }
+
+    /// How many buckets there are.
+    pub(crate) fn bucket_count(&self) -> usize {
         self.bucket_count as usize
     }
 
     /// Where the entry of a page would be. Equal for no two pages (INV-INDEX-7).
     #[inline]
     pub(crate) fn locate(&self, page: Page) -> SlotRef {
-        // All shifts are by less than 64, by construction.
-        let mixed = page.0 ^ page.0.wrapping_shr(self.fold_shift);
-        let hash = mixed.wrapping_mul(MULTIPLIER).wrapping_shl(self.hash_shift);
+        let [near, far] = FOLD_SHIFTS;
+        let mixed = page.0 ^ page.0 >> near ^ page.0 >> far;
+        let hash = mixed.wrapping_mul(self.multiplier);
         let wide = u128::from(hash) * u128::from(self.bucket_count);
         // Two hashes are 2^(64 - bits) apart or more, so within a bucket their low parts differ by
         // bucket_count times that: the upper tag_bits of them are different.
         let low = wide as u64;
         SlotRef {
             bucket: (wide >> 64) as usize,
-            // Two shifts, since a tag may have no bits.
+            // Two shifts, since a tag may have no bits; by less than 64, by construction.
             tag: (low >> 1).wrapping_shr(self.tag_shift),
         }
     }
@@ -209,6 +167,14 @@ impl Index {
             bucket - count
         } else {
             bucket
+        }
+    }
+
+    fn home_of(&self, bucket: usize, distance: usize) -> usize {
+        if bucket >= distance {
+            bucket - distance
+        } else {
+            bucket + self.bucket_count as usize - distance
         }
     }
 
@@ -253,54 +219,60 @@ impl Index {
     /// What is known of a page. `None`: it changes too fast, ask again later.
     #[inline]
     pub(crate) fn lookup(&self, at: SlotRef) -> Option<Lookup> {
-        sched::point();
-        let meta = Meta(self.meta(at.bucket).load(Ordering::Acquire));
-        let version = if meta.owner() == 0 {
-            meta.version()
-        } else {
-            Version::UNSTABLE
-        };
-        sched::point();
-        let mut found = self.find(at);
         for _ in 0..SPLIT_READ_TRIES {
-            let Some((bucket, slot, value)) = found else {
-                return Some(Lookup {
-                    map: PageMap::Whole(BlockMap::Absent),
-                    version,
-                });
+            sched::point();
+            let meta = Meta(self.meta(at.bucket).load(Ordering::Acquire));
+            let version = if meta.owner() == 0 {
+                meta.version()
+            } else {
+                Version::UNSTABLE
             };
+            sched::point();
+            let Some(found) = self.find(at) else {
+                let map = PageMap::Whole(BlockMap::Absent);
+                return Some(Lookup { map, version });
+            };
+            let (_, _, value) = found;
             let place = Place(self.layout.payload(value));
             let map = match self.layout.kind(value) {
-                SlotKind::Empty | SlotKind::Reserved => PageMap::Whole(BlockMap::Absent),
                 SlotKind::Mapped => PageMap::Whole(BlockMap::Mapped(place)),
                 SlotKind::Zero => PageMap::Whole(BlockMap::Zero(place)),
-                SlotKind::Split => {
-                    sched::point();
-                    let blocks = self.read_split(bucket, slot);
-                    sched::point();
-                    let again = self.find(at);
-                    if again != found {
-                        found = again;
-                        continue;
-                    }
-                    PageMap::Split(blocks)
+                SlotKind::Empty | SlotKind::Reserved => PageMap::Whole(BlockMap::Absent),
+                SlotKind::MappedRun | SlotKind::ZeroRun => {
+                    PageMap::Blocks(self.layout.run(value).alone())
                 }
+                SlotKind::Split => match self.look_at_line(at, meta.version(), found) {
+                    Some(blocks) => PageMap::Blocks(blocks),
+                    None => continue,
+                },
             };
             return Some(Lookup { map, version });
         }
         None
     }
 
-    fn split_line(&self, bucket: usize, slot: usize) -> &[AtomicU64; 8] {
-        match &self.splits {
-            Some(lines) => lines.line(bucket * BUCKET_SLOTS + slot - 1),
-            None => unreachable!("INV-INDEX-3: a page of one block is never split"),
-        }
+    /// What the line of a split page says, unless the page has changed since its slot was `found`. The line may
+    /// have become another page's. It may even be this one's again; not while the bucket has had one holder
+    /// alone (INV-INDEX-9), of which the version tells.
+    #[inline(never)]
+    fn look_at_line(
+        &self,
+        at: SlotRef,
+        version: Version,
+        found: (usize, usize, u64),
+    ) -> Option<Blocks> {
+        sched::point();
+        let blocks = self.side().read(self.layout.line(found.2));
+        sched::point();
+        let unchanged = self.find(at) == Some(found) && self.version(at) == version;
+        (unchanged || canary::is(Canary::SplitReadOnce)).then_some(blocks)
     }
 
-    fn read_split(&self, bucket: usize, slot: usize) -> [BlockMap; PAGE_BLOCKS_MAX] {
-        let line = self.split_line(bucket, slot);
-        std::array::from_fn(|block| decode_sub(line[block].load(Ordering::Acquire)))
+    fn side(&self) -> &SideTable {
+        match &self.side {
+            Some(side) => side,
+            None => unreachable!("INV-INDEX-3: a page of one block is never split"),
+        }
     }
 
     /// Claims the home bucket of a page for `owner`, which is not 0.
@@ -337,7 +309,7 @@ impl Index {
         Claim::Busy
     }
 
-    /// The version of a page's bucket, for the holder of the claim.
+    /// The version of a page's bucket.
     pub(crate) fn version(&self, at: SlotRef) -> Version {
         Meta(self.meta(at.bucket).load(Ordering::Acquire)).version()
     }
@@ -368,7 +340,7 @@ impl Index {
             let value = word.load(Ordering::Acquire);
             if value == 0 {
                 free = Some((number, word));
-            } else if self.layout.is(value, key) {
+            } else if self.layout.key_of(value) == key {
                 let value = self.layout.make(SlotKind::Empty, key, 0);
                 return Ok(PageSlot::new(at.bucket, number, value));
             }
@@ -416,146 +388,6 @@ impl Index {
         }
     }
 
-    /// Gives back a slot that was taken and not published; one that was there before stays.
-    pub(crate) fn unreserve(&self, at: PageSlot) {
-        if self.layout.kind(at.value()) == SlotKind::Reserved {
-            self.remove(at.bucket(), at.number(), at.value());
-        }
-    }
-
-    fn remove(&self, bucket: usize, slot: usize, value: u64) {
-        let distance = self.layout.distance(value);
-        self.buckets.line(bucket)[slot].store(0, Ordering::Release);
-        self.count_passed(
-            self.home_of(bucket, distance),
-            distance,
-            Meta::ONE_PASSED.wrapping_neg(),
-        );
-    }
-
-    fn home_of(&self, bucket: usize, distance: usize) -> usize {
-        if bucket >= distance {
-            bucket - distance
-        } else {
-            bucket + self.bucket_count as usize - distance
-        }
-    }
-
-    /// Sets `len_blocks` blocks of a page from block `first` on, for the holder of the claim.
-    #[inline]
-    pub(crate) fn publish(&self, at: PageSlot, first: u32, len_blocks: u32, target: Target) {
-        let (bucket, slot) = (at.bucket(), at.number());
-        let word = &self.buckets.line(bucket)[slot];
-        let value = word.load(Ordering::Acquire);
-        let key = self.layout.key_of(at.value());
-        assert!(
-            self.layout.is(value, key),
-            "INV-INDEX-1: a page is published without a slot reserved for it"
-        );
-        sched::point();
-        if len_blocks == self.blocks_per_page {
-            let new = match target {
-                Target::Mapped(place) => self.layout.make(SlotKind::Mapped, key, place.0),
-                Target::Zero(place) => self.layout.make(SlotKind::Zero, key, place.0),
-            };
-            word.store(new, Ordering::Release);
-            return;
-        }
-        if self.layout.kind(value) != SlotKind::Split {
-            self.fill_line(bucket, slot, value);
-        }
-        let line = self.split_line(bucket, slot);
-        let lost = u32::from(canary::is(Canary::OverlapLost));
-        for block in 0..len_blocks - lost {
-            let sub = match target {
-                Target::Mapped(place) => SUB_MAPPED | (place.0 + u64::from(block)),
-                Target::Zero(place) => SUB_ZERO | place.0,
-            };
-            line[(first + block) as usize].store(sub, Ordering::Release);
-        }
-        sched::point();
-        if self.layout.kind(value) != SlotKind::Split {
-            let life =
-                self.split_lives.fetch_add(1, Ordering::Relaxed) & self.layout.payload_mask();
-            word.store(
-                self.layout.make(SlotKind::Split, key, life),
-                Ordering::Release,
-            );
-        }
-    }
-
-    /// Writes what a slot says of its whole page into its line of the side table, block by block.
-    fn fill_line(&self, bucket: usize, slot: usize, value: u64) {
-        let payload = self.layout.payload(value);
-        let line = self.split_line(bucket, slot);
-        for (block, word) in (0..self.blocks_per_page).zip(line) {
-            let sub = match self.layout.kind(value) {
-                SlotKind::Mapped => SUB_MAPPED | (payload + u64::from(block)),
-                SlotKind::Zero => SUB_ZERO | payload,
-                SlotKind::Empty | SlotKind::Reserved | SlotKind::Split => SUB_ABSENT,
-            };
-            word.store(sub, Ordering::Release);
-        }
-    }
-
-    /// Forgets those blocks of a page that lie where `dead` says, for the holder of the claim.
-    pub(crate) fn evict(&self, at: SlotRef, dead: impl Fn(Place) -> bool) {
-        if let Some((bucket, slot, value)) = self.find(at) {
-            self.evict_slot(bucket, slot, value, &dead);
-        }
-    }
-
-    fn evict_slot(&self, bucket: usize, slot: usize, value: u64, dead: &impl Fn(Place) -> bool) {
-        match self.layout.kind(value) {
-            SlotKind::Mapped | SlotKind::Zero => {
-                if dead(Place(self.layout.payload(value))) {
-                    self.remove(bucket, slot, value);
-                }
-            }
-            SlotKind::Split => {
-                let mut left = false;
-                for word in &self.split_line(bucket, slot)[..self.blocks_per_page as usize] {
-                    match decode_sub(word.load(Ordering::Acquire)) {
-                        BlockMap::Absent => {}
-                        BlockMap::Mapped(place) | BlockMap::Zero(place) if dead(place) => {
-                            word.store(SUB_ABSENT, Ordering::Release);
-                        }
-                        BlockMap::Mapped(_) | BlockMap::Zero(_) => left = true,
-                    }
-                }
-                if !left {
-                    self.remove(bucket, slot, value);
-                }
-            }
-            SlotKind::Empty | SlotKind::Reserved => {}
-        }
-    }
-
-    /// Forgets clean pages within reach of `at`, so that it can be reserved. Leaves alone what others hold.
-    pub(crate) fn make_room(&self, at: SlotRef, owner: u16, clean: impl Fn(Place) -> bool) {
-        for distance in 0..PROBE_MAX {
-            let bucket = self.bucket_at(at.bucket, distance);
-            for slot in 1..BUCKET_WORDS {
-                let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
-                if matches!(
-                    self.layout.kind(value),
-                    SlotKind::Empty | SlotKind::Reserved
-                ) {
-                    continue;
-                }
-                let home = self.home_of(bucket, self.layout.distance(value));
-                let claim = self.claim_bucket(home, owner);
-                // A bucket held already belongs to a write of this very batch: leave its pages alone.
-                if claim == Claim::Taken {
-                    if self.buckets.line(bucket)[slot].load(Ordering::Acquire) == value {
-                        self.evict_slot(bucket, slot, value, &clean);
-                    }
-                    self.release(home, owner);
-                }
-            }
-        }
-    }
-
     /// The geometry that places refer to.
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
@@ -566,13 +398,4 @@ impl Index {
 fn take(word: &AtomicU64, reserved: u64) -> bool {
     word.compare_exchange(0, reserved, Ordering::AcqRel, Ordering::Relaxed)
         .is_ok()
-}
-
-fn decode_sub(sub: u64) -> BlockMap {
-    let place = Place(sub & !SUB_KIND_MASK);
-    match sub & SUB_KIND_MASK {
-        SUB_MAPPED => BlockMap::Mapped(place),
-        SUB_ZERO => BlockMap::Zero(place),
-        _ => BlockMap::Absent,
-    }
 }

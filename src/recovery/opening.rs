@@ -11,13 +11,13 @@ use crate::engine::{
     BACKGROUND_AGENT, BaseError, BaseGrowth, BaseIdentity, Cache, CacheParts, DataCrc,
     FormatPolicy, OpenOptions, SettingValues,
 };
-use crate::index::BASE_PAGES_MAX;
+use crate::index::Index;
 use crate::media::{
     Checksums, Copies, FEATURES_COMPAT, Geometry, HeaderState, Superblock, SuperblockError, Tails,
     load_header, persist_superblock,
 };
 use crate::pmem::Pmem;
-use crate::units::{Lba, PAGE_SIZE_BYTES};
+use crate::units::Lba;
 use std::sync::Arc;
 
 /// Of the worker that an opening has itself; the others count on from it. 0 is nobody.
@@ -113,6 +113,7 @@ impl<P: Pmem> Opening<P> {
                     return Err(OpenError::Blank);
                 }
                 let superblock = new_superblock(&pmem, &options)?;
+                check_size(&superblock)?;
                 let check = WitnessCheck::sample(&superblock);
                 Ok(Self::new(pmem, options, superblock, Phase::Sampling(check)))
             }
@@ -125,6 +126,7 @@ impl<P: Pmem> Opening<P> {
                 // The index is for all that the base has now; the media are told with the repairs.
                 let has_grown = superblock.base.block_count != options.base.block_count;
                 superblock.base.block_count = options.base.block_count;
+                check_size(&superblock)?;
                 let mut opening = Self::new(pmem, options, *superblock, Phase::Scanning);
                 opening.superblock_copies = Some(copies);
                 opening.superblock_changed = has_grown;
@@ -345,19 +347,25 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
         let expected = "the name of a base device has 1 to 255 bytes";
         return bad("base_bdev_name", options.base.name.clone(), expected);
     }
-    let blocks_per_page =
-        u64::from(PAGE_SIZE_BYTES / options.base.block_size_bytes.clamp(512, 4096));
-    let pages = options.base.block_count.div_ceil(blocks_per_page);
-    if pages == 0 {
+    if options.base.block_count == 0 {
         return bad("num_blocks", "0".to_owned(), "the base device is empty");
     }
-    if pages > BASE_PAGES_MAX {
-        return Err(OpenError::BaseTooLarge {
-            pages,
-            max: BASE_PAGES_MAX,
-        });
+    Ok(())
+}
+
+/// Whether the index can name every page of the base.
+fn check_size(superblock: &Superblock) -> Result<(), OpenError> {
+    let pages = base_page_count(superblock);
+    let max = Index::page_count_max_of(&superblock.geometry, pages);
+    if pages > max {
+        return Err(OpenError::BaseTooLarge { pages, max });
     }
     Ok(())
+}
+
+pub(super) fn base_page_count(superblock: &Superblock) -> u64 {
+    let per_page = u64::from(superblock.geometry.blocks_per_page());
+    superblock.base.block_count.div_ceil(per_page)
 }
 
 fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock, OpenError> {

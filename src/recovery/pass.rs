@@ -5,6 +5,7 @@
 //! had to be given up, or the index was too small, there is another pass.
 
 use super::error::OpenError;
+use super::opening::base_page_count;
 use super::recovered::Recovered;
 use super::seqs::SeqSet;
 use super::walk::load_info;
@@ -106,8 +107,7 @@ pub(super) enum Verdict<P> {
 impl<P: Pmem> Pass<P> {
     pub(super) fn new(pmem: Arc<P>, known: Known, index_factor: u64) -> Self {
         let geometry = &known.superblock.geometry;
-        let per_page = u64::from(geometry.blocks_per_page());
-        let base_pages = known.superblock.base.block_count.div_ceil(per_page);
+        let base_pages = base_page_count(&known.superblock);
         let index = Index::new(*geometry, base_pages, index_factor);
         let segments = 0..geometry.segment_count();
         Self {

@@ -6,7 +6,7 @@ use super::seqs::Noted;
 use super::walk::{SegmentWalk, WalkBuf};
 use crate::canary::{self, Canary};
 use crate::engine::lock;
-use crate::index::{Claim, PagePart, Target};
+use crate::index::{Claim, LineStock, PagePart, Target};
 use crate::media::{Copies, Key, KeyKind, SegmentInfo, WITNESS_COUNT, Witness};
 use crate::pmem::Pmem;
 use crate::units::{Lba, SegId, Seq};
@@ -87,6 +87,7 @@ impl<P> Lead<P> {
             buf: WalkBuf::default(),
             parts: Vec::with_capacity(PARTS_MAX),
             installed: 0,
+            lines: LineStock::new(1),
         }
     }
 }
@@ -102,6 +103,8 @@ pub struct Worker<P> {
     parts: Vec<PagePart>,
     /// How many of these are in the index.
     installed: usize,
+    /// Empty between installations.
+    lines: LineStock,
 }
 
 /// A segment that a worker goes through.
@@ -253,7 +256,7 @@ impl<P: Pmem> Worker<P> {
             if claim == Claim::Busy && !canary::is(Canary::RecoveryClaimsIgnored) {
                 return false;
             }
-            let result = pass.newest.install(&pass.index, part);
+            let result = pass.newest.install(&pass.index, part, &mut self.lines);
             if claim == Claim::Taken {
                 pass.index.release(part.at.bucket(), self.number);
             }

@@ -28,6 +28,7 @@ impl Index {
                 }
             }
         }
+        self.check_lines();
         for (bucket, passed) in passed.into_iter().enumerate() {
             let meta = Meta(self.meta(bucket).load(Ordering::Acquire));
             assert_eq!(
@@ -43,6 +44,28 @@ impl Index {
         }
     }
 
+    /// Each line that was ever used is one page's, or was given back.
+    fn check_lines(&self) {
+        let Some(side) = &self.side else { return };
+        let mut users = vec![0u32; usize::try_from(side.used_count()).unwrap_or(usize::MAX)];
+        for bucket in 0..self.bucket_count as usize {
+            for word in &self.buckets.line(bucket)[1..] {
+                let value = word.load(Ordering::Acquire);
+                if self.layout.kind(value) == SlotKind::Split {
+                    users[self.layout.line(value) as usize] += 1;
+                }
+            }
+        }
+        side.returned_lines()
+            .for_each(|line| users[line as usize] += 1);
+        for (line, users) in users.into_iter().enumerate() {
+            assert_eq!(
+                users, 1,
+                "INV-INDEX-8: line {line} is one page's, or nobody's"
+            );
+        }
+    }
+
     /// Calls `f` for every place that the index names, once for each slot or block. For checks; not while
     /// others write.
     pub(crate) fn for_each_place(&self, mut f: impl FnMut(Place)) {
@@ -51,8 +74,9 @@ impl Index {
                 let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
                 match self.layout.kind(value) {
                     SlotKind::Mapped | SlotKind::Zero => f(Place(self.layout.payload(value))),
+                    SlotKind::MappedRun | SlotKind::ZeroRun => f(self.layout.run(value).place()),
                     SlotKind::Split => {
-                        for block in self.read_split(bucket, slot) {
+                        for block in self.side().read(self.layout.line(value)) {
                             if let BlockMap::Mapped(place) | BlockMap::Zero(place) = block {
                                 f(place);
                             }

@@ -7,11 +7,6 @@ use crate::sched;
 use std::sync::atomic::Ordering;
 
 impl Index {
-    /// How many buckets there are.
-    pub(crate) fn bucket_count(&self) -> usize {
-        self.bucket_count as usize
-    }
-
     /// Forgets what lies where `dead` says among the entries of a bucket. `false`: somebody is at one of them; again
     /// later.
     pub(crate) fn sweep_bucket(
@@ -26,6 +21,7 @@ impl Index {
             let may_be_dead = match self.layout.kind(value) {
                 SlotKind::Empty | SlotKind::Reserved => false,
                 SlotKind::Mapped | SlotKind::Zero => dead(Place(self.layout.payload(value))),
+                SlotKind::MappedRun | SlotKind::ZeroRun => dead(self.layout.run(value).place()),
                 SlotKind::Split => true,
             };
             if !may_be_dead {

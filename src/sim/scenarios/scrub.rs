@@ -125,6 +125,53 @@ pub(super) fn a_scrub_finds_damage_before_a_reader_does(
     script::finish(&machine)
 }
 
+/// Blocks that lie side by side may still come from different requests: of a clean one between two dirty ones the
+/// damage is dropped, and nothing of its neighbours.
+pub(super) fn a_scrub_drops_damaged_blocks_and_none_beside_them(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let machine = context.machine(&setup())?;
+    set_rate(&machine, 0);
+    let mut steps = Vec::new();
+    // Payload grows downwards. What is read goes into the cache, and is clean at once.
+    for lba in [[5, 4, 3], [10, 9, 8]] {
+        steps.extend([Step::Write(0, lba[0], 1, 0), Step::Settle]);
+        steps.extend([Step::Read(0, lba[1], 1, 0), Step::Settle]);
+        steps.extend([Step::Write(0, lba[2], 1, 0), Step::Settle]);
+    }
+    // Here it is the first of two.
+    steps.extend([Step::Write(0, 17, 1, 0), Step::Settle]);
+    steps.extend([Step::Read(0, 16, 1, 0), Step::Settle]);
+    let machine = apply(machine, &steps)?;
+    for runs in [[5, 4, 3].as_slice(), &[10, 9, 8], &[17, 16]] {
+        let places: Vec<_> = runs
+            .iter()
+            .map(|lba| place_of(&machine, Lba(*lba)).map(|place| place.0 + runs[0] - lba))
+            .collect();
+        check(
+            places
+                .iter()
+                .all(|place| *place == places[0] && place.is_some()),
+            || format!("blocks {runs:?} do not lie side by side: {places:?}"),
+        )?;
+    }
+    let damaged = [4, 9, 16];
+    for lba in damaged {
+        machine.pmem().flip_bit(off_of(&machine, lba)?, 3);
+    }
+    set_rate(&machine, 64);
+    scrub(&machine)?;
+    for lba in [3, 4, 5, 8, 9, 10, 16, 17] {
+        let is_dropped = !is_cached(&machine, Lba(lba));
+        check(is_dropped == damaged.contains(&lba), || {
+            format!("block {lba} is dropped: {is_dropped}")
+        })?;
+    }
+    machine.read(0, 0, 3 * 8, &[]);
+    machine.settle()?;
+    script::finish(&machine)
+}
+
 /// With checksums off memory is read all the same.
 pub(super) fn a_scrub_finds_lost_memory_without_checksums(
     context: &mut Context,

@@ -1,0 +1,120 @@
+//! What a batch holds of the index: claims of buckets, slots of pages, and lines for pages that it may split.
+
+use super::extent::{page_pieces, pages};
+use super::{Batch, Refusal};
+use crate::canary::{self, Canary};
+use crate::engine::cache::Cache;
+use crate::index::{Claim, EarlierParts, IndexFull};
+use crate::pmem::Pmem;
+use crate::units::{Lba, Page};
+
+/// How much a batch held before an extent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    pub(super) claims: usize,
+    slots: usize,
+    lines: usize,
+}
+
+impl Batch {
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            claims: self.claims.len(),
+            slots: self.slots.len(),
+            lines: self.lines.spare_count(),
+        }
+    }
+
+    /// Takes what an extent needs of the index, or nothing.
+    #[inline]
+    pub(super) fn hold_pages<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        owner: u16,
+        lba: Lba,
+        len_blocks: u64,
+    ) -> Result<(), Refusal> {
+        let mark = self.mark();
+        for page in pages(cache, lba, len_blocks) {
+            if let Err(refusal) = self.hold_page(cache, owner, page) {
+                self.roll_back(cache, owner, mark);
+                return Err(refusal);
+            }
+        }
+        let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+        if (lba.0 | len_blocks) & in_page != 0 {
+            return self.hold_lines(cache, owner, mark, lba, len_blocks);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn hold_page<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        owner: u16,
+        page: Page,
+    ) -> Result<(), Refusal> {
+        let index = &cache.index;
+        let at = index.locate(page);
+        match index.claim(at, owner) {
+            Claim::Taken => self.claims.push(at.bucket()),
+            Claim::Held => {}
+            Claim::Busy if canary::is(Canary::ClaimsIgnored) => {}
+            Claim::Busy => return Err(Refusal::Busy),
+        }
+        let reserved = index.reserve(at).or_else(|_| {
+            index.make_room(at, owner, |place| cache.is_clean(place));
+            index.reserve(at)
+        });
+        let slot = reserved.map_err(|IndexFull| Refusal::NoRoom)?;
+        self.slots.push(slot);
+        Ok(())
+    }
+
+    /// Lines for the pages of which the extent is a part.
+    #[inline(never)]
+    fn hold_lines<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        owner: u16,
+        mark: Mark,
+        lba: Lba,
+        len_blocks: u64,
+    ) -> Result<(), Refusal> {
+        let (index, geometry) = (&cache.index, &cache.geometry);
+        let per_page = geometry.blocks_per_page();
+        let pieces = page_pieces(cache, lba, len_blocks);
+        for ((lba, len_blocks), slot) in pieces.zip(&self.slots[mark.slots..]) {
+            if len_blocks == per_page {
+                continue;
+            }
+            let page = geometry.page_of(lba);
+            // A bucket that was claimed before may be that of a part of this page.
+            let earlier = if self.claims[mark.claims..].contains(&index.locate(page).bucket()) {
+                EarlierParts::No
+            } else {
+                EarlierParts::Maybe
+            };
+            let first = (lba.0 - geometry.page_start(page).0) as u32;
+            let needed = index.needs_line(*slot, first, len_blocks, earlier);
+            if needed && !index.stock_line(&mut self.lines) {
+                // There are as many as slots: other batches have what they may not need.
+                self.roll_back(cache, owner, mark);
+                return Err(Refusal::Busy);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what was taken since.
+    pub(super) fn roll_back<P: Pmem>(&mut self, cache: &Cache<P>, owner: u16, mark: Mark) {
+        cache.index.cut_stock(&mut self.lines, mark.lines);
+        for slot in self.slots.drain(mark.slots..) {
+            cache.index.unreserve(slot);
+        }
+        for bucket in self.claims.drain(mark.claims..) {
+            cache.index.release(bucket, owner);
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! What the holders of claims do: publish, forget, make room.
+
+use super::{Claim, Index, SlotRef};
+use crate::canary::{self, Canary};
+use crate::index::bucket::{BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKey, SlotKind};
+use crate::index::map::{BlockMap, Blocks, PAGE_BLOCKS_MAX, Run, Shape, Target};
+use crate::index::side::LineStock;
+use crate::media::Place;
+use crate::sched;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Whether a part of a page is not the first that is published under a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EarlierParts {
+    No,
+    Maybe,
+}
+
+impl Index {
+    /// Gives back a slot that was taken and not published; one that was there before stays.
+    pub(crate) fn unreserve(&self, at: PageSlot) {
+        if self.layout.kind(at.value()) == SlotKind::Reserved {
+            self.remove(at.bucket(), at.number(), at.value());
+        }
+    }
+
+    fn remove(&self, bucket: usize, slot: usize, value: u64) {
+        let distance = self.layout.distance(value);
+        self.buckets.line(bucket)[slot].store(0, Ordering::Release);
+        self.count_passed(
+            self.home_of(bucket, distance),
+            distance,
+            Meta::ONE_PASSED.wrapping_neg(),
+        );
+    }
+
+    /// Whether a part of a page may need a line when it is published, for the holder of the claim. `earlier`:
+    /// whether parts of the page may be published before it under the same claim.
+    pub(crate) fn needs_line(
+        &self,
+        at: PageSlot,
+        first: u32,
+        len_blocks: u32,
+        earlier: EarlierParts,
+    ) -> bool {
+        if self.layout.kind(at.value()) == SlotKind::Reserved {
+            // Taken for this part. It will be a run.
+            return false;
+        }
+        let value = self.word(at).load(Ordering::Acquire);
+        match (earlier, self.layout.kind(value)) {
+            // It stays split, or becomes a run.
+            (EarlierParts::No, SlotKind::Split) => false,
+            (EarlierParts::No, SlotKind::MappedRun | SlotKind::ZeroRun) => {
+                !self.layout.run(value).lies_within(first, len_blocks)
+            }
+            _ => true,
+        }
+    }
+
+    /// Puts a line into the stock. `false`: there is none for the moment; some batches have more than they will
+    /// need.
+    pub(crate) fn stock_line(&self, stock: &mut LineStock) -> bool {
+        let line = self.side().take();
+        line.inspect(|line| stock.put(*line)).is_some()
+    }
+
+    /// Takes lines out of the stock again; `keep` stay.
+    pub(crate) fn cut_stock(&self, stock: &mut LineStock, keep: usize) {
+        if stock.spare_count() > keep {
+            stock.cut(keep, self.side());
+        }
+    }
+
+    /// Takes everything that is left in the stock, at the end of a batch.
+    #[inline]
+    pub(crate) fn clear_stock(&self, stock: &mut LineStock) {
+        if !stock.is_empty() {
+            stock.clear(self.side());
+        }
+    }
+
+    #[inline]
+    fn word(&self, at: PageSlot) -> &AtomicU64 {
+        &self.buckets.line(at.bucket())[at.number()]
+    }
+
+    /// Sets `len_blocks` blocks of a page from block `first` on, for the holder of the claim, whose stock has a
+    /// line for each part of a page for which [`Index::needs_line`] asked for one.
+    #[inline]
+    pub(crate) fn publish(
+        &self,
+        at: PageSlot,
+        first: u32,
+        len_blocks: u32,
+        target: Target,
+        stock: &mut LineStock,
+    ) {
+        let word = self.word(at);
+        let value = word.load(Ordering::Acquire);
+        let key = self.layout.key_of(at.value());
+        assert!(
+            self.layout.is(value, key),
+            "INV-INDEX-1: a page is published without a slot reserved for it"
+        );
+        sched::point();
+        if len_blocks != self.blocks_per_page {
+            let run = Run {
+                first,
+                len_blocks,
+                map: target.into(),
+            };
+            return self.publish_part(at, value, run, stock);
+        }
+        let new = match target {
+            Target::Mapped(place) => self.layout.make(SlotKind::Mapped, key, place.0),
+            Target::Zero(place) => self.layout.make(SlotKind::Zero, key, place.0),
+        };
+        word.store(new, Ordering::Release);
+        self.line_of(value).inspect(|line| stock.set_free(*line));
+    }
+
+    /// Lays a run over what a slot says.
+    #[inline(never)]
+    fn publish_part(&self, at: PageSlot, value: u64, mut run: Run, stock: &mut LineStock) {
+        let side = self.side();
+        if canary::is(Canary::OverlapLost) && run.len_blocks > 1 {
+            run.len_blocks -= 1;
+        }
+        let before = self.blocks(value);
+        let mut blocks = before;
+        run.lay_over(&mut blocks);
+        let key = self.layout.key_of(at.value());
+        let word = self.word(at);
+        match (self.simple(key, &blocks), self.line_of(value)) {
+            (Some(new), line) => {
+                word.store(new, Ordering::Release);
+                // Whoever still reads it finds the slot changed.
+                line.inspect(|line| stock.set_free(*line));
+            }
+            (None, Some(line)) => self.write_line(line, &before, &blocks),
+            (None, None) => {
+                let Some(line) = stock.take() else {
+                    unreachable!("INV-INDEX-8: a page is split without a line reserved for it")
+                };
+                side.write_all(line, &blocks);
+                self.name_line(word, key, line);
+            }
+        }
+    }
+
+    /// Lets a slot name a line that has been written.
+    fn name_line(&self, word: &AtomicU64, key: SlotKey, line: u32) {
+        sched::point();
+        let new = self.layout.make(SlotKind::Split, key, u64::from(line));
+        word.store(new, Ordering::Release);
+    }
+
+    /// The line that a slot names, if it does.
+    fn line_of(&self, value: u64) -> Option<u32> {
+        (self.layout.kind(value) == SlotKind::Split).then(|| self.layout.line(value))
+    }
+
+    /// What a slot says of a page that needs no line; `None`: it does.
+    fn simple(&self, key: SlotKey, blocks: &Blocks) -> Option<u64> {
+        match Shape::of(blocks) {
+            Shape::Absent => Some(0),
+            Shape::Runs => None,
+            Shape::Run(run) if run.len_blocks < self.blocks_per_page => {
+                Some(self.layout.make_run(key, run))
+            }
+            Shape::Run(run) => Some(match run.map {
+                BlockMap::Mapped(place) => self.layout.make(SlotKind::Mapped, key, place.0),
+                BlockMap::Zero(place) => self.layout.make(SlotKind::Zero, key, place.0),
+                BlockMap::Absent => 0,
+            }),
+        }
+    }
+
+    /// What a slot says of each block, for the holder of the claim.
+    fn blocks(&self, value: u64) -> Blocks {
+        let place = Place(self.layout.payload(value));
+        let whole = |map| {
+            let len_blocks = self.blocks_per_page;
+            Run {
+                first: 0,
+                len_blocks,
+                map,
+            }
+            .alone()
+        };
+        match self.layout.kind(value) {
+            SlotKind::Empty | SlotKind::Reserved => [BlockMap::Absent; PAGE_BLOCKS_MAX],
+            SlotKind::Mapped => whole(BlockMap::Mapped(place)),
+            SlotKind::Zero => whole(BlockMap::Zero(place)),
+            SlotKind::MappedRun | SlotKind::ZeroRun => self.layout.run(value).alone(),
+            SlotKind::Split => self.side().read(self.layout.line(value)),
+        }
+    }
+
+    /// Changes a line that readers look at.
+    fn write_line(&self, line: u32, before: &Blocks, after: &Blocks) {
+        for (block, (before, after)) in before.iter().zip(after).enumerate() {
+            if before != after {
+                self.side().write(line, block, *after);
+            }
+        }
+        sched::point();
+    }
+
+    /// Forgets those blocks of a page that lie where `dead` says, for the holder of the claim. It says the same of
+    /// all places of a segment.
+    pub(crate) fn evict(&self, at: SlotRef, dead: impl Fn(Place) -> bool) {
+        if let Some((bucket, slot, value)) = self.find(at) {
+            self.evict_slot(bucket, slot, value, &dead);
+        }
+    }
+
+    /// Forgets those blocks of a page that lie at `places`, for the holder of the claim; zeroes lie nowhere. Their
+    /// neighbours in a run stay, for which a line may be needed. `false`: there is none for the moment, and nothing
+    /// is forgotten.
+    #[must_use]
+    pub(crate) fn evict_places(&self, at: SlotRef, places: &Range<u64>) -> bool {
+        let Some((bucket, slot, value)) = self.find(at) else {
+            return true;
+        };
+        let before = self.blocks(value);
+        let left = before.map(|map| match map {
+            BlockMap::Mapped(place) if places.contains(&place.0) => BlockMap::Absent,
+            map => map,
+        });
+        left == before || self.shrink(bucket, slot, value, &before, &left)
+    }
+
+    pub(super) fn evict_slot(
+        &self,
+        bucket: usize,
+        slot: usize,
+        value: u64,
+        dead: &impl Fn(Place) -> bool,
+    ) {
+        let first_place = match self.layout.kind(value) {
+            SlotKind::Empty | SlotKind::Reserved => return,
+            SlotKind::Split => return self.evict_blocks(bucket, slot, value, dead),
+            SlotKind::Mapped | SlotKind::Zero => Place(self.layout.payload(value)),
+            SlotKind::MappedRun | SlotKind::ZeroRun => self.layout.run(value).place(),
+        };
+        // All of it lies in one segment, since none begins with payload.
+        if dead(first_place) {
+            self.remove(bucket, slot, value);
+        }
+    }
+
+    #[inline(never)]
+    fn evict_blocks(&self, bucket: usize, slot: usize, value: u64, dead: &impl Fn(Place) -> bool) {
+        let before = self.blocks(value);
+        let left = before.map(|map| match map {
+            BlockMap::Mapped(place) | BlockMap::Zero(place) if dead(place) => BlockMap::Absent,
+            map => map,
+        });
+        let done = self.shrink(bucket, slot, value, &before, &left);
+        debug_assert!(done, "INV-INDEX-8: a page that is split has a line");
+    }
+
+    /// Lets a page say what is `left` of what it said `before`. `false`: it takes a line, and there is none.
+    fn shrink(
+        &self,
+        bucket: usize,
+        slot: usize,
+        value: u64,
+        before: &Blocks,
+        left: &Blocks,
+    ) -> bool {
+        let key = self.layout.key_of(value);
+        let word = &self.buckets.line(bucket)[slot];
+        let line = self.line_of(value);
+        match (self.simple(key, left), line) {
+            (Some(0), _) => self.remove(bucket, slot, value),
+            (Some(new), _) => word.store(new, Ordering::Release),
+            (None, Some(line)) => {
+                self.write_line(line, before, left);
+                if !canary::is(Canary::LineFreedInUse) {
+                    return true;
+                }
+            }
+            (None, None) => {
+                let Some(line) = self.side().take() else {
+                    return false;
+                };
+                self.side().write_all(line, left);
+                self.name_line(word, key, line);
+                return true;
+            }
+        }
+        if let Some(line) = line {
+            self.side().give_back(&[line]);
+        }
+        true
+    }
+
+    /// Forgets clean pages within reach of `at`, so that it can be reserved. Leaves alone what others hold.
+    pub(crate) fn make_room(&self, at: SlotRef, owner: u16, clean: impl Fn(Place) -> bool) {
+        for distance in 0..PROBE_MAX {
+            let bucket = self.bucket_at(at.bucket, distance);
+            for slot in 1..BUCKET_WORDS {
+                let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
+                if matches!(
+                    self.layout.kind(value),
+                    SlotKind::Empty | SlotKind::Reserved
+                ) {
+                    continue;
+                }
+                let home = self.home_of(bucket, self.layout.distance(value));
+                let claim = self.claim_bucket(home, owner);
+                // A bucket held already belongs to a write of this very batch: leave its pages alone.
+                if claim == Claim::Taken {
+                    if self.buckets.line(bucket)[slot].load(Ordering::Acquire) == value {
+                        self.evict_slot(bucket, slot, value, &clean);
+                    }
+                    self.release(home, owner);
+                }
+            }
+        }
+    }
+}
