@@ -11,7 +11,6 @@
 
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, Progress, SegmentState, Setting, Ticket};
-use crate::index::Claim;
 use crate::media::{KEYS_START_BYTES, Key, KsetReader, SegmentInfo, Tails};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Generation, Page, SegId, Seq};
@@ -261,13 +260,13 @@ fn evict_key<P: Pmem>(
         }
         *budget -= 1;
         let at = cache.index.locate(Page(first + victim.page_at));
-        if cache.index.claim(at, agent.0) != Claim::Taken {
+        let in_victim = |place| cache.geometry.segment_of(place) == victim.id;
+        let evicted = cache
+            .index
+            .with_claim(at, agent.0, || cache.index.evict(at, in_victim));
+        if evicted.is_none() {
             return false;
         }
-        cache
-            .index
-            .evict(at, |place| cache.geometry.segment_of(place) == victim.id);
-        cache.index.release(at.bucket(), agent.0);
         victim.page_at += 1;
     }
     victim.key_at += 1;

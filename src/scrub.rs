@@ -16,7 +16,7 @@ use crate::canary::{self, Canary};
 use crate::engine::{
     Cache, Counters, Depth, Flaw, Progress, SegmentState, Setting, count_flaw, lock,
 };
-use crate::index::{BlockMap, Claim};
+use crate::index::BlockMap;
 use crate::media::{
     Copies, CopyState, KEYS_START_BYTES, KSET_KEYS_MAX, Key, KeyKind, KsetReader, PairError,
     Sealed, SegmentInfo, Tails, persist_superblock, superblock_copies,
@@ -268,14 +268,12 @@ fn look_at_payload<P: Pmem>(
         return Some(len_bytes);
     }
     let at = cache.index.locate(cache.geometry.page_of(key.lba));
-    if cache.index.claim(at, context.agent.0) != Claim::Taken {
-        return None;
-    }
     let first = cache.geometry.place(walk.id, key.payload_off).0;
     let places = first..first + u64::from(key.len_blocks);
-    let done = cache.index.evict_places(at, &places);
-    cache.index.release(at.bucket(), context.agent.0);
-    if !done {
+    let evicted = cache.index.with_claim(at, context.agent.0, || {
+        cache.index.evict_places(at, &places)
+    });
+    if evicted != Some(true) {
         return None;
     }
     count_flaw(context.counters, flaw, 1);

@@ -38,7 +38,8 @@ pub struct Pressure(u8);
 impl Pressure {
     /// Requests wait for it.
     pub const WAITING: Pressure = Pressure(100);
-    /// A drain or a checkpoint was asked for, a write waits for the base, or nothing can be reclaimed before more is written back.
+    /// A drain or a checkpoint was asked for, a write waits for the base, or nothing can be reclaimed before more
+    /// is written back.
     const WANTED: Pressure = Pressure(60);
     /// As long as nobody waits.
     const MAX: u64 = 90;

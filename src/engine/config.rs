@@ -65,14 +65,17 @@ pub enum CacheMode {
 }
 
 impl CacheMode {
+    /// In the order of their numbers.
+    pub const ALL: [CacheMode; 5] = [
+        Self::Writeback,
+        Self::Writethrough,
+        Self::Writearound,
+        Self::Writeonly,
+        Self::Passthrough,
+    ];
+
     pub(crate) fn from_setting(value: u32) -> Self {
-        match value {
-            1 => Self::Writethrough,
-            2 => Self::Writearound,
-            3 => Self::Writeonly,
-            4 => Self::Passthrough,
-            _ => Self::Writeback,
-        }
+        Self::ALL.get(value as usize).copied().unwrap_or_default()
     }
 
     /// A write is acknowledged when the base has it.

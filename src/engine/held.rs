@@ -6,10 +6,9 @@
 
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, REQUEST_COUNT_MAX, RequestId};
-use super::io::{Outbox, Status};
+use super::io::{HostIo, Outbox, Status};
 use super::write_path::pages;
 use crate::canary::{self, Canary};
-use crate::index::Claim;
 use crate::pmem::Pmem;
 use crate::units::Seq;
 use std::collections::VecDeque;
@@ -42,11 +41,12 @@ impl Held {
 }
 
 impl Core {
-    /// A write that was committed under `seq` waits for the base.
-    pub(super) fn hold<P>(&mut self, cache: &Cache<P>, seq: Seq, id: RequestId) {
+    /// A write that was committed under `seq` waits for the base. Returns what it was, as [`Core::complete`] does.
+    pub(super) fn hold<P>(&mut self, cache: &Cache<P>, seq: Seq, id: RequestId) -> Option<HostIo> {
         self.held.waiting.push_back((seq, id));
         // Write-back has a reason now.
         cache.mode.hold(seq);
+        self.requests.get(id).map(|request| request.io)
     }
 
     /// Completes what the base has by now.
@@ -90,14 +90,12 @@ impl Core {
         }
         for page in pages(cache, request.io.lba, request.io.len_blocks) {
             let at = index.locate(page);
-            if index.claim(at, owner) != Claim::Taken {
+            // INV-MODE-2: a newer write of the same page, which the base does not have yet, stays.
+            let on_base = |place| cache.is_clean(place) || canary::is(Canary::DirtyWriteForgotten);
+            let evicted = index.with_claim(at, owner, || index.evict(at, on_base));
+            if evicted.is_none() {
                 return false;
             }
-            // INV-MODE-2: a newer write of the same page, which the base does not have yet, stays.
-            index.evict(at, |place| {
-                cache.is_clean(place) || canary::is(Canary::DirtyWriteForgotten)
-            });
-            index.release(at.bucket(), owner);
             *pages_left = pages_left.saturating_sub(1);
         }
         true

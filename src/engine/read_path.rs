@@ -268,9 +268,8 @@ impl Core {
         if reader.mode == CacheMode::Passthrough
             && (cache.is_clean(place) || canary::is(Canary::DirtyDataPassedBy))
         {
-            // The base holds the same (INV-MODE-3).
-            reader.version_count = usize::MAX;
-            return self.start_miss(reader, run, out);
+            // INV-MODE-3.
+            return self.read_clean_from_base(reader, run, out);
         }
         let mut cursor = reader.state.cursor;
         let off = cache.geometry.place_off(place);
@@ -284,14 +283,23 @@ impl Core {
             self.counters(cache).poisoned_reads.add(1);
         }
         if cache.is_clean(place) || canary::is(Canary::DirtyDamageReadFromBase) {
-            // The base holds the same.
-            reader.version_count = usize::MAX;
-            return self.start_miss(reader, run, out);
+            return self.read_clean_from_base(reader, run, out);
         }
         reader.state.cursor.advance(bytes as usize);
         reader.state.done_blocks += run.len_blocks;
         reader.state.failed = true;
         Ok(())
+    }
+
+    /// Asks the base for a run of which it holds the same as the cache. Nothing of that is shared or kept.
+    fn read_clean_from_base<P: Pmem>(
+        &mut self,
+        reader: &mut Reader<'_, P>,
+        run: &Run,
+        out: &mut Outbox,
+    ) -> Result<(), Blocked> {
+        reader.version_count = usize::MAX;
+        self.start_miss(reader, run, out)
     }
 
     /// Asks the base for a run, as far as nobody of this channel has done so.

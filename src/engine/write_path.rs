@@ -517,16 +517,14 @@ impl Core {
         for at in 0..self.batch.items.len() {
             match self.batch.items[at] {
                 Item::Write(id) => {
-                    if !holds {
-                        if let Some(io) = self.complete(cache, id, Status::Success, out) {
-                            self.count_write(cache, &io);
-                        }
-                        continue;
+                    let io = if holds {
+                        self.hold(cache, self.batch.seq, id)
+                    } else {
+                        self.complete(cache, id, Status::Success, out)
+                    };
+                    if let Some(io) = io {
+                        self.count_write(cache, &io);
                     }
-                    if let Some(request) = self.requests.get(id) {
-                        self.count_write(cache, &request.io);
-                    }
-                    self.hold(cache, self.batch.seq, id);
                 }
                 Item::Fill(op) => {
                     if let Some(miss) = self.misses.get(op) {

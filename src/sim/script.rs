@@ -11,14 +11,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Every record that is kept in two copies is at most so long.
 const COPY_BYTES: usize = 512;
-/// All of them.
-pub(super) const MODES: [CacheMode; 5] = [
-    CacheMode::Writeback,
-    CacheMode::Writethrough,
-    CacheMode::Writearound,
-    CacheMode::Writeonly,
-    CacheMode::Passthrough,
-];
 /// Steps after a recovery that is worked with.
 const STEPS_AFTER_RECOVERY: usize = 24;
 
@@ -153,7 +145,7 @@ fn draw_one(prng: &mut Prng, setup: &Setup, weights: Weights, span: u64) -> Step
         96 => Step::DrainStart,
         97 if prng.percent(60) => Step::CheckpointBegin(prng.between(1, 3) as u32),
         97 => Step::CheckpointEnd,
-        98 if prng.percent(50) => Step::Mode(prng.pick(&MODES)),
+        98 if prng.percent(50) => Step::Mode(prng.pick(&CacheMode::ALL)),
         98 => Step::Strict(prng.percent(50)),
         _ => Step::GcPercent(prng.between(0, 90) as u8),
     }
@@ -387,7 +379,7 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
         ..Setup::default()
     };
     if prng.percent(40) {
-        let mode = prng.pick(&MODES);
+        let mode = prng.pick(&CacheMode::ALL);
         setup.settings = setup.settings.and(Setting::CacheMode, mode as u32);
     }
     setup.used_before = prng.percent(20);

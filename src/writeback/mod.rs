@@ -163,12 +163,8 @@ impl Writeback {
                 self.begin(context, now);
             } else if self.next.is_damaged() {
                 let text = damage_text(context.cache);
-                context
-                    .cache
-                    .writeback_stands
-                    .store(true, Ordering::Relaxed);
-                context.cache.set_health(Health::Degraded(text));
-                self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+                let state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+                self.stand_still(context.cache, state, text);
             }
         }
         let written = self.write(context, now, budget, out);
@@ -472,11 +468,9 @@ impl Writeback {
             self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
             return Progress::Idle;
         }
-        context
-            .cache
-            .writeback_stands
-            .store(false, Ordering::Relaxed);
-        self.start_over(context.cache);
+        let cache = context.cache;
+        cache.writeback_stands.store(false, Ordering::Relaxed);
+        self.start_over(cache);
         Progress::Busy
     }
 
@@ -542,12 +536,17 @@ impl Writeback {
     /// The log is damaged, and everything before the damage is on the base.
     fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, damage: &LogStop) -> Progress {
         let (cache, reason) = (context.cache, damage.to_string());
-        self.state = State::Halted;
-        cache.writeback_stands.store(true, Ordering::Relaxed);
         context.counters.key_errors.add(1);
         cache.checkpoint.fail(&reason);
-        cache.set_health(Health::Degraded(reason));
+        self.stand_still(cache, State::Halted, reason);
         Progress::Idle
+    }
+
+    /// Because of damage: whoever waits for the base waits in vain.
+    fn stand_still<P: Pmem>(&mut self, cache: &Cache<P>, state: State, reason: String) {
+        self.state = state;
+        cache.writeback_stands.store(true, Ordering::Relaxed);
+        cache.set_health(Health::Degraded(reason));
     }
 }
 

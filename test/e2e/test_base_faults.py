@@ -18,6 +18,7 @@ from harness.scenario import (
     cache_info,
     cache_stats,
     drain,
+    drain_and_verify,
     heal,
     make_sick,
     start_session,
@@ -114,8 +115,7 @@ def test_killed_while_the_base_is_sick(host: Host, media: Path, seed: int, ended
     client.finish_writing()
     session = start_session(host, storage.sick_base())
     assert_intact(client.verify(session.url))
-    drain(session.rpc)
-    assert_intact(client.verify_file(storage.base_file))
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 
@@ -151,8 +151,7 @@ def test_base_removed_with_dirty_data_and_put_back(host: Host, media: Path, seed
     target = IscsiTarget(session.app, CACHE, number=2)
     assert_intact(client.verify(target.url))
     assert_intact(client.write(target.url, seconds=1))
-    drain(session.rpc)
-    assert_intact(client.verify_file(storage.base_file))
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 
@@ -168,8 +167,7 @@ def test_base_removed_under_load(host: Host, media: Path, seed: int, ended_clien
     assert result.exit_code in (EXIT_DONE, EXIT_TARGET_ERROR, EXIT_DISCONNECTED), result
     target = IscsiTarget(session.app, CACHE, number=2)
     assert_intact(client.verify(target.url))
-    drain(session.rpc)
-    assert_intact(client.verify_file(storage.base_file))
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 

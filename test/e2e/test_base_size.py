@@ -15,7 +15,7 @@ from harness.scenario import (
     Storage,
     assert_intact,
     bdev_info,
-    drain,
+    drain_and_verify,
     make_used_cache,
     start_session,
     wait_online,
@@ -61,8 +61,7 @@ def test_cache_grows_with_its_base_and_remembers(host: Host, media: Path, seed: 
     app.kill()
     session = start_session(host, [storage.aio_base(), storage.cache()])
     assert_intact(client.verify(session.url))
-    drain(session.rpc)
-    assert_intact(client.verify_file(storage.base_file))
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 

@@ -22,6 +22,7 @@ from harness.scenario import (
     cache_stats,
     digest,
     drain,
+    drain_and_verify,
     error_of,
     heal,
     make_sick,
@@ -231,8 +232,7 @@ def test_a_base_that_fails_delays_the_cut_and_can_be_given_up(host: Host, media:
     assert status(session.rpc)["state"] == "holding"
     session.rpc.bdev_pcache_checkpoint_end(name=CACHE)
     heal(session.rpc)
-    drain(session.rpc)
-    assert_intact(client.verify_file(storage.base_file))
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 
@@ -250,8 +250,7 @@ def test_a_base_that_is_removed_ends_the_checkpoint(host: Host, media: Path, see
     error = error_of(session.rpc.bdev_pcache_checkpoint_end, name=CACHE)
     assert error.code == -2
     assert "opened since" in error.message
-    drain(session.rpc)
-    assert_intact(client.verify_file(storage.base_file))
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 

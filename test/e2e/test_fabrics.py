@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import Bdevperf, Host, IscsiTarget, NvmfTarget
-from harness.scenario import CACHE, Storage, assert_intact, drain, wait_online
+from harness.scenario import CACHE, Storage, assert_intact, drain_and_verify, wait_online
 
 
 @pytest.mark.parametrize("block_size", [512, 4096])
@@ -40,6 +40,5 @@ def test_iscsi(host: Host, media: Path, seed: int):
     assert_intact(client.verify(target.url))
     assert_intact(client.write(target.url, seconds=3, depth=64, io_bytes="512:262144"))
     assert_intact(client.verify(target.url))
-    drain(app.rpc)
-    assert_intact(client.verify_file(storage.base_file))
+    drain_and_verify(app.rpc, client, storage)
     app.stop()

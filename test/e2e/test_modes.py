@@ -13,7 +13,7 @@ from harness.scenario import (
     Storage,
     assert_intact,
     cache_info,
-    drain,
+    drain_and_verify,
     start_session,
 )
 
@@ -40,8 +40,7 @@ def test_every_mode_survives_a_kill(host: Host, media: Path, seed: int, mode: st
         return info is not None and info["cache_mode"] == info["cache_mode_now"] == mode
 
     wait_until(reached, f"{mode} holds again", timeout_s=20)
-    drain(session.rpc)
-    assert_intact(client.verify_file(storage.base_file))
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 

@@ -118,7 +118,9 @@ impl Index {
             Target::Zero(place) => self.layout.make(SlotKind::Zero, key, place.0),
         };
         word.store(new, Ordering::Release);
-        self.line_of(value).inspect(|line| stock.set_free(*line));
+        if let Some(line) = self.line_of(value) {
+            stock.set_free(line);
+        }
     }
 
     /// Lays a run over what a slot says.
@@ -207,6 +209,22 @@ impl Index {
             }
         }
         sched::point();
+    }
+
+    /// Does something to a page under the claim of its home bucket. `None`: somebody holds that, nothing was done.
+    #[inline]
+    pub(crate) fn with_claim<R>(
+        &self,
+        at: SlotRef,
+        owner: u16,
+        act: impl FnOnce() -> R,
+    ) -> Option<R> {
+        if self.claim(at, owner) != Claim::Taken {
+            return None;
+        }
+        let result = act();
+        self.release(at.bucket(), owner);
+        Some(result)
     }
 
     /// Forgets those blocks of a page that lie where `dead` says, for the holder of the claim. It says the same of

@@ -4,7 +4,7 @@ use super::{Context, apply, check, heal, in_order, is_cached};
 use crate::engine::{CacheMode, Fua, Op, Setting, SettingChange};
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
-use crate::sim::script::{self, MODES, Step};
+use crate::sim::script::{self, Step};
 use crate::units::Lba;
 
 fn in_mode(mode: CacheMode) -> Setup {
@@ -17,7 +17,7 @@ fn in_mode(mode: CacheMode) -> Setup {
 /// The machine checks every acknowledgement against the base; here it is also seen that a write waits for it, and
 /// what is cached afterwards.
 pub(super) fn every_mode_keeps_what_it_promises(context: &mut Context) -> Result<(), Violation> {
-    for mode in MODES {
+    for mode in CacheMode::ALL {
         context.cut(&in_mode(mode), |machine| {
             machine.with_outside(|outside| outside.base.faults.stuck = true);
             machine.write(0, 16, 8, Fua::No, &[700]);
@@ -54,8 +54,8 @@ pub(super) fn every_mode_keeps_what_it_promises(context: &mut Context) -> Result
 
 /// From every mode to every other with requests under way, dirty data left, and a base that fails for a while.
 pub(super) fn modes_change_under_load(context: &mut Context) -> Result<(), Violation> {
-    for (at, from) in MODES.into_iter().enumerate() {
-        for to in MODES {
+    for (at, from) in CacheMode::ALL.into_iter().enumerate() {
+        for to in CacheMode::ALL {
             let mut steps = vec![
                 Step::Write(0, 16, 8, 0),
                 Step::Read(1, 60, 8, 0),
@@ -78,7 +78,7 @@ pub(super) fn modes_change_under_load(context: &mut Context) -> Result<(), Viola
             // Nothing of a mode is left behind for the next one.
             steps.extend([Step::Mode(to), Step::Read(0, 14, 16, 0), Step::Settle]);
             // The machine sees a broken promise without a cut as well; so not all pairs are cut.
-            if to == MODES[(at + 1) % MODES.len()] {
+            if to == CacheMode::ALL[(at + 1) % CacheMode::ALL.len()] {
                 context.cut_script(&in_mode(from), &steps)?;
             } else {
                 script::finish(&apply(context.machine(&in_mode(from))?, &steps)?)?;

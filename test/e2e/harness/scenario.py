@@ -172,6 +172,12 @@ def drain(rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0) -> dict[str, Any
     return wait_until(finished, f"{name} is drained", timeout_s)
 
 
+def drain_and_verify(rpc: Rpc, client: AckClient, storage: Storage) -> None:
+    """Once everything is written back, the base holds it without the cache."""
+    drain(rpc)
+    assert_intact(client.verify_file(storage.base_file))
+
+
 def make_used_cache(host: Host, storage: Storage, client: AckClient, *, drained: bool) -> None:
     """A cache that has seen writes, and whose application has ended."""
     session = start_session(host, [storage.aio_base(), storage.cache()])
