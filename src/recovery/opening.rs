@@ -224,8 +224,10 @@ impl<P: Pmem> Opening<P> {
             Phase::Scanning => {
                 self.worker.work();
                 let over = self.crew.take_pass_if(|pass| {
+                    // In this order: what is told last is all of it.
+                    let over = pass.is_over();
                     self.progress = Some(pass.progress());
-                    pass.is_over()
+                    over
                 });
                 match over {
                     Some(pass) => (Phase::Judging(pass), again),
