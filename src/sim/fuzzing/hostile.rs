@@ -234,22 +234,25 @@ fn request(
     ControlFlow::Continue(())
 }
 
-/// A write may be stuck where the damage keeps the log from moving, and only there; then nothing of it is done.
+/// A write may be stuck where the damage keeps the log from moving, and only there; then nothing of it is done. Or
+/// write-back stands still, and a mode holds the write for it in vain: it fails, but is in the log.
 fn note_write(
     plain: &Plain<SimPmem>,
     status: Status,
     blocks: &mut [Content],
     data: &[u8],
 ) -> ControlFlow<()> {
-    if status == Status::Success {
+    let health = plain.cache.health();
+    let damaged = matches!(health, Health::Degraded(_));
+    let held_in_vain =
+        damaged && status == Status::Failed && plain.cache.settings.cache_mode().holds_writes();
+    if status == Status::Success || held_in_vain {
         let block_size = data.len() / blocks.len();
         for (block, data) in blocks.iter_mut().zip(data.chunks(block_size)) {
             *block = Content::of(data);
         }
         return ControlFlow::Continue(());
     }
-    let health = plain.cache.health();
-    let damaged = matches!(health, Health::Degraded(_));
     assert!(
         damaged && status == Status::Aborted,
         "a write ends as {status:?}: {health:?}, {:?}",
