@@ -125,6 +125,12 @@ canaries! {
     GenerationNotRaised = "generation_not_raised",
     /// A segment is free although somebody may still read in it.
     ReclaimIgnoresReaders = "reclaim_ignores_readers",
+    /// Reclaiming puts a copy into the index although its page has changed since.
+    StaleCopyInstalled = "stale_copy_installed",
+    /// Reclaiming frees a segment before the copies of what it keeps are durable.
+    ReclaimedWithoutCopies = "reclaimed_without_copies",
+    /// The key tail does not pass a segment out of which something was forgotten.
+    ForgottenUnnoted = "forgotten_unnoted",
     /// A segment whose memory is damaged is used again.
     SuspectSegmentReused = "suspect_segment_reused",
     /// The scrub takes damaged dirty data out of the cache, as if the base had them.

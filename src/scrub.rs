@@ -8,7 +8,7 @@
 //! - a clean payload: its blocks leave the index, and the next read asks the base;
 //! - a dirty payload: the blocks are named, and fail until they are overwritten (`src/engine/damage.rs`);
 //! - keys, or memory that cannot be read: the segment is suspect, and taken out of service when the base holds
-//!   all of it (`src/gc.rs`).
+//!   all of it (`src/gc`).
 //!
 //! A copy that cannot be *read* is left alone: a store there would fault as well.
 
@@ -270,6 +270,8 @@ fn look_at_payload<P: Pmem>(
     let at = cache.index.locate(cache.geometry.page_of(key.lba));
     let first = cache.geometry.place(walk.id, key.payload_off).0;
     let places = first..first + u64::from(key.len_blocks);
+    // INV-SEG-8.
+    cache.segments.get(walk.id).note_forgotten();
     let evicted = cache.index.with_claim(at, context.agent.0, || {
         cache.index.evict_places(at, &places)
     });

@@ -216,6 +216,10 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::GenerationBeforeKeyTail => &[CLEAN, LOST],
         Canary::GenerationNotRaised => &[STALE, LOST, CLEAN, TORN],
         Canary::ReclaimIgnoresReaders => &[GARBAGE, STALE],
+        Canary::StaleCopyInstalled | Canary::ReclaimedWithoutCopies => {
+            &[STALE, LOST, CLEAN, MIXED, IN_PART, GARBAGE, INDEX]
+        }
+        Canary::ForgottenUnnoted => &[STALE, LOST, CLEAN],
         Canary::SuspectSegmentReused => &[
             "segments are quarantined",
             "on lost memory is",

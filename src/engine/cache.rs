@@ -6,15 +6,17 @@ use super::damage::{Damage, DamagedRange};
 use super::drain::Drain;
 use super::grace::Grace;
 use super::health::Health;
+use super::heat::Heat;
 use super::mode::ModeState;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
-use super::segments::Segments;
+use super::segments::{Class, Segments, Special};
 use super::settings::{SettingChange, SettingError, SettingValues, Settings};
 use super::stats::{Counters, Stats};
 use super::stream::{Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
+use crate::canary::{self, Canary};
 use crate::index::Index;
 use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, KsetContext, Place, Superblock, Tails};
 use crate::pmem::Pmem;
@@ -38,6 +40,8 @@ const WRITE_SEGMENT_PARTS: u64 = 4;
 const FREE_SEGMENTS_EXTRA: usize = 2;
 /// A cache of few segments has fewer streams, so that open segments do not hold all the space.
 const SEGMENTS_PER_STREAM: u32 = 4;
+/// With fewer there are no segments for special purposes: those that are open would hold too much of the space.
+const SPECIAL_SEGMENTS_MIN: u32 = 12;
 
 // INV-LOG-8: a request of the largest size, at any alignment, is one kset.
 const _: () = {
@@ -121,7 +125,10 @@ pub struct Cache<P> {
     pub(crate) data_crc: DataCrc,
     pub(crate) index: Index,
     pub(crate) segments: Segments,
+    /// Those of the cores, then one for each [`Special`], if there is room for them.
     pub(crate) streams: Box<[CachePadded<Mutex<Stream>>]>,
+    pub(super) core_stream_count: usize,
+    pub(crate) heat: Heat,
     /// For each stream: no kset below this number is still to come from the batch under way; `u64::MAX`
     /// while there is none.
     pub(crate) stream_floors: Box<[CachePadded<AtomicU64>]>,
@@ -162,6 +169,12 @@ impl<P: Pmem> Cache<P> {
         let stream_count = (geometry.segment_count() / SEGMENTS_PER_STREAM)
             .min(parts.stream_count_max)
             .max(1);
+        let stream = |class| CachePadded::new(Mutex::new(Stream::new(class)));
+        let mut streams: Vec<_> = (0..stream_count).map(|_| stream(Class::Log)).collect();
+        let core_stream_count = streams.len();
+        if geometry.segment_count() >= SPECIAL_SEGMENTS_MIN {
+            streams.extend(Special::ALL.map(|special| stream(special.class())));
+        }
         let channel_ids = ArrayQueue::new(usize::from(CHANNEL_COUNT_MAX));
         for id in 0..CHANNEL_COUNT_MAX {
             // As many as there is room for.
@@ -176,10 +189,12 @@ impl<P: Pmem> Cache<P> {
             data_crc: parts.superblock.data_crc,
             index: parts.index,
             segments: parts.segments,
-            streams: (0..stream_count).map(|_| CachePadded::default()).collect(),
-            stream_floors: (0..stream_count)
+            stream_floors: (streams.iter())
                 .map(|_| CachePadded::new(AtomicU64::new(u64::MAX)))
                 .collect(),
+            streams: streams.into(),
+            core_stream_count,
+            heat: Heat::new(&geometry),
             seq_next: CachePadded::new(AtomicU64::new(parts.seq_next.0)),
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
@@ -288,6 +303,23 @@ impl<P: Pmem> Cache<P> {
         segment.last_seq() <= self.dirty_tail()
     }
 
+    /// As [`Cache::is_clean`], before what lies there is taken out of the index: the segment then keeps in mind that
+    /// something was (INV-SEG-8).
+    pub(crate) fn forget_if_clean(&self, place: Place) -> bool {
+        let is_clean = self.is_clean(place);
+        if is_clean && !canary::is(Canary::ForgottenUnnoted) {
+            let segment = self.geometry.segment_of(place);
+            self.segments.get(segment).note_forgotten();
+        }
+        is_clean
+    }
+
+    /// The number of a special stream; `None`: there is no room for it.
+    pub(crate) fn special_stream(&self, special: Special) -> Option<usize> {
+        let number = self.core_stream_count + special as usize;
+        (number < self.streams.len()).then_some(number)
+    }
+
     /// The next number to be drawn.
     pub(crate) fn seq_next(&self) -> Seq {
         Seq(self.seq_next.load(Ordering::Relaxed))
@@ -388,7 +420,9 @@ impl<P: Pmem> Cache<P> {
 
     /// So many segments are to be free at any time, so that writers need not wait for one.
     pub(crate) fn free_segments_wanted(&self) -> usize {
-        self.streams.len() + FREE_SEGMENTS_EXTRA
+        self.core_stream_count
+            + FREE_SEGMENTS_EXTRA
+            + usize::from(self.streams.len() > self.core_stream_count)
     }
 
     /// Segments that are not free.

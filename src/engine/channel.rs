@@ -8,8 +8,9 @@ use super::io::{
 use super::lend::{LOAN_COUNT_MAX, Loan};
 use super::misses::Misses;
 use super::read_path::{FILL_PAGES_MAX, PREFETCH_PAGES, ReadState};
+use super::sequences::Sequences;
 use super::stats::Counters;
-use super::write_path::Batch;
+use super::write_path::{Batch, Gathered};
 use crate::canary::{self, Canary};
 use crate::index::Version;
 use crate::pmem::{MemSlice, Pmem};
@@ -117,12 +118,17 @@ pub(super) struct Core {
     pub(super) misses_done: VecDeque<u32>,
     /// Read fills for the next batch; empty between polls.
     pub(super) fills: VecDeque<u32>,
+    /// Those of them that are on probation.
+    pub(super) fills_apart: VecDeque<u32>,
+    /// How long the reads are that go on where others ended.
+    pub(super) sequences: Sequences,
     pub(super) batch: Batch,
+    pub(super) gathered: Gathered,
 }
 
 impl<P: Pmem> Channel<P> {
     pub(super) fn new(cache: Arc<Cache<P>>, id: u16) -> Self {
-        let home_stream = usize::from(id) % cache.streams.len();
+        let home_stream = usize::from(id) % cache.core_stream_count;
         Self {
             cache,
             core: Core::new(id, home_stream),
@@ -241,7 +247,10 @@ impl Core {
             run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills: VecDeque::with_capacity(MISS_COUNT_MAX),
-            batch: Batch::new(),
+            fills_apart: VecDeque::with_capacity(MISS_COUNT_MAX),
+            sequences: Sequences::default(),
+            batch: Batch::new(Agent(id + 1)),
+            gathered: Gathered::new(),
         }
     }
 

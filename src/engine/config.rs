@@ -46,6 +46,29 @@ impl WritebackOrder {
     }
 }
 
+/// How read fills come into the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadAdmission {
+    /// Those of long sequences of reads are on probation: reclaimed soon, unless they are read again. Others are kept
+    /// as long as writes.
+    #[default]
+    Sequence,
+    /// All are on probation.
+    Probation,
+    /// All are kept as long as writes.
+    Always,
+}
+
+impl ReadAdmission {
+    pub(crate) fn from_setting(value: u32) -> Self {
+        match value {
+            1 => Self::Probation,
+            2 => Self::Always,
+            _ => Self::Sequence,
+        }
+    }
+}
+
 /// What the cache does with reads and writes. In every mode a write goes through the log, so that it is atomic and
 /// in order; the modes differ in when it is acknowledged and in what stays cached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -91,7 +91,8 @@ impl Core {
         for page in pages(cache, request.io.lba, request.io.len_blocks) {
             let at = index.locate(page);
             // INV-MODE-2: a newer write of the same page, which the base does not have yet, stays.
-            let on_base = |place| cache.is_clean(place) || canary::is(Canary::DirtyWriteForgotten);
+            let on_base =
+                |place| cache.forget_if_clean(place) || canary::is(Canary::DirtyWriteForgotten);
             let evicted = index.with_claim(at, owner, || index.evict(at, on_base));
             if evicted.is_none() {
                 return false;

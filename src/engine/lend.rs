@@ -63,6 +63,7 @@ impl Core {
             return Status::NotLent;
         };
         cache.segments.get(segment).pin();
+        cache.note_hit(place, len_bytes >> cache.geometry.block_shift());
         let counters = self.counters(cache);
         counters.lent_reads.add(1);
         counters.read_hits.add(1);

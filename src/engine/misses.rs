@@ -28,6 +28,8 @@ pub(super) struct Miss {
     pub(super) versions: [Version; FILL_PAGES_MAX],
     /// Whether it may be put into the cache.
     pub(super) admitted: bool,
+    /// It is, on probation.
+    pub(super) apart: bool,
     pub(super) result: Option<Result<(), BaseError>>,
     /// The first of those that wait for this one's base read; of such a one, the next.
     followers: Option<u32>,
@@ -43,6 +45,7 @@ impl Miss {
             cursor,
             versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             admitted: false,
+            apart: false,
             result: None,
             followers: None,
             joined_bytes: 0,

@@ -16,6 +16,7 @@ mod drain;
 mod grace;
 mod growth;
 mod health;
+mod heat;
 mod held;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
@@ -27,6 +28,7 @@ mod read_path;
 #[cfg(feature = "heap")]
 mod republish;
 mod segments;
+mod sequences;
 mod settings;
 mod stats;
 mod stream;
@@ -52,10 +54,11 @@ pub use growth::GrowError;
 pub use health::Health;
 pub use io::*;
 pub use lend::LOAN_COUNT_MAX;
-pub(crate) use segments::{SegmentStart, SegmentState, Segments};
+pub(crate) use segments::{Class, Segment, SegmentStart, SegmentState, Segments, Special};
 pub use settings::{
     SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,
     SettingValueKind, SettingValues,
 };
 pub(crate) use stats::Counters;
 pub use stats::Stats;
+pub(crate) use write_path::{Copier, CopyEnd};

@@ -3,9 +3,10 @@
 
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
-use super::config::CacheMode;
+use super::config::{CacheMode, ReadAdmission};
 use super::io::{Outbox, Status};
 use super::misses::Miss;
+use super::settings::Setting;
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
@@ -21,6 +22,9 @@ pub(super) const PREFETCH_PAGES: u64 = 32;
 /// itself.
 const PREFETCH_BYTES: u64 = 512;
 
+/// What may lie between two reads of a sequence: what others of it have found in the cache.
+const SEQUENCE_GAP_BYTES: u64 = 128 << 10;
+
 /// How far a read is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadState {
@@ -32,6 +36,19 @@ pub(super) struct ReadState {
     hit: bool,
     missed: bool,
     failed: bool,
+    /// Looked at with the first miss.
+    admission: Option<Admission>,
+}
+
+/// What becomes of what a read brings from the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    /// It goes where writes go.
+    Kept,
+    /// It goes into segments that are reclaimed soon, unless it is read again.
+    OnProbation,
+    /// It goes to the reader alone.
+    Refused,
 }
 
 impl ReadState {
@@ -43,6 +60,7 @@ impl ReadState {
             hit: false,
             missed: false,
             failed: false,
+            admission: None,
         }
     }
 
@@ -275,6 +293,7 @@ impl Core {
         let off = cache.geometry.place_off(place);
         if !cache.damage.covers(place, run.len_blocks) {
             if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
+                cache.note_hit(place, run.len_blocks);
                 reader.state.cursor = cursor;
                 reader.state.hit = true;
                 reader.state.done_blocks += run.len_blocks;
@@ -310,6 +329,7 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
         let geometry = &reader.cache.geometry;
+        let admission = self.admission(reader);
         let first_page = geometry.page_of(run.lba).0;
         let (mut start, end) = (run.lba.0, run.lba.0 + run.len_blocks);
         while start < end {
@@ -331,7 +351,9 @@ impl Core {
                 // What is larger than a write may never fit into a segment.
                 miss.admitted = !versions.is_empty()
                     && bytes <= reader.cache.write_size_max_bytes()
-                    && reader.mode.keeps_reads();
+                    && reader.mode.keeps_reads()
+                    && admission != Admission::Refused;
+                miss.apart = admission == Admission::OnProbation;
                 out.base.push(self.misses.lead(miss).ok_or(Blocked)?);
                 self.counters(reader.cache).base_read_bytes.add(bytes);
                 reader.cache.base_reads.fetch_add(1, Ordering::Relaxed);
@@ -345,6 +367,34 @@ impl Core {
         Ok(())
     }
 
+    /// What becomes of what a read brings from the base: part of a long sequence of reads is less likely to be wanted
+    /// again than what was asked for by itself.
+    fn admission<P: Pmem>(&mut self, reader: &mut Reader<'_, P>) -> Admission {
+        if let Some(admission) = reader.state.admission {
+            return admission;
+        }
+        let (cache, settings) = (reader.cache, &reader.cache.settings);
+        let io = self.requests.get(reader.id).map(|request| request.io);
+        let len_blocks = io.map_or(0, |io| {
+            let gap_blocks = SEQUENCE_GAP_BYTES >> cache.geometry.block_shift();
+            self.sequences.note(io.lba, io.len_blocks, gap_blocks)
+        });
+        let len_kib = cache.geometry.bytes(len_blocks) >> 10;
+        let cutoff_kib = u64::from(settings.get(Setting::SequentialCutoffKib));
+        let is_long = len_kib >= u64::from(settings.get(Setting::SequentialKib));
+        let admission = if cutoff_kib > 0 && len_kib >= cutoff_kib {
+            Admission::Refused
+        } else {
+            match settings.read_admission() {
+                ReadAdmission::Sequence if is_long => Admission::OnProbation,
+                ReadAdmission::Sequence | ReadAdmission::Always => Admission::Kept,
+                ReadAdmission::Probation => Admission::OnProbation,
+            }
+        };
+        reader.state.admission = Some(admission);
+        admission
+    }
+
     /// Looks at the base reads that have ended. Those that may be put into the cache wait for the batch.
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(op) = self.misses_done.pop_front() {
@@ -353,7 +403,10 @@ impl Core {
                 .misses
                 .get(op)
                 .is_some_and(|miss| miss.admitted && miss.result == Some(Ok(())));
-            if fill {
+            let apart = self.misses.get(op).is_some_and(|miss| miss.apart);
+            if fill && apart {
+                self.fills_apart.push_back(op);
+            } else if fill {
                 self.fills.push_back(op);
             } else {
                 self.settle_miss(cache, op, out);

@@ -33,6 +33,45 @@ impl SegmentState {
     }
 }
 
+/// What a segment holds, for whoever chooses what to reclaim. It is not on the media: after a restart everything is
+/// [`Class::Log`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Writes, and read fills.
+    Log,
+    /// Read fills that are not likely to be read again.
+    Probation,
+    /// What was read again when its segment was reclaimed.
+    Kept,
+}
+
+/// Streams that no core has as its own, in the order of their numbers behind those of the cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Special {
+    /// For [`Class::Probation`].
+    Probation,
+    /// For [`Class::Kept`].
+    Kept,
+    /// For what is left of segments that were overwritten for the most part. They are as old as what is in them.
+    Compacted,
+}
+
+impl Special {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 3;
+
+    pub(crate) fn class(self) -> Class {
+        match self {
+            Special::Probation => Class::Probation,
+            Special::Kept => Class::Kept,
+            Special::Compacted => Class::Log,
+        }
+    }
+
+    pub(crate) const ALL: [Special; Self::COUNT] =
+        [Special::Probation, Special::Kept, Special::Compacted];
+}
+
 /// One segment. Written by whoever owns it (its stream, the background), read by all.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -48,6 +87,14 @@ pub(crate) struct Segment {
     pins: AtomicU32,
     /// Damage was found that is not that of one payload alone.
     is_suspect: AtomicBool,
+    /// A [`Class`].
+    class: AtomicU8,
+    /// Age of its content: the clock of [`Segments`] when it was opened, or of the segments it was copied from.
+    born: AtomicU64,
+    /// The clock when it was sealed.
+    sealed_at: AtomicU64,
+    /// Something was taken out of the index that lay here and was the newest (INV-SEG-8).
+    has_forgotten: AtomicBool,
 }
 
 /// How a segment was found, or starts.
@@ -69,7 +116,60 @@ impl Segment {
             last_seq: AtomicU64::new(start.last_seq.0),
             pins: AtomicU32::new(0),
             is_suspect: AtomicBool::new(false),
+            class: AtomicU8::new(Class::Log as u8),
+            born: AtomicU64::new(0),
+            sealed_at: AtomicU64::new(0),
+            // What became of all that lies in it before the start, nobody knows.
+            has_forgotten: AtomicBool::new(true),
         }
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        match self.class.load(Ordering::Acquire) {
+            1 => Class::Probation,
+            2 => Class::Kept,
+            _ => Class::Log,
+        }
+    }
+
+    /// The higher, the younger is what it holds.
+    pub(crate) fn born(&self) -> u64 {
+        self.born.load(Ordering::Relaxed)
+    }
+
+    /// The clock of [`Segments`] when it was sealed; 0: before the start.
+    pub(crate) fn sealed_at(&self) -> u64 {
+        self.sealed_at.load(Ordering::Acquire)
+    }
+
+    /// Is full, or no longer appended to.
+    pub(crate) fn set_sealed(&self, clock: u64) {
+        self.sealed_at.store(clock, Ordering::Release);
+        self.set_state(SegmentState::Sealed);
+    }
+
+    /// It holds what was copied from a segment of that age.
+    pub(crate) fn inherit_age(&self, born: u64, is_first: bool) {
+        let before = self.born.load(Ordering::Relaxed);
+        let born = if is_first { born } else { born.max(before) };
+        self.born.store(born, Ordering::Relaxed);
+    }
+
+    /// Begins anew, for a stream of this class.
+    pub(crate) fn begin(&self, class: Class, born: u64) {
+        self.class.store(class as u8, Ordering::Release);
+        self.born.store(born, Ordering::Relaxed);
+        self.has_forgotten.store(false, Ordering::Relaxed);
+    }
+
+    /// Something that lies here, the newest of its page, is about to leave the index without being copied or
+    /// overwritten. To be called before it does, so that whoever finds it gone finds this noted.
+    pub(crate) fn note_forgotten(&self) {
+        self.has_forgotten.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_forgotten(&self) -> bool {
+        self.has_forgotten.load(Ordering::Acquire)
     }
 
     pub(crate) fn state(&self) -> SegmentState {
@@ -164,6 +264,8 @@ pub(crate) struct Segments {
     /// Suspect ones that are still in use.
     suspects: AtomicUsize,
     quarantined: AtomicUsize,
+    /// Counts the segments that were opened.
+    clock: AtomicU64,
 }
 
 impl Segments {
@@ -177,7 +279,9 @@ impl Segments {
             opened: ArrayQueue::new(capacity),
             suspects: AtomicUsize::new(0),
             quarantined: AtomicUsize::new(0),
+            clock: AtomicU64::new(u64::from(geometry.segment_count())),
         };
+        segments.date(starts);
         for id in segments.ids() {
             let segment = segments.get(id);
             match segment.state() {
@@ -190,6 +294,20 @@ impl Segments {
             }
         }
         segments
+    }
+
+    /// Gives those that hold something their ages, by their last numbers.
+    fn date(&self, starts: &[SegmentStart]) {
+        let mut in_order: Vec<usize> = (0..starts.len()).collect();
+        in_order.sort_unstable_by_key(|number| starts[*number].last_seq);
+        for (born, number) in (1..).zip(in_order) {
+            self.table[number].born.store(born, Ordering::Relaxed);
+        }
+    }
+
+    /// How many segments were opened so far; since a restart, with those that were there.
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
     }
 
     pub(crate) fn get(&self, id: SegId) -> &Segment {
@@ -257,7 +375,7 @@ impl Segments {
     }
 
     /// Takes a free segment for a stream, and tells the background of it.
-    pub(crate) fn open_next(&self) -> Option<SegId> {
+    pub(crate) fn open_next(&self, class: Class) -> Option<SegId> {
         sched::point();
         let id = self.free.pop()?;
         sched::point();
@@ -266,6 +384,8 @@ impl Segments {
             state == SegmentState::Free,
             "INV-SEG-3: segment {id:?} is opened, but it is {state:?}"
         );
+        let born = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        self.get(id).begin(class, born);
         self.get(id).set_state(SegmentState::Open);
         self.tell_opened(id);
         Some(id)

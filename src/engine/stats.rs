@@ -108,6 +108,11 @@ counters! {
     writeback_retries,
     /// Segments reclaimed.
     segments_reclaimed,
+    /// Segments of those that were overwritten for the most part; what was left was copied.
+    segments_compacted,
+    /// Bytes that reclaiming has copied because they were read again, or were left in a segment that was overwritten
+    /// for the most part.
+    gc_copied_bytes,
     /// Payloads whose checksum was wrong.
     crc_errors,
     /// Reads of the cache's memory that failed.

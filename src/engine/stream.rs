@@ -1,6 +1,6 @@
 //! A stream: the open segment to which a core appends. Keys grow up, data grow down, until they meet.
 
-use super::segments::{SegmentState, Segments};
+use super::segments::{Class, SegmentState, Segments};
 use crate::canary::{self, Canary};
 use crate::media::{
     ChecksumSeed, Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, kset_size_bytes,
@@ -31,9 +31,10 @@ impl OpenSegment {
 }
 
 /// Who appends where. Locked by one core for the time of a batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) open: Option<OpenSegment>,
+    class: Class,
 }
 
 /// What a stream needs to know of the cache.
@@ -46,12 +47,17 @@ pub(crate) struct StreamContext<'a, P> {
 }
 
 impl Stream {
+    /// With no segment open yet.
+    pub(crate) fn new(class: Class) -> Self {
+        Self { open: None, class }
+    }
+
     /// Seals the open segment, if there is one with anything in it, and opens a free one. `false`: none is
     /// free; the stream then has no open segment.
     pub(crate) fn advance<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
         self.seal(context);
         let id = loop {
-            let Some(id) = context.segments.open_next() else {
+            let Some(id) = context.segments.open_next(self.class) else {
                 return false;
             };
             if !context.segments.get(id).is_suspect() {
@@ -107,7 +113,7 @@ impl Stream {
         );
         drop(durable);
         segment.set_info(&info);
-        segment.set_state(SegmentState::Sealed);
+        segment.set_sealed(context.segments.clock());
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a batch holds of the index: claims of buckets, slots of pages, and lines for pages that it may split.
 
+use super::batch::{Batch, Refusal};
 use super::extent::{page_pieces, pages};
-use super::{Batch, Refusal};
 use crate::canary::{self, Canary};
 use crate::engine::cache::Cache;
 use crate::index::{Claim, EarlierParts, IndexFull};
@@ -14,6 +14,8 @@ pub(super) struct Mark {
     pub(super) claims: usize,
     slots: usize,
     lines: usize,
+    key_count: usize,
+    payload_bytes: u64,
 }
 
 impl Batch {
@@ -22,6 +24,8 @@ impl Batch {
             claims: self.claims.len(),
             slots: self.slots.len(),
             lines: self.lines.spare_count(),
+            key_count: self.key_count,
+            payload_bytes: self.payload_bytes,
         }
     }
 
@@ -30,33 +34,28 @@ impl Batch {
     pub(super) fn hold_pages<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
-        owner: u16,
         lba: Lba,
         len_blocks: u64,
     ) -> Result<(), Refusal> {
         let mark = self.mark();
         for page in pages(cache, lba, len_blocks) {
-            if let Err(refusal) = self.hold_page(cache, owner, page) {
-                self.roll_back(cache, owner, mark);
+            if let Err(refusal) = self.hold_page(cache, page) {
+                self.roll_back(cache, mark);
                 return Err(refusal);
             }
         }
         let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
         if (lba.0 | len_blocks) & in_page != 0 {
-            return self.hold_lines(cache, owner, mark, lba, len_blocks);
+            return self.hold_lines(cache, mark, lba, len_blocks);
         }
         Ok(())
     }
 
     #[inline]
-    fn hold_page<P: Pmem>(
-        &mut self,
-        cache: &Cache<P>,
-        owner: u16,
-        page: Page,
-    ) -> Result<(), Refusal> {
+    fn hold_page<P: Pmem>(&mut self, cache: &Cache<P>, page: Page) -> Result<(), Refusal> {
         let index = &cache.index;
         let at = index.locate(page);
+        let owner = self.owner();
         match index.claim(at, owner) {
             Claim::Taken => self.claims.push(at.bucket()),
             Claim::Held => {}
@@ -64,7 +63,7 @@ impl Batch {
             Claim::Busy => return Err(Refusal::Busy),
         }
         let reserved = index.reserve(at).or_else(|_| {
-            index.make_room(at, owner, |place| cache.is_clean(place));
+            index.make_room(at, owner, |place| cache.forget_if_clean(place));
             index.reserve(at)
         });
         let slot = reserved.map_err(|IndexFull| Refusal::NoRoom)?;
@@ -77,7 +76,6 @@ impl Batch {
     fn hold_lines<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
-        owner: u16,
         mark: Mark,
         lba: Lba,
         len_blocks: u64,
@@ -100,7 +98,7 @@ impl Batch {
             let needed = index.needs_line(*slot, first, len_blocks, earlier);
             if needed && !index.stock_line(&mut self.lines) {
                 // There are as many as slots: other batches have what they may not need.
-                self.roll_back(cache, owner, mark);
+                self.roll_back(cache, mark);
                 return Err(Refusal::Busy);
             }
         }
@@ -108,7 +106,9 @@ impl Batch {
     }
 
     /// Gives back what was taken since.
-    pub(super) fn roll_back<P: Pmem>(&mut self, cache: &Cache<P>, owner: u16, mark: Mark) {
+    pub(super) fn roll_back<P: Pmem>(&mut self, cache: &Cache<P>, mark: Mark) {
+        let owner = self.owner();
+        (self.key_count, self.payload_bytes) = (mark.key_count, mark.payload_bytes);
         cache.index.cut_stock(&mut self.lines, mark.lines);
         for slot in self.slots.drain(mark.slots..) {
             cache.index.unreserve(slot);

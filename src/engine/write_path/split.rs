@@ -1,15 +1,15 @@
 //! A mistake for [`Canary::BatchSplitOverTwoKsets`].
 
-use super::OpenSegment;
+use super::batch::Batch;
 use crate::canary::{self, Canary};
 use crate::engine::cache::Cache;
-use crate::engine::channel::Core;
+use crate::engine::stream::OpenSegment;
 use crate::media::{KsetBuilder, kset_size_bytes};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Seq};
 use std::sync::atomic::Ordering;
 
-impl Core {
+impl Batch {
     /// Commits the first half of the keys of a batch in a kset of their own, under its number. Returns the
     /// number for the kset with all of them.
     pub(super) fn commit_half<P: Pmem>(
@@ -18,7 +18,7 @@ impl Core {
         open: &mut OpenSegment,
         (seq, epoch): (Seq, Epoch),
     ) -> Seq {
-        let keys = &self.batch.keys;
+        let keys = &self.keys;
         let half = keys.len() / 2;
         let needed = kset_size_bytes(half) + kset_size_bytes(keys.len());
         let room = open.data_off - open.key_off;
@@ -31,7 +31,7 @@ impl Core {
         keys[..half].iter().for_each(|key| kset.push(key, shift));
         let off = cache.geometry.segment_off(open.id);
         let bytes = kset.finish(open.kset_seed, open.kset_index, seq, epoch);
-        let agent = self.agent();
+        let agent = self.agent;
         cache
             .pmem
             .store(agent, off.plus(u64::from(open.key_off)), bytes);

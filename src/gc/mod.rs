@@ -1,43 +1,38 @@
 //! Reclaiming of segments, ahead of need.
 //!
-//! The oldest segment that is wholly on the base and not lent is emptied: its pages leave the index, everybody
-//! who might still read them leaves, and then, in this order and each step durable before the next,
+//! A segment that is wholly on the base and not lent is chosen (`victim.rs`) and emptied (`walk.rs`): its pages are
+//! copied to other segments or leave the index, everybody who might still read them leaves, and then, in this order and
+//! each step durable before the next,
 //!
-//! 1. the key tail passes the segment: after a cut, no older copy of any of its blocks counts as cached;
+//! 1. the key tail passes the segment, if something was forgotten that lay in it: after a cut, no older copy of any of
+//!    its blocks counts as cached;
 //! 2. its generation goes up: everything in it is dead;
 //! 3. it is free.
 //!
 //! A segment of which the keys or the memory are damaged gets no further than 1, and is not used any more.
 
-use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, Progress, SegmentState, Setting, Ticket};
-use crate::media::{KEYS_START_BYTES, Key, KsetReader, SegmentInfo, Tails};
-use crate::pmem::Pmem;
-use crate::units::{Agent, Generation, Page, SegId, Seq};
-use std::sync::atomic::Ordering;
+mod census;
+mod victim;
+mod walk;
 
-/// Pages that one poll looks up, at most.
-const PAGES_PER_POLL: u32 = 64;
-/// So many keys ahead the index is asked for the pages that will be looked up.
-const PREFETCH_KEYS: usize = 8;
+use crate::canary::{self, Canary};
+use crate::engine::{Cache, Class, Counters, Progress, Segment, SegmentState, Setting, Ticket};
+use crate::media::{SegmentInfo, Tails};
+use crate::pmem::Pmem;
+use crate::units::{Agent, Generation, SegId, Seq};
+use census::Census;
+use std::sync::atomic::Ordering;
+use victim::{Plan, Wish};
+use walk::{Step, Walk};
+
 /// Buckets of the index that one poll goes through, at most.
 const BUCKETS_PER_POLL: usize = 64;
-
-/// The segment that is being emptied.
-#[derive(Clone, Copy, Debug)]
-struct Victim {
-    id: SegId,
-    off: u32,
-    kset_index: u32,
-    /// The next key of those that were read, and the next page of it.
-    key_at: usize,
-    page_at: u64,
-}
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     Idle,
-    Emptying(Victim),
+    /// Its pages leave.
+    Emptying(SegId),
     /// Its keys cannot be read: the whole index is gone through for its places, from this bucket on.
     Sweeping(SegId, usize),
     /// Nobody finds its pages any more; some may still be reading them.
@@ -48,11 +43,12 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Gc {
     state: State,
+    walk: Walk,
+    census: Census,
     /// Out of the index, and still lent: to be freed when the last loan has come back. Nothing waits for them
     /// meanwhile.
     lent: Vec<SegId>,
-    reader: KsetReader,
-    keys: Vec<Key>,
+    is_needed: bool,
     needs_writeback: bool,
 }
 
@@ -60,9 +56,10 @@ impl Default for Gc {
     fn default() -> Self {
         Self {
             state: State::Idle,
+            walk: Walk::default(),
+            census: Census::default(),
             lent: Vec::new(),
-            reader: KsetReader::default(),
-            keys: Vec::with_capacity(crate::media::KSET_KEYS_MAX),
+            is_needed: false,
             needs_writeback: false,
         }
     }
@@ -81,9 +78,10 @@ impl Gc {
         agent: Agent,
         counters: &Counters,
     ) -> Progress {
+        let counted = self.is_needed && self.census.poll(cache);
         let emptied = match self.state {
             State::Idle => self.take_returned(cache),
-            State::Emptying(victim) => return self.empty(cache, victim, agent, counters),
+            State::Emptying(id) => return self.empty(cache, id, agent, counters),
             State::Sweeping(id, bucket) => return self.sweep(cache, id, bucket, agent),
             // INV-GRACE-1: whoever might still read what lies there has left.
             State::Waiting(id, ticket)
@@ -99,7 +97,10 @@ impl Gc {
             State::Waiting(..) => return Progress::Idle,
         };
         let Some(id) = emptied else {
-            return self.choose(cache);
+            return match self.choose(cache, counters) {
+                Progress::Idle if counted => Progress::Busy,
+                progress => progress,
+            };
         };
         free(cache, tails, agent, id);
         counters.segments_reclaimed.add(1);
@@ -114,89 +115,58 @@ impl Gc {
         Some(self.lent.swap_remove(at))
     }
 
-    fn choose<P: Pmem>(&mut self, cache: &Cache<P>) -> Progress {
+    fn choose<P: Pmem>(&mut self, cache: &Cache<P>, counters: &Counters) -> Progress {
         let segments = &cache.segments;
         let short = segments.free_count() < cache.free_segments_wanted();
         let gc_percent = cache.settings.get(Setting::GcPercent) as usize;
         let above = cache.segments_used() * 100 > cache.segments_in_service() * gc_percent;
         let wanted = cache.space_wanted.load(Ordering::Acquire);
         self.needs_writeback = false;
-        let needed = short || above || wanted;
-        if !(needed || segments.has_suspects()) {
+        self.is_needed = short || above || wanted;
+        if !(self.is_needed || segments.has_suspects()) {
             return Progress::Idle;
         }
+        let wish = Wish {
+            is_needed: self.is_needed,
+            is_urgent: wanted,
+        };
         let dirty_tail = cache.dirty_tail();
-        let sealed = segments
-            .ids()
-            .filter(|id| segments.get(*id).state() == SegmentState::Sealed);
-        let clean = sealed.filter(|id| {
-            segments.get(*id).last_seq() <= dirty_tail || canary::is(Canary::DirtySegmentReclaimed)
-        });
-        // What is lent comes last: it may take long until it is free. But if requests wait for room it has to
-        // do: once it is out of the index, nothing of it is lent anew. What is suspect comes first, needed or
-        // not.
-        let candidates = clean
-            .map(|id| {
-                let segment = segments.get(id);
-                let is_sound = !segment.is_suspect();
-                (segment.is_pinned(), is_sound, segment.last_seq(), id)
-            })
-            .filter(|(is_lent, is_sound, ..)| (wanted || !is_lent) && (needed || !is_sound));
-        let Some((.., id)) = candidates.min() else {
-            self.needs_writeback = needed;
-            if needed && dirty_tail.0 + 1 >= cache.seq_settled().0 {
+        let Some((id, plan)) = victim::choose(cache, &self.census, wish) else {
+            self.needs_writeback = self.is_needed;
+            if self.is_needed && dirty_tail.0 + 1 >= cache.seq_settled().0 {
                 // Everything is clean: a writer that waits for the index finds room now.
                 cache.space_wanted.store(false, Ordering::Release);
             }
             return Progress::Idle;
         };
         segments.get(id).set_state(SegmentState::Reclaiming);
-        self.keys.clear();
-        self.state = State::Emptying(Victim {
-            id,
-            off: KEYS_START_BYTES,
-            kset_index: 0,
-            key_at: 0,
-            page_at: 0,
-        });
+        self.walk.begin(id, plan);
+        counters
+            .segments_compacted
+            .add(u64::from(plan == Plan::Compact));
+        self.state = State::Emptying(id);
         Progress::Busy
     }
 
-    /// Takes the pages of the victim out of the index, some in each poll.
+    /// Lets the pages of the victim leave it, some in each poll.
     fn empty<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
-        mut victim: Victim,
+        id: SegId,
         agent: Agent,
         counters: &Counters,
     ) -> Progress {
-        let mut budget = PAGES_PER_POLL;
-        while budget > 0 {
-            if let Some(key) = self.keys.get(victim.key_at) {
-                let key = *key;
-                if let Some(ahead) = self.keys.get(victim.key_at + PREFETCH_KEYS) {
-                    let page = cache.geometry.page_of(ahead.lba);
-                    cache.index.prefetch(cache.index.locate(page));
-                }
-                if !evict_key(cache, &mut victim, &key, agent, &mut budget) {
-                    break;
-                }
-                continue;
-            }
-            if victim.off >= cache.segments.get(victim.id).key_end() {
-                self.state = State::Waiting(victim.id, cache.grace.ticket());
-                return Progress::Busy;
-            }
-            if !self.read_kset(cache, &mut victim) {
-                // Its keys are unreadable, so the index has to tell what lies in it. The base holds all of it.
-                if cache.segments.suspect(victim.id) {
+        self.state = match self.walk.poll(cache, agent) {
+            Step::More => State::Emptying(id),
+            Step::Finished => State::Waiting(id, cache.grace.ticket()),
+            Step::Unreadable => {
+                // So the index has to tell what lies in it. The base holds all of it.
+                if cache.segments.suspect(id) {
                     counters.key_errors.add(1);
                 }
-                self.state = State::Sweeping(victim.id, 0);
-                return Progress::Busy;
+                State::Sweeping(id, 0)
             }
-        }
-        self.state = State::Emptying(victim);
+        };
         Progress::Busy
     }
 
@@ -209,6 +179,8 @@ impl Gc {
         agent: Agent,
     ) -> Progress {
         let is_inside = |place| cache.geometry.segment_of(place) == id;
+        // INV-SEG-8.
+        cache.segments.get(id).note_forgotten();
         let end = cache.index.bucket_count();
         let stop = (bucket + BUCKETS_PER_POLL).min(end);
         while bucket < stop && cache.index.sweep_bucket(bucket, agent.0, is_inside) {
@@ -221,57 +193,6 @@ impl Gc {
         };
         Progress::Busy
     }
-
-    fn read_kset<P: Pmem>(&mut self, cache: &Cache<P>, victim: &mut Victim) -> bool {
-        let generation = cache.segments.get(victim.id).generation();
-        let context = cache.kset_context(victim.id, generation);
-        self.keys.clear();
-        let kset = self.reader.read(
-            &cache.pmem,
-            &context,
-            victim.off,
-            victim.kset_index,
-            &mut self.keys,
-        );
-        let Ok(kset) = kset else { return false };
-        victim.off += kset.size_bytes;
-        victim.kset_index += 1;
-        victim.key_at = 0;
-        victim.page_at = 0;
-        true
-    }
-}
-
-/// Takes the pages of one key out of the index, as far as they still lie in the victim. `false`: somebody is
-/// at the page; again with the next poll.
-fn evict_key<P: Pmem>(
-    cache: &Cache<P>,
-    victim: &mut Victim,
-    key: &Key,
-    agent: Agent,
-    budget: &mut u32,
-) -> bool {
-    let per_page = u64::from(cache.geometry.blocks_per_page());
-    let first = key.lba.0 / per_page;
-    let end = (key.lba.0 + u64::from(key.len_blocks)).div_ceil(per_page);
-    while first + victim.page_at < end {
-        if *budget == 0 {
-            return false;
-        }
-        *budget -= 1;
-        let at = cache.index.locate(Page(first + victim.page_at));
-        let in_victim = |place| cache.geometry.segment_of(place) == victim.id;
-        let evicted = cache
-            .index
-            .with_claim(at, agent.0, || cache.index.evict(at, in_victim));
-        if evicted.is_none() {
-            return false;
-        }
-        victim.page_at += 1;
-    }
-    victim.key_at += 1;
-    victim.page_at = 0;
-    true
 }
 
 /// Frees an emptied segment.
@@ -284,8 +205,8 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     if canary::is(Canary::GenerationBeforeKeyTail) {
         raise_generation(cache, agent, id);
     }
-    // 1. The key tail. An older copy of one of its blocks, still intact in another segment, is dead from here
-    //    on; without this a cut would bring it back.
+    // 1. The key tail, if something was forgotten. An older copy of one of its blocks, still intact in another
+    //    segment, is dead from here on; without this a cut would bring it back.
     let last_seq: Seq = segment.last_seq();
     assert!(
         segment.state() == SegmentState::Reclaiming && last_seq <= cache.dirty_tail(),
@@ -293,8 +214,11 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
         segment.state(),
         cache.dirty_tail()
     );
-    tails.key_tail = tails.key_tail.max(last_seq);
-    cache.persist_tails(tails, agent);
+    if must_be_passed(segment) && tails.key_tail < last_seq {
+        tails.key_tail = last_seq;
+        cache.persist_tails(tails, agent);
+    }
+    cache.heat.clear(id);
     cache.forget_damage_in(id);
     if segment.is_suspect() && !canary::is(Canary::SuspectSegmentReused) {
         // Its info stays as it is: nothing is stored where the memory may not take it, and the next recovery
@@ -307,6 +231,19 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     }
     // 3. Free for a stream.
     cache.segments.put_free(id);
+}
+
+/// Whether the key tail has to pass a segment before it is freed (INV-SEG-8).
+///
+/// It has to if the newest copy of a block goes with it, because an older one may lie in another segment. It has not if
+/// everything that was in it is newer elsewhere: then that is durable, and tells of itself.
+///
+/// Nor for read fills alone. When such a one was put there, its page was not in the index. Its last write had then been
+/// freed, and the key tail has passed it and everything older; or it was forgotten and is still there, as new as the
+/// fill, and the key tail passes it when it is freed. What is written later is newer than the fill.
+fn must_be_passed(segment: &Segment) -> bool {
+    let fills_alone = segment.class() == Class::Probation;
+    segment.is_suspect() || (segment.has_forgotten() && !fills_alone)
 }
 
 fn raise_generation<P: Pmem>(cache: &Cache<P>, agent: Agent, id: SegId) {
@@ -329,7 +266,10 @@ mod tests {
     #[should_panic(expected = "INV-SEG-5")]
     fn a_segment_with_dirty_data_is_not_freed() {
         let cache = new_cache();
-        let id = cache.segments.open_next().expect("the cache is empty");
+        let id = cache
+            .segments
+            .open_next(Class::Log)
+            .expect("the cache is empty");
         cache.segments.get(id).note_seq(Seq(1));
         cache.segments.get(id).set_state(SegmentState::Reclaiming);
         free(&cache, &mut Tails::empty(), Agent(1), id);

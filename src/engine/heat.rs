@@ -1,0 +1,115 @@
+//! Heat: how often what lies where was read again, so that reclaiming keeps it.
+//!
+//! A counter from 0 to 3 for each 4 KiB of the segments, a byte each: 0.25 MiB for a GiB of cache. It tells what
+//! is worth a copy, and nothing depends on it: two cores that count at once may count one read. Reads of an open segment
+//! do not count: what was just brought in is often read again at once, and then never more (a second part of a page,
+//! a second look of a file system), which says nothing (as "correlated references" in O'Neil et al., LRU-K, 1993).
+//! Two bits are enough, as in S3-FIFO (Yang et al., SOSP 2023).
+
+use super::cache::Cache;
+use super::segments::SegmentState;
+use crate::media::{Geometry, Place};
+use crate::pmem::Pmem;
+use crate::units::SegId;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The highest count.
+const HEAT_MAX: u8 = 3;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Heat {
+    counts: Box<[AtomicU8]>,
+    blocks_per_page: u64,
+    pages_per_segment: usize,
+}
+
+impl Heat {
+    /// Nothing was read again.
+    pub(crate) fn new(geometry: &Geometry) -> Self {
+        let blocks_per_page = u64::from(geometry.blocks_per_page());
+        let page_bytes = geometry.bytes(blocks_per_page);
+        // A segment has 1 GiB at the most.
+        let pages_per_segment = (geometry.segment_size_bytes() / page_bytes) as usize;
+        let count = pages_per_segment * geometry.segment_count() as usize;
+        Self {
+            counts: (0..count).map(|_| AtomicU8::new(0)).collect(),
+            blocks_per_page,
+            pages_per_segment,
+        }
+    }
+
+    fn count_at(&self, place: Place) -> Option<&AtomicU8> {
+        self.counts.get((place.0 / self.blocks_per_page) as usize)
+    }
+
+    /// Counts a read of what lies here.
+    #[inline]
+    fn note(&self, place: Place, len_blocks: u64) {
+        let first = (place.0 / self.blocks_per_page) as usize;
+        let last = ((place.0 + len_blocks - 1) / self.blocks_per_page) as usize;
+        for count in self.counts.get(first..=last).unwrap_or_default() {
+            let now = count.load(Ordering::Relaxed);
+            if now < HEAT_MAX {
+                count.store(now + 1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How often what lies here was read again, up to 3.
+    #[inline]
+    pub(crate) fn get(&self, place: Place) -> u8 {
+        self.count_at(place)
+            .map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// What lies here was brought here, and has been read so often.
+    pub(crate) fn set(&self, place: Place, heat: u8) {
+        if let Some(count) = self.count_at(place) {
+            count.store(heat, Ordering::Relaxed);
+        }
+    }
+
+    /// Something else is going to lie in the segment.
+    pub(crate) fn clear(&self, id: SegId) {
+        let first = id.index() * self.pages_per_segment;
+        let counts = self.counts.get(first..first + self.pages_per_segment);
+        for count in counts.unwrap_or_default() {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<P: Pmem> Cache<P> {
+    /// What lies here, in one segment, was read.
+    #[inline]
+    pub(super) fn note_hit(&self, place: Place, len_blocks: u64) {
+        let segment = self.segments.get(self.geometry.segment_of(place));
+        if segment.state() != SegmentState::Open {
+            self.heat.note(place, len_blocks);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heat_is_counted_by_page_and_goes_with_the_segment() {
+        let geometry = Geometry::plan(1 << 20, 16 << 10, 512).unwrap();
+        let heat = Heat::new(&geometry);
+        let second = geometry.place(SegId(1), 8 << 10);
+        heat.note(second, 8);
+        heat.note(Place(second.0 + 7), 2);
+        assert_eq!(heat.get(second), 2);
+        assert_eq!(heat.get(Place(second.0 + 8)), 1);
+        assert_eq!(heat.get(Place(second.0 + 16)), 0);
+        (0..9).for_each(|_| heat.note(second, 1));
+        assert_eq!(heat.get(second), HEAT_MAX);
+        heat.clear(SegId(0));
+        assert_eq!(heat.get(second), HEAT_MAX);
+        heat.clear(SegId(1));
+        assert_eq!(heat.get(second), 0);
+    }
+}

@@ -1,0 +1,370 @@
+//! A batch: what is appended to the log in one kset, and published at once.
+
+use super::extent::{HasPayload, Need, need, page_pieces, pages};
+use super::hold::Mark;
+use super::{BATCH_BYTES_MAX, BATCH_PAGES_MAX};
+use crate::canary::{self, Canary};
+use crate::engine::DataCrc;
+use crate::engine::cache::{BACKGROUND_AGENT, Cache};
+use crate::engine::io::HostIo;
+use crate::engine::stream::{OpenSegment, Stream};
+use crate::index::{LineStock, PageSlot, Target, Version};
+use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
+use crate::pmem::{Durable, IovCursor, Pmem};
+use crate::sched;
+use crate::units::{Agent, Epoch, Lba, Seq};
+use std::sync::atomic::Ordering;
+
+/// Why an extent cannot be part of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The batch is full, or the segment for it: commit it, then try again.
+    BatchFull,
+    /// Another core is at one of the pages.
+    Busy,
+    /// Nothing is free, in the log or in the index.
+    NoRoom,
+}
+
+/// The batch under construction. Empty between polls; allocates once.
+#[derive(Debug)]
+pub(in crate::engine) struct Batch {
+    /// Who stores.
+    pub(super) agent: Agent,
+    pub(super) key_count: usize,
+    pub(super) payload_bytes: u64,
+    pub(super) dirty_bytes: u64,
+    /// Buckets claimed for the batch.
+    pub(super) claims: Vec<usize>,
+    /// The slot of each page, in the order of the keys and of the pages of each.
+    pub(super) slots: Vec<PageSlot>,
+    /// For parts of pages whose other parts lie elsewhere.
+    pub(super) lines: LineStock,
+    pub(super) keys: Vec<Key>,
+    kset: KsetBuilder,
+    /// Drawn before the first payload is stored.
+    pub(super) seq: Seq,
+    epoch: Epoch,
+}
+
+impl Batch {
+    /// Of whoever is called that in claims and fences.
+    pub(in crate::engine) fn new(agent: Agent) -> Self {
+        Self {
+            agent,
+            key_count: 0,
+            payload_bytes: 0,
+            dirty_bytes: 0,
+            claims: Vec::with_capacity(BATCH_PAGES_MAX),
+            slots: Vec::with_capacity(BATCH_PAGES_MAX),
+            lines: LineStock::new(BATCH_PAGES_MAX),
+            keys: Vec::with_capacity(KSET_KEYS_MAX),
+            kset: KsetBuilder::default(),
+            seq: Seq(0),
+            epoch: Epoch(0),
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.key_count = 0;
+        self.payload_bytes = 0;
+        self.dirty_bytes = 0;
+        self.claims.clear();
+        self.slots.clear();
+        self.keys.clear();
+        self.kset.clear();
+    }
+
+    /// Nothing was admitted yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.key_count == 0
+    }
+
+    /// In claims.
+    pub(super) fn owner(&self) -> u16 {
+        self.agent.0
+    }
+
+    /// Whether nothing was published to the pages of a fill since they were found missing, and nothing of
+    /// this batch is going to be. The pages are claimed, so it stays so until the commit (INV-FILL-1).
+    pub(super) fn is_fresh<P: Pmem>(
+        &self,
+        cache: &Cache<P>,
+        lba: Lba,
+        len_blocks: u64,
+        versions: &[Version],
+        mark: Mark,
+    ) -> bool {
+        let claimed_now = &self.claims[mark.claims..];
+        pages(cache, lba, len_blocks)
+            .zip(versions)
+            .all(|(page, version)| {
+                let at = cache.index.locate(page);
+                // A bucket claimed earlier in this batch may be about to be published to.
+                let unchanged =
+                    cache.index.version(at) == *version || canary::is(Canary::StaleFillInstalled);
+                unchanged && claimed_now.contains(&at.bucket())
+            })
+    }
+
+    /// Claims, reserves and makes room for an extent, or leaves everything as it was.
+    pub(super) fn admit<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        stream: &mut Stream,
+        lba: Lba,
+        len_blocks: u64,
+        payload: HasPayload,
+    ) -> Result<(), Refusal> {
+        let need = need(cache, lba, len_blocks, payload);
+        self.make_log_room(cache, stream, &need)?;
+        self.hold_pages(cache, lba, len_blocks)?;
+        self.key_count += need.key_count;
+        self.payload_bytes += need.payload_bytes;
+        Ok(())
+    }
+
+    /// Whether so much more goes into the open segment.
+    pub(super) fn fits(&self, stream: &Stream, key_count: usize, payload_bytes: u64) -> bool {
+        let key_count = self.key_count + key_count;
+        let payload_bytes = self.payload_bytes + payload_bytes;
+        let open = stream.open.as_ref();
+        open.is_some_and(|open| open.has_room(key_count, payload_bytes))
+    }
+
+    fn make_log_room<P: Pmem>(
+        &self,
+        cache: &Cache<P>,
+        stream: &mut Stream,
+        need: &Need,
+    ) -> Result<(), Refusal> {
+        let key_count = self.key_count + need.key_count;
+        let payload_bytes = self.payload_bytes + need.payload_bytes;
+        let first = self.is_empty();
+        let too_large = key_count > KSET_KEYS_MAX
+            || self.slots.len() + need.page_count > BATCH_PAGES_MAX
+            || payload_bytes > BATCH_BYTES_MAX;
+        if too_large && !first {
+            return Err(Refusal::BatchFull);
+        }
+        if self.fits(stream, need.key_count, need.payload_bytes) {
+            return Ok(());
+        }
+        if !first {
+            return Err(Refusal::BatchFull);
+        }
+        // The old segment is sealed even if there is no new one: then it can be reclaimed.
+        if stream.advance(&cache.stream_context(self.agent))
+            && self.fits(stream, need.key_count, need.payload_bytes)
+        {
+            Ok(())
+        } else {
+            Err(Refusal::NoRoom)
+        }
+    }
+
+    /// Draws the number of the batch, for a stream that is held. Nothing behind this can fail.
+    pub(super) fn draw<P: Pmem>(&mut self, cache: &Cache<P>, number: usize, open: &OpenSegment) {
+        // The floor is set before the number is drawn, so that write-back never passes this batch by
+        // (INV-LOG-7): whoever reads `seq_next` as it is behind the drawing, or later, sees the floor.
+        let floor = &cache.stream_floors[number];
+        if !canary::is(Canary::FloorNotSet) {
+            floor.store(cache.seq_next.load(Ordering::SeqCst), Ordering::Relaxed);
+        }
+        sched::point();
+        // The epoch is read before the number is drawn: whoever sees the next epoch has a higher number than
+        // everything that completed before it began (INV-EPOCH-1).
+        let epoch = Epoch(cache.epoch.load(Ordering::SeqCst));
+        sched::point();
+        let seq = Seq(cache.seq_next.fetch_add(1, Ordering::SeqCst));
+        sched::point();
+        // Before anything of the kset is published: what counts as clean is on the base (INV-READ-1).
+        cache.segments.get(open.id).note_seq(seq);
+        (self.seq, self.epoch) = (seq, epoch);
+    }
+
+    /// Makes the batch durable and publishes it: its payloads are stored.
+    pub(super) fn commit<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        number: usize,
+        open: &mut OpenSegment,
+    ) -> Durable {
+        let (agent, seq, epoch) = (self.agent, self.seq, self.epoch);
+        let segment = cache.segments.get(open.id);
+        let floor = &cache.stream_floors[number];
+        // 1. Payloads are durable before the kset that names them is stored (INV-LOG-4).
+        if !canary::is(Canary::PayloadsNotFenced) {
+            drop(cache.pmem.fence(agent));
+        }
+        if canary::is(Canary::PublishedBeforeDurable) {
+            self.publish(cache, open);
+        }
+        #[cfg(feature = "canary")]
+        let seq = self.commit_half(cache, open, (seq, epoch));
+
+        // 2. The kset. From the fence on, recovery finds the whole batch; before it, nothing of it.
+        let off = cache
+            .geometry
+            .segment_off(open.id)
+            .plus(u64::from(open.key_off));
+        let bytes = self
+            .kset
+            .finish(open.kset_seed, open.kset_index, seq, epoch);
+        let keys_end = u64::from(open.key_off) + bytes.len() as u64;
+        assert!(
+            keys_end <= u64::from(open.data_off),
+            "INV-LOG-1: a kset up to {keys_end} meets the payload at {}",
+            open.data_off
+        );
+        cache.pmem.store(agent, off, bytes);
+        let fencing = if canary::is(Canary::KsetFencedByAnotherCore) {
+            BACKGROUND_AGENT
+        } else {
+            agent
+        };
+        let durable = cache.pmem.fence(fencing);
+        // A kset is some kilobytes long.
+        open.key_off += bytes.len() as u32;
+        open.kset_index += 1;
+
+        // 3. Publish: a read never returns what a power cut could take back (INV-LOG-5).
+        self.publish(cache, open);
+        for bucket in &self.claims {
+            cache.index.release(*bucket, self.owner());
+        }
+        self.claims.clear();
+        cache.index.clear_stock(&mut self.lines);
+        cache
+            .dirty_bytes
+            .fetch_add(self.dirty_bytes, Ordering::Relaxed);
+        sched::point();
+        segment.set_key_end(open.key_off);
+        sched::point();
+        // What the batch did is visible before its floor is gone. Nobody is misled who sees the floor longer.
+        floor.store(u64::MAX, Ordering::Release);
+        let counters = &cache.counters[usize::from(self.agent.0 - 1)];
+        counters.batches.add(1);
+        counters.keys.add(self.keys.len() as u64);
+        durable
+    }
+
+    /// Stores the payload of one extent in one piece, and a key for each page of it.
+    pub(super) fn store_payload<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        open: &mut OpenSegment,
+        (lba, len_blocks, kind): (Lba, u64, KeyKind),
+        mut cursor: IovCursor,
+    ) {
+        let geometry = &cache.geometry;
+        let (agent, shift) = (self.agent, geometry.block_shift());
+        // Room was made for it: the payload is smaller than the segment.
+        open.data_off -= geometry.bytes(len_blocks) as u32;
+        let start = geometry.segment_off(open.id);
+        let mut payload_off = open.data_off;
+        if cache.data_crc == DataCrc::Off {
+            let bytes = geometry.bytes(len_blocks);
+            cache.pmem.store_from(
+                agent,
+                start.plus(u64::from(payload_off)),
+                &mut cursor,
+                bytes,
+            );
+        }
+        for (page_lba, page_blocks) in page_pieces(cache, lba, len_blocks) {
+            let bytes = page_blocks << shift;
+            let crc = match cache.data_crc {
+                DataCrc::Off => 0,
+                DataCrc::On => cache.pmem.store_from_crc(
+                    agent,
+                    start.plus(u64::from(payload_off)),
+                    &mut cursor,
+                    u64::from(bytes),
+                    open.payload_seed.0,
+                ),
+            };
+            let key = Key {
+                lba: page_lba,
+                len_blocks: page_blocks,
+                kind,
+                payload_off,
+                crc,
+            };
+            self.kset.push(&key, shift);
+            self.keys.push(key);
+            payload_off += bytes;
+        }
+    }
+
+    /// Stores the payload of a part of a page, and its key.
+    pub(super) fn store_piece<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        open: &mut OpenSegment,
+        (lba, kind): (Lba, KeyKind),
+        payload: &[u8],
+    ) {
+        let shift = cache.geometry.block_shift();
+        // A page at the most.
+        let len_bytes = payload.len() as u32;
+        open.data_off -= len_bytes;
+        let off = cache.geometry.segment_off(open.id);
+        let off = off.plus(u64::from(open.data_off));
+        cache.pmem.store(self.agent, off, payload);
+        let crc = match cache.data_crc {
+            DataCrc::Off => 0,
+            DataCrc::On => open.payload_seed.checksum(payload),
+        };
+        let key = Key {
+            lba,
+            len_blocks: len_bytes >> shift,
+            kind,
+            payload_off: open.data_off,
+            crc,
+        };
+        self.kset.push(&key, shift);
+        self.keys.push(key);
+    }
+
+    pub(super) fn push_key<P: Pmem>(&mut self, cache: &Cache<P>, io: &HostIo, kind: KeyKind) {
+        // Limited to a few MiB.
+        let len_blocks = io.len_blocks as u32;
+        let key = Key {
+            lba: io.lba,
+            len_blocks,
+            kind,
+            payload_off: 0,
+            crc: 0,
+        };
+        self.kset.push(&key, cache.geometry.block_shift());
+        self.keys.push(key);
+    }
+
+    fn publish<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {
+        let index = &cache.index;
+        let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+        let Batch {
+            slots, lines, keys, ..
+        } = self;
+        let mut slots = slots.iter();
+        let mut publish = |lba: Lba, len_blocks: u32, target| {
+            let Some(slot) = slots.next() else {
+                unreachable!("INV-INDEX-1: a page is published without a slot reserved for it")
+            };
+            let first = (lba.0 & in_page) as u32;
+            index.publish(*slot, first, len_blocks, target, lines);
+        };
+        for key in &*keys {
+            let place = cache.geometry.place(open.id, key.payload_off);
+            if key.kind.has_payload() {
+                // Such a key lies within a page.
+                publish(key.lba, key.len_blocks, Target::Mapped(place));
+                continue;
+            }
+            for (lba, len_blocks) in page_pieces(cache, key.lba, u64::from(key.len_blocks)) {
+                publish(lba, len_blocks, Target::Zero(place));
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Going through the keys of a victim: each page that still lies in it is copied or forgotten.
+
+use super::victim::Plan;
+use crate::canary::{self, Canary};
+use crate::engine::{Cache, Class, Copier, CopyEnd, Depth, Special};
+use crate::index::BlockMap;
+use crate::media::{KEYS_START_BYTES, KSET_KEYS_MAX, Key, KsetReader, Place};
+use crate::pmem::Pmem;
+use crate::units::{Agent, Lba, Page, SegId};
+use std::sync::atomic::Ordering;
+
+/// Pages that one poll looks up, at most.
+const PAGES_PER_POLL: u32 = 64;
+/// So many keys ahead the index is asked for the pages that will be looked up.
+const PREFETCH_KEYS: usize = 8;
+
+/// Where the walk is.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    /// Offset and number of the kset whose keys were read last.
+    off: u32,
+    kset_index: u32,
+    /// Those of the one behind it.
+    next_off: u32,
+    /// The next key of those that were read, and the next page of it.
+    key_at: usize,
+    page_at: u64,
+}
+
+/// How a poll of the walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// There is more.
+    More,
+    /// Nothing of the victim is in the index any more.
+    Finished,
+    /// Its keys cannot be read.
+    Unreadable,
+}
+
+/// What becomes of a part of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It does not lie in the victim any more.
+    Gone,
+    /// It is going to be copied.
+    Copied,
+    Forget,
+    /// Its page changes too fast to tell.
+    Unclear,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Walk {
+    victim: SegId,
+    plan: Plan,
+    at: At,
+    reader: KsetReader,
+    keys: Vec<Key>,
+    copier: Copier,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self {
+            victim: SegId(0),
+            plan: Plan::Evict,
+            at: At::start(),
+            reader: KsetReader::default(),
+            keys: Vec::with_capacity(KSET_KEYS_MAX),
+            copier: Copier::default(),
+        }
+    }
+}
+
+impl At {
+    fn start() -> Self {
+        Self {
+            off: KEYS_START_BYTES,
+            kset_index: 0,
+            next_off: KEYS_START_BYTES,
+            key_at: 0,
+            page_at: 0,
+        }
+    }
+}
+
+impl Walk {
+    pub(super) fn begin(&mut self, victim: SegId, plan: Plan) {
+        (self.victim, self.plan, self.at) = (victim, plan, At::start());
+        self.keys.clear();
+    }
+
+    /// Deals with some pages of the victim.
+    pub(super) fn poll<P: Pmem>(&mut self, cache: &Cache<P>, agent: Agent) -> Step {
+        if cache.space_wanted.load(Ordering::Acquire) {
+            // Whoever waits for room does not wait for copies.
+            self.plan = Plan::Evict;
+        }
+        let from = self.at;
+        let step = self.go_on(cache, agent);
+        if self.copier.is_empty() {
+            return step;
+        }
+        let victim = cache.segments.get(self.victim);
+        let to = match (self.plan, victim.class()) {
+            (Plan::Compact, Class::Log | Class::Probation) => Special::Compacted,
+            _ => Special::Kept,
+        };
+        match self.copier.commit(cache, to, victim.born()) {
+            CopyEnd::Done => return step,
+            CopyEnd::Busy => {}
+            CopyEnd::NoRoom => self.plan = Plan::Evict,
+        }
+        if canary::is(Canary::ReclaimedWithoutCopies) {
+            return step;
+        }
+        // What was copied does not lie in the victim any more: it is passed over.
+        self.return_to(cache, from)
+    }
+
+    fn return_to<P: Pmem>(&mut self, cache: &Cache<P>, at: At) -> Step {
+        if at.next_off == KEYS_START_BYTES {
+            // Before the first kset.
+            self.at = at;
+            self.keys.clear();
+            return Step::More;
+        }
+        (self.at.next_off, self.at.kset_index) = (at.off, at.kset_index);
+        if !self.read_kset(cache) {
+            return Step::Unreadable;
+        }
+        self.at = at;
+        Step::More
+    }
+
+    fn go_on<P: Pmem>(&mut self, cache: &Cache<P>, agent: Agent) -> Step {
+        let mut budget = PAGES_PER_POLL;
+        while budget > 0 && !self.copier.is_full() {
+            if let Some(key) = self.keys.get(self.at.key_at) {
+                let key = *key;
+                if let Some(ahead) = self.keys.get(self.at.key_at + PREFETCH_KEYS) {
+                    let page = cache.geometry.page_of(ahead.lba);
+                    cache.index.prefetch(cache.index.locate(page));
+                }
+                if !self.leave_key(cache, &key, agent, &mut budget) {
+                    return Step::More;
+                }
+                continue;
+            }
+            if self.at.next_off >= cache.segments.get(self.victim).key_end() {
+                return Step::Finished;
+            }
+            if self.at.next_off > KEYS_START_BYTES {
+                self.at.kset_index += 1;
+            }
+            if !self.read_kset(cache) {
+                return Step::Unreadable;
+            }
+            budget -= 1;
+        }
+        Step::More
+    }
+
+    /// Reads the kset at `next_off`, which has the number `kset_index`.
+    fn read_kset<P: Pmem>(&mut self, cache: &Cache<P>) -> bool {
+        let generation = cache.segments.get(self.victim).generation();
+        let context = cache.kset_context(self.victim, generation);
+        let (off, number) = (self.at.next_off, self.at.kset_index);
+        self.keys.clear();
+        let keys = &mut self.keys;
+        let Ok(kset) = self.reader.read(&cache.pmem, &context, off, number, keys) else {
+            return false;
+        };
+        self.at = At {
+            off,
+            kset_index: number,
+            next_off: off + kset.size_bytes,
+            key_at: 0,
+            page_at: 0,
+        };
+        true
+    }
+
+    /// Copies or forgets the pages of one key, as far as they still lie in the victim. `false`: somebody is at the
+    /// page, or the budget is used up; again with the next poll.
+    fn leave_key<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        key: &Key,
+        agent: Agent,
+        budget: &mut u32,
+    ) -> bool {
+        let per_page = u64::from(cache.geometry.blocks_per_page());
+        let first = key.lba.0 / per_page;
+        let end = (key.lba.0 + u64::from(key.len_blocks)).div_ceil(per_page);
+        while first + self.at.page_at < end {
+            if *budget == 0 || self.copier.is_full() {
+                return false;
+            }
+            *budget -= 1;
+            let page = Page(first + self.at.page_at);
+            let fate = if self.plan == Plan::Evict || !key.kind.has_payload() {
+                Fate::Forget
+            } else {
+                self.decide(cache, key, page)
+            };
+            let done = match fate {
+                Fate::Gone | Fate::Copied => true,
+                Fate::Forget => self.forget(cache, key, page, agent),
+                Fate::Unclear => false,
+            };
+            if !done {
+                return false;
+            }
+            self.at.page_at += 1;
+        }
+        self.at.key_at += 1;
+        self.at.page_at = 0;
+        true
+    }
+
+    /// Takes what lies where the key has it out of the index. `false`: somebody is at the page.
+    fn forget<P: Pmem>(&self, cache: &Cache<P>, key: &Key, page: Page, agent: Agent) -> bool {
+        let segment = cache.segments.get(self.victim);
+        let at = cache.index.locate(page);
+        // INV-SEG-8.
+        let note = || {
+            if !canary::is(Canary::ForgottenUnnoted) {
+                segment.note_forgotten();
+            }
+        };
+        let in_victim = |place| {
+            let is_inside = cache.geometry.segment_of(place) == self.victim;
+            if is_inside {
+                note();
+            }
+            is_inside
+        };
+        let evict = || {
+            if self.copier.is_empty() || !key.kind.has_payload() {
+                cache.index.evict(at, in_victim);
+                return true;
+            }
+            // Other parts of the page may be about to be copied.
+            note();
+            let first = cache.geometry.place(self.victim, key.payload_off).0;
+            let places = first..first + u64::from(key.len_blocks);
+            cache.index.evict_places(at, &places)
+        };
+        cache.index.with_claim(at, agent.0, evict) == Some(true)
+    }
+
+    /// What becomes of what the key has; prepares the copy of it.
+    fn decide<P: Pmem>(&mut self, cache: &Cache<P>, key: &Key, page: Page) -> Fate {
+        let Some(found) = cache.index.lookup(cache.index.locate(page)) else {
+            return Fate::Unclear;
+        };
+        let first_place = cache.geometry.place(self.victim, key.payload_off).0;
+        let first_block = key.lba.0 - cache.geometry.page_start(page).0;
+        let is_here = |block: &u64| {
+            let map = found.map.block((first_block + block) as u32);
+            map == BlockMap::Mapped(Place(first_place + block))
+        };
+        let len = u64::from(key.len_blocks);
+        let Some(start) = (0..len).find(is_here) else {
+            return Fate::Gone;
+        };
+        let left = (start..len).filter(is_here).count() as u64;
+        let heat = cache.heat.get(Place(first_place + start));
+        // What was overwritten in the middle is left in two parts. That is rare, and not worth two copies.
+        let in_one_piece = (start..start + left).all(|block| is_here(&block));
+        let is_wanted = heat > 0 || self.plan == Plan::Compact;
+        if !is_wanted || !in_one_piece || cache.damage.covers(Place(first_place), len) {
+            return Fate::Forget;
+        }
+        let payload = self.copier.next_payload();
+        if cache
+            .check_payload(self.victim, key, payload, Depth::Read)
+            .is_err()
+        {
+            // The base has it.
+            return Fate::Forget;
+        }
+        let skipped = cache.geometry.bytes(start) as usize;
+        let len_bytes = cache.geometry.bytes(left) as usize;
+        payload.copy_within(skipped..skipped + len_bytes, 0);
+        // What has been kept once is to be read again before it is kept another time.
+        let heat = if self.plan == Plan::Compact {
+            heat
+        } else {
+            heat - 1
+        };
+        // A page has 8 blocks at most.
+        let (lba, len_blocks) = (Lba(key.lba.0 + start), left as u32);
+        self.copier.add(lba, len_blocks, found.version, heat);
+        Fate::Copied
+    }
+}
