@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,14 +23,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "test/e2e"))
 
 import native
 from blocktrace import BadTrace, Trace, read_trace
+from harness import AppFailed, Host, RpcConnectionLost, RpcError
 from harness.memory import meminfo_mib
 from policies import POLICIES, Simulated, simulate
+from spdk_replay import replay_spdk
 
 # What bdev_pcache_create accepts.
 _CACHE_MIB_MIN, _CACHE_MIB_MAX = 8, 16 << 20
 # Must stay free.
 _SPARE_MIB = 2048
 _MIB = 1 << 20
+_FAILURES = (
+    native.NativeFailed,
+    AppFailed,
+    RpcError,
+    RpcConnectionLost,
+    TimeoutError,
+    subprocess.SubprocessError,
+    OSError,
+)
 
 
 class BadSetting(Exception):
@@ -136,6 +148,9 @@ def run() -> None:
         folder = Path(name)
         commands = folder / "commands"
         trace.write_commands(commands)
+        if "spdk" in parts:
+            with Host(app_count=1) as host:
+                replayed["spdk"] = replay_spdk(host, trace, commands, folder, cache_mib)
         if "engine" in parts:
             replayed["engine"] = replay_engine(trace, commands, folder, cache_mib)
     simulated = {policy: simulate(policy, trace, cache_mib) for policy in POLICIES}
@@ -152,7 +167,7 @@ def main() -> int:
     except (BadSetting, BadTrace) as error:
         print(f"bench-trace: {error}", file=sys.stderr)
         return 2
-    except native.NativeFailed as error:
+    except _FAILURES as error:
         print(f"bench-trace: FAILED: {error}", file=sys.stderr)
         return 1
     return 0
