@@ -10,7 +10,7 @@ use super::heat::Heat;
 use super::mode::ModeState;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
-use super::segments::{Class, Segments, Special};
+use super::segments::{Segments, Special};
 use super::settings::{SettingChange, SettingError, SettingValues, Settings};
 use super::stats::{Counters, Stats};
 use super::stream::{Stream, StreamContext};
@@ -169,11 +169,11 @@ impl<P: Pmem> Cache<P> {
         let stream_count = (geometry.segment_count() / SEGMENTS_PER_STREAM)
             .min(parts.stream_count_max)
             .max(1);
-        let stream = |class| CachePadded::new(Mutex::new(Stream::new(class)));
-        let mut streams: Vec<_> = (0..stream_count).map(|_| stream(Class::Log)).collect();
+        let stream = |special| CachePadded::new(Mutex::new(Stream::new(special)));
+        let mut streams: Vec<_> = (0..stream_count).map(|_| stream(None)).collect();
         let core_stream_count = streams.len();
         if geometry.segment_count() >= SPECIAL_SEGMENTS_MIN {
-            streams.extend(Special::ALL.map(|special| stream(special.class())));
+            streams.extend(Special::ALL.map(|special| stream(Some(special))));
         }
         let channel_ids = ArrayQueue::new(usize::from(CHANNEL_COUNT_MAX));
         for id in 0..CHANNEL_COUNT_MAX {
@@ -297,10 +297,11 @@ impl<P: Pmem> Cache<P> {
         }
     }
 
-    /// What the base holds already: everything in a segment whose last kset was written back (INV-READ-1).
+    /// What the base holds already: everything in a segment whose last kset was written back, or in which nothing is
+    /// ever dirty (INV-READ-1).
     pub(crate) fn is_clean(&self, place: Place) -> bool {
         let segment = self.segments.get(self.geometry.segment_of(place));
-        segment.last_seq() <= self.dirty_tail()
+        segment.is_on_base(self.dirty_tail())
     }
 
     /// As [`Cache::is_clean`], before what lies there is taken out of the index: the segment then keeps in mind that
@@ -418,11 +419,12 @@ impl<P: Pmem> Cache<P> {
         Ok(())
     }
 
-    /// So many segments are to be free at any time, so that writers need not wait for one.
+    /// So many segments are to be free at any time, so that writers need not wait for one: one for each stream that
+    /// a channel may be using, and some.
     pub(crate) fn free_segments_wanted(&self) -> usize {
-        self.core_stream_count
-            + FREE_SEGMENTS_EXTRA
-            + usize::from(self.streams.len() > self.core_stream_count)
+        let channels = usize::from(CHANNEL_COUNT_MAX) - self.channel_ids.len();
+        let special = usize::from(self.streams.len() > self.core_stream_count);
+        self.core_stream_count.min(channels) + special + FREE_SEGMENTS_EXTRA
     }
 
     /// Segments that are not free.

@@ -1,6 +1,6 @@
 //! What the engine does not let pass: each assertion, driven to the point where it speaks.
 
-use super::segments::{Class, SegmentState, Segments};
+use super::segments::{SegmentState, Segments};
 use super::{
     Background, Budget, Cache, DataCrc, FormatPolicy, Fua, Health, HostIo, IoToken, Op, Outbox,
     Status,
@@ -37,7 +37,7 @@ fn background(cache: &Arc<Cache<SimPmem>>) -> Background<SimPmem> {
 }
 
 fn opened(segments: &Segments) -> SegId {
-    segments.open_next(Class::Log).expect("the cache is empty")
+    segments.open_next(None).expect("the cache is empty")
 }
 
 #[test]

@@ -93,6 +93,8 @@ pub(crate) struct Segment {
     born: AtomicU64,
     /// The clock when it was sealed.
     sealed_at: AtomicU64,
+    /// It has read fills and copies, and nothing else: the base holds all of it from the start (INV-SEG-9).
+    has_fills_alone: AtomicBool,
     /// Something was taken out of the index that lay here and was the newest (INV-SEG-8).
     has_forgotten: AtomicBool,
 }
@@ -119,6 +121,7 @@ impl Segment {
             class: AtomicU8::new(Class::Log as u8),
             born: AtomicU64::new(0),
             sealed_at: AtomicU64::new(0),
+            has_fills_alone: AtomicBool::new(false),
             // What became of all that lies in it before the start, nobody knows.
             has_forgotten: AtomicBool::new(true),
         }
@@ -155,11 +158,24 @@ impl Segment {
         self.born.store(born, Ordering::Relaxed);
     }
 
-    /// Begins anew, for a stream of this class.
-    pub(crate) fn begin(&self, class: Class, born: u64) {
+    /// Begins anew, for a core or for a special purpose.
+    fn begin(&self, special: Option<Special>, born: u64) {
+        let class = special.map_or(Class::Log, Special::class);
         self.class.store(class as u8, Ordering::Release);
         self.born.store(born, Ordering::Relaxed);
+        self.has_fills_alone
+            .store(special.is_some(), Ordering::Release);
         self.has_forgotten.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the base holds all of it whatever the dirty tail says.
+    pub(crate) fn has_fills_alone(&self) -> bool {
+        self.has_fills_alone.load(Ordering::Acquire)
+    }
+
+    /// Whether the base holds all of it (INV-READ-1).
+    pub(crate) fn is_on_base(&self, dirty_tail: Seq) -> bool {
+        self.has_fills_alone() || self.last_seq() <= dirty_tail
     }
 
     /// Something that lies here, the newest of its page, is about to leave the index without being copied or
@@ -375,7 +391,7 @@ impl Segments {
     }
 
     /// Takes a free segment for a stream, and tells the background of it.
-    pub(crate) fn open_next(&self, class: Class) -> Option<SegId> {
+    pub(crate) fn open_next(&self, special: Option<Special>) -> Option<SegId> {
         sched::point();
         let id = self.free.pop()?;
         sched::point();
@@ -385,9 +401,12 @@ impl Segments {
             "INV-SEG-3: segment {id:?} is opened, but it is {state:?}"
         );
         let born = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
-        self.get(id).begin(class, born);
+        self.get(id).begin(special, born);
         self.get(id).set_state(SegmentState::Open);
-        self.tell_opened(id);
+        if special.is_none() {
+            // Write-back has nothing to do with the others.
+            self.tell_opened(id);
+        }
         Some(id)
     }
 

@@ -60,6 +60,10 @@ counters! {
     lent_reads,
     /// Bytes read by the host.
     read_bytes,
+    /// Pages of 4 KiB that read requests touched, each counted once for a request.
+    read_pages,
+    /// Those of them of which at least one block had to come from the base.
+    read_missed_pages,
     /// Write requests.
     writes,
     /// Bytes written by the host.

@@ -1,6 +1,6 @@
 //! A stream: the open segment to which a core appends. Keys grow up, data grow down, until they meet.
 
-use super::segments::{Class, SegmentState, Segments};
+use super::segments::{SegmentState, Segments, Special};
 use crate::canary::{self, Canary};
 use crate::media::{
     ChecksumSeed, Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, kset_size_bytes,
@@ -34,7 +34,7 @@ impl OpenSegment {
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) open: Option<OpenSegment>,
-    class: Class,
+    special: Option<Special>,
 }
 
 /// What a stream needs to know of the cache.
@@ -48,8 +48,11 @@ pub(crate) struct StreamContext<'a, P> {
 
 impl Stream {
     /// With no segment open yet.
-    pub(crate) fn new(class: Class) -> Self {
-        Self { open: None, class }
+    pub(crate) fn new(special: Option<Special>) -> Self {
+        Self {
+            open: None,
+            special,
+        }
     }
 
     /// Seals the open segment, if there is one with anything in it, and opens a free one. `false`: none is
@@ -57,7 +60,7 @@ impl Stream {
     pub(crate) fn advance<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
         self.seal(context);
         let id = loop {
-            let Some(id) = context.segments.open_next(self.class) else {
+            let Some(id) = context.segments.open_next(self.special) else {
                 return false;
             };
             if !context.segments.get(id).is_suspect() {

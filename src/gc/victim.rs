@@ -120,8 +120,7 @@ fn candidates<P: Pmem>(cache: &Cache<P>, census: &Census) -> impl Iterator<Item 
     let (segments, dirty_tail) = (&cache.segments, cache.dirty_tail());
     segments.ids().filter_map(move |id| {
         let segment = segments.get(id);
-        let is_clean =
-            segment.last_seq() <= dirty_tail || canary::is(Canary::DirtySegmentReclaimed);
+        let is_clean = segment.is_on_base(dirty_tail) || canary::is(Canary::DirtySegmentReclaimed);
         (segment.state() == SegmentState::Sealed && is_clean).then(|| Candidate {
             id,
             class: segment.class(),

@@ -138,11 +138,12 @@ impl Geometry {
         })
     }
 
-    /// The largest power of two, up to 16 MiB, of which the device holds 32 or more; 1 MiB at least.
+    /// The largest power of two, up to 16 MiB, of which the device holds 32 or more; 256 KiB at least, so that a write
+    /// of 64 KiB is atomic on any device.
     #[must_use]
     pub fn segment_size_default_bytes(device_size_bytes: u64) -> u64 {
         let mut size = 16 << 20;
-        while size > 1 << 20 && device_size_bytes / size < 33 {
+        while size > 256 << 10 && device_size_bytes / size < 33 {
             size /= 2;
         }
         size
@@ -170,6 +171,13 @@ impl Geometry {
     #[must_use]
     pub fn page_of(&self, lba: Lba) -> Page {
         Page(lba.0.wrapping_shr(self.page_shift))
+    }
+
+    /// How many index pages an extent lies in, wholly or in part. It is not empty.
+    #[must_use]
+    pub fn pages_touched(&self, lba: Lba, len_blocks: u64) -> u64 {
+        let last = Lba(lba.0 + len_blocks - 1);
+        self.page_of(last).0 + 1 - self.page_of(lba).0
     }
 
     /// The first block of an index page.
@@ -293,7 +301,9 @@ mod tests {
 
     #[test]
     fn default_segments_suit_the_device() {
-        assert_eq!(Geometry::segment_size_default_bytes(16 << 20), 1 << 20);
+        assert_eq!(Geometry::segment_size_default_bytes(1 << 20), 256 << 10);
+        assert_eq!(Geometry::segment_size_default_bytes(16 << 20), 256 << 10);
+        assert_eq!(Geometry::segment_size_default_bytes(33 << 20), 1 << 20);
         assert_eq!(Geometry::segment_size_default_bytes(4 << 30), 16 << 20);
     }
 }

@@ -190,6 +190,7 @@ impl LogReader {
             let segment = cache.segments.get(id);
             // An open one may get more, whatever it holds now.
             let has_more = match segment.state() {
+                _ if segment.has_fills_alone() => false,
                 SegmentState::Open => true,
                 SegmentState::Sealed => segment.last_seq() > cache.dirty_tail(),
                 SegmentState::Free | SegmentState::Reclaiming | SegmentState::Quarantined => false,

@@ -43,7 +43,7 @@ pub(super) fn a_fill_never_overtakes_a_write_that_overlaps_it(
             let setup = Setup {
                 block_count: GROUP * OVERLAPS.len() as u64,
                 // So many that nothing is written back meanwhile.
-                segment_count: 14,
+                segment_count: 20,
                 ..in_order()
             };
             let history = |machine: Machine| {
