@@ -67,6 +67,7 @@ impl Core {
         counters.lent_reads.add(1);
         counters.read_hits.add(1);
         counters.read_bytes.add(len_bytes);
+        counters.hit_bytes.add(len_bytes);
         Status::Lent(LoanId(loan))
     }
 

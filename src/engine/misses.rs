@@ -11,7 +11,7 @@ use crate::canary::{self, Canary};
 use crate::index::Version;
 use crate::media::Geometry;
 use crate::pmem::{IovCursor, Pmem};
-use crate::units::Lba;
+use crate::units::{Lba, Now};
 
 /// One base read serves so many bytes of other misses, at most: they are copied within one poll.
 const JOINED_BYTES_MAX: u64 = 2 << 20;
@@ -28,6 +28,8 @@ pub(super) struct Miss {
     pub(super) versions: [Version; FILL_PAGES_MAX],
     /// Whether it may be put into the cache.
     pub(super) admitted: bool,
+    /// When its base read was asked for.
+    pub(super) asked: Now,
     pub(super) result: Option<Result<(), BaseError>>,
     /// The first of those that wait for this one's base read; of such a one, the next.
     followers: Option<u32>,
@@ -35,7 +37,12 @@ pub(super) struct Miss {
 }
 
 impl Miss {
-    pub(super) fn new(request: RequestId, lba: Lba, len_blocks: u64, cursor: IovCursor) -> Self {
+    pub(super) fn new(
+        request: RequestId,
+        (lba, len_blocks): (Lba, u64),
+        cursor: IovCursor,
+        asked: Now,
+    ) -> Self {
         Self {
             request,
             lba,
@@ -43,6 +50,7 @@ impl Miss {
             cursor,
             versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             admitted: false,
+            asked,
             result: None,
             followers: None,
             joined_bytes: 0,
@@ -196,6 +204,7 @@ impl Core {
             next = miss.followers.take();
             let bytes = cache.geometry.bytes(miss.len_blocks);
             if leader.result != Some(Ok(())) && !cache.has_failed() {
+                miss.asked = self.now;
                 out.base.push(miss.base_read(at));
                 self.counters(cache).base_read_bytes.add(bytes);
                 continue;

@@ -10,7 +10,7 @@ use crate::canary::{self, Canary};
 use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
-use crate::units::{Lba, Page};
+use crate::units::{Lba, NS_PER_US, Page};
 use std::sync::atomic::Ordering;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
@@ -275,6 +275,7 @@ impl Core {
         let off = cache.geometry.place_off(place);
         if !cache.damage.covers(place, run.len_blocks) {
             if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
+                self.counters(cache).hit_bytes.add(bytes);
                 reader.state.cursor = cursor;
                 reader.state.hit = true;
                 reader.state.done_blocks += run.len_blocks;
@@ -323,7 +324,8 @@ impl Core {
             let part = self.misses.first_part(geometry, (start, end), versions);
             let len_blocks = part.end - start;
             let bytes = geometry.bytes(len_blocks);
-            let mut miss = Miss::new(reader.id, Lba(start), len_blocks, reader.state.cursor);
+            let blocks = (Lba(start), len_blocks);
+            let mut miss = Miss::new(reader.id, blocks, reader.state.cursor, self.now);
             if let Some(leader) = part.leader {
                 self.misses.follow(miss, bytes, leader).ok_or(Blocked)?;
             } else {
@@ -349,11 +351,13 @@ impl Core {
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(op) = self.misses_done.pop_front() {
             self.serve_followers(cache, op, out);
-            let fill = self
-                .misses
-                .get(op)
-                .is_some_and(|miss| miss.admitted && miss.result == Some(Ok(())));
-            if fill {
+            let Some(miss) = self.misses.get(op) else {
+                continue;
+            };
+            let took_us = self.now.since_ns(miss.asked) / NS_PER_US;
+            let counters = self.counters(cache);
+            counters.histograms.base_read_us.note(took_us);
+            if miss.admitted && miss.result == Some(Ok(())) {
                 self.fills.push_back(op);
             } else {
                 self.settle_miss(cache, op, out);

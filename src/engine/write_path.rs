@@ -362,6 +362,7 @@ impl Core {
         let durable = cache.pmem.fence(fencing);
         // A kset is some kilobytes long.
         open.key_off += bytes.len() as u32;
+        let kset_bytes = bytes.len() as u64;
         open.kset_index += 1;
 
         // 3. Publish: a read never returns what a power cut could take back (INV-LOG-5).
@@ -377,12 +378,20 @@ impl Core {
             .fetch_add(self.batch.dirty_bytes, Ordering::Relaxed);
         sched::point();
         segment.set_key_end(open.key_off);
+        segment.set_room_bytes(open.room_bytes());
         sched::point();
         // What the batch did is visible before its floor is gone. Nobody is misled who sees the floor longer.
         floor.store(u64::MAX, Ordering::Release);
         let counters = self.counters(cache);
         counters.batches.add(1);
         counters.keys.add(self.batch.keys.len() as u64);
+        counters
+            .logged_bytes
+            .add(self.batch.payload_bytes + kset_bytes);
+        let histograms = &counters.histograms;
+        histograms
+            .batch_requests
+            .note(self.batch.items.len() as u64);
         durable
     }
 
