@@ -41,6 +41,11 @@ demo: module $(VENV)/ready  ## Show pcache at work: speed, a kill, recovery, an 
 bench: module $(VENV)/ready  ## Measure pcache beside its peers (15 minutes): target/bench/
 	@$(PYTHON) benches/bench.py
 
+# Settings: TRACE=path CACHE_MIB=number; see docs/PERFORMANCE.md.
+.PHONY: bench-trace
+bench-trace: module $(VENV)/ready  ## Replay a block trace beside simulated policies: TRACE=file CACHE_MIB=62
+	@$(PYTHON) benches/trace.py
+
 .PHONY: test
 test: unit crash sim fuzz-smoke asan e2e  ## Run all tests: the engine's, then those with real SPDK applications
 

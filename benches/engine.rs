@@ -3,12 +3,14 @@
 //! `cargo bench --features heap --bench engine -- [CACHE_PATH] [CACHE_MIB]` (default: a file on /dev/hugepages if
 //! that is mounted, else on /dev/shm; 1024 MiB). `parts` has the limits to compare with.
 
+mod device;
 mod random;
 mod rig;
 
+use device::{Base, map, open};
 use pcache::engine::{DataCrc, Fua, Op};
 use pcache::pmem::IovCursor;
-use rig::{Base, Load, Pattern, Rig, map, now, open};
+use rig::{Load, Pattern, Rig, now};
 use std::path::PathBuf;
 use std::time::Duration;
 

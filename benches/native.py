@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is measured without SPDK: the copy limit, the index's memory, instructions (benches/parts.rs)."""
+"""What is measured without SPDK: the copy limit, the index's memory, instructions (benches/parts.rs), and how
+programs of that kind are built and run."""
 
 from __future__ import annotations
 
@@ -28,29 +29,35 @@ class NativeFailed(Exception):
     """The program did not run."""
 
 
+def build(name: str) -> str:
+    """The program of benches/`name`.rs; building it again costs next to nothing."""
+    command = ["cargo", "bench", "--quiet", "--features", "heap", "--bench", name, "--no-run"]
+    built = subprocess.run(
+        [*command, "--message-format", "json"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    messages = [json.loads(line) for line in built.stdout.splitlines()]
+    programs = [message["executable"] for message in messages if message.get("executable")]
+    return programs[-1]
+
+
+def run(command: list[str]) -> Any:
+    """Runs a program; the JSON that it prints."""
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise NativeFailed(f"{' '.join(command)}: status {ended.returncode}\n{ended.stderr[-2000:]}")
+    return json.loads(ended.stdout)
+
+
 class Parts:
     """The program, built once."""
 
     def __init__(self) -> None:
-        command = ["cargo", "bench", "--quiet", "--features", "heap", "--bench", "parts", "--no-run"]
-        built = subprocess.run(
-            [*command, "--message-format", "json"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-        )
-        messages = [json.loads(line) for line in built.stdout.splitlines()]
-        programs = [message["executable"] for message in messages if message.get("executable")]
-        self._program = programs[-1]
+        self._program = build("parts")
 
     def run(self, mode: str, file: Path, size_mib: int, *rest: object, under: list[str] | None = None) -> Any:
         """One mode of it; the JSON that it prints."""
         arguments = [mode, str(file), str(size_mib), *(str(argument) for argument in rest)]
-        ended = subprocess.run(
-            [*(under or []), self._program, *arguments], capture_output=True, text=True, check=False
-        )
-        if ended.returncode != 0:
-            raise NativeFailed(
-                f"parts {' '.join(arguments)}: status {ended.returncode}\n{ended.stderr[-2000:]}"
-            )
-        return json.loads(ended.stdout)
+        return run([*(under or []), self._program, *arguments])
 
     def index(self, file: Path, kind: str) -> dict[str, float]:
         """DRAM of the index: for each cached page, and of the table as such for each GiB of cache."""

@@ -9,18 +9,20 @@
 //! - `parts index PATH MIB KIND PAGES`: DRAM that a cache takes with so many pages of 4 KiB in it: `dense`, or
 //!   `scattered` over a terabyte, or the first 512 bytes of each: `scattered_512`.
 
+mod device;
 mod memory;
 mod random;
 mod reopen;
 mod rig;
 
+use device::{Base, map, open};
 use memory::resident_bytes;
 use pcache::engine::{DataCrc, Fua, Op};
 use pcache::pmem::{IovBuf, Pmem};
 use pcache::units::{Agent, Page, PmemOff};
 use random::Rng;
 use reopen::{Recovered, reopen};
-use rig::{Base, Load, Pattern, Rig, map, now, open};
+use rig::{Load, Pattern, Rig, now};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;

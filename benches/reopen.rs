@@ -1,6 +1,7 @@
 //! The recovery of a cache without SPDK.
 
-use crate::rig::{Base, now, options, poll};
+use crate::device::{Base, options, poll};
+use crate::rig::now;
 use pcache::engine::FormatPolicy;
 use pcache::pmem::MappedPmem;
 use pcache::recovery::{Opening, Work};

@@ -1,17 +1,14 @@
-//! The engine without SPDK, for the benches: a cache on a real mapping, in front of memory that answers at once.
+//! Load on the engine without SPDK, for the benches: a base that answers at once, requests as fast as they end.
 
 use crate::random::Rng;
 use pcache::engine::{
-    Background, BaseCaps, BaseGrowth, BaseIdentity, BaseKind, Budget, Cache, Channel, DataCrc,
-    FormatPolicy, HostIo, IoToken, Op, OpenOptions, Outbox, Progress, SettingChange,
+    Background, BaseKind, Budget, Cache, Channel, HostIo, IoToken, Op, Outbox, Progress,
 };
-use pcache::pmem::{Extent, IovBuf, IovCursor, MapRequest, MappedPmem};
-use pcache::recovery::{OpenStep, Opening};
+use pcache::pmem::{IovBuf, IovCursor, MappedPmem};
 use pcache::units::{Lba, Now};
 use std::hint::black_box;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 /// Requests that a rig can keep under way.
 const DEPTH_MAX: usize = 128;
@@ -24,77 +21,6 @@ const IO_SIZE_BYTES_MAX: usize = 128 << 10;
 #[expect(clippy::disallowed_methods, reason = "a bench measures time")]
 pub(crate) fn now() -> Instant {
     Instant::now()
-}
-
-/// Maps a new file with memory behind every page.
-pub(crate) fn map(path: &Path, size_bytes: u64) -> MappedPmem {
-    let request = MapRequest {
-        path: path.to_owned(),
-        extent: Extent::File { size_bytes },
-        size_bytes_min: 1 << 20,
-    };
-    let mut pmem = MappedPmem::open(&request).expect("the file can be mapped");
-    while pmem.populate_next().is_some() {}
-    pmem
-}
-
-/// The base device of a cache.
-#[derive(Clone, Copy)]
-pub(crate) struct Base {
-    pub(crate) block_size_bytes: u32,
-    pub(crate) block_count: u64,
-}
-
-/// Another one in each run: what an earlier one has left in the file must not pass for keys of this one.
-fn new_uuid() -> [u8; 16] {
-    let run = u128::from(std::process::id()) << 64;
-    let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    (run ^ clock.as_nanos()).to_le_bytes()
-}
-
-pub(crate) fn options(format: FormatPolicy, data_crc: Option<DataCrc>, base: Base) -> OpenOptions {
-    OpenOptions {
-        base: BaseIdentity {
-            uuid: [1; 16],
-            name: "bench".to_owned(),
-            block_size_bytes: base.block_size_bytes,
-            block_count: base.block_count,
-        },
-        base_caps: BaseCaps {
-            flush: true,
-            unmap: true,
-        },
-        format,
-        new_uuid: new_uuid(),
-        data_crc,
-        segment_size_bytes: None,
-        base_growth: BaseGrowth::Refuse,
-        settings: SettingChange::default(),
-        stream_count_max: 2,
-    }
-}
-
-/// A slice of an opening; whether the cache is ready. What is read of the base are zeroes.
-pub(crate) fn poll(opening: &mut Opening<MappedPmem>, base: Base) -> bool {
-    match opening.poll().expect("the cache opens") {
-        OpenStep::ReadBase {
-            slot, len_blocks, ..
-        } => {
-            let len_bytes = len_blocks * u64::from(base.block_size_bytes);
-            opening.on_base_block(slot, Ok(&vec![0; len_bytes as usize]));
-            false
-        }
-        OpenStep::Ready => true,
-        OpenStep::Working { .. } | OpenStep::AwaitingBase => false,
-    }
-}
-
-/// Formats a cache.
-pub(crate) fn open(pmem: MappedPmem, data_crc: DataCrc, base: Base) -> Arc<Cache<MappedPmem>> {
-    let options = options(FormatPolicy::Force, Some(data_crc), base);
-    let mut opening = Opening::begin(pmem, options).expect("a new file is formatted");
-    while !poll(&mut opening, base) {}
-    opening.finish()
 }
 
 /// Where requests go.

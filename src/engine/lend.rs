@@ -48,13 +48,19 @@ impl Core {
                     continue;
                 }
                 Ok(None) => Status::NotLent,
-                Ok(Some(place)) => self.lend(cache, place, len_blocks),
+                Ok(Some(place)) => self.lend(cache, lba, place, len_blocks),
             };
             self.complete(cache, id, status, out);
         }
     }
 
-    fn lend<P: Pmem>(&mut self, cache: &Cache<P>, place: Place, len_blocks: u64) -> Status {
+    fn lend<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        lba: Lba,
+        place: Place,
+        len_blocks: u64,
+    ) -> Status {
         let len_bytes = cache.geometry.bytes(len_blocks);
         let off = cache.geometry.place_off(place);
         let segment = cache.geometry.segment_of(place);
@@ -68,6 +74,9 @@ impl Core {
         counters.read_hits.add(1);
         counters.read_bytes.add(len_bytes);
         counters.hit_bytes.add(len_bytes);
+        counters
+            .read_pages
+            .add(cache.geometry.pages_touched(lba, len_blocks));
         Status::Lent(LoanId(loan))
     }
 

@@ -30,8 +30,11 @@ pub(super) struct ReadState {
     /// Base reads under way.
     pub(super) pending: u32,
     hit: bool,
-    missed: bool,
     failed: bool,
+    /// Pages of which a block comes from the base.
+    missed_pages: u64,
+    /// Those before it are counted.
+    missed_upto: Page,
 }
 
 impl ReadState {
@@ -41,13 +44,21 @@ impl ReadState {
             done_blocks: 0,
             pending: 0,
             hit: false,
-            missed: false,
             failed: false,
+            missed_pages: 0,
+            missed_upto: Page(0),
         }
     }
 
     pub(super) fn has_begun(&self) -> bool {
         self.done_blocks > 0 || self.pending > 0
+    }
+
+    /// Some of these pages come from the base. A read is gone through upwards, so a page that was counted before can
+    /// only be the first.
+    fn note_missed(&mut self, first: Page, last: Page) {
+        self.missed_pages += last.0 + 1 - first.max(self.missed_upto).0;
+        self.missed_upto = Page(last.0 + 1);
     }
 }
 
@@ -341,7 +352,8 @@ impl Core {
             reader.state.cursor.advance(bytes as usize);
             reader.state.done_blocks += len_blocks;
             reader.state.pending += 1;
-            reader.state.missed = true;
+            let last = geometry.page_of(Lba(part.end - 1));
+            reader.state.note_missed(geometry.page_of(Lba(start)), last);
             start = part.end;
         }
         Ok(())
@@ -388,12 +400,15 @@ impl Core {
             return;
         }
         let counters = self.counters(cache);
-        match (state.hit, state.missed) {
+        match (state.hit, state.missed_pages > 0) {
             (true, true) => counters.read_partial_hits.add(1),
             (false, true) => counters.read_misses.add(1),
             _ => counters.read_hits.add(1),
         }
         counters.read_bytes.add(cache.geometry.bytes(len));
+        let pages = cache.geometry.pages_touched(request.io.lba, len);
+        counters.read_pages.add(pages);
+        counters.read_missed_pages.add(state.missed_pages);
         let status = if state.failed {
             Status::Failed
         } else {

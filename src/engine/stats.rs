@@ -74,6 +74,10 @@ counters! {
     read_bytes,
     /// Those of them that were copied out of the cache device, or lent there.
     hit_bytes,
+    /// Pages of 4 KiB that read requests touched, each counted once for a request.
+    read_pages,
+    /// Those of them of which at least one block had to come from the base.
+    read_missed_pages,
     /// Write requests.
     writes,
     /// Bytes written by the host.

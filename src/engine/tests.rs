@@ -3,6 +3,7 @@
 
 mod held;
 mod lend;
+mod pages;
 mod usage;
 
 use super::*;

@@ -172,6 +172,13 @@ impl Geometry {
         Page(lba.0.wrapping_shr(self.page_shift))
     }
 
+    /// How many index pages an extent lies in, wholly or in part. It is not empty.
+    #[must_use]
+    pub fn pages_touched(&self, lba: Lba, len_blocks: u64) -> u64 {
+        let last = Lba(lba.0 + len_blocks - 1);
+        self.page_of(last).0 + 1 - self.page_of(lba).0
+    }
+
     /// The first block of an index page.
     #[must_use]
     pub fn page_start(&self, page: Page) -> Lba {

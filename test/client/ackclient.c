@@ -37,6 +37,7 @@
 #include <unistd.h>
 
 #include "history.h"
+#include "replay.h"
 #include "transport.h"
 
 enum exit_code {
@@ -319,7 +320,7 @@ struct session {
 
 static struct session g_session;
 
-static const struct transport *
+const struct transport *
 transport_of(const char *url)
 {
 	static const struct transport *const transports[] = { &iscsi_transport, &nvme_tcp_transport };
@@ -942,10 +943,38 @@ run_init(void)
 	return EXIT_DONE;
 }
 
+/* ---- replay ------------------------------------------------------------------------------------------------ */
+
+/* Keeps no journal: what counts is what the target makes of the requests. */
+static int
+run_replay(void)
+{
+	double start_s = now_s();
+	uint64_t count;
+	int rc = EXIT_DONE;
+
+	if (g_opt.url == NULL || g_opt.file == NULL) {
+		die("replay needs --url, and --file with the requests");
+	}
+	switch (replay(g_opt.url, g_opt.file, &count)) {
+	case IO_OK:
+		break;
+	case IO_ERROR:
+		rc = EXIT_TARGET_ERROR;
+		break;
+	case IO_LOST:
+		rc = EXIT_DISCONNECTED;
+		break;
+	}
+	printf("{\"mode\": \"replay\", \"exit\": %d, \"seconds\": %.3f, \"requests\": %" PRIu64 "}\n",
+	       rc, now_s() - start_s, count);
+	return rc;
+}
+
 /* ---- command line ---------------------------------------------------------------------------------------------- */
 
 static const char g_usage[] =
-	"ackclient MODE --journal FILE [options]\n"
+	"ackclient MODE --journal FILE [options]; replay needs no journal\n"
 	"\n"
 	"  init         make a journal: --block-count N --block-size N --seed N; with --file, also\n"
 	"               fill that image with content of its own\n"
@@ -957,6 +986,8 @@ static const char g_usage[] =
 	"  verify       read everything back from --url and compare with the journal;\n"
 	"               --atomic-bytes N: largest write that must not be torn\n"
 	"  verify-file  the same on a raw image: --file\n"
+	"  replay       send the requests of --file to --url, one by one: lines 'read LBA LEN' or\n"
+	"               'write LBA LEN', in blocks\n"
 	"\n"
 	"exit status: 0 done, 1 data are not what was promised, 2 cannot start, 3 the target answered\n"
 	"with an error, 4 the connection broke, 5 no answer\n";
@@ -1051,11 +1082,14 @@ main(int argc, char **argv)
 	while ((id = getopt_long(argc, argv, "", g_long_options, NULL)) != -1) {
 		parse_option(id, optarg);
 	}
+	signal(SIGPIPE, SIG_IGN);
+	if (strcmp(mode, "replay") == 0) {
+		return run_replay();
+	}
 	if (g_opt.journal_path == NULL) {
 		fputs(g_usage, stderr);
 		return EXIT_SETUP;
 	}
-	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, on_stop_signal);
 	signal(SIGINT, on_stop_signal);
 	if (strcmp(mode, "init") == 0) {

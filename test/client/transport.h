@@ -53,6 +53,9 @@ struct transport {
 extern const struct transport iscsi_transport;
 extern const struct transport nvme_tcp_transport;
 
+/* The one for a url. */
+const struct transport *transport_of(const char *url);
+
 /* Complains, and ends the program with the status for "cannot start". */
 void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the end-to-end tests and the demo need to run unmodified SPDK applications with pcache."""
 
-from .ackclient import AckClient, ClientResult
+from .ackclient import AckClient, ClientResult, replay
 from .bdevperf import Bdevperf, WorkloadResult
 from .host import App, AppFailed, Host
 from .paths import ROOT
@@ -24,5 +24,6 @@ __all__ = [
     "RpcError",
     "WorkloadResult",
     "free_port",
+    "replay",
     "wait_until",
 ]

@@ -109,14 +109,23 @@ class AckClient:
         return _collect(self._spawn(mode, *arguments), timeout_s=180.0)
 
     def _spawn(self, mode: str, *arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [self._binary, mode, "--journal", str(self.journal), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=_die_with_parent,
-        )
+        return _spawn(self._binary, mode, "--journal", str(self.journal), *arguments)
+
+
+def replay(url: str, commands: Path, timeout_s: float) -> ClientResult:
+    """Sends the requests of a file ("read LBA LEN", "write LBA LEN") to a target, one by one."""
+    return _collect(_spawn(build(), "replay", "--url", url, "--file", str(commands)), timeout_s)
+
+
+def _spawn(binary: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [binary, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_die_with_parent,
+    )
 
 
 def _to_arguments(options: dict[str, Any]) -> list[str]:
