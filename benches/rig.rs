@@ -137,7 +137,7 @@ impl Rig {
         }
         for request in &self.background_out.base {
             black_box(matches!(request.kind, BaseKind::Flush));
-            self.background.on_base_done(request.op, Ok(()));
+            self.background.on_base_done(request.op, Ok(()), at);
         }
     }
 }

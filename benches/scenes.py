@@ -15,7 +15,7 @@ import native
 import peers
 from figures import Figures
 from harness import AppFailed, Bdevperf, Host, Rpc, RpcConnectionLost, RpcError, WorkloadResult, wait_until
-from harness.scenario import CACHE, MIB, bdev_info, cache_info, drain
+from harness.scenario import CACHE, MIB, bdev_info, cache_info, cache_stats, drain
 from peers import PEERS, WORKING_SET_MIB, Peer, Store
 from workloads import WORKLOADS, Workload
 
@@ -182,7 +182,7 @@ class Bench:
         if self.counts_with_perf:
             metrics["instructions_per_io"] = self.perf.rate() * cores / result.iops
         if cached:
-            metrics |= _shares(_stats(rpc))
+            metrics |= _shares(cache_stats(rpc))
         self.figures.add(workload.name, peer, **metrics)
 
     def _run(self, bdevperf: Bdevperf, workload: Workload) -> WorkloadResult:
@@ -281,7 +281,7 @@ class Bench:
                 started_s = time.monotonic()
                 drain(rpc)
                 took_s = time.monotonic() - started_s
-                written_mib = _stats(rpc)["writeback_bytes"] / MIB
+                written_mib = cache_stats(rpc)["bytes.core_volume_wr"] / MIB
         self.figures.add("backlog", "pcache", mibps=written_mib / took_s, written_mib=written_mib)
 
     def copy_limit(self) -> None:
@@ -336,18 +336,12 @@ def _free_segments(rpc: Rpc) -> int:
     return info["segments_free"]
 
 
-def _stats(rpc: Rpc) -> dict[str, int]:
-    (stats,) = rpc.bdev_pcache_get_stats(name=CACHE)
-    return stats
-
-
 def _shares(stats: dict[str, int]) -> dict[str, float]:
     """Is a hit a hit, and how much was written back meanwhile?"""
     shares: dict[str, float] = {}
-    reads = stats["read_hits"] + stats["read_partial_hits"] + stats["read_misses"]
-    if reads:
-        shares["hit_share"] = stats["read_hits"] / reads
-    if stats["write_bytes"]:
-        shares["writeback_share"] = stats["writeback_bytes"] / stats["write_bytes"]
-        shares["segments_reclaimed"] = stats["segments_reclaimed"]
+    if stats["requests.rd_total"]:
+        shares["hit_share"] = stats["requests.rd_hits"] / stats["requests.rd_total"]
+    if stats["bytes.volume_wr"]:
+        shares["writeback_share"] = stats["bytes.core_volume_wr"] / stats["bytes.volume_wr"]
+        shares["segments_reclaimed"] = stats["gc.segments_reclaimed"]
     return shares

@@ -16,6 +16,13 @@ GC_PERCENT = 90
 _REQUEST_S = 0.01
 _START_S = 60.0
 _DRAIN_S = 600.0
+# The engine's own counters (src/engine/stats.rs), and what the application calls them.
+_COUNTERS = {
+    "read_pages": "requests.rd_pages",
+    "read_missed_pages": "requests.rd_missed_pages",
+    "base_read_bytes": "bytes.core_volume_rd",
+    "writeback_bytes": "bytes.core_volume_wr",
+}
 
 
 def replay_spdk(host: Host, trace: Trace, commands: Path, folder: Path, cache_mib: int) -> dict[str, int]:
@@ -46,7 +53,7 @@ def replay_spdk(host: Host, trace: Trace, commands: Path, folder: Path, cache_mi
         drain(rpc, timeout_s=_DRAIN_S)
         stats = cache_stats(rpc)
         app.stop()
-        return stats
+        return {counter: stats[name] for counter, name in _COUNTERS.items()}
     finally:
         host.forget_ended()
         storage.base_file.unlink(missing_ok=True)

@@ -94,7 +94,7 @@ impl Replay {
             .poll(self.at, Budget::default(), &mut self.background_out);
         let asked = !self.background_out.base.is_empty();
         for request in &self.background_out.base {
-            self.background.on_base_done(request.op, Ok(()));
+            self.background.on_base_done(request.op, Ok(()), self.at);
         }
         // It has not heard of their end before.
         if asked { Progress::Busy } else { progress }

@@ -71,6 +71,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_thread_create",
     "spdk_thread_exit",
     "spdk_thread_get_app_thread",
+    "spdk_thread_get_last_tsc",
     "spdk_thread_is_app_thread",
     "spdk_thread_send_msg",
     "spdk_unaffinitize_thread",

@@ -76,6 +76,8 @@ impl Now {
 
 /// One milliard of nanoseconds.
 pub const NS_PER_S: u64 = 1_000_000_000;
+/// Nanoseconds in a microsecond.
+pub const NS_PER_US: u64 = 1000;
 /// Nanoseconds in a millisecond.
 pub const NS_PER_MS: u64 = 1_000_000;
 

@@ -8,7 +8,7 @@ use crate::gc::Gc;
 use crate::media::Tails;
 use crate::pmem::Pmem;
 use crate::scrub::{self, Scrub};
-use crate::units::{Agent, Now, Seq};
+use crate::units::{Agent, NS_PER_US, Now, Seq};
 use crate::writeback::{Context, Writeback};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -68,7 +68,6 @@ pub struct Background<P: Pmem> {
     stopping: bool,
     /// Since when writes have waited for room.
     stalled_since: Option<Now>,
-    now: Now,
     /// Up to here writes were known to wait for the base when the last poll began.
     held_seen: Seq,
     stall: StallWatch,
@@ -85,7 +84,6 @@ impl<P: Pmem> Background<P> {
             scrub: Scrub::default(),
             stopping: false,
             stalled_since: None,
-            now: Now(0),
             held_seen: Seq(0),
             stall: StallWatch::default(),
         }
@@ -98,7 +96,6 @@ impl<P: Pmem> Background<P> {
 
     /// Does a bounded piece of work, of some microseconds.
     pub fn poll(&mut self, now: Now, budget: Budget, out: &mut Outbox) -> Progress {
-        self.now = now;
         if self.cache.has_failed() {
             return Progress::Idle;
         }
@@ -133,11 +130,10 @@ impl<P: Pmem> Background<P> {
     }
 
     /// A base operation has ended.
-    pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
+    pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>, now: Now) {
         self.stall.heard();
         let mut context = context(&self.cache, &mut self.tails);
-        self.writeback
-            .on_base_done(&mut context, op, result, self.now);
+        self.writeback.on_base_done(&mut context, op, result, now);
     }
 
     /// Says so if the base does not answer. The next batch that ends takes it back.
@@ -213,7 +209,7 @@ impl<P: Pmem> Background<P> {
             None if waiting => self.stalled_since = Some(now),
             Some(since) if !waiting => {
                 self.stalled_since = None;
-                let stall_us = now.since_ns(since) / 1000;
+                let stall_us = now.since_ns(since) / NS_PER_US;
                 let counters = counters(&self.cache);
                 counters.stalls.add(1);
                 counters.stall_us.add(stall_us);

@@ -12,7 +12,7 @@ use super::mode::ModeState;
 use super::segments::SegmentState;
 use super::segments::{Segments, Special};
 use super::settings::{SettingChange, SettingError, SettingValues, Settings};
-use super::stats::{Counters, Stats};
+use super::stats::{Counter, Counters, Stats};
 use super::stream::{Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
@@ -392,9 +392,18 @@ impl<P: Pmem> Cache<P> {
 
     /// Reads and changes since the start: it grows as long as the application is at work.
     pub(crate) fn request_count(&self) -> u64 {
-        let stats = self.stats_total();
-        let reads = stats.read_hits + stats.read_partial_hits + stats.read_misses;
-        reads + stats.writes + stats.unmaps + stats.write_zeroes
+        let of_one = |counters: &CachePadded<Counters>| {
+            let reads = [
+                &counters.read_hits,
+                &counters.read_partial_hits,
+                &counters.read_misses,
+            ];
+            let changes = [&counters.writes, &counters.unmaps, &counters.write_zeroes];
+            let all = reads.into_iter().chain(changes);
+            all.map(Counter::get).fold(0, u64::wrapping_add)
+        };
+        let counts = self.counters.iter().map(of_one);
+        counts.fold(0, u64::wrapping_add)
     }
 
     fn stats_total(&self) -> Stats {

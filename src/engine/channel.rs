@@ -97,6 +97,8 @@ pub(super) struct Core {
     id: u16,
     /// The stream that this core appends to unless another core is using it.
     pub(super) home_stream: usize,
+    /// Of the poll under way.
+    pub(super) now: Now,
     pub(super) requests: Slab<Request>,
     /// Reads that still have blocks to look up.
     pub(super) reads: VecDeque<RequestId>,
@@ -167,10 +169,12 @@ impl<P: Pmem> Channel<P> {
 
     /// Runs everything that can run: finished base reads, reads, writes in batches, flushes. Bounded; what is
     /// left over comes with the next poll.
-    pub fn poll(&mut self, _now: Now, out: &mut Outbox) -> Progress {
+    /// `now` only serves statistics, and may be some microseconds old.
+    pub fn poll(&mut self, now: Now, out: &mut Outbox) -> Progress {
         if self.core.requests.used_count() == 0 {
             return Progress::Idle;
         }
+        self.core.now = now;
         let before = (out.completions.len(), out.base.len());
         let (core, cache) = (&mut self.core, &*self.cache);
         core.end_refused(cache, out);
@@ -194,6 +198,8 @@ impl<P: Pmem> Channel<P> {
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
         if self.core.misses.set_result(op.0, result) {
             self.cache.base_reads.fetch_sub(1, Ordering::Relaxed);
+            let errors = &self.core.counters(&self.cache).base_read_errors;
+            errors.add(u64::from(result.is_err()));
             self.core.misses_done.push_back(op.0);
         }
     }
@@ -235,6 +241,7 @@ impl Core {
         Self {
             id,
             home_stream,
+            now: Now(0),
             requests: Slab::new(REQUEST_COUNT_MAX),
             reads: queue(),
             lends: queue(),

@@ -10,18 +10,26 @@ use super::io::{HostIo, Outbox, Status};
 use super::write_path::pages;
 use crate::canary::{self, Canary};
 use crate::pmem::Pmem;
-use crate::units::Seq;
+use crate::units::{NS_PER_US, Now, Seq};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 /// Pages that one poll takes out of the index, at most; one request may go beyond.
 const PAGES_PER_POLL: u64 = 1024;
 
+/// A write that is in the log.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    seq: Seq,
+    id: RequestId,
+    since: Now,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Held {
     /// In the order of their numbers: a channel draws rising ones.
-    waiting: VecDeque<(Seq, RequestId)>,
+    waiting: VecDeque<Waiting>,
     /// So many from the front on are not waited for any more.
     given_up: usize,
 }
@@ -43,7 +51,8 @@ impl Held {
 impl Core {
     /// A write that was committed under `seq` waits for the base. Returns what it was, as [`Core::complete`] does.
     pub(super) fn hold<P>(&mut self, cache: &Cache<P>, seq: Seq, id: RequestId) -> Option<HostIo> {
-        self.held.waiting.push_back((seq, id));
+        let since = self.now;
+        self.held.waiting.push_back(Waiting { seq, id, since });
         // Write-back has a reason now.
         cache.mode.hold(seq);
         self.requests.get(id).map(|request| request.io)
@@ -59,7 +68,7 @@ impl Core {
         let in_vain = cache.writeback_stands.load(Ordering::Relaxed);
         let mut pages_left = PAGES_PER_POLL;
         while out.completions.len() < COMPLETIONS_PER_POLL
-            && let Some((seq, id)) = self.held.waiting.front().copied()
+            && let Some(Waiting { seq, id, since }) = self.held.waiting.front().copied()
         {
             // INV-MODE-1: what is acknowledged in such a mode is on the base.
             let there = seq <= dirty_tail;
@@ -75,6 +84,9 @@ impl Core {
             }
             self.held.waiting.pop_front();
             self.held.given_up = self.held.given_up.saturating_sub(1);
+            let waited_us = self.now.since_ns(since) / NS_PER_US;
+            let counters = self.counters(cache);
+            counters.histograms.held_write_us.note(waited_us);
             self.complete(cache, id, status, out);
         }
     }
@@ -104,7 +116,7 @@ impl Core {
 
     /// After an internal error.
     pub(super) fn fail_held<P>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        while let Some((_, id)) = self.held.waiting.pop_front() {
+        while let Some(Waiting { id, .. }) = self.held.waiting.pop_front() {
             self.complete(cache, id, Status::Failed, out);
         }
     }

@@ -74,6 +74,7 @@ impl Core {
         counters.lent_reads.add(1);
         counters.read_hits.add(1);
         counters.read_bytes.add(len_bytes);
+        counters.hit_bytes.add(len_bytes);
         counters
             .read_pages
             .add(cache.geometry.pages_touched(lba, len_blocks));

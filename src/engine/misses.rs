@@ -11,7 +11,7 @@ use crate::canary::{self, Canary};
 use crate::index::Version;
 use crate::media::Geometry;
 use crate::pmem::{IovCursor, Pmem};
-use crate::units::Lba;
+use crate::units::{Lba, Now};
 
 /// One base read serves so many bytes of other misses, at most: they are copied within one poll.
 const JOINED_BYTES_MAX: u64 = 2 << 20;
@@ -30,6 +30,8 @@ pub(super) struct Miss {
     pub(super) admitted: bool,
     /// It is, on probation.
     pub(super) apart: bool,
+    /// When its base read was asked for.
+    pub(super) asked: Now,
     pub(super) result: Option<Result<(), BaseError>>,
     /// The first of those that wait for this one's base read; of such a one, the next.
     followers: Option<u32>,
@@ -37,7 +39,12 @@ pub(super) struct Miss {
 }
 
 impl Miss {
-    pub(super) fn new(request: RequestId, lba: Lba, len_blocks: u64, cursor: IovCursor) -> Self {
+    pub(super) fn new(
+        request: RequestId,
+        (lba, len_blocks): (Lba, u64),
+        cursor: IovCursor,
+        asked: Now,
+    ) -> Self {
         Self {
             request,
             lba,
@@ -46,6 +53,7 @@ impl Miss {
             versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             admitted: false,
             apart: false,
+            asked,
             result: None,
             followers: None,
             joined_bytes: 0,
@@ -199,6 +207,7 @@ impl Core {
             next = miss.followers.take();
             let bytes = cache.geometry.bytes(miss.len_blocks);
             if leader.result != Some(Ok(())) && !cache.has_failed() {
+                miss.asked = self.now;
                 out.base.push(miss.base_read(at));
                 self.counters(cache).base_read_bytes.add(bytes);
                 continue;

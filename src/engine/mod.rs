@@ -34,6 +34,7 @@ mod stats;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod write_path;
 
 pub use background::{Background, Budget, Pressure};
@@ -59,6 +60,7 @@ pub use settings::{
     SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,
     SettingValueKind, SettingValues,
 };
-pub(crate) use stats::Counters;
-pub use stats::Stats;
+pub(crate) use stats::{Counters, Histogram};
+pub use stats::{Distribution, Distributions, Stats};
+pub use usage::Usage;
 pub(crate) use write_path::{Copier, CopyEnd};

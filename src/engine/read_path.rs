@@ -11,7 +11,7 @@ use crate::canary::{self, Canary};
 use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
-use crate::units::{Lba, Page};
+use crate::units::{Lba, NS_PER_US, Page};
 use std::sync::atomic::Ordering;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
@@ -305,6 +305,7 @@ impl Core {
         if !cache.damage.covers(place, run.len_blocks) {
             if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
                 cache.note_hit(place, run.len_blocks);
+                self.counters(cache).hit_bytes.add(bytes);
                 reader.state.cursor = cursor;
                 reader.state.hit = true;
                 reader.state.done_blocks += run.len_blocks;
@@ -354,7 +355,8 @@ impl Core {
             let part = self.misses.first_part(geometry, (start, end), versions);
             let len_blocks = part.end - start;
             let bytes = geometry.bytes(len_blocks);
-            let mut miss = Miss::new(reader.id, Lba(start), len_blocks, reader.state.cursor);
+            let blocks = (Lba(start), len_blocks);
+            let mut miss = Miss::new(reader.id, blocks, reader.state.cursor, self.now);
             if let Some(leader) = part.leader {
                 self.misses.follow(miss, bytes, leader).ok_or(Blocked)?;
             } else {
@@ -411,11 +413,14 @@ impl Core {
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(op) = self.misses_done.pop_front() {
             self.serve_followers(cache, op, out);
-            let fill = self
-                .misses
-                .get(op)
-                .is_some_and(|miss| miss.admitted && miss.result == Some(Ok(())));
-            let apart = self.misses.get(op).is_some_and(|miss| miss.apart);
+            let Some(miss) = self.misses.get(op) else {
+                continue;
+            };
+            let fill = miss.admitted && miss.result == Some(Ok(()));
+            let apart = miss.apart;
+            let took_us = self.now.since_ns(miss.asked) / NS_PER_US;
+            let counters = self.counters(cache);
+            counters.histograms.base_read_us.note(took_us);
             if fill && apart {
                 self.fills_apart.push_back(op);
             } else if fill {

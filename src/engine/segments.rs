@@ -80,6 +80,8 @@ pub(crate) struct Segment {
     info_update: AtomicU64,
     /// Byte offset behind the last durable kset.
     key_end: AtomicU32,
+    /// Of an open one: bytes between its keys and its data.
+    room_bytes: AtomicU32,
     /// Set before anything of the kset is published: a place in a segment whose `last_seq` is not above the
     /// dirty tail is clean for sure.
     last_seq: AtomicU64,
@@ -115,6 +117,7 @@ impl Segment {
             generation: AtomicU64::new(start.info.generation.0),
             info_update: AtomicU64::new(start.info.update),
             key_end: AtomicU32::new(start.key_end),
+            room_bytes: AtomicU32::new(0),
             last_seq: AtomicU64::new(start.last_seq.0),
             pins: AtomicU32::new(0),
             is_suspect: AtomicBool::new(false),
@@ -221,6 +224,14 @@ impl Segment {
 
     pub(crate) fn set_key_end(&self, key_end: u32) {
         self.key_end.store(key_end, Ordering::Release);
+    }
+
+    pub(crate) fn room_bytes(&self) -> u32 {
+        self.room_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_room_bytes(&self, room_bytes: u32) {
+        self.room_bytes.store(room_bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn last_seq(&self) -> Seq {

@@ -1,5 +1,10 @@
 //! Counters, always on. Each channel has a set of its own that it alone writes; readers add them up.
 
+mod histogram;
+
+pub(crate) use histogram::Histogram;
+use histogram::Histograms;
+pub use histogram::{Distribution, Distributions};
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,23 +32,30 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $($(#[doc = $doc])+ pub(crate) $name: Counter,)+
+            pub(crate) histograms: Histograms,
         }
 
         /// Statistics of a cache since its creation or the last reset. Counts of requests, bytes of data.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
         pub struct Stats {
             $($(#[doc = $doc])+ pub $name: u64,)+
+            /// Sizes of batches, lengths of phases.
+            pub distributions: Distributions,
         }
 
         impl Stats {
             pub(crate) fn add(&mut self, counters: &Counters) {
                 $(self.$name = self.$name.wrapping_add(counters.$name.get());)+
+                self.distributions.add(&counters.histograms);
             }
 
             /// What has come since `earlier`.
             #[must_use]
             pub fn since(&self, earlier: &Stats) -> Stats {
-                Stats { $($name: self.$name.wrapping_sub(earlier.$name),)+ }
+                Stats {
+                    $($name: self.$name.wrapping_sub(earlier.$name),)+
+                    distributions: self.distributions.since(&earlier.distributions),
+                }
             }
         }
     };
@@ -60,6 +72,8 @@ counters! {
     lent_reads,
     /// Bytes read by the host.
     read_bytes,
+    /// Those of them that were copied out of the cache device, or lent there.
+    hit_bytes,
     /// Pages of 4 KiB that read requests touched, each counted once for a request.
     read_pages,
     /// Those of them of which at least one block had to come from the base.
@@ -80,6 +94,8 @@ counters! {
     batches,
     /// Keys appended to the log.
     keys,
+    /// Bytes appended to the log: payloads and keys.
+    logged_bytes,
     /// Read fills put into the cache, in bytes.
     fill_bytes,
     /// Read fills given up: overtaken by a write, or no room.
@@ -94,6 +110,8 @@ counters! {
     stall_us,
     /// Requests that failed.
     failed,
+    /// Base reads for misses that failed.
+    base_read_errors,
     /// Bytes read from the base for misses.
     base_read_bytes,
     /// Bytes of misses that were served by the base read of another request.
@@ -106,10 +124,10 @@ counters! {
     writeback_batches,
     /// Dirty bytes in them, overwritten ones included: with the number of batches, their mean size.
     writeback_dirty_bytes,
-    /// Flushes that write-back has asked of the base.
-    base_flushes,
-    /// Operations on the base that write-back had to repeat.
-    writeback_retries,
+    /// Writes, unmaps and write-zeroes of write-back that the base failed. They are repeated.
+    base_write_errors,
+    /// Flushes that the base failed. Everything before them is written again.
+    base_flush_errors,
     /// Segments reclaimed.
     segments_reclaimed,
     /// Segments of those that were overwritten for the most part; what was left was copied.

@@ -23,10 +23,14 @@ pub(crate) struct OpenSegment {
 }
 
 impl OpenSegment {
+    /// Bytes between keys and data.
+    pub(crate) fn room_bytes(&self) -> u32 {
+        self.data_off - self.key_off
+    }
+
     /// Whether a kset of so many keys and so many bytes of payload still fit.
     pub(crate) fn has_room(&self, key_count: usize, payload_bytes: u64) -> bool {
-        let room = u64::from(self.data_off - self.key_off);
-        kset_size_bytes(key_count) as u64 + payload_bytes <= room
+        kset_size_bytes(key_count) as u64 + payload_bytes <= u64::from(self.room_bytes())
     }
 }
 
@@ -69,16 +73,19 @@ impl Stream {
             // At most once for each segment.
             retire(context, id);
         };
-        let generation = context.segments.get(id).generation().0;
+        let segment = context.segments.get(id);
+        let generation = segment.generation().0;
         let size = context.geometry.segment_size_bytes();
-        self.open = Some(OpenSegment {
+        let open = OpenSegment {
             id,
             kset_seed: context.checksums.kset(id.0, generation),
             payload_seed: context.checksums.payload(id.0, generation),
             key_off: KEYS_START_BYTES,
             data_off: u32::try_from(size).unwrap_or(u32::MAX),
             kset_index: 0,
-        });
+        };
+        segment.set_room_bytes(open.room_bytes());
+        self.open = Some(open);
         true
     }
 

@@ -4,6 +4,7 @@
 mod held;
 mod lend;
 mod pages;
+mod usage;
 
 use super::*;
 use crate::media::{Checksums, KEYS_START_BYTES, Tails};
@@ -165,6 +166,7 @@ fn check<P: Pmem>(
             }
         }
         rig.cache().check_invariants();
+        usage::check_usage(rig.cache());
     }
     assert!(rig.read(0, BLOCKS) == model);
     rig.drain();

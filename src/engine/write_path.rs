@@ -157,6 +157,10 @@ impl Core {
         self.batch.draw(cache, number, open);
         self.store_payloads(cache, open);
         let durable = self.batch.commit(cache, number, open);
+        let histograms = &self.counters(cache).histograms;
+        histograms
+            .batch_requests
+            .note(self.gathered.items.len() as u64);
         self.complete_batch(cache, &durable, out);
     }
 

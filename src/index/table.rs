@@ -4,6 +4,7 @@ mod change;
 #[cfg(any(test, feature = "sim"))]
 mod check;
 mod prefetch;
+mod sample;
 mod sizes;
 mod sweep;
 

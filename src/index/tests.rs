@@ -511,3 +511,29 @@ proptest! {
         index.check_at_rest();
     }
 }
+
+#[test]
+fn a_sample_tells_how_much_is_cached() {
+    let geometry = Geometry::plan(64 << 20, 1 << 20, 4096).expect("a device of some size");
+    let index = Index::new(geometry, 1 << 20, 1);
+    // In a row, and in steps.
+    let pages = (0..6000).chain((1..4000).map(|number| 8192 + number * 64));
+    for page in pages.clone() {
+        set(&index, page, 0, 1, Target::Mapped(Place(256 + page % 8000)));
+    }
+    let found_by = |buckets_max| {
+        let mut blocks = 0;
+        let sample = index.sample(buckets_max, |_, len_blocks| blocks += len_blocks);
+        sample.scale(blocks)
+    };
+    let all = pages.count() as u64;
+    assert_eq!(found_by(usize::MAX), all);
+    assert_eq!(found_by(index.bucket_count()), all);
+    for buckets_max in [100, 300, 1000] {
+        let found = found_by(buckets_max);
+        assert!(
+            found.abs_diff(all) < all / 15,
+            "{found} of {all} by {buckets_max} buckets"
+        );
+    }
+}

@@ -146,7 +146,7 @@ fn write_back<P: Pmem>(
         let worked = background.poll(now, Budget::default(), &mut out);
         for request in &out.base {
             base.run(request, &out.sources)?;
-            background.on_base_done(request.op, Ok(()));
+            background.on_base_done(request.op, Ok(()), now);
         }
         if worked == Progress::Idle && out.base.is_empty() {
             std::thread::sleep(IDLE);

@@ -153,7 +153,7 @@ impl<P: Pmem> Plain<P> {
             .poll(self.now, Budget::default(), &mut self.out);
         for request in std::mem::take(&mut self.out.base) {
             let result = self.base_op(&request);
-            self.background.on_base_done(request.op, result);
+            self.background.on_base_done(request.op, result, self.now);
         }
     }
 

@@ -101,12 +101,12 @@ impl Driver {
             return Polled::Idle;
         }
         let mut engine = self.engine.borrow_mut();
-        let mut news = false;
+        // The clock is looked at once for all that has ended.
+        let mut ended = None;
         self.queue.advance(|op, result| {
-            news = true;
-            engine.on_base_done(op, result);
+            engine.on_base_done(op, result, *ended.get_or_insert_with(now));
         });
-        let wakes = news || engine.has_new_held_writes();
+        let wakes = ended.is_some() || engine.has_new_held_writes();
         if wakes && self.nap_until.replace(Now(0)) != Now(0) {
             self.rest_polls_left.set(0);
         }

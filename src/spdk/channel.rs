@@ -16,12 +16,12 @@ use spdk_sys as sys;
 use super::background::note_busy_poll;
 use super::base_queue::BaseQueue;
 use super::node::Node;
-use super::thread::{Polled, Poller};
+use super::thread::{Polled, Poller, Turns};
 use super::trampoline::guard;
 use super::zcopy::{Loans, get_zcopy_buf};
 use crate::engine::{Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, Progress, Status};
 use crate::pmem::{IovCursor, MappedPmem};
-use crate::units::{Lba, Now};
+use crate::units::Lba;
 
 /// Requests that a channel takes at once; what comes beyond is handed back to SPDK, which repeats it.
 const REQUEST_COUNT_MAX: u32 = 4096;
@@ -92,6 +92,7 @@ pub(super) struct ChannelState {
     aborts: RefCell<Vec<NonNull<sys::spdk_bdev_io>>>,
     /// A reset that waits for this channel to run empty.
     reset: Cell<*mut sys::spdk_io_channel_iter>,
+    turns: Turns,
     poller: RefCell<Option<Poller>>,
 }
 
@@ -194,6 +195,7 @@ impl ChannelState {
         let engine = node.cache.channel()?;
         // Reads go straight to the caller's memory: nothing is bounced.
         let base = BaseQueue::new(Arc::clone(&node.base), Vec::new())?;
+        let turns = Turns::of_this_thread()?;
         let state = Box::new(Self {
             node,
             engine: RefCell::new(engine),
@@ -205,6 +207,7 @@ impl ChannelState {
             loans: Loans::default(),
             aborts: RefCell::new(Vec::with_capacity(16)),
             reset: Cell::new(ptr::null_mut()),
+            turns,
             poller: RefCell::new(None),
         });
         let arg = ptr::from_ref(state.as_ref()).cast_mut().cast();
@@ -292,7 +295,9 @@ impl ChannelState {
             let mut engine = self.engine.borrow_mut();
             self.base
                 .advance(|op, result| engine.on_base_done(op, result));
-            let progress = engine.poll(Now(0), &mut outbox);
+            // SAFETY: this runs on the thread that made the channel.
+            let now = unsafe { self.turns.began() };
+            let progress = engine.poll(now, &mut outbox);
             if self.node.base.is_gone() && engine.outstanding() > 0 {
                 // Whoever waits for the base to make room would wait for ever.
                 engine.abort_waiting();

@@ -21,6 +21,7 @@ use super::watch::StateWatch;
 use super::zcopy::Zcopy;
 use crate::engine::{Cache, CacheInfo, Health};
 use crate::pmem::{Durability, MappedPmem};
+use crate::rpc::Statistics;
 
 /// A cache with its bdev. SPDK knows it by its address: as the io_device that channels belong to, and as
 /// the context of the bdev. That holds one reference, from `publish` to `retire`.
@@ -236,7 +237,8 @@ unsafe extern "C" fn pcache_up_dump_stat(ctx: *mut c_void, writer: *mut sys::spd
     let Some((node, mut writer)) = (unsafe { node_and_writer(ctx, writer) }) else {
         return;
     };
-    guard((), || writer.member("pcache", &node.cache.stats()), |_| ());
+    let statistics = || Statistics::of(&node.cache);
+    guard((), || writer.member("pcache", &statistics()), |_| ());
 }
 
 /// # Safety

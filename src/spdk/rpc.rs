@@ -10,8 +10,8 @@ use super::registry;
 use super::remove;
 use super::thread::now;
 use super::trampoline::guard;
-use crate::engine::{CheckpointError, CheckpointId, SettingChange, Stats};
-use crate::rpc::{Call, Members, Method, RpcError};
+use crate::engine::{CheckpointError, CheckpointId, SettingChange};
+use crate::rpc::{Call, Members, Method, RpcError, Statistics};
 
 /// # Safety
 /// `request` and `params` are as SPDK hands them to a method's handler, on the app thread.
@@ -86,7 +86,7 @@ fn run(call: Call, request: Request) {
 struct NamedStats<'a> {
     name: &'a str,
     #[serde(flatten)]
-    stats: Stats,
+    statistics: Statistics,
 }
 
 /// An array with one object for each cache in use, or for the one that is named.
@@ -99,7 +99,7 @@ fn get_stats(name: Option<String>) -> Result<Json, RpcError> {
         .iter()
         .map(|node| NamedStats {
             name: &node.name,
-            stats: node.cache.stats(),
+            statistics: Statistics::of(&node.cache),
         })
         .collect();
     Ok(Json::of(&stats))

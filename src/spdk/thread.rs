@@ -55,14 +55,38 @@ pub(super) fn send_to_app(function: unsafe extern "C" fn(*mut c_void), arg: *mut
 
 /// The host's monotonic clock.
 pub(super) fn now() -> Now {
+    // SAFETY: no arguments.
+    moment(unsafe { sys::spdk_get_ticks() })
+}
+
+/// The current SPDK thread, for its own view of the time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turns(NonNull<sys::spdk_thread>);
+
+impl Turns {
+    /// `None`: this is no SPDK thread.
+    pub(super) fn of_this_thread() -> Option<Self> {
+        // SAFETY: no arguments.
+        NonNull::new(unsafe { sys::spdk_get_thread() }).map(Self)
+    }
+
+    /// When the thread's turn began, which SPDK knows: it costs a load, and not a look at the clock.
+    ///
+    /// # Safety
+    /// The thread has not ended; whoever runs on it may say so.
+    pub(super) unsafe fn began(self) -> Now {
+        // SAFETY: by the contract of this function.
+        moment(unsafe { sys::spdk_thread_get_last_tsc(self.0.as_ptr()) })
+    }
+}
+
+fn moment(ticks: u64) -> Now {
     static NS_PER_TICK_Q32: OnceLock<u64> = OnceLock::new();
     let factor = *NS_PER_TICK_Q32.get_or_init(|| {
         // SAFETY: no arguments; the environment is up when the module runs.
         let hz = unsafe { sys::spdk_get_ticks_hz() }.max(1);
         u64::try_from((u128::from(NS_PER_S) << 32) / u128::from(hz)).unwrap_or(u64::MAX)
     });
-    // SAFETY: no arguments.
-    let ticks = unsafe { sys::spdk_get_ticks() };
     // Fits: 2^64 ns are 584 years.
     #[expect(clippy::cast_possible_truncation, reason = "explained above")]
     Now(((u128::from(ticks) * u128::from(factor)) >> 32) as u64)

@@ -20,11 +20,11 @@ mod witness;
 use crate::canary::{self, Canary};
 use crate::engine::{
     BaseError, BaseKind, BaseOpId, BaseRequest, Budget, Cache, CheckpointNeed, Counters, Health,
-    Outbox, Progress, WritebackOrder,
+    Histogram, Outbox, Progress, WritebackOrder,
 };
 use crate::media::{KEY_SIZE_BYTES, KSET_KEYS_MAX, Tails};
 use crate::pmem::Pmem;
-use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, Seq};
+use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, NS_PER_US, Now, Seq};
 pub(crate) use batch::BASE_WRITE_BYTES_MAX;
 use batch::{Batch, Manners};
 use log::{Limits, LogReader, LogStop};
@@ -84,6 +84,7 @@ pub(crate) struct Writeback {
     next: Next,
     batch: Batch,
     batch_start: Now,
+    flush_start: Now,
     stopping: bool,
     /// What the base lately took, in bytes a millisecond, its flushes included.
     base_rate: u64,
@@ -123,6 +124,7 @@ impl Writeback {
             next: Next::new(key_count),
             batch: Batch::new(key_count),
             batch_start: Now(0),
+            flush_start: Now(0),
             stopping: false,
             base_rate: 0,
             backoff_ns: BACKOFF_NS_MIN,
@@ -312,7 +314,7 @@ impl Writeback {
             if !self.next.is_nothing() {
                 self.next.extend(settled);
             } else if self.is_wanted(context, settled, now) {
-                self.next.begin(self.limits(context, settled));
+                self.next.begin(self.limits(context, settled), now);
             }
         }
         let hurry = if self.state == State::Writing && !self.batch.is_handed_out() {
@@ -320,8 +322,13 @@ impl Writeback {
         } else {
             Hurry::Yes
         };
-        self.next
-            .go_on(context.cache, context.counters, &mut self.log, hurry)
+        let is_ready = self.next.is_ready();
+        let (cache, counters) = (context.cache, context.counters);
+        let progress = self.next.go_on(cache, counters, &mut self.log, hurry)?;
+        if self.next.is_ready() && !is_ready {
+            note_length(&counters.histograms.gather_us, self.next.begun, now);
+        }
+        Ok(progress)
     }
 
     /// How far the next batch may go.
@@ -405,13 +412,17 @@ impl Writeback {
                 None => Progress::Idle,
             };
         }
+        if self.batch.has_ops {
+            let histogram = &context.counters.histograms.base_write_us;
+            note_length(histogram, self.batch_start, now);
+        }
         if self.batch.has_ops && cache.base_caps.flush {
             if canary::is(Canary::TailBeforeBaseFlush) {
                 context.tails.dirty_tail = self.batch.last_seq;
                 cache.persist_tails(context.tails, context.agent);
             }
             self.state = State::Flushing;
-            context.counters.base_flushes.add(1);
+            self.flush_start = now;
             out.base.push(BaseRequest {
                 op: FLUSH_OP,
                 kind: BaseKind::Flush,
@@ -435,10 +446,13 @@ impl Writeback {
         if op != FLUSH_OP {
             if let Some(error) = self.batch.on_done(context.cache, op, result) {
                 self.batch.look_for_cause(context.cache, op);
+                context.counters.base_write_errors.add(1);
                 note_error(context, "write", error);
             }
             return;
         }
+        let histogram = &context.counters.histograms.base_flush_us;
+        note_length(histogram, self.flush_start, now);
         match result {
             Ok(()) => self.finish(context, now),
             Err(_) if canary::is(Canary::FailedBaseFlushIgnored) => self.finish(context, now),
@@ -447,6 +461,7 @@ impl Writeback {
                 if !canary::is(Canary::OnlyBaseFlushRepeated) {
                     self.batch.rewind();
                 }
+                context.counters.base_flush_errors.add(1);
                 note_error(context, "flush", error);
                 self.back_off(now);
             }
@@ -570,8 +585,11 @@ fn damage_text<P: Pmem>(cache: &Cache<P>) -> String {
     )
 }
 
+fn note_length(histogram: &Histogram, since: Now, now: Now) {
+    histogram.note(now.since_ns(since) / NS_PER_US);
+}
+
 fn note_error<P: Pmem>(context: &Context<'_, P>, what: &str, error: BaseError) {
-    context.counters.writeback_retries.add(1);
     let reason = format!("write-back waits: {error} ({what}); nothing is lost, it is repeated");
     context.cache.set_health(Health::WritebackFailing(reason));
 }

@@ -5,7 +5,7 @@ use super::lost::Lost;
 use super::overlay::Overlay;
 use crate::engine::{Cache, Counters, Progress};
 use crate::pmem::Pmem;
-use crate::units::Seq;
+use crate::units::{Now, Seq};
 
 /// Keys that one poll sorts, at most: some microseconds.
 const SORTED_PER_POLL: usize = 512;
@@ -43,6 +43,8 @@ pub(super) struct Next {
     pub(super) taken: Taken,
     pub(super) lost: Lost,
     limits: Limits,
+    /// When its first key was looked for.
+    pub(super) begun: Now,
 }
 
 impl Next {
@@ -53,6 +55,7 @@ impl Next {
             taken: Taken::NOTHING,
             lost: Lost::default(),
             limits: Limits::NONE,
+            begun: Now(0),
         }
     }
 
@@ -80,8 +83,9 @@ impl Next {
         self.lost.clear();
     }
 
-    pub(super) fn begin(&mut self, limits: Limits) {
+    pub(super) fn begin(&mut self, limits: Limits, now: Now) {
         self.clear();
+        self.begun = now;
         self.limits = limits;
         self.step = Step::Gathering;
     }

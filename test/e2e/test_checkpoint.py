@@ -66,14 +66,14 @@ def test_a_copy_of_the_base_during_a_hold_is_an_exact_cut(
         checkpoint = begin(session.rpc, timeout_s=600)
         held = wait_for(session.rpc, "holding")
         until = history.now()
-        acked, batches = client.writes_acked(), cache_stats(session.rpc)["writeback_batches"]
+        acked, batches = client.writes_acked(), cache_stats(session.rpc)["writeback.batches"]
         shutil.copyfile(storage.base_file, copy)
         # I/O goes on meanwhile, as far as there is room for it.
         if number == 0:
             wait_until(lambda acked=acked: client.writes_acked() > acked, "writes go on")
         time.sleep(0.2)
         before_end = digest(storage.base_file)
-        assert cache_stats(session.rpc)["writeback_batches"] == batches
+        assert cache_stats(session.rpc)["writeback.batches"] == batches
         ended = session.rpc.bdev_pcache_checkpoint_end(name=CACHE, checkpoint_id=checkpoint)
         assert ended["seq"] == held["seq"]
         assert ended["checkpoint_id"] == checkpoint
@@ -82,7 +82,7 @@ def test_a_copy_of_the_base_during_a_hold_is_an_exact_cut(
         complaints = history.complaints(copy, storage.block_size, since=since, until=until)
         assert not complaints, f"{len(complaints)} complaints: {complaints[:5]}"
         wait_until(
-            lambda batches=batches: cache_stats(session.rpc)["writeback_batches"] > batches,
+            lambda batches=batches: cache_stats(session.rpc)["writeback.batches"] > batches,
             "write-back goes on",
         )
     client.end()

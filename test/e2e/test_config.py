@@ -19,6 +19,8 @@ from harness.scenario import (
     assert_intact,
     bdev_info,
     cache_info,
+    cache_stats,
+    drain,
     start_session,
     wait_online,
 )
@@ -166,14 +168,33 @@ def test_statistics_count_and_can_be_reset(host: Host, media: Path, seed: int):
     storage = Storage(media)
     client = storage.client(seed)
     session = start_session(host, [storage.aio_base(), storage.cache()])
-    untouched = json.dumps(session.rpc.bdev_pcache_get_stats(name=CACHE), sort_keys=True)
+    rpc = session.rpc
     assert_intact(client.write(session.url, seconds=1))
-    counted = json.dumps(session.rpc.bdev_pcache_get_stats(name=CACHE), sort_keys=True)
-    assert counted != untouched
-    assert session.rpc.bdev_pcache_reset_stats(name=CACHE) is True
-    everything = session.rpc.bdev_pcache_get_stats()
-    assert len(everything) == 1
-    assert json.dumps(everything[0], sort_keys=True) != counted
+    drain(rpc)
+    (before,) = rpc.bdev_pcache_get_stats(name=CACHE)
+    counted = cache_stats(rpc)
+    assert counted["requests.wr_total"] > 0
+    # SPDK has counted the same.
+    (iostat,) = rpc.bdev_get_iostat(name=CACHE)["bdevs"]
+    assert counted["bytes.volume_wr"] == iostat["bytes_written"]
+    assert counted["requests.rd_total"] == iostat["num_read_ops"]
+    assert iostat["driver_specific"]["pcache"].keys() == before.keys() - {"name"}
+    # What was written is on the base, or was overwritten before.
+    assert counted["writeback.dirty_bytes"] == counted["usage.dirty"] == 0
+    spared = counted["writeback.absorbed_bytes"]
+    assert counted["bytes.core_volume_wr"] + spared == counted["writeback.batch_bytes"]
+    assert counted["writeback.batch_bytes"] == counted["bytes.volume_wr"]
+    parts = ("occupancy", "free", "dead", "quarantined")
+    assert sum(before["usage"][part] for part in parts) == before["usage"]["size"]
+    assert before["log"]["batch_requests"]["count"] == sum(before["log"]["batch_requests"]["buckets"])
+    for phase in ("gather_us", "base_write_us", "base_flush_us"):
+        assert before["latency"][phase]["sum"] > 0, phase
+    assert rpc.bdev_pcache_reset_stats(name=CACHE) is True
+    assert len(rpc.bdev_pcache_get_stats()) == 1
+    again = cache_stats(rpc)
+    assert again["bytes.volume_total"] == again["requests.total"] == 0
+    # What is there now stays.
+    assert again["usage.occupancy"] == counted["usage.occupancy"] > 0
     session.app.stop()
 
 

@@ -156,12 +156,13 @@ class KillLoop:
 
     def assert_busy(self) -> None:
         """A loop in which nothing happened would prove nothing."""
-        kinds = ["writes", "unmaps", "flushes", "writeback_batches", "segments_reclaimed"]
+        kinds = ["requests.wr_total", "requests.unmaps", "requests.flushes"]
+        kinds += ["writeback.batches", "gc.segments_reclaimed"]
         if self.variant.mixture:
-            kinds += ["fua_writes", "write_zeroes"]
+            kinds += ["requests.wr_fua", "requests.write_zeroes"]
         idle = [kind for kind in kinds if self.stats[kind] == 0]
         assert not idle, f"these never happened: {idle}; {dict(self.stats)}"
-        assert self.stats["crc_errors"] == self.stats["failed"] == 0
+        assert self.stats["errors.cache_volume_crc"] == self.stats["errors.requests"] == 0
 
 
 @pytest.mark.slow

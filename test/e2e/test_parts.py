@@ -93,7 +93,7 @@ def test_two_caches_of_one_process_are_killed_with_both_dirty(
         time.sleep(1.5)
         for number in (0, 1):
             # More than there is room for: each has gone round within its part.
-            assert cache_stats(app.rpc, f"Cache{number}")["segments_reclaimed"] > 0
+            assert cache_stats(app.rpc, f"Cache{number}")["gc.segments_reclaimed"] > 0
             assert cache_info(app.rpc, f"Cache{number}")["dirty_bytes"] > 0
         app.kill()
         for client in parts.clients:

@@ -39,6 +39,6 @@ def test_misses_of_the_same_blocks_share_base_reads(host: Host, need_app, media:
     reads = base_reads(bdevperf.app.rpc) - before
     stats = cache_stats(bdevperf.app.rpc, CACHE)
     # Fills may be given up for a neighbour's sake, and read again. What was joined has not reached the base.
-    assert 0 < reads * BLOCK_SIZE <= stats["base_read_bytes"], stats
-    assert stats["joined_read_bytes"] > stats["base_read_bytes"] // 4, stats
+    assert 0 < reads * BLOCK_SIZE <= stats["bytes.core_volume_rd"], stats
+    assert stats["misses.joined_bytes"] > stats["bytes.core_volume_rd"] // 4, stats
     bdevperf.stop()

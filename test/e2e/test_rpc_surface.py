@@ -7,10 +7,12 @@ import argparse
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from harness import ROOT, Host, RpcError
 from harness.paths import PLUGIN_DIR
+from harness.scenario import CACHE, Storage, wait_online
 
 SCHEMA = json.loads((ROOT / "rpc/schema.json").read_text())
 METHODS = {method["name"]: method["params"] for method in SCHEMA["methods"]}
@@ -78,6 +80,18 @@ def test_module_has_every_method_and_no_other(host: Host):
     app = host.start("spdk_tgt")
     present = {name for name in app.rpc.rpc_get_methods() if name.startswith("bdev_pcache_")}
     assert present == set(METHODS)
+
+
+def test_documentation_has_every_statistic_and_no_other(host: Host, media: Path):
+    storage = Storage(media)
+    app = host.start("spdk_tgt", bdevs=[storage.malloc_base(), storage.cache()])
+    wait_online(app.rpc)
+    (stats,) = app.rpc.bdev_pcache_get_stats(name=CACHE)
+    assert stats.pop("name") == CACHE
+    present = {f"{group}.{member}" for group, members in stats.items() for member in members}
+    documented = re.findall(r"^\| (\w+\.\w+) ", doc_section("bdev_pcache_get_stats"), re.MULTILINE)
+    assert sorted(documented) == sorted(present)
+    app.stop()
 
 
 def test_module_refuses_what_the_schema_does_not_know(host: Host):

@@ -31,9 +31,9 @@ def test_lost_memory_is_an_error_and_not_the_end_of_the_process(host: Host, medi
     drain(session.rpc)
 
     def all_cached() -> bool:
-        before = cache_stats(session.rpc)["base_read_bytes"]
+        before = cache_stats(session.rpc)["bytes.core_volume_rd"]
         assert_intact(client.verify(session.url))
-        return cache_stats(session.rpc)["base_read_bytes"] == before
+        return cache_stats(session.rpc)["bytes.core_volume_rd"] == before
 
     wait_until(all_cached, "nothing that is read is put into the cache anew", timeout_s=20)
     # What was read lies behind the dirty tail, too.
@@ -42,7 +42,7 @@ def test_lost_memory_is_an_error_and_not_the_end_of_the_process(host: Host, medi
 
     # Everything is clean: the base has it.
     assert_intact(client.verify(session.url))
-    assert cache_stats(session.rpc)["poisoned_reads"] > 0
+    assert cache_stats(session.rpc)["errors.cache_volume_rd"] > 0
 
     # The scrub finds the rest, and takes all segments out of service that are not being written.
     session.rpc.bdev_pcache_set_options(name=CACHE, scrub_mib_s=1024)

@@ -13,17 +13,22 @@ from typing import Any
 import pytest
 from harness import AckClient, App, AppFailed, Bdevperf, Host, IscsiTarget, NvmfTarget
 from harness.ackclient import EXIT_DISCONNECTED
-from harness.rpc import Rpc, RpcConnectionLost
-from harness.scenario import CACHE, Storage, assert_intact, bdev_info, cache_info, drain, wait_online
+from harness.rpc import RpcConnectionLost
+from harness.scenario import (
+    CACHE,
+    Storage,
+    assert_intact,
+    bdev_info,
+    cache_info,
+    cache_stats,
+    drain,
+    wait_online,
+)
 from harness.util import wait_until
 
 REMOTE = "Remote"
 # Far smaller than the working set: segments are reclaimed all the time, lent ones among them.
 SMALL_MIB = 24
-
-
-def stats(rpc: Rpc) -> dict[str, int]:
-    return rpc.bdev_pcache_get_stats(name=CACHE)[0]
 
 
 @pytest.mark.parametrize(
@@ -40,10 +45,10 @@ def test_bdevperf(host: Host, need_app, media: Path, cores: int, block_size: int
         assert result.io_failed == 0
     result = bdevperf.run("randrw", io_size=4096, queue_depth=64, seconds=2, read_percent=50)
     assert result.io_failed == 0
-    counters = stats(bdevperf.app.rpc)
-    assert counters["lent_reads"] > 0
+    counters = cache_stats(bdevperf.app.rpc)
+    assert counters["requests.rd_lent"] > 0
     if cache_mib == SMALL_MIB:
-        assert counters["segments_reclaimed"] > 0
+        assert counters["gc.segments_reclaimed"] > 0
     bdevperf.stop()
 
 
@@ -83,17 +88,17 @@ def test_nvmf_tcp(host: Host, media: Path, seed: int, block_size: int, cache_mib
     front, url = start_front(host, target)
     assert_intact(client.verify(url))
     assert_intact(client.write(url, seconds=3, depth=64, io_bytes="8192:131072"))
-    counters = stats(app.rpc)
+    counters = cache_stats(app.rpc)
     # A write that comes by ZCOPY counts as one with FUA.
-    assert counters["fua_writes"] > counters["writes"] * 9 // 10
+    assert counters["requests.wr_fua"] > counters["requests.wr_total"] * 9 // 10
     # Smaller ones come within their commands, and do not use it.
     assert_intact(client.write(url, seconds=2, depth=64, io_bytes="512:131072"))
     assert_intact(client.verify(url))
     assert_intact(client.verify(url))
-    counters = stats(app.rpc)
-    assert counters["lent_reads"] > 0
+    counters = cache_stats(app.rpc)
+    assert counters["requests.rd_lent"] > 0
     if cache_mib == SMALL_MIB:
-        assert counters["segments_reclaimed"] > 0
+        assert counters["gc.segments_reclaimed"] > 0
     front.stop()
     drain(app.rpc)
     # Everything that was lent has come back: nothing is in the way of deleting it.

@@ -274,7 +274,7 @@ impl Host {
                 .poll(self.now, Budget::default(), &mut self.out);
             for request in std::mem::take(&mut self.out.base) {
                 self.base_op(&request);
-                self.background.on_base_done(request.op, Ok(()));
+                self.background.on_base_done(request.op, Ok(()), self.now);
             }
             if !self.cache.drain_status().in_progress {
                 return;

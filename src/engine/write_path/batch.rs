@@ -226,6 +226,7 @@ impl Batch {
         let durable = cache.pmem.fence(fencing);
         // A kset is some kilobytes long.
         open.key_off += bytes.len() as u32;
+        let kset_bytes = bytes.len() as u64;
         open.kset_index += 1;
 
         // 3. Publish: a read never returns what a power cut could take back (INV-LOG-5).
@@ -240,12 +241,14 @@ impl Batch {
             .fetch_add(self.dirty_bytes, Ordering::Relaxed);
         sched::point();
         segment.set_key_end(open.key_off);
+        segment.set_room_bytes(open.room_bytes());
         sched::point();
         // What the batch did is visible before its floor is gone. Nobody is misled who sees the floor longer.
         floor.store(u64::MAX, Ordering::Release);
         let counters = &cache.counters[usize::from(self.agent.0 - 1)];
         counters.batches.add(1);
         counters.keys.add(self.keys.len() as u64);
+        counters.logged_bytes.add(self.payload_bytes + kset_bytes);
         durable
     }
 

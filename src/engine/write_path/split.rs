@@ -21,7 +21,7 @@ impl Batch {
         let keys = &self.keys;
         let half = keys.len() / 2;
         let needed = kset_size_bytes(half) + kset_size_bytes(keys.len());
-        let room = open.data_off - open.key_off;
+        let room = open.room_bytes();
         let planted = canary::is(Canary::BatchSplitOverTwoKsets);
         if !planted || half == 0 || needed > room as usize {
             return seq;

@@ -273,7 +273,8 @@ impl Shared {
                     .map(|mut core| core.channel.on_base_done(done.op, done.result)),
                 Client::Background => try_lock(&self.driver).map(|mut driver| {
                     self.as_background(&mut driver, |driver| {
-                        driver.background.on_base_done(done.op, done.result);
+                        let now = self.now();
+                        driver.background.on_base_done(done.op, done.result, now);
                     });
                 }),
             };

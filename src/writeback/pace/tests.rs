@@ -91,7 +91,7 @@ impl Rig {
         for _ in 0..10_000 {
             let (progress, ops) = self.turn();
             for op in &ops {
-                self.background.on_base_done(*op, Ok(()));
+                self.background.on_base_done(*op, Ok(()), self.now);
             }
             if progress == Progress::Idle && ops.is_empty() {
                 return;

@@ -141,9 +141,15 @@ def cache_info(rpc: Rpc, name: str = CACHE) -> dict[str, Any] | None:
 
 
 def cache_stats(rpc: Rpc, name: str = CACHE) -> dict[str, int]:
-    """The counters of bdev_pcache_get_stats."""
+    """The figures of bdev_pcache_get_stats by "group.member", without distributions."""
     (stats,) = rpc.bdev_pcache_get_stats(name=name)
-    return {counter: value for counter, value in stats.items() if counter != "name"}
+    groups = {group: members for group, members in stats.items() if group != "name"}
+    return {
+        f"{group}.{member}": value
+        for group, members in groups.items()
+        for member, value in members.items()
+        if isinstance(value, int)
+    }
 
 
 def make_sick(rpc: Rpc, io_type: str, count: int = FOR_EVER) -> None:
