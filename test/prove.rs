@@ -13,7 +13,8 @@
 //!
 //! What would show here if it were broken, beyond what the code asserts by itself:
 //!
-//! - by what a recovery finds after a cut: INV-LOG-3 to INV-LOG-8, INV-TAIL-3, INV-TAIL-4, INV-SEG-6;
+//! - by what a recovery finds after a cut: INV-LOG-3 to INV-LOG-8, INV-TAIL-3, INV-TAIL-4, INV-SEG-6,
+//!   INV-SEG-8, INV-SEG-9;
 //! - by what a read returns: INV-READ-1, INV-FILL-1, INV-GRACE-1, INV-INDEX-2, INV-MODE-2, INV-MODE-3;
 //! - by what is on the base, at any moment, between batches and during a checkpoint: INV-EPOCH-1,
 //!   INV-EPOCH-2, INV-WB-1 to INV-WB-3, INV-CKPT-1;

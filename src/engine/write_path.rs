@@ -97,7 +97,7 @@ impl Core {
         })
     }
 
-    /// Read fills that are on probation go into segments of their own, as long as there is a stream for them that
+    /// Read fills that are on probation go into segments of their own, in which nothing is dirty (INV-SEG-9), as long as there is a stream for them that
     /// nobody is using. If not, they are as good as others.
     fn run_fills_apart<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         let number = cache.special_stream(Special::Probation);

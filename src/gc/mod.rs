@@ -264,6 +264,7 @@ fn raise_generation<P: Pmem>(cache: &Cache<P>, agent: Agent, id: SegId) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Special;
     use crate::engine::invariant_tests::new_cache;
 
     #[test]
@@ -274,5 +275,35 @@ mod tests {
         cache.segments.get(id).note_seq(Seq(1));
         cache.segments.get(id).set_state(SegmentState::Reclaiming);
         free(&cache, &mut Tails::empty(), Agent(1), id);
+    }
+
+    /// INV-SEG-8.
+    #[test]
+    fn a_segment_is_passed_by_the_key_tail_if_something_was_forgotten() {
+        let cache = new_cache();
+        let mut tails = Tails::empty();
+        let mut free_one = |seq: u64, special, forgotten: bool| {
+            let id = cache.segments.open_next(special).expect("most are free");
+            let segment = cache.segments.get(id);
+            segment.note_seq(Seq(seq));
+            if forgotten {
+                segment.note_forgotten();
+            }
+            segment.set_state(SegmentState::Reclaiming);
+            tails.dirty_tail = Seq(seq);
+            cache.seq_next.store(seq + 1, Ordering::SeqCst);
+            cache.persist_tails(&mut tails, Agent(1));
+            free(&cache, &mut tails, Agent(1), id);
+            tails.key_tail
+        };
+        assert_eq!(
+            free_one(1, None, false),
+            Seq(0),
+            "all of it is newer elsewhere"
+        );
+        assert_eq!(free_one(2, None, true), Seq(2));
+        let probation = Some(Special::Probation);
+        assert_eq!(free_one(3, probation, true), Seq(2), "read fills alone");
+        assert_eq!(free_one(4, Some(Special::Kept), true), Seq(4));
     }
 }

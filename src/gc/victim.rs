@@ -1,7 +1,7 @@
 //! Which segment is reclaimed next, and what becomes of what is left in it.
 //!
 //! Reclaiming is by age, because the log is in the order in which data came, with three exceptions that make the hit
-//! ratio that of a good policy instead of a queue's (docs/adr/0015-eviction.md has the figures):
+//! ratio that of a good policy instead of a queue's (docs/adr/0011-eviction.md has the figures):
 //!
 //! - a segment that was overwritten for the most part is compacted: nothing is forgotten for the room that it gives;
 //! - read fills on probation may have a twentieth of the segments, and are reclaimed above that, oldest first;
