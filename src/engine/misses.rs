@@ -12,6 +12,7 @@ use crate::index::Version;
 use crate::media::Geometry;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::Lba;
+use std::sync::atomic::Ordering;
 
 /// One base read serves so many bytes of other misses, at most: they are copied within one poll.
 const JOINED_BYTES_MAX: u64 = 2 << 20;
@@ -197,6 +198,7 @@ impl Core {
             let bytes = cache.geometry.bytes(miss.len_blocks);
             if leader.result != Some(Ok(())) && !cache.has_failed() {
                 out.base.push(miss.base_read(at));
+                cache.base_reads.fetch_add(1, Ordering::Relaxed);
                 self.counters(cache).base_read_bytes.add(bytes);
                 continue;
             }

@@ -7,6 +7,7 @@ use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
 use crate::sim::script::{self, Step};
 use crate::units::{Lba, Now};
+use std::sync::atomic::Ordering;
 
 /// When a write comes, as seen from a miss of core 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +157,10 @@ pub(super) fn those_who_share_a_base_read_that_fails_ask_for_themselves(
         let failed: Vec<IoToken> = failed.map(|end| end.token).collect();
         check(statuses.len() == 3 && failed == [IoToken(1)], || {
             format!("{statuses:?}")
+        })?;
+        let under_way = machine.cache().base_reads.load(Ordering::Relaxed);
+        check(under_way == 0, || {
+            format!("{under_way} base reads are said to be under way")
         })?;
         Ok(machine)
     })
