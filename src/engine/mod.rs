@@ -26,6 +26,7 @@ mod mode;
 mod read_path;
 #[cfg(feature = "heap")]
 mod republish;
+mod rounding;
 mod segments;
 mod settings;
 mod stats;

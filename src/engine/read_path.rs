@@ -11,7 +11,6 @@ use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::{Lba, Page};
-use std::sync::atomic::Ordering;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
@@ -332,9 +331,9 @@ impl Core {
                 miss.admitted = !versions.is_empty()
                     && bytes <= reader.cache.write_size_max_bytes()
                     && reader.mode.keeps_reads();
-                out.base.push(self.misses.lead(miss).ok_or(Blocked)?);
-                self.counters(reader.cache).base_read_bytes.add(bytes);
-                reader.cache.base_reads.fetch_add(1, Ordering::Relaxed);
+                let rest = reader.cache.rest_of(&miss);
+                let request = self.misses.lead(geometry, miss, rest).ok_or(Blocked)?;
+                self.ask_base(reader.cache, request, out);
             }
             reader.state.cursor.advance(bytes as usize);
             reader.state.done_blocks += len_blocks;
@@ -349,6 +348,9 @@ impl Core {
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(op) = self.misses_done.pop_front() {
             self.serve_followers(cache, op, out);
+            if self.ask_without_rest(cache, op, out) {
+                continue;
+            }
             let fill = self
                 .misses
                 .get(op)

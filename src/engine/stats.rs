@@ -90,7 +90,7 @@ counters! {
     stall_us,
     /// Requests that failed.
     failed,
-    /// Bytes read from the base for misses.
+    /// Bytes read from the base for misses, with what came along to make whole pages of them.
     base_read_bytes,
     /// Bytes of misses that were served by the base read of another request.
     joined_read_bytes,

@@ -3,6 +3,7 @@
 
 mod held;
 mod lend;
+mod rounding;
 
 use super::*;
 use crate::media::{Checksums, KEYS_START_BYTES, Tails};

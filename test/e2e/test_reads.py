@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import Bdevperf, Host, Rpc
-from harness.scenario import BASE, CACHE, Storage, cache_stats
+from harness.scenario import BASE, CACHE, MIB, Storage, cache_stats
 
 SLOW = "Slow0"
 LATENCY_US = 20_000
@@ -41,4 +41,28 @@ def test_misses_of_the_same_blocks_share_base_reads(host: Host, need_app, media:
     # Fills may be given up for a neighbour's sake, and read again. What was joined has not reached the base.
     assert 0 < reads * BLOCK_SIZE <= stats["base_read_bytes"], stats
     assert stats["joined_read_bytes"] > stats["base_read_bytes"] // 4, stats
+    bdevperf.stop()
+
+
+def test_a_read_that_begins_in_a_page_caches_all_of_it(host: Host, need_app, media: Path):
+    """Seven sectors after seven: nearly all begin in a page that the read before has touched."""
+    need_app("bdevperf")
+    sector, sectors = 512, 7
+    storage = Storage(media, block_size=sector, base_mib=1, cache_mib=64)
+    bdevperf = Bdevperf(host, [storage.malloc_base(), {"method": "bdev_wait_for_examine"}, storage.cache()])
+    before = cache_stats(bdevperf.app.rpc, CACHE)
+    base_before = base_reads(bdevperf.app.rpc)
+    result = bdevperf.run("read", io_size=sectors * sector, queue_depth=1, seconds=1)
+    assert result.io_failed == 0
+    stats = {name: value - before[name] for name, value in cache_stats(bdevperf.app.rpc, CACHE).items()}
+    # The first time through the device. Number k begins at sector 7k: of eight one begins with a page, one lies
+    # in a page that is cached, six reach into the next.
+    reads = MIB // (sectors * sector)
+    assert abs(stats["read_misses"] - reads / 8) < 8, stats
+    assert abs(stats["read_partial_hits"] - reads * 6 / 8) < 8, stats
+    # Each page was read once, as a whole.
+    pages = MIB // 4096
+    assert abs(base_reads(bdevperf.app.rpc) - base_before - pages) < 8, stats
+    assert abs(stats["base_read_bytes"] - MIB) < 8 * 4096, stats
+    assert abs(stats["fill_bytes"] - MIB) < 8 * 4096, stats
     bdevperf.stop()
