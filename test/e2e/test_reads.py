@@ -57,12 +57,13 @@ def test_a_read_that_begins_in_a_page_caches_all_of_it(host: Host, need_app, med
     stats = {name: value - before[name] for name, value in cache_stats(bdevperf.app.rpc, CACHE).items()}
     # The first time through the device. Number k begins at sector 7k: of eight one begins with a page, one lies
     # in a page that is cached, six reach into the next.
+    # But for a few pages at both ends, in which others have looked for partitions before.
+    known = 16
     reads = MIB // (sectors * sector)
-    assert abs(stats["read_misses"] - reads / 8) < 8, stats
-    assert abs(stats["read_partial_hits"] - reads * 6 / 8) < 8, stats
+    assert abs(stats["read_misses"] - reads / 8) < known, stats
+    assert abs(stats["read_partial_hits"] - reads * 6 / 8) < known, stats
     # Each page was read once, as a whole.
-    pages = MIB // 4096
-    assert abs(base_reads(bdevperf.app.rpc) - base_before - pages) < 8, stats
-    assert abs(stats["base_read_bytes"] - MIB) < 8 * 4096, stats
-    assert abs(stats["fill_bytes"] - MIB) < 8 * 4096, stats
+    pages, page = base_reads(bdevperf.app.rpc) - base_before, 4096
+    assert MIB // page - known <= pages <= MIB // page, stats
+    assert stats["base_read_bytes"] == stats["fill_bytes"] == pages * page, stats
     bdevperf.stop()
