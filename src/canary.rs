@@ -57,6 +57,10 @@ canaries! {
     StaleFillInstalled = "stale_fill_installed",
     /// A miss joins a base read that was asked for before its blocks were written.
     StaleReadJoined = "stale_read_joined",
+    /// A miss is rounded out to a whole page although the cache holds a part of it.
+    KnownPageRounded = "known_page_rounded",
+    /// The memory for the rest of a page is given to the next base read while this one is under way.
+    PadFreedInUse = "pad_freed_in_use",
     /// In a mode in which a write waits for the base, it does not.
     WriteNotHeld = "write_not_held",
     /// A write that is not to stay cached takes with it what was written later.

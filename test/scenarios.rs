@@ -101,4 +101,9 @@ tests! {
     modes_change_under_load
     a_mode_that_waits_for_a_drain_says_so
     a_mode_that_was_asked_for_holds_after_a_crash
+    a_miss_is_rounded_out_to_whole_pages
+    a_page_of_which_anything_is_known_is_not_rounded_out
+    a_write_of_the_rest_of_a_page_drops_the_fill_alone
+    an_error_beside_a_miss_is_not_its_own
+    nothing_behind_the_end_of_the_base_comes_along
 }

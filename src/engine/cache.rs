@@ -19,7 +19,9 @@ use super::{Background, Channel};
 use crate::canary::{self, Canary};
 use crate::index::Index;
 use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, KsetContext, Place, Superblock, Tails};
-use crate::pmem::Pmem;
+#[cfg(any(test, feature = "heap"))]
+use crate::pmem::PAD_SIZE_BYTES;
+use crate::pmem::{PadMemory, Pmem};
 use crate::sched;
 use crate::units::{Agent, Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
@@ -228,10 +230,18 @@ impl<P: Pmem> Cache<P> {
         cache
     }
 
-    /// A channel for one thread; `None` if [`CHANNEL_COUNT_MAX`] are open.
-    pub fn channel(self: &Arc<Self>) -> Option<Channel<P>> {
+    /// A channel for one thread; `None` if [`CHANNEL_COUNT_MAX`] are open. `pads`: [`Cache::pads_size_bytes`], or less,
+    /// and then fewer misses are rounded out to whole pages.
+    pub fn channel_with(self: &Arc<Self>, pads: Option<PadMemory>) -> Option<Channel<P>> {
         let id = self.channel_ids.pop()?;
-        Some(Channel::new(Arc::clone(self), id))
+        Some(Channel::new(Arc::clone(self), id, pads))
+    }
+
+    /// As [`Cache::channel_with`], with memory from the heap.
+    #[cfg(any(test, feature = "heap"))]
+    pub fn channel(self: &Arc<Self>) -> Option<Channel<P>> {
+        let pad_count = self.pads_size_bytes() / PAD_SIZE_BYTES;
+        self.channel_with((pad_count > 0).then(|| PadMemory::from_heap(pad_count)))
     }
 
     pub(crate) fn put_channel_id(&self, id: u16) {

@@ -13,9 +13,10 @@ use super::stats::Counters;
 use super::write_path::{Batch, Gathered};
 use crate::canary::{self, Canary};
 use crate::index::Version;
-use crate::pmem::{MemSlice, Pmem};
+use crate::pmem::{MemSlice, PadMemory, Pmem};
 use crate::units::{Agent, Lba, Now, Page};
 use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -129,11 +130,11 @@ pub(super) struct Core {
 }
 
 impl<P: Pmem> Channel<P> {
-    pub(super) fn new(cache: Arc<Cache<P>>, id: u16) -> Self {
+    pub(super) fn new(cache: Arc<Cache<P>>, id: u16, pads: Option<PadMemory>) -> Self {
         let home_stream = usize::from(id) % cache.core_stream_count;
         Self {
             cache,
-            core: Core::new(id, home_stream),
+            core: Core::new(id, home_stream, pads),
         }
     }
 
@@ -226,6 +227,12 @@ impl<P: Pmem> Channel<P> {
         self.core.refuse(|_| true);
         self.core.held.give_up();
     }
+
+    /// The end of base reads that are under way will never be told: the memory that they may still write to is lost
+    /// for good, so that it becomes nobody else's.
+    pub fn abandon_pads(&mut self) {
+        let _never_dropped = self.core.misses.pads.take().map(ManuallyDrop::new);
+    }
 }
 
 impl<P: Pmem> Drop for Channel<P> {
@@ -236,7 +243,7 @@ impl<P: Pmem> Drop for Channel<P> {
 }
 
 impl Core {
-    fn new(id: u16, home_stream: usize) -> Self {
+    fn new(id: u16, home_stream: usize, pads: Option<PadMemory>) -> Self {
         let queue = || VecDeque::with_capacity(REQUEST_COUNT_MAX);
         Self {
             id,
@@ -250,7 +257,7 @@ impl Core {
             held: Held::new(),
             flushes: queue(),
             refused: VecDeque::with_capacity(REQUEST_COUNT_MAX),
-            misses: Misses::new(),
+            misses: Misses::new(pads),
             run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills: VecDeque::with_capacity(MISS_COUNT_MAX),

@@ -7,10 +7,11 @@ use super::cache::Cache;
 use super::channel::{Core, MISS_COUNT_MAX, RequestId, Slab};
 use super::io::{BaseError, BaseKind, BaseOpId, BaseRequest, Outbox};
 use super::read_path::FILL_PAGES_MAX;
+use super::rounding::{Asked, Rest};
 use crate::canary::{self, Canary};
 use crate::index::Version;
 use crate::media::Geometry;
-use crate::pmem::{IovCursor, Pmem};
+use crate::pmem::{IovCursor, PadMemory, Pads, Pmem};
 use crate::units::{Lba, Now};
 
 /// One base read serves so many bytes of other misses, at most: they are copied within one poll.
@@ -31,8 +32,10 @@ pub(super) struct Miss {
     /// It is, on probation.
     pub(super) apart: bool,
     /// When its base read was asked for.
-    pub(super) asked: Now,
+    pub(super) asked_at: Now,
     pub(super) result: Option<Result<(), BaseError>>,
+    /// What it was before it was rounded out to whole pages.
+    pub(super) asked: Option<Asked>,
     /// The first of those that wait for this one's base read; of such a one, the next.
     followers: Option<u32>,
     joined_bytes: u64,
@@ -43,7 +46,7 @@ impl Miss {
         request: RequestId,
         (lba, len_blocks): (Lba, u64),
         cursor: IovCursor,
-        asked: Now,
+        asked_at: Now,
     ) -> Self {
         Self {
             request,
@@ -53,14 +56,15 @@ impl Miss {
             versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             admitted: false,
             apart: false,
-            asked,
+            asked_at,
             result: None,
+            asked: None,
             followers: None,
             joined_bytes: 0,
         }
     }
 
-    fn base_read(&self, op: u32) -> BaseRequest {
+    pub(super) fn base_read(&self, op: u32) -> BaseRequest {
         BaseRequest {
             op: BaseOpId(op),
             kind: BaseKind::Read(self.cursor),
@@ -81,9 +85,11 @@ struct Joinable {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Misses {
-    table: Slab<Miss>,
+    pub(super) table: Slab<Miss>,
     /// Apart from the rest and closely packed, because every miss looks through all of them.
     joinable: Vec<Joinable>,
+    /// For misses that are rounded out, if there is memory.
+    pub(super) pads: Option<Pads>,
 }
 
 /// The first part of some missing blocks.
@@ -95,19 +101,16 @@ pub(super) struct Part {
 }
 
 impl Misses {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(pads: Option<PadMemory>) -> Self {
         Self {
             table: Slab::new(MISS_COUNT_MAX),
             joinable: Vec::with_capacity(MISS_COUNT_MAX),
+            pads: pads.map(Pads::new),
         }
     }
 
     pub(super) fn get(&self, op: u32) -> Option<&Miss> {
         self.table.get(op)
-    }
-
-    pub(super) fn remove(&mut self, op: u32) -> Option<Miss> {
-        self.table.remove(op)
     }
 
     /// A base read has ended; nobody joins it any more.
@@ -167,9 +170,17 @@ impl Misses {
         version.copied().unwrap_or(Version::UNSTABLE)
     }
 
-    /// A miss with a base read of its own; `None`: the table is full. If it is to be joined it has versions.
-    pub(super) fn lead(&mut self, miss: Miss) -> Option<BaseRequest> {
+    /// A miss with a base read of its own, and the rest that this is to bring too; `None`: the table is full. If it is
+    /// to be joined it has versions.
+    pub(super) fn lead(
+        &mut self,
+        geometry: &Geometry,
+        miss: Miss,
+        rest: Rest,
+    ) -> Option<BaseRequest> {
         let op = self.table.insert(miss)?;
+        let miss = self.table.get_mut(op)?;
+        miss.round_out(geometry, rest, &mut self.pads);
         if miss.versions[0] != Version::UNSTABLE {
             self.joinable.push(Joinable {
                 start: miss.lba.0,
@@ -205,13 +216,13 @@ impl Core {
                 return;
             };
             next = miss.followers.take();
-            let bytes = cache.geometry.bytes(miss.len_blocks);
             if leader.result != Some(Ok(())) && !cache.has_failed() {
-                miss.asked = self.now;
-                out.base.push(miss.base_read(at));
-                self.counters(cache).base_read_bytes.add(bytes);
+                miss.asked_at = self.now;
+                let request = miss.base_read(at);
+                self.ask_base(cache, request, out);
                 continue;
             }
+            let bytes = cache.geometry.bytes(miss.len_blocks);
             miss.result = leader.result;
             let mut from = leader.cursor;
             from.advance(cache.geometry.bytes(miss.lba.0 - leader.lba.0) as usize);

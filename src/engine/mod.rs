@@ -27,6 +27,7 @@ mod mode;
 mod read_path;
 #[cfg(feature = "heap")]
 mod republish;
+mod rounding;
 mod segments;
 mod sequences;
 mod settings;

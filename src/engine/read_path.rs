@@ -12,7 +12,6 @@ use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::{Lba, NS_PER_US, Page};
-use std::sync::atomic::Ordering;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
@@ -367,9 +366,9 @@ impl Core {
                     && reader.mode.keeps_reads()
                     && admission != Admission::Refused;
                 miss.apart = admission == Admission::OnProbation;
-                out.base.push(self.misses.lead(miss).ok_or(Blocked)?);
-                self.counters(reader.cache).base_read_bytes.add(bytes);
-                reader.cache.base_reads.fetch_add(1, Ordering::Relaxed);
+                let rest = reader.cache.rest_of(&miss);
+                let request = self.misses.lead(geometry, miss, rest).ok_or(Blocked)?;
+                self.ask_base(reader.cache, request, out);
             }
             reader.state.cursor.advance(bytes as usize);
             reader.state.done_blocks += len_blocks;
@@ -413,12 +412,15 @@ impl Core {
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         while let Some(op) = self.misses_done.pop_front() {
             self.serve_followers(cache, op, out);
+            if self.ask_without_rest(cache, op, out) {
+                continue;
+            }
             let Some(miss) = self.misses.get(op) else {
                 continue;
             };
             let fill = miss.admitted && miss.result == Some(Ok(()));
             let apart = miss.apart;
-            let took_us = self.now.since_ns(miss.asked) / NS_PER_US;
+            let took_us = self.now.since_ns(miss.asked_at) / NS_PER_US;
             let counters = self.counters(cache);
             counters.histograms.base_read_us.note(took_us);
             if fill && apart {

@@ -112,7 +112,7 @@ counters! {
     failed,
     /// Base reads for misses that failed.
     base_read_errors,
-    /// Bytes read from the base for misses.
+    /// Bytes read from the base for misses, with what came along to make whole pages of them.
     base_read_bytes,
     /// Bytes of misses that were served by the base read of another request.
     joined_read_bytes,

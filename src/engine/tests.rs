@@ -4,6 +4,7 @@
 mod held;
 mod lend;
 mod pages;
+mod rounding;
 mod usage;
 
 use super::*;

@@ -12,6 +12,7 @@ use libc::iovec;
 use super::Durable;
 use super::bounds;
 use super::iov::{IovCursor, MemSlice};
+use super::pads::{PAD_ALIGN_BYTES, PAD_SIZE_BYTES, PadMemory};
 use super::regions::LiveRegion;
 use crate::units::PmemOff;
 
@@ -303,6 +304,49 @@ impl Drop for IovBuf {
             let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
             spare.entry(block.shape).or_default().push(block);
         }
+    }
+}
+
+/// Blocks that dropped [`PadMemory`] leaves. They are never given back either, and become pads again and nothing else:
+/// a cursor that outlives its pad finds a list, if another one.
+static SPARE_PADS: Mutex<Vec<Block>> = Mutex::new(Vec::new());
+const _: () = assert!(PAD_ALIGN_BYTES == HEAP_ALIGN_BYTES);
+
+#[derive(Debug)]
+struct HeapPads {
+    /// `None` only inside of `drop`.
+    block: Option<Block>,
+}
+
+impl PadMemory {
+    /// Memory from the heap for `count` pads.
+    #[must_use]
+    pub fn from_heap(count: usize) -> Self {
+        let shape = BlockShape {
+            data_size_bytes: count * PAD_SIZE_BYTES,
+            iovec_slots: 0,
+        };
+        let mut spare = SPARE_PADS.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = spare.iter().position(|block| block.shape == shape);
+        let reused = found.map(|at| spare.swap_remove(at));
+        drop(spare);
+        let block = reused.unwrap_or_else(|| Block {
+            base: allocate(shape.data_size_bytes),
+            shape,
+        });
+        let start = block.base;
+        let owner = Box::new(HeapPads { block: Some(block) });
+        // SAFETY: the block is that long, came zeroed and aligned from `allocate`, is never freed, and is given to
+        // nobody else before `owner` is dropped. It is never a part of a cache device. A cursor that is used later
+        // finds the block all the same, with lists of blocks that are never freed.
+        unsafe { Self::new(start, shape.data_size_bytes, owner) }
+    }
+}
+
+impl Drop for HeapPads {
+    fn drop(&mut self) {
+        let mut spare = SPARE_PADS.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.extend(self.block.take());
     }
 }
 

@@ -18,6 +18,7 @@ mod hint;
 mod iov;
 mod load;
 mod mapped;
+mod pads;
 mod range_lock;
 mod read_only;
 mod regions;
@@ -33,6 +34,8 @@ pub use heap::{HeapRegion, IovBuf};
 pub(crate) use hint::prefetch_line;
 pub use iov::{IovCursor, MemSlice, SliceError};
 pub use mapped::{MappedPmem, PopulateProgress};
+pub use pads::{PAD_ALIGN_BYTES, PAD_SIZE_BYTES, PadMemory};
+pub(crate) use pads::{PadId, Pads};
 pub use range_lock::LockRange;
 pub use read_only::ReadOnlyPmem;
 

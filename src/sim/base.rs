@@ -33,6 +33,8 @@ pub struct Faults {
     pub flush_stuck: bool,
     /// The device answers no read.
     pub read_stuck: bool,
+    /// A block that cannot be read.
+    pub bad_block: Option<u64>,
     /// Unmaps are answered with [`BaseError::Unsupported`].
     pub unmap_unsupported: bool,
 }
@@ -128,6 +130,16 @@ impl SimBase {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// First block and length of each read that has not ended, in the order in which they were asked for.
+    #[must_use]
+    pub fn reads_in_flight(&self) -> Vec<(u64, u64)> {
+        let is_read = |op: &&InFlight| matches!(op.request.kind, BaseKind::Read(_));
+        let reads = self.in_flight.iter().filter(is_read);
+        reads
+            .map(|op| (op.request.lba.0, op.request.len_blocks))
+            .collect()
     }
 
     /// Whether everything that was written is durable.
@@ -261,7 +273,11 @@ impl SimBase {
         let (lba, len) = (op.request.lba.0, op.request.len_blocks);
         match op.request.kind {
             BaseKind::Read(mut cursor) => {
-                let result = failed(&mut self.prng, self.faults.read_percent);
+                let bad = self.faults.bad_block;
+                let result = match bad.is_some_and(|bad| (lba..lba + len).contains(&bad)) {
+                    true => Err(BaseError::Io),
+                    false => failed(&mut self.prng, self.faults.read_percent),
+                };
                 for block in 0..if result.is_ok() { len } else { 0 } {
                     // Each block is read at some moment while the operation is under way.
                     if self.prng.percent(50) {

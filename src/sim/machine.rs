@@ -20,11 +20,11 @@ use super::prng::Prng;
 use super::recover;
 use super::stamp::{self, Stamp};
 use crate::engine::{
-    BACKGROUND_AGENT, Cache, Completion, FormatPolicy, Fua, HostIo, IoToken, Op, Outbox, Setting,
-    SettingChange, WritebackOrder,
+    BACKGROUND_AGENT, Cache, Channel, Completion, FormatPolicy, Fua, HostIo, IoToken, Op, Outbox,
+    Setting, SettingChange, WritebackOrder,
 };
 use crate::media::persist_unfinished_mark;
-use crate::pmem::IovBuf;
+use crate::pmem::{IovBuf, PadMemory};
 use crate::sched;
 use crate::units::{Lba, NS_PER_MS, Now};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -116,6 +116,13 @@ fn fence_hook(observer: &SharedObserver, outside: &Arc<Mutex<Outside>>) -> Crash
             lock(&observer).look(Moment::Fence, state, &lock(&outside));
         });
     })
+}
+
+/// A channel with as many pads as wanted.
+fn channel_of(cache: &Arc<Cache<SimPmem>>, setup: &Setup) -> Channel<SimPmem> {
+    let pads = (setup.pad_count > 0).then(|| PadMemory::from_heap(setup.pad_count));
+    let channel = cache.channel_with(pads);
+    channel.expect("fewer cores than channels")
 }
 
 impl Machine {
@@ -216,7 +223,7 @@ impl Machine {
         let cache = recover::open_by(setup.recovered_by, pmem.clone(), options, blocks)
             .map_err(|error| Violation(format!("the cache is refused: {error}")))?;
         let core = || Core {
-            channel: cache.channel().expect("fewer cores than channels"),
+            channel: channel_of(&cache, &setup),
             pending: Vec::new(),
             held: Vec::new(),
             out: Outbox::new(),

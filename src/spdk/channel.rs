@@ -15,6 +15,7 @@ use spdk_sys as sys;
 
 use super::background::note_busy_poll;
 use super::base_queue::BaseQueue;
+use super::memory::DmaBuf;
 use super::node::Node;
 use super::thread::{Polled, Poller, Turns};
 use super::trampoline::guard;
@@ -192,7 +193,15 @@ unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
 
 impl ChannelState {
     fn new(node: Arc<Node>) -> Option<Box<Self>> {
-        let engine = node.cache.channel()?;
+        let pads_size_bytes = node.cache.pads_size_bytes();
+        // SAFETY: `close` abandons the pads if base reads are under way, and nothing else drops a channel that was in
+        // use.
+        let pads = unsafe { DmaBuf::pads(pads_size_bytes) };
+        if pads_size_bytes > 0 && pads.is_none() {
+            let name = &node.name;
+            log::warn!("{name}: no memory for {pads_size_bytes} bytes: parts of pages are cached");
+        }
+        let engine = node.cache.channel_with(pads)?;
         // Reads go straight to the caller's memory: nothing is bounced.
         let base = BaseQueue::new(Arc::clone(&node.base), Vec::new())?;
         let turns = Turns::of_this_thread()?;
@@ -223,6 +232,9 @@ impl ChannelState {
         self.loans.close();
         self.continue_reset();
         let open = self.requests.borrow().any().is_some();
+        if self.base.in_flight() != 0 {
+            self.engine.borrow_mut().abandon_pads();
+        }
         if open || self.base.in_flight() != 0 {
             log::error!(
                 "{}: a channel is closed with requests under way",

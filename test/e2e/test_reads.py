@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import Bdevperf, Host, Rpc
-from harness.scenario import BASE, CACHE, Storage, cache_stats
+from harness.scenario import BASE, CACHE, MIB, Storage, cache_stats
 
 SLOW = "Slow0"
 LATENCY_US = 20_000
@@ -41,4 +41,29 @@ def test_misses_of_the_same_blocks_share_base_reads(host: Host, need_app, media:
     # Fills may be given up for a neighbour's sake, and read again. What was joined has not reached the base.
     assert 0 < reads * BLOCK_SIZE <= stats["bytes.core_volume_rd"], stats
     assert stats["misses.joined_bytes"] > stats["bytes.core_volume_rd"] // 4, stats
+    bdevperf.stop()
+
+
+def test_a_read_that_begins_in_a_page_caches_all_of_it(host: Host, need_app, media: Path):
+    """Seven sectors after seven: nearly all begin in a page that the read before has touched."""
+    need_app("bdevperf")
+    sector, sectors = 512, 7
+    storage = Storage(media, block_size=sector, base_mib=1, cache_mib=64)
+    bdevperf = Bdevperf(host, [storage.malloc_base(), {"method": "bdev_wait_for_examine"}, storage.cache()])
+    before = cache_stats(bdevperf.app.rpc, CACHE)
+    base_before = base_reads(bdevperf.app.rpc)
+    result = bdevperf.run("read", io_size=sectors * sector, queue_depth=1, seconds=1)
+    assert result.io_failed == 0
+    stats = {name: value - before[name] for name, value in cache_stats(bdevperf.app.rpc, CACHE).items()}
+    # The first time through the device. Number k begins at sector 7k: of eight one begins with a page, one lies
+    # in a page that is cached, six reach into the next.
+    # But for a few pages at both ends, in which others have looked for partitions before.
+    known = 16
+    reads = MIB // (sectors * sector)
+    assert abs(stats["read_misses"] - reads / 8) < known, stats
+    assert abs(stats["read_partial_hits"] - reads * 6 / 8) < known, stats
+    # Each page was read once, as a whole.
+    pages, page = base_reads(bdevperf.app.rpc) - base_before, 4096
+    assert MIB // page - known <= pages <= MIB // page, stats
+    assert stats["base_read_bytes"] == stats["fill_bytes"] == pages * page, stats
     bdevperf.stop()

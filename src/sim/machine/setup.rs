@@ -32,6 +32,8 @@ pub struct Setup {
     pub base_caps: BaseCaps,
     /// Channels.
     pub core_count: usize,
+    /// Base reads of a channel that are rounded out to whole pages at once, at most.
+    pub pad_count: usize,
     /// Streams, at most.
     pub stream_count_max: u32,
     /// How often somebody else gets a turn in the middle of something, in percent of the accesses.
@@ -61,6 +63,7 @@ impl Default for Setup {
                 unmap: true,
             },
             core_count: 2,
+            pad_count: 4,
             stream_count_max: 2,
             yield_percent: 5,
             uuid: *b"simulated cache.",

@@ -17,6 +17,7 @@ mod opening;
 mod reads;
 mod reclaim;
 mod requests;
+mod rounding;
 mod scrub;
 mod writeback;
 
@@ -118,6 +119,11 @@ scenarios! {
     41 modes::modes_change_under_load,
     41 modes::a_mode_that_waits_for_a_drain_says_so,
     41 modes::a_mode_that_was_asked_for_holds_after_a_crash,
+    42 rounding::a_miss_is_rounded_out_to_whole_pages,
+    42 rounding::a_page_of_which_anything_is_known_is_not_rounded_out,
+    42 rounding::a_write_of_the_rest_of_a_page_drops_the_fill_alone,
+    42 rounding::an_error_beside_a_miss_is_not_its_own,
+    42 rounding::nothing_behind_the_end_of_the_base_comes_along,
 }
 
 /// What a scenario is given, and where it leaves what it did.

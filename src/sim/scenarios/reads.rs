@@ -7,6 +7,7 @@ use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
 use crate::sim::script::{self, Step};
 use crate::units::{Lba, Now};
+use std::sync::atomic::Ordering;
 
 /// When a write comes, as seen from a miss of core 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,7 @@ const MISSED: u64 = 18;
 const OVERLAPS: [(u64, u64); 6] = [(16, 8), (14, 6), (20, 6), (19, 2), (18, 4), (22, 2)];
 const GROUP: u64 = 32;
 
-/// All shapes of overlap, all moments, all kinds of write.
+/// All shapes of overlap, all moments, all kinds of write. The last one overlaps nothing but what has come along.
 pub(super) fn a_fill_never_overtakes_a_write_that_overlaps_it(
     context: &mut Context,
 ) -> Result<(), Violation> {
@@ -42,8 +43,8 @@ pub(super) fn a_fill_never_overtakes_a_write_that_overlaps_it(
         for op in [None, Some(Op::WriteZeroes), Some(Op::Unmap)] {
             let setup = Setup {
                 block_count: GROUP * OVERLAPS.len() as u64,
-                // So many that nothing is written back meanwhile.
-                segment_count: 20,
+                // So large that nothing is written back meanwhile.
+                segment_size_bytes: 64 << 10,
                 ..in_order()
             };
             let history = |machine: Machine| {
@@ -130,7 +131,7 @@ pub(super) fn concurrent_misses_of_the_same_blocks_share_a_base_read(
         let blocks = |count: u64| count * 512;
         check(
             (asked, stats.base_read_bytes, stats.joined_read_bytes)
-                == (3, blocks(8 + 4 + 4 + 2 * 8), blocks(8 + 2 + 4 + 2)),
+                == (3, blocks(8 + 8 + 8 + 2 * 8), blocks(8 + 2 + 4 + 2)),
             || format!("{asked} base reads, {stats:?}"),
         )?;
         check(stats.fills_dropped == dropped + 1, || format!("{stats:?}"))?;
@@ -156,6 +157,10 @@ pub(super) fn those_who_share_a_base_read_that_fails_ask_for_themselves(
         let failed: Vec<IoToken> = failed.map(|end| end.token).collect();
         check(statuses.len() == 3 && failed == [IoToken(1)], || {
             format!("{statuses:?}")
+        })?;
+        let under_way = machine.cache().base_reads.load(Ordering::Relaxed);
+        check(under_way == 0, || {
+            format!("{under_way} base reads are said to be under way")
         })?;
         Ok(machine)
     })

@@ -92,36 +92,49 @@ pub(super) fn every_overlap_of_two_requests_reads_right(
     // For the index, unmapped is zeroed.
     let before = [Over::Nothing, Over::Fill, Over::Data, Over::Zeroes];
     let after = [Over::Fill, Over::Data, Over::Zeroes, Over::Unmapped];
-    let setup = Setup {
-        block_count: GROUP * ranges.len() as u64,
-        segment_size_bytes: 64 << 10,
-        segment_count: 24,
-        ..in_order()
-    };
     for first in FIRST {
         for before in before {
             for after in after {
-                let machine = context.machine(&setup)?;
-                for group in 0..ranges.len() as u64 {
-                    before.act(&machine, 0, group * GROUP + first.0, first.1);
+                // Fills of parts of pages, and of whole ones where that is possible.
+                let fills = [before, after].contains(&Over::Fill);
+                for pad_count in if fills { &[0, 4][..] } else { &[0][..] } {
+                    let setup = Setup {
+                        block_count: GROUP * ranges.len() as u64,
+                        segment_size_bytes: 64 << 10,
+                        segment_count: 24,
+                        pad_count: *pad_count,
+                        ..in_order()
+                    };
+                    let machine = context.machine(&setup)?;
+                    overlap(machine, context.seed, (before, first), (after, &ranges)).map_err(
+                        |violation| {
+                            let told = format!("{before:?} at {first:?}, then {after:?}");
+                            Violation(format!("{told}, {pad_count} pads: {violation}"))
+                        },
+                    )?;
                 }
-                machine.settle()?;
-                for (group, range) in (0..).zip(&ranges) {
-                    after.act(&machine, 1, group * GROUP + range.0, range.1);
-                }
-                machine.settle()?;
-                machine.read_all()?;
-                let told = |violation: Violation| {
-                    Violation(format!(
-                        "{before:?} at {first:?}, then {after:?}: {violation}"
-                    ))
-                };
-                let machine = machine.cut_power(context.seed, |_| ()).map_err(told)?;
-                script::finish(&machine).map_err(told)?;
             }
         }
     }
     Ok(())
+}
+
+fn overlap(
+    machine: Machine,
+    seed: u64,
+    (before, first): (Over, (u64, u64)),
+    (after, ranges): (Over, &[(u64, u64)]),
+) -> Result<(), Violation> {
+    for group in 0..ranges.len() as u64 {
+        before.act(&machine, 0, group * GROUP + first.0, first.1);
+    }
+    machine.settle()?;
+    for (group, range) in (0..).zip(ranges) {
+        after.act(&machine, 1, group * GROUP + range.0, range.1);
+    }
+    machine.settle()?;
+    machine.read_all()?;
+    script::finish(&machine.cut_power(seed, |_| ())?)
 }
 
 /// Keys and data meet exactly, or miss each other by a line.
