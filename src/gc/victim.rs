@@ -15,10 +15,10 @@ use crate::media::KEYS_START_BYTES;
 use crate::pmem::Pmem;
 use crate::units::SegId;
 
-/// A segment of which less than this part is in use, in percent, is compacted. Each copied byte then gives two thirds
-/// of a byte of room, at the least; on a trace of a virtual machine 60 took half of the copies of 80, for the hit ratio
-/// of 70.
-const SPARSE_PERCENT: u64 = 60;
+/// A segment of which less than this part is in use, in percent, is compacted. Each copied byte then gives three sevenths
+/// of a byte of room, at the least. On a trace of a virtual machine 60 and 80 gave lower hit ratios
+/// (docs/adr/0011-eviction.md).
+const SPARSE_PERCENT: u64 = 70;
 /// Of the segments in service, so many percent may hold read fills on probation.
 const PROBATION_PERCENT: usize = 5;
 /// They may have so many segments in any case: one that is open, one that is sealed.
