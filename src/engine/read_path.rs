@@ -331,7 +331,7 @@ impl Core {
                 miss.admitted = !versions.is_empty()
                     && bytes <= reader.cache.write_size_max_bytes()
                     && reader.mode.keeps_reads();
-                let rest = reader.cache.rest_of(&miss);
+                let rest = self.misses.rest_of(reader.cache, &miss);
                 let request = self.misses.lead(geometry, miss, rest).ok_or(Blocked)?;
                 self.ask_base(reader.cache, request, out);
             }
