@@ -1,6 +1,7 @@
 //! Every seeded bug is found, for the right reason; and the same search finds nothing where there is none.
 
 use pcache::canary::{self, Canary};
+use pcache::engine::WritebackOrder;
 use pcache::sim::crash::{self, Limits};
 use pcache::sim::machine::Setup;
 use pcache::sim::model::Violation;
@@ -42,6 +43,11 @@ const HUNTERS: &[Hunter] = &[
     Hunter {
         name: "readers",
         hunt: hunt_readers,
+        seeds_per_round: 4,
+    },
+    Hunter {
+        name: "batches",
+        hunt: hunt_batches,
         seeds_per_round: 4,
     },
     Hunter {
@@ -133,6 +139,37 @@ fn hunt_readers(seed: u64) -> Result<u64, Violation> {
             Step::Base(4),
             Step::Core(0),
             Step::Turns(2),
+        ]);
+    }
+    script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
+}
+
+/// Batches that span barriers, cut in the middle. What is written back then would end at the first barrier, if
+/// nobody knew how far the last batch went.
+fn hunt_batches(seed: u64) -> Result<u64, Violation> {
+    let mut prng = Prng::new(mix(seed, 4));
+    let setup = Setup {
+        block_count: 32,
+        segment_size_bytes: 64 << 10,
+        order: WritebackOrder::Relaxed,
+        yield_percent: prng.pick(&[0, 5]),
+        ..Setup::default()
+    };
+    let mut steps = Vec::new();
+    for _ in 0..6 {
+        steps.push(Step::Strict(false));
+        for _ in 0..6 {
+            steps.push(Step::Write(0, prng.below(30), 2, 0));
+            steps.extend([Step::Core(0), Step::Flush(0), Step::Core(0)]);
+        }
+        steps.extend([
+            Step::DrainStart,
+            Step::Background(4),
+            Step::Base(prng.between(1, 6)),
+            Step::CutPower(prng.below(1 << 32), 2),
+            Step::Strict(true),
+            Step::DrainStart,
+            Step::Turns(20),
         ]);
     }
     script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)

@@ -366,7 +366,7 @@ impl Core {
                     && reader.mode.keeps_reads()
                     && admission != Admission::Refused;
                 miss.apart = admission == Admission::OnProbation;
-                let rest = reader.cache.rest_of(&miss);
+                let rest = self.misses.rest_of(reader.cache, &miss);
                 let request = self.misses.lead(geometry, miss, rest).ok_or(Blocked)?;
                 self.ask_base(reader.cache, request, out);
             }

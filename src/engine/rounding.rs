@@ -46,14 +46,10 @@ impl<P> Cache<P> {
 }
 
 impl<P: Pmem> Cache<P> {
-    /// What is to come along with a miss. That nothing is known of a page is asked again, of the same version of its
+    /// What is to come along with a miss that is to be kept. That nothing is known of a page is asked again, of the same version of its
     /// bucket as when the miss was found: so it was so then (INV-READ-3).
-    pub(super) fn rest_of(&self, miss: &Miss) -> Rest {
+    fn rest_of(&self, miss: &Miss) -> Rest {
         let geometry = &self.geometry;
-        // What is not kept gains nothing.
-        if geometry.blocks_per_page() == 1 || !miss.admitted {
-            return Rest::default();
-        }
         let end = miss.lba.0 + miss.len_blocks;
         let first = geometry.page_of(miss.lba);
         let last = geometry.page_of(Lba(end - 1));
@@ -151,6 +147,16 @@ fn put_back(pads: &mut Option<Pads>, pad: PadId) {
 }
 
 impl Misses {
+    /// What is to come along with a miss, if there is a pad for it. What is not kept gains nothing.
+    pub(super) fn rest_of<P: Pmem>(&self, cache: &Cache<P>, miss: &Miss) -> Rest {
+        let has_pad = self.pads.as_ref().is_some_and(Pads::has_free);
+        if miss.admitted && has_pad && cache.geometry.blocks_per_page() > 1 {
+            cache.rest_of(miss)
+        } else {
+            Rest::default()
+        }
+    }
+
     pub(super) fn remove(&mut self, op: u32) -> Option<Miss> {
         let miss = self.table.remove(op)?;
         if let Some(asked) = miss.asked {

@@ -77,6 +77,10 @@ impl Pads {
         }
     }
 
+    pub(crate) fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
     /// Takes a pad for a scatter list: `head_bytes` of the pad, the next `len_bytes` at `reader`, `tail_bytes` of the
     /// pad. `None`: no pad is free, or the reader's memory is in too many pieces. The cursor is good until the pad is
     /// put back, and for as long as `reader` is.
