@@ -106,4 +106,6 @@ tests! {
     a_write_of_the_rest_of_a_page_drops_the_fill_alone
     an_error_beside_a_miss_is_not_its_own
     nothing_behind_the_end_of_the_base_comes_along
+    what_is_left_of_an_overwritten_segment_is_kept
+    what_is_read_again_outlives_a_scan
 }

@@ -325,10 +325,24 @@ impl<P: Pmem> Cache<P> {
         is_clean
     }
 
-    /// The number of a special stream; `None`: there is no room for it.
-    pub(crate) fn special_stream(&self, special: Special) -> Option<usize> {
+    /// The number of a special stream; `None`: there is none.
+    pub(crate) fn special_stream_at(&self, special: Special) -> Option<usize> {
         let number = self.core_stream_count + special as usize;
         (number < self.streams.len()).then_some(number)
+    }
+
+    /// The number of a special stream that may be used; `None`: there is no room for it beside the segments that the
+    /// channels need.
+    pub(crate) fn special_stream(&self, special: Special) -> Option<usize> {
+        let open = self.streams_in_use() + Special::COUNT;
+        let is_roomy = 2 * open + FREE_SEGMENTS_EXTRA < self.segments_in_service();
+        self.special_stream_at(special).filter(|_| is_roomy)
+    }
+
+    /// Streams that a channel may be using.
+    fn streams_in_use(&self) -> usize {
+        let channels = usize::from(CHANNEL_COUNT_MAX) - self.channel_ids.len();
+        self.core_stream_count.min(channels)
     }
 
     /// The next number to be drawn.
@@ -441,9 +455,8 @@ impl<P: Pmem> Cache<P> {
     /// So many segments are to be free at any time, so that writers need not wait for one: one for each stream that
     /// a channel may be using, and some.
     pub(crate) fn free_segments_wanted(&self) -> usize {
-        let channels = usize::from(CHANNEL_COUNT_MAX) - self.channel_ids.len();
-        let special = usize::from(self.streams.len() > self.core_stream_count);
-        self.core_stream_count.min(channels) + special + FREE_SEGMENTS_EXTRA
+        let special = usize::from(self.special_stream(Special::Kept).is_some());
+        self.streams_in_use() + special + FREE_SEGMENTS_EXTRA
     }
 
     /// Segments that are not free.

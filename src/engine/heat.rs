@@ -12,6 +12,7 @@ use crate::media::{Geometry, Place};
 use crate::pmem::Pmem;
 use crate::units::SegId;
 use std::sync::atomic::{AtomicU8, Ordering};
+use zerocopy::FromZeros;
 
 /// The highest count.
 const HEAT_MAX: u8 = 3;
@@ -19,7 +20,7 @@ const HEAT_MAX: u8 = 3;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Heat {
-    counts: Box<[AtomicU8]>,
+    counts: Vec<AtomicU8>,
     blocks_per_page: u64,
     pages_per_segment: usize,
 }
@@ -33,7 +34,8 @@ impl Heat {
         let pages_per_segment = (geometry.segment_size_bytes() / page_bytes) as usize;
         let count = pages_per_segment * geometry.segment_count() as usize;
         Self {
-            counts: (0..count).map(|_| AtomicU8::new(0)).collect(),
+            // Without memory for it nothing is hot.
+            counts: AtomicU8::new_vec_zeroed(count).unwrap_or_default(),
             blocks_per_page,
             pages_per_segment,
         }

@@ -97,14 +97,14 @@ impl Core {
         })
     }
 
-    /// Read fills that are on probation go into segments of their own, in which nothing is dirty (INV-SEG-9), as long as there is a stream for them that
-    /// nobody is using. If not, they are as good as others.
+    /// Read fills that are on probation go into segments of their own, in which nothing is dirty (INV-SEG-9). Where there
+    /// is no room for such segments they are as good as others.
     fn run_fills_apart<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        let number = cache.special_stream(Special::Probation);
-        let stream =
-            number.and_then(|number| Some((number, cache.streams[number].try_lock().ok()?)));
+        let Some(number) = cache.special_stream(Special::Probation) else {
+            return self.fills.append(&mut self.fills_apart);
+        };
         std::mem::swap(&mut self.fills, &mut self.fills_apart);
-        if let Some((number, mut stream)) = stream {
+        if let Ok(mut stream) = cache.streams[number].try_lock() {
             loop {
                 self.batch.clear();
                 let more = self.gather_fills(cache, &mut stream, out);
@@ -114,8 +114,9 @@ impl Core {
                 }
             }
         }
+        // Another core is at the stream, or there is no room.
+        self.drop_fills(cache, out);
         std::mem::swap(&mut self.fills, &mut self.fills_apart);
-        self.fills.append(&mut self.fills_apart);
     }
 
     /// Whatever could not be put into the cache is given up: the read has waited long enough.

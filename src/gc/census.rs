@@ -6,7 +6,7 @@ use crate::pmem::Pmem;
 use crate::units::SegId;
 
 /// Buckets of the index that one poll counts, at most: some microseconds.
-const BUCKETS_PER_POLL: usize = 256;
+const BUCKETS_PER_POLL: usize = 32;
 /// A count is repeated when so many parts of the segments have been opened since it began.
 const PARTS: u64 = 16;
 
@@ -42,6 +42,11 @@ impl Census {
     fn is_recent<P: Pmem>(&self, cache: &Cache<P>) -> bool {
         let every = (cache.segments.count() as u64 / PARTS).max(1);
         !self.counts.is_empty() && cache.segments.clock() < self.began_at + every
+    }
+
+    /// Whether the first count is finished.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.counts.is_empty()
     }
 
     /// Counts some buckets. `true`: it did something.

@@ -16,7 +16,9 @@ mod victim;
 mod walk;
 
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Class, Counters, Progress, Segment, SegmentState, Setting, Ticket};
+use crate::engine::{
+    Cache, Class, Counters, Progress, Segment, SegmentState, Setting, Special, Ticket,
+};
 use crate::media::{SegmentInfo, Tails};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Generation, SegId, Seq};
@@ -97,7 +99,7 @@ impl Gc {
             State::Waiting(..) => return Progress::Idle,
         };
         let Some(id) = emptied else {
-            return match self.choose(cache, counters) {
+            return match self.choose(cache, agent, counters) {
                 Progress::Idle if counted => Progress::Busy,
                 progress => progress,
             };
@@ -115,7 +117,7 @@ impl Gc {
         Some(self.lent.swap_remove(at))
     }
 
-    fn choose<P: Pmem>(&mut self, cache: &Cache<P>, counters: &Counters) -> Progress {
+    fn choose<P: Pmem>(&mut self, cache: &Cache<P>, agent: Agent, counters: &Counters) -> Progress {
         let segments = &cache.segments;
         let short = segments.free_count() < cache.free_segments_wanted();
         let gc_percent = cache.settings.get(Setting::GcPercent) as usize;
@@ -126,6 +128,10 @@ impl Gc {
         if !(self.is_needed || segments.has_suspects()) {
             return Progress::Idle;
         }
+        if !(self.census.is_ready() || wanted || segments.has_suspects()) {
+            // What is in use is known in a moment.
+            return Progress::Busy;
+        }
         let wish = Wish {
             is_needed: self.is_needed,
             is_urgent: wanted,
@@ -133,6 +139,9 @@ impl Gc {
         let dirty_tail = cache.dirty_tail();
         let Some((id, plan)) = victim::choose(cache, &self.census, wish) else {
             self.needs_writeback = self.is_needed;
+            if wanted {
+                seal_special_streams(cache, agent);
+            }
             let is_clean = cache.dirty_bytes.load(Ordering::Relaxed) == 0
                 || dirty_tail.0 + 1 >= cache.seq_settled().0;
             if self.is_needed && is_clean {
@@ -141,8 +150,13 @@ impl Gc {
             }
             return Progress::Idle;
         };
-        segments.get(id).set_state(SegmentState::Reclaiming);
-        self.walk.begin(id, plan);
+        let victim = segments.get(id);
+        assert!(
+            victim.is_on_base(dirty_tail) || canary::is(Canary::DirtySegmentReclaimed),
+            "INV-SEG-5: segment {id:?} is to be reclaimed, and only {dirty_tail:?} is on the base"
+        );
+        victim.set_state(SegmentState::Reclaiming);
+        self.walk.begin(cache, id, plan);
         counters
             .segments_compacted
             .add(u64::from(plan == Plan::Compact));
@@ -197,6 +211,21 @@ impl Gc {
     }
 }
 
+/// Ends the segments that are open for special purposes and hold anything, so that they can be reclaimed: requests
+/// wait, and nothing else can be.
+fn seal_special_streams<P: Pmem>(cache: &Cache<P>, agent: Agent) {
+    for number in Special::ALL
+        .into_iter()
+        .filter_map(|special| cache.special_stream_at(special))
+    {
+        if let Ok(mut stream) = cache.streams[number].try_lock()
+            && stream.open.is_some_and(|open| open.kset_index > 0)
+        {
+            stream.seal(&cache.stream_context(agent));
+        }
+    }
+}
+
 /// Frees an emptied segment.
 fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
     let segment = cache.segments.get(id);
@@ -216,7 +245,7 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
         segment.state(),
         cache.dirty_tail()
     );
-    // What copies of clean data speak against is older than these were when they were copied.
+    // What copies speak against was on the base when they were made: every older write of their pages was.
     let passed = last_seq.min(tails.dirty_tail);
     if must_be_passed(segment) && tails.key_tail < passed {
         tails.key_tail = passed;
@@ -264,7 +293,6 @@ fn raise_generation<P: Pmem>(cache: &Cache<P>, agent: Agent, id: SegId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Special;
     use crate::engine::invariant_tests::new_cache;
 
     #[test]

@@ -54,34 +54,48 @@ struct Candidate {
     count: Option<Count>,
 }
 
+/// What one look at all segments finds.
+#[derive(Debug, Default)]
+struct Found {
+    suspect: Option<Candidate>,
+    /// The one of which the least is in use.
+    sparsest: Option<(u64, Candidate)>,
+    log: Option<Candidate>,
+    probation: Option<Candidate>,
+    kept: Option<Candidate>,
+    /// What is lent may take long until it is free.
+    lent: Option<Candidate>,
+    on_probation: usize,
+}
+
 /// The next victim; `None`: nothing can be reclaimed now.
 pub(super) fn choose<P: Pmem>(
     cache: &Cache<P>,
     census: &Census,
     wish: Wish,
 ) -> Option<(SegId, Plan)> {
-    // What is lent comes last: it may take long until it is free. But if requests wait for room it has to do: once
-    // it is out of the index, nothing of it is lent anew. What is suspect comes first, needed or not.
-    if let Some(suspect) = oldest(cache, census, |candidate| {
-        candidate.is_suspect && (wish.is_urgent || !candidate.is_lent)
-    }) {
+    let found = look(cache, census);
+    // What is lent comes last. But if requests wait for room it has to do: once it is out of the index, nothing of it
+    // is lent anew. What is suspect comes first, needed or not.
+    if let Some(suspect) = found.suspect
+        && (wish.is_urgent || !suspect.is_lent)
+    {
         return Some((suspect.id, Plan::Evict));
     }
     if !wish.is_needed {
         return None;
     }
-    if let Some(found) = by_policy(cache, census, wish) {
-        return Some(found);
+    if let Some(chosen) = by_policy(cache, &found, wish) {
+        return Some(chosen);
     }
-    let lent = oldest(cache, census, |_| wish.is_urgent)?;
+    let lent = found.lent.filter(|_| wish.is_urgent)?;
     Some((lent.id, Plan::Evict))
 }
 
-fn by_policy<P: Pmem>(cache: &Cache<P>, census: &Census, wish: Wish) -> Option<(SegId, Plan)> {
+fn by_policy<P: Pmem>(cache: &Cache<P>, found: &Found, wish: Wish) -> Option<(SegId, Plan)> {
     let can_copy = !wish.is_urgent && cache.special_stream(Special::Kept).is_some();
     let keep_hot = if can_copy { Plan::KeepHot } else { Plan::Evict };
-    let free = |candidate: &Candidate| !candidate.is_lent;
-    if let Some((live_blocks, sparse)) = sparsest(cache, census) {
+    if let Some((live_blocks, sparse)) = found.sparsest {
         if live_blocks == 0 {
             return Some((sparse.id, Plan::Evict));
         }
@@ -89,13 +103,11 @@ fn by_policy<P: Pmem>(cache: &Cache<P>, census: &Census, wish: Wish) -> Option<(
             return Some((sparse.id, Plan::Compact));
         }
     }
-    let of = |class| oldest(cache, census, |each| free(each) && each.class == class);
-    let probation = of(Class::Probation);
-    if probation.is_some() && has_much_on_probation(cache) {
-        return probation.map(|victim| (victim.id, keep_hot));
-    }
-    let victim = match (of(Class::Log), of(Class::Kept)) {
-        (Some(log), Some(kept)) => {
+    let most = cache.segments_in_service() * PROBATION_PERCENT / 100;
+    let much_on_probation = found.on_probation > most.max(PROBATION_SEGMENTS_MIN);
+    let victim = match (found.probation, found.log, found.kept) {
+        (Some(probation), ..) if much_on_probation => Some(probation),
+        (_, Some(log), Some(kept)) => {
             let clock = cache.segments.clock();
             if warmth(&kept, clock) <= warmth(&log, clock) {
                 Some(kept)
@@ -103,7 +115,7 @@ fn by_policy<P: Pmem>(cache: &Cache<P>, census: &Census, wish: Wish) -> Option<(
                 Some(log)
             }
         }
-        (log, kept) => log.or(probation).or(kept),
+        (probation, log, kept) => log.or(probation).or(kept),
     };
     victim.map(|victim| (victim.id, keep_hot))
 }
@@ -115,53 +127,85 @@ fn warmth(candidate: &Candidate, clock: u64) -> u64 {
     (heat << 16) / age
 }
 
-/// Segments that can be reclaimed.
-fn candidates<P: Pmem>(cache: &Cache<P>, census: &Census) -> impl Iterator<Item = Candidate> {
-    let (segments, dirty_tail) = (&cache.segments, cache.dirty_tail());
-    segments.ids().filter_map(move |id| {
-        let segment = segments.get(id);
-        let is_clean = segment.is_on_base(dirty_tail) || canary::is(Canary::DirtySegmentReclaimed);
-        (segment.state() == SegmentState::Sealed && is_clean).then(|| Candidate {
+fn look<P: Pmem>(cache: &Cache<P>, census: &Census) -> Found {
+    let mut found = Found::default();
+    let dirty_tail = cache.dirty_tail();
+    for id in cache.segments.ids() {
+        let segment = cache.segments.get(id);
+        // The state comes first: nobody but the background takes a segment out of this one, and what is read behind
+        // it stays as it is.
+        let state = segment.state();
+        let class = segment.class();
+        let in_use = matches!(state, SegmentState::Open | SegmentState::Sealed);
+        found.on_probation += usize::from(in_use && class == Class::Probation);
+        if state != SegmentState::Sealed {
+            continue;
+        }
+        // What is suspect is to be behind the tail also for the next recovery.
+        let is_suspect = segment.is_suspect();
+        let is_clean = segment.last_seq() <= dirty_tail
+            || (segment.has_fills_alone() && !is_suspect)
+            || canary::is(Canary::DirtySegmentReclaimed);
+        if !is_clean {
+            continue;
+        }
+        found.add(Candidate {
             id,
-            class: segment.class(),
+            class,
             born: segment.born(),
             is_lent: segment.is_pinned(),
-            is_suspect: segment.is_suspect(),
+            is_suspect,
             count: census.get(cache, id),
-        })
-    })
+        });
+    }
+    found
 }
 
-fn oldest<P: Pmem>(
-    cache: &Cache<P>,
-    census: &Census,
-    wanted: impl Fn(&Candidate) -> bool,
-) -> Option<Candidate> {
-    candidates(cache, census)
-        .filter(|candidate| wanted(candidate))
-        .min_by_key(|candidate| (candidate.is_lent, candidate.born, candidate.id))
+impl Found {
+    fn add(&mut self, candidate: Candidate) {
+        if candidate.is_suspect {
+            return keep_older(&mut self.suspect, candidate);
+        }
+        if candidate.is_lent {
+            return keep_older(&mut self.lent, candidate);
+        }
+        if let Some(Count { live_blocks, .. }) = candidate.count
+            && self
+                .sparsest
+                .is_none_or(|(least_blocks, _)| live_blocks < least_blocks)
+        {
+            self.sparsest = Some((live_blocks, candidate));
+        }
+        let oldest = match candidate.class {
+            Class::Log => &mut self.log,
+            Class::Probation => &mut self.probation,
+            Class::Kept => &mut self.kept,
+        };
+        keep_older(oldest, candidate);
+    }
 }
 
-/// The one of which the least is in use, and how much.
-fn sparsest<P: Pmem>(cache: &Cache<P>, census: &Census) -> Option<(u64, Candidate)> {
-    candidates(cache, census)
-        .filter(|candidate| !candidate.is_lent)
-        .filter_map(|candidate| Some((candidate.count?.live_blocks, candidate)))
-        .min_by_key(|(live_blocks, candidate)| (*live_blocks, candidate.id))
+fn keep_older(oldest: &mut Option<Candidate>, candidate: Candidate) {
+    let age = |each: &Candidate| (each.is_lent, each.born, each.id);
+    if oldest
+        .as_ref()
+        .is_none_or(|oldest| age(&candidate) < age(oldest))
+    {
+        *oldest = Some(candidate);
+    }
 }
 
 fn is_sparse<P: Pmem>(cache: &Cache<P>, live_blocks: u64) -> bool {
-    let room_bytes = cache.geometry.segment_size_bytes() - u64::from(KEYS_START_BYTES);
-    cache.geometry.bytes(live_blocks) * 100 < room_bytes * SPARSE_PERCENT
+    cache.geometry.bytes(live_blocks) * 100 < room_bytes(cache) * SPARSE_PERCENT
 }
 
-fn has_much_on_probation<P: Pmem>(cache: &Cache<P>) -> bool {
-    let on_probation = |id: &SegId| {
-        let segment = cache.segments.get(*id);
-        segment.class() == Class::Probation
-            && matches!(segment.state(), SegmentState::Open | SegmentState::Sealed)
-    };
-    let count = cache.segments.ids().filter(on_probation).count();
-    let most = cache.segments_in_service() * PROBATION_PERCENT / 100;
-    count >= most.max(PROBATION_SEGMENTS_MIN)
+/// What of a victim may be copied because it was read again, in bytes: so much less than all that there is room for
+/// more when the victim is free.
+pub(super) fn hot_bytes_max<P: Pmem>(cache: &Cache<P>) -> u64 {
+    room_bytes(cache) * SPARSE_PERCENT / 100
+}
+
+/// Room for keys and data in a segment.
+fn room_bytes<P: Pmem>(cache: &Cache<P>) -> u64 {
+    cache.geometry.segment_size_bytes() - u64::from(KEYS_START_BYTES)
 }

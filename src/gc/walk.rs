@@ -1,8 +1,8 @@
 //! Going through the keys of a victim: each page that still lies in it is copied or forgotten.
 
-use super::victim::Plan;
+use super::victim::{self, Plan};
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Class, Copier, CopyEnd, Depth, Special};
+use crate::engine::{Cache, Class, Copier, CopyEnd, Depth, Flaw, Special, count_flaw};
 use crate::index::BlockMap;
 use crate::media::{KEYS_START_BYTES, KSET_KEYS_MAX, Key, KsetReader, Place};
 use crate::pmem::Pmem;
@@ -13,6 +13,9 @@ use std::sync::atomic::Ordering;
 const PAGES_PER_POLL: u32 = 64;
 /// So many keys ahead the index is asked for the pages that will be looked up.
 const PREFETCH_KEYS: usize = 8;
+
+/// How often the walk of a victim goes back, at most, because somebody was at a page that is to be copied.
+const RETURNS_MAX: u32 = 64;
 
 /// Where the walk is.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +58,10 @@ enum Fate {
 pub(super) struct Walk {
     victim: SegId,
     plan: Plan,
+    /// What may still be copied because it was read again, in bytes.
+    hot_bytes_left: u64,
+    /// How often the walk may still go back because somebody was at a page.
+    returns_left: u32,
     at: At,
     reader: KsetReader,
     keys: Vec<Key>,
@@ -66,6 +73,8 @@ impl Default for Walk {
         Self {
             victim: SegId(0),
             plan: Plan::Evict,
+            hot_bytes_left: 0,
+            returns_left: 0,
             at: At::start(),
             reader: KsetReader::default(),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
@@ -87,8 +96,10 @@ impl At {
 }
 
 impl Walk {
-    pub(super) fn begin(&mut self, victim: SegId, plan: Plan) {
+    pub(super) fn begin<P: Pmem>(&mut self, cache: &Cache<P>, victim: SegId, plan: Plan) {
         (self.victim, self.plan, self.at) = (victim, plan, At::start());
+        self.hot_bytes_left = victim::hot_bytes_max(cache);
+        self.returns_left = RETURNS_MAX;
         self.keys.clear();
     }
 
@@ -110,8 +121,9 @@ impl Walk {
         };
         match self.copier.commit(cache, to, victim.born()) {
             CopyEnd::Done => return step,
-            CopyEnd::Busy => {}
-            CopyEnd::NoRoom => self.plan = Plan::Evict,
+            CopyEnd::Busy if self.returns_left > 0 => self.returns_left -= 1,
+            // Whoever writes there all the time keeps nobody from reclaiming.
+            CopyEnd::Busy | CopyEnd::NoRoom => self.plan = Plan::Evict,
         }
         if canary::is(Canary::ReclaimedWithoutCopies) {
             return step;
@@ -199,6 +211,10 @@ impl Walk {
             if *budget == 0 || self.copier.is_full() {
                 return false;
             }
+            if !key.kind.has_payload() && !self.copier.is_empty() {
+                // What is to be copied is copied before claims of other pages change the versions of their buckets.
+                return false;
+            }
             *budget -= 1;
             let page = Page(first + self.at.page_at);
             let fate = if self.plan == Plan::Evict || !key.kind.has_payload() {
@@ -239,11 +255,11 @@ impl Walk {
             is_inside
         };
         let evict = || {
-            if self.copier.is_empty() || !key.kind.has_payload() {
+            if self.plan == Plan::Evict || !key.kind.has_payload() {
                 cache.index.evict(at, in_victim);
                 return true;
             }
-            // Other parts of the page may be about to be copied.
+            // Other parts of the page may be copied.
             note();
             let first = cache.geometry.place(self.victim, key.payload_off).0;
             let places = first..first + u64::from(key.len_blocks);
@@ -275,17 +291,23 @@ impl Walk {
         if !is_wanted || !in_one_piece || cache.damage.covers(Place(first_place), len) {
             return Fate::Forget;
         }
-        let payload = self.copier.next_payload();
-        if cache
-            .check_payload(self.victim, key, payload, Depth::Read)
-            .is_err()
-        {
-            // The base has it.
+        let left_bytes = cache.geometry.bytes(left);
+        if self.plan == Plan::KeepHot && left_bytes > self.hot_bytes_left {
             return Fate::Forget;
         }
+        let payload = self.copier.next_payload();
+        if let Err(flaw) = cache.check_payload(self.victim, key, payload, Depth::Read) {
+            // The base has it.
+            count_flaw(&cache.counters[cache.counters.len() - 1], flaw, 1);
+            if flaw == Flaw::Poisoned {
+                cache.segments.suspect(self.victim);
+            }
+            return Fate::Forget;
+        }
+        self.hot_bytes_left = self.hot_bytes_left.saturating_sub(left_bytes);
         let skipped = cache.geometry.bytes(start) as usize;
-        let len_bytes = cache.geometry.bytes(left) as usize;
-        payload.copy_within(skipped..skipped + len_bytes, 0);
+        let left_end = skipped + left_bytes as usize;
+        payload.copy_within(skipped..left_end, 0);
         // What has been kept once is to be read again before it is kept another time.
         let heat = if self.plan == Plan::Compact {
             heat

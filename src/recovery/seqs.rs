@@ -19,9 +19,9 @@ pub(super) enum Noted {
     Busy,
 }
 
-/// A set of seqs above the key tail. All that lie above it are of ksets that are still there, or were lost in a cut, so
-/// that a bit for each kset for which there is room takes them in; memory is used only where bits are set. Media with
-/// other numbers are strange, but not damaged: for these there is a set that is slow and grows.
+/// A set of seqs above the key tail. Most that lie above it are of ksets that are still there, so that a bit for each
+/// kset for which there is room takes them in; memory is used only where bits are set. Where the key tail has stayed
+/// behind, since nothing but read fills was reclaimed for many laps, there is a set that is slow and grows.
 #[derive(Debug)]
 pub(super) struct SeqSet {
     first: Seq,

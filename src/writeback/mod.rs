@@ -15,6 +15,7 @@ mod lost;
 mod next;
 mod overlay;
 mod pace;
+mod pass_clean;
 mod witness;
 
 use crate::canary::{self, Canary};
@@ -93,6 +94,8 @@ pub(crate) struct Writeback {
     throttle: Throttle,
     /// Everything below this is wanted on the base.
     target: Seq,
+    /// When the tail may pass what is clean again.
+    pass_clean_at: Now,
 }
 
 /// The number of the flush among the operations of the background.
@@ -131,6 +134,7 @@ impl Writeback {
             reasons: Reasons::default(),
             throttle: Throttle::default(),
             target: Seq(0),
+            pass_clean_at: Now(0),
         }
     }
 
@@ -169,6 +173,7 @@ impl Writeback {
                 self.stand_still(context.cache, state, text);
             }
         }
+        self.pass_clean(context, now);
         let written = self.write(context, now, budget, out);
         if prepared == Progress::Busy {
             prepared

@@ -10,6 +10,7 @@ mod damage;
 #[cfg(test)]
 mod doc_tests;
 mod durability;
+mod eviction;
 mod log;
 mod metadata;
 mod modes;
@@ -124,6 +125,8 @@ scenarios! {
     42 rounding::a_write_of_the_rest_of_a_page_drops_the_fill_alone,
     42 rounding::an_error_beside_a_miss_is_not_its_own,
     42 rounding::nothing_behind_the_end_of_the_base_comes_along,
+    43 eviction::what_is_left_of_an_overwritten_segment_is_kept,
+    44 eviction::what_is_read_again_outlives_a_scan,
 }
 
 /// What a scenario is given, and where it leaves what it did.

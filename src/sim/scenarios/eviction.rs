@@ -1,0 +1,89 @@
+//! What reclaiming keeps. Items 43 and 44.
+
+use super::{Context, apply, check, in_order, is_cached};
+use crate::sim::machine::{Machine, Setup};
+use crate::sim::model::Violation;
+use crate::sim::script::{self, Step};
+use crate::units::Lba;
+
+/// Blocks of a page.
+const PAGE: u64 = 8;
+/// Five or so go into a segment.
+const PAGES: u64 = 24;
+
+fn setup() -> Setup {
+    Setup {
+        segment_size_bytes: 32 << 10,
+        segment_count: 16,
+        block_count: 400,
+        gc_percent: 90,
+        ..in_order()
+    }
+}
+
+fn write_pages(pages: impl Iterator<Item = u64>) -> Vec<Step> {
+    let write = |page| [Step::Write(0, page * PAGE, PAGE, 0), Step::Core(0)];
+    pages.flat_map(write).collect()
+}
+
+fn cached_count(machine: &Machine, pages: impl Iterator<Item = u64>) -> usize {
+    pages
+        .filter(|page| is_cached(machine, Lba(page * PAGE)))
+        .count()
+}
+
+/// Segments that were overwritten for the most part are compacted, and nothing that is left in them is forgotten. The
+/// power goes at every moment of it.
+pub(super) fn what_is_left_of_an_overwritten_segment_is_kept(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let seed = context.seed;
+    context.cut(&setup(), |machine| {
+        let mut steps = write_pages(0..PAGES);
+        steps.extend(write_pages((0..PAGES).filter(|page| page % 3 != 0)));
+        steps.extend([Step::Drain, Step::GcPercent(35), Step::Turns(40)]);
+        let machine = apply(machine, &steps)?;
+        let stats = machine.cache().stats();
+        let count = cached_count(&machine, 0..PAGES);
+        check(
+            stats.segments_compacted > 0 && stats.gc_copied_bytes > 0 && count == PAGES as usize,
+            || format!("{count} of {PAGES} pages are cached: {stats:?}"),
+        )?;
+        // What was copied is overwritten again, and that is reclaimed: no copy comes back.
+        let mut steps = write_pages((0..PAGES).filter(|page| page % 3 == 0));
+        steps.extend([Step::Drain, Step::GcPercent(0), Step::Turns(60)]);
+        steps.extend((0..PAGES).map(|page| Step::Read(1, page * PAGE, PAGE, 0)));
+        steps.extend([Step::Settle, Step::CutPower(seed, 2)]);
+        apply(machine, &steps)
+    })
+}
+
+/// A scan of what is not cached, several times the size of the cache, does not drive out what is read again.
+pub(super) fn what_is_read_again_outlives_a_scan(context: &mut Context) -> Result<(), Violation> {
+    let setup = Setup {
+        block_count: 4000,
+        gc_percent: 60,
+        ..setup()
+    };
+    let hot = 0..6;
+    let mut steps = write_pages(0..PAGES);
+    steps.push(Step::Drain);
+    let mut machine = apply(context.machine(&setup)?, &steps)?;
+    for round in 0..30_u64 {
+        let read_hot = |page| [Step::Read(0, page * PAGE, PAGE, 0), Step::Core(0)];
+        let mut steps: Vec<Step> = hot.clone().flat_map(read_hot).collect();
+        // Reads of the largest size that is put into so small segments, one behind the other.
+        let scan = |number: u64| Step::Read(1, 400 + (round * 8 + number) * 2 * PAGE, 2 * PAGE, 0);
+        steps.extend((0..8).flat_map(|number| [scan(number), Step::Settle]));
+        machine = apply(machine, &steps)?;
+    }
+    let stats = machine.cache().stats();
+    let count = cached_count(&machine, hot.clone());
+    check(
+        stats.fill_bytes > 2 * setup.device_size_bytes()
+            && stats.segments_reclaimed > 16
+            && count == hot.clone().count(),
+        || format!("{count} hot pages are cached: {stats:?}"),
+    )?;
+    script::finish(&machine)
+}
