@@ -33,7 +33,10 @@ def replay_spdk(host: Host, trace: Trace, commands: Path, folder: Path, cache_mi
     anywhere.
     """
     storage = Storage(
-        folder, base_mib=trace.base_blocks * SECTOR_SIZE // MIB, cache_mib=cache_mib, options={"gc_percent": GC_PERCENT}
+        folder,
+        base_mib=trace.base_blocks * SECTOR_SIZE // MIB,
+        cache_mib=cache_mib,
+        options={"gc_percent": GC_PERCENT},
     )
     try:
         with storage.base_file.open("wb") as base:
