@@ -55,9 +55,9 @@ def test_a_read_that_begins_in_a_page_caches_all_of_it(host: Host, need_app, med
     result = bdevperf.run("read", io_size=sectors * sector, queue_depth=1, seconds=1)
     assert result.io_failed == 0
     stats = {name: value - before[name] for name, value in cache_stats(bdevperf.app.rpc, CACHE).items()}
-    # The first time through the device. Number k begins at sector 7k: of eight one begins with a page, one lies
-    # in a page that is cached, six reach into the next.
-    # But for a few pages at both ends, in which others have looked for partitions before.
+    # The first time through the device. Number k begins at sector 7k: of eight one begins with a page, one
+    # lies in a page that is cached, six reach into the next. A few pages at both ends are known:
+    # others have looked for partitions there.
     known = 16
     reads = MIB // (sectors * sector)
     assert abs(stats["read_misses"] - reads / 8) < known, stats
