@@ -60,10 +60,10 @@ def test_a_read_that_begins_in_a_page_caches_all_of_it(host: Host, need_app, med
     # others have looked for partitions there.
     known = 16
     reads = MIB // (sectors * sector)
-    assert abs(stats["read_misses"] - reads / 8) < known, stats
-    assert abs(stats["read_partial_hits"] - reads * 6 / 8) < known, stats
+    assert abs(stats["requests.rd_full_misses"] - reads / 8) < known, stats
+    assert abs(stats["requests.rd_partial_misses"] - reads * 6 / 8) < known, stats
     # Each page was read once, as a whole.
     pages, page = base_reads(bdevperf.app.rpc) - base_before, 4096
     assert MIB // page - known <= pages <= MIB // page, stats
-    assert stats["base_read_bytes"] == stats["fill_bytes"] == pages * page, stats
+    assert stats["bytes.core_volume_rd"] == stats["misses.fill_bytes"] == pages * page, stats
     bdevperf.stop()
