@@ -6,7 +6,7 @@ use crate::pmem::Pmem;
 use crate::units::SegId;
 
 /// Buckets of the index that one poll counts, at most: some microseconds.
-const BUCKETS_PER_POLL: usize = 32;
+const BUCKETS_PER_POLL: usize = 64;
 /// A count is repeated when so many parts of the segments have been opened since it began.
 const PARTS: u64 = 16;
 

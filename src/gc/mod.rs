@@ -80,7 +80,15 @@ impl Gc {
         agent: Agent,
         counters: &Counters,
     ) -> Progress {
-        let counted = self.is_needed && self.census.poll(cache);
+        // A victim is chosen by what is in use now, unless somebody waits for it.
+        let is_urgent = cache.space_wanted.load(Ordering::Acquire);
+        if matches!(self.state, State::Idle)
+            && self.is_needed
+            && !is_urgent
+            && self.census.poll(cache)
+        {
+            return Progress::Busy;
+        }
         let emptied = match self.state {
             State::Idle => self.take_returned(cache),
             State::Emptying(id) => return self.empty(cache, id, agent, counters),
@@ -99,10 +107,7 @@ impl Gc {
             State::Waiting(..) => return Progress::Idle,
         };
         let Some(id) = emptied else {
-            return match self.choose(cache, agent, counters) {
-                Progress::Idle if counted => Progress::Busy,
-                progress => progress,
-            };
+            return self.choose(cache, agent, counters);
         };
         free(cache, tails, agent, id);
         counters.segments_reclaimed.add(1);

@@ -104,7 +104,7 @@ fn by_policy<P: Pmem>(cache: &Cache<P>, found: &Found, wish: Wish) -> Option<(Se
         }
     }
     let most = cache.segments_in_service() * PROBATION_PERCENT / 100;
-    let much_on_probation = found.on_probation > most.max(PROBATION_SEGMENTS_MIN);
+    let much_on_probation = found.on_probation >= most.max(PROBATION_SEGMENTS_MIN);
     let victim = match (found.probation, found.log, found.kept) {
         (Some(probation), ..) if much_on_probation => Some(probation),
         (_, Some(log), Some(kept)) => {
