@@ -13,13 +13,12 @@ use super::stats::Counters;
 use super::write_path::{Batch, Gathered};
 use crate::canary::{self, Canary};
 use crate::index::Version;
-use crate::pmem::{MemSlice, PadMemory, Pmem};
+use crate::pmem::{MemSlice, PadMemory, Pads, Pmem};
 use crate::units::{Agent, Lba, Now, Page};
 use std::collections::VecDeque;
-use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 /// Requests that a channel takes at once.
 pub(super) const REQUEST_COUNT_MAX: usize = 4096;
@@ -27,6 +26,9 @@ pub(super) const REQUEST_COUNT_MAX: usize = 4096;
 pub(super) const MISS_COUNT_MAX: usize = 256;
 /// Completions of one poll, at most; the rest comes with the next.
 pub(super) const COMPLETIONS_PER_POLL: usize = 512;
+
+/// Never dropped: see [`Channel::abandon_pads`].
+static ABANDONED_PADS: Mutex<Vec<Pads>> = Mutex::new(Vec::new());
 
 /// Number of a request in the channel's table.
 pub(super) type RequestId = u32;
@@ -231,7 +233,7 @@ impl<P: Pmem> Channel<P> {
     /// The end of base reads that are under way will never be told: the memory that they may still write to is lost
     /// for good, so that it becomes nobody else's.
     pub fn abandon_pads(&mut self) {
-        let _never_dropped = self.core.misses.pads.take().map(ManuallyDrop::new);
+        super::cache::lock(&ABANDONED_PADS).extend(self.core.misses.pads.take());
     }
 }
 
