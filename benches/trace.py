@@ -25,6 +25,7 @@ import native
 from blocktrace import BadTrace, Trace, read_trace
 from harness import AppFailed, Host, RpcConnectionLost, RpcError
 from harness.memory import meminfo_mib
+from harness.scenario import MIB
 from policies import POLICIES, Simulated, simulate
 from spdk_replay import replay_spdk
 
@@ -32,7 +33,6 @@ from spdk_replay import replay_spdk
 _CACHE_MIB_MIN, _CACHE_MIB_MAX = 8, 16 << 20
 # Must stay free.
 _SPARE_MIB = 2048
-_MIB = 1 << 20
 _FAILURES = (
     native.NativeFailed,
     AppFailed,
@@ -76,11 +76,11 @@ def _parts() -> set[str]:
 
 
 def _check_memory(trace: Trace, cache_mib: int) -> None:
-    needed_mib = cache_mib + trace.footprint // _MIB + _SPARE_MIB
+    needed_mib = cache_mib + trace.footprint // MIB + _SPARE_MIB
     free_mib = meminfo_mib("MemAvailable")
     if needed_mib > free_mib:
         raise BadSetting(
-            f"CACHE_MIB is {cache_mib}; with what the trace touches ({trace.footprint // _MIB} MiB) and "
+            f"CACHE_MIB is {cache_mib}; with what the trace touches ({trace.footprint // MIB} MiB) and "
             f"{_SPARE_MIB} MiB to spare, memory of {needed_mib} MiB is needed, and {free_mib} MiB are free"
         )
 
@@ -125,11 +125,11 @@ def table(trace: Trace, replayed: dict[str, dict[str, int]], simulated: dict[str
     names = {"spdk": "pcache, SPDK", "engine": "pcache, engine"}
     rows = [("", "hit ratio", "base reads, MiB", "base writes, MiB")]
     for part, stats in replayed.items():
-        traffic = [f"{stats[counter] / _MIB:.1f}" for counter in ("base_read_bytes", "writeback_bytes")]
+        traffic = [f"{stats[counter] / MIB:.1f}" for counter in ("base_read_bytes", "writeback_bytes")]
         rows.append((names[part], f"{hit_ratio(stats, trace):.4f}", *traffic))
     for policy, result in simulated.items():
         rows.append(
-            (f"{policy}, simulated", f"{result.hit_ratio:.4f}", f"{result.base_read_bytes / _MIB:.1f}", "")
+            (f"{policy}, simulated", f"{result.hit_ratio:.4f}", f"{result.base_read_bytes / MIB:.1f}", "")
         )
     return "\n".join(f"{row[0]:<18}" + "".join(f"{cell:>18}" for cell in row[1:]) for row in rows)
 
@@ -139,8 +139,8 @@ def run() -> None:
     cache_mib, parts, trace = _cache_mib(), _parts(), _trace()
     _check_memory(trace, cache_mib)
     print(
-        f"{len(trace.requests)} requests; they touch {trace.footprint / _MIB:.1f} MiB, read "
-        f"{trace.read_pages} pages and write {trace.write_bytes / _MIB:.1f} MiB; a cache of {cache_mib} MiB",
+        f"{len(trace.requests)} requests; they touch {trace.footprint / MIB:.1f} MiB, read "
+        f"{trace.read_pages} pages and write {trace.write_bytes / MIB:.1f} MiB; a cache of {cache_mib} MiB",
         flush=True,
     )
     replayed = {}

@@ -110,7 +110,7 @@ impl<P: Pmem> Background<P> {
             &self.cache,
             &mut self.tails,
             BACKGROUND_AGENT,
-            counters(&self.cache),
+            self.cache.background_counters(),
         );
         let mut context = context(&self.cache, &mut self.tails);
         context.urgent = self.gc.needs_writeback();
@@ -119,7 +119,7 @@ impl<P: Pmem> Background<P> {
             cache: &self.cache,
             tails: &mut self.tails,
             agent: BACKGROUND_AGENT,
-            counters: counters(&self.cache),
+            counters: self.cache.background_counters(),
         };
         let scrubbed = self.scrub.poll(&mut context, now);
         if [reclaimed, written, scrubbed].contains(&Progress::Busy) {
@@ -210,7 +210,7 @@ impl<P: Pmem> Background<P> {
             Some(since) if !waiting => {
                 self.stalled_since = None;
                 let stall_us = now.since_ns(since) / NS_PER_US;
-                let counters = counters(&self.cache);
+                let counters = self.cache.background_counters();
                 counters.stalls.add(1);
                 counters.stall_us.add(stall_us);
                 self.cache
@@ -234,14 +234,17 @@ fn context<'a, P>(cache: &'a Cache<P>, tails: &'a mut Tails) -> Context<'a, P> {
         cache,
         tails,
         agent: BACKGROUND_AGENT,
-        counters: counters(cache),
+        counters: cache.background_counters(),
         order: cache.settings.writeback_order(),
         urgent: false,
     }
 }
 
-fn counters<P>(cache: &Cache<P>) -> &Counters {
-    &cache.counters[cache.counters.len() - 1]
+impl<P> Cache<P> {
+    /// The background's own.
+    pub(crate) fn background_counters(&self) -> &Counters {
+        &self.counters[self.counters.len() - 1]
+    }
 }
 
 impl<P: Pmem> Cache<P> {

@@ -10,7 +10,7 @@ use super::io::{HostIo, Outbox, Status};
 use super::write_path::pages;
 use crate::canary::{self, Canary};
 use crate::pmem::Pmem;
-use crate::units::{NS_PER_US, Now, Seq};
+use crate::units::{Now, Seq};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
@@ -84,9 +84,8 @@ impl Core {
             }
             self.held.waiting.pop_front();
             self.held.given_up = self.held.given_up.saturating_sub(1);
-            let waited_us = self.now.since_ns(since) / NS_PER_US;
-            let counters = self.counters(cache);
-            counters.histograms.held_write_us.note(waited_us);
+            let histogram = &self.counters(cache).histograms.held_write_us;
+            histogram.note_length(since, self.now);
             self.complete(cache, id, status, out);
         }
     }

@@ -61,7 +61,7 @@ pub use settings::{
     SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,
     SettingValueKind, SettingValues,
 };
-pub(crate) use stats::{Counters, Histogram};
+pub(crate) use stats::Counters;
 pub use stats::{Distribution, Distributions, Stats};
 pub use usage::Usage;
 pub(crate) use write_path::{Copier, CopyEnd};

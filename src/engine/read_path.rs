@@ -11,7 +11,7 @@ use crate::canary::{self, Canary};
 use crate::index::{BlockMap, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
-use crate::units::{Lba, NS_PER_US, Page};
+use crate::units::{Lba, Page};
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
@@ -420,9 +420,8 @@ impl Core {
             };
             let fill = miss.admitted && miss.result == Some(Ok(()));
             let apart = miss.apart;
-            let took_us = self.now.since_ns(miss.asked_at) / NS_PER_US;
-            let counters = self.counters(cache);
-            counters.histograms.base_read_us.note(took_us);
+            let histogram = &self.counters(cache).histograms.base_read_us;
+            histogram.note_length(miss.asked_at, self.now);
             if fill && apart {
                 self.fills_apart.push_back(op);
             } else if fill {

@@ -154,11 +154,9 @@ impl Segment {
         self.set_state(SegmentState::Sealed);
     }
 
-    /// It holds what was copied from a segment of that age.
-    pub(crate) fn inherit_age(&self, born: u64, is_first: bool) {
-        let before = self.born.load(Ordering::Relaxed);
-        let born = if is_first { born } else { born.max(before) };
-        self.born.store(born, Ordering::Relaxed);
+    /// It holds what was copied from a segment of that age. It is as old as the youngest of these.
+    pub(crate) fn inherit_age(&self, born: u64) {
+        self.born.fetch_max(born, Ordering::Relaxed);
     }
 
     /// Begins anew, for a core or for a special purpose.
@@ -412,6 +410,12 @@ impl Segments {
             "INV-SEG-3: segment {id:?} is opened, but it is {state:?}"
         );
         let born = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        // What is compacted is as old as what it comes from, and says so with the first copy.
+        let born = if special == Some(Special::Compacted) {
+            0
+        } else {
+            born
+        };
         self.get(id).begin(special, born);
         self.get(id).set_state(SegmentState::Open);
         if special.is_none() {

@@ -2,7 +2,6 @@
 
 mod histogram;
 
-pub(crate) use histogram::Histogram;
 use histogram::Histograms;
 pub use histogram::{Distribution, Distributions};
 use serde::Serialize;

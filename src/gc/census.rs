@@ -1,12 +1,11 @@
 //! How much of each segment is in use, and how much of that was read again: counted by going through the index, some
 //! buckets in each poll, since nobody keeps count while requests run.
 
+use super::BUCKETS_PER_POLL;
 use crate::engine::Cache;
 use crate::pmem::Pmem;
 use crate::units::SegId;
 
-/// Buckets of the index that one poll counts, at most: some microseconds.
-const BUCKETS_PER_POLL: usize = 64;
 /// A count is repeated when so many parts of the segments have been opened since it began.
 const PARTS: u64 = 16;
 
@@ -62,14 +61,15 @@ impl Census {
             self.next_began_at = cache.segments.clock();
         }
         let stop = (self.bucket + BUCKETS_PER_POLL).min(end);
+        let mut note = |place, len_blocks| {
+            let id = cache.geometry.segment_of(place);
+            if let Some(count) = self.next.get_mut(id.index()) {
+                count.live_blocks += len_blocks;
+                count.heat += u64::from(cache.heat.get(place));
+            }
+        };
         for bucket in self.bucket..stop {
-            cache.index.count_bucket(bucket, |place, len_blocks| {
-                let id = cache.geometry.segment_of(place);
-                if let Some(count) = self.next.get_mut(id.index()) {
-                    count.live_blocks += u64::from(len_blocks);
-                    count.heat += u64::from(cache.heat.get(place));
-                }
-            });
+            cache.index.look_at_bucket(bucket, &mut note);
         }
         self.bucket = stop;
         if stop == end {

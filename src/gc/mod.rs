@@ -27,11 +27,12 @@ use std::sync::atomic::Ordering;
 use victim::{Plan, Wish};
 use walk::{Step, Walk};
 
-/// Buckets of the index that one poll goes through, at most.
+/// Buckets of the index that one poll goes through, at most: some microseconds.
 const BUCKETS_PER_POLL: usize = 64;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 enum State {
+    #[default]
     Idle,
     /// Its pages leave.
     Emptying(SegId),
@@ -42,7 +43,7 @@ enum State {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Gc {
     state: State,
     walk: Walk,
@@ -52,19 +53,6 @@ pub(crate) struct Gc {
     lent: Vec<SegId>,
     is_needed: bool,
     needs_writeback: bool,
-}
-
-impl Default for Gc {
-    fn default() -> Self {
-        Self {
-            state: State::Idle,
-            walk: Walk::default(),
-            census: Census::default(),
-            lent: Vec::new(),
-            is_needed: false,
-            needs_writeback: false,
-        }
-    }
 }
 
 impl Gc {

@@ -11,7 +11,6 @@
 use super::census::{Census, Count};
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Class, SegmentState, Special};
-use crate::media::KEYS_START_BYTES;
 use crate::pmem::Pmem;
 use crate::units::SegId;
 
@@ -143,10 +142,12 @@ fn look<P: Pmem>(cache: &Cache<P>, census: &Census) -> Found {
         }
         // What is suspect is to be behind the tail also for the next recovery.
         let is_suspect = segment.is_suspect();
-        let is_clean = segment.last_seq() <= dirty_tail
-            || (segment.has_fills_alone() && !is_suspect)
-            || canary::is(Canary::DirtySegmentReclaimed);
-        if !is_clean {
+        let is_clean = if is_suspect {
+            segment.last_seq() <= dirty_tail
+        } else {
+            segment.is_on_base(dirty_tail)
+        };
+        if !is_clean && !canary::is(Canary::DirtySegmentReclaimed) {
             continue;
         }
         found.add(Candidate {
@@ -196,16 +197,11 @@ fn keep_older(oldest: &mut Option<Candidate>, candidate: Candidate) {
 }
 
 fn is_sparse<P: Pmem>(cache: &Cache<P>, live_blocks: u64) -> bool {
-    cache.geometry.bytes(live_blocks) * 100 < room_bytes(cache) * SPARSE_PERCENT
+    cache.geometry.bytes(live_blocks) * 100 < cache.geometry.segment_room_bytes() * SPARSE_PERCENT
 }
 
 /// What of a victim may be copied because it was read again, in bytes: so much less than all that there is room for
 /// more when the victim is free.
 pub(super) fn hot_bytes_max<P: Pmem>(cache: &Cache<P>) -> u64 {
-    room_bytes(cache) * SPARSE_PERCENT / 100
-}
-
-/// Room for keys and data in a segment.
-fn room_bytes<P: Pmem>(cache: &Cache<P>) -> u64 {
-    cache.geometry.segment_size_bytes() - u64::from(KEYS_START_BYTES)
+    cache.geometry.segment_room_bytes() * SPARSE_PERCENT / 100
 }

@@ -298,7 +298,7 @@ impl Walk {
         let payload = self.copier.next_payload();
         if let Err(flaw) = cache.check_payload(self.victim, key, payload, Depth::Read) {
             // The base has it.
-            count_flaw(&cache.counters[cache.counters.len() - 1], flaw, 1);
+            count_flaw(cache.background_counters(), flaw, 1);
             if flaw == Flaw::Poisoned {
                 cache.segments.suspect(self.victim);
             }

@@ -21,11 +21,11 @@ mod witness;
 use crate::canary::{self, Canary};
 use crate::engine::{
     BaseError, BaseKind, BaseOpId, BaseRequest, Budget, Cache, CheckpointNeed, Counters, Health,
-    Histogram, Outbox, Progress, WritebackOrder,
+    Outbox, Progress, WritebackOrder,
 };
 use crate::media::{KEY_SIZE_BYTES, KSET_KEYS_MAX, Tails};
 use crate::pmem::Pmem;
-use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, NS_PER_US, Now, Seq};
+use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, Seq};
 pub(crate) use batch::BASE_WRITE_BYTES_MAX;
 use batch::{Batch, Manners};
 use log::{Limits, LogReader, LogStop};
@@ -331,7 +331,8 @@ impl Writeback {
         let (cache, counters) = (context.cache, context.counters);
         let progress = self.next.go_on(cache, counters, &mut self.log, hurry)?;
         if self.next.is_ready() && !is_ready {
-            note_length(&counters.histograms.gather_us, self.next.begun, now);
+            let histogram = &counters.histograms.gather_us;
+            histogram.note_length(self.next.begun, now);
         }
         Ok(progress)
     }
@@ -419,7 +420,7 @@ impl Writeback {
         }
         if self.batch.has_ops {
             let histogram = &context.counters.histograms.base_write_us;
-            note_length(histogram, self.batch_start, now);
+            histogram.note_length(self.batch_start, now);
         }
         if self.batch.has_ops && cache.base_caps.flush {
             if canary::is(Canary::TailBeforeBaseFlush) {
@@ -457,7 +458,7 @@ impl Writeback {
             return;
         }
         let histogram = &context.counters.histograms.base_flush_us;
-        note_length(histogram, self.flush_start, now);
+        histogram.note_length(self.flush_start, now);
         match result {
             Ok(()) => self.finish(context, now),
             Err(_) if canary::is(Canary::FailedBaseFlushIgnored) => self.finish(context, now),
@@ -588,10 +589,6 @@ fn damage_text<P: Pmem>(cache: &Cache<P>) -> String {
         "the only copy of blocks {}{more} is damaged; write-back stands still until they are overwritten",
         named.join(", ")
     )
-}
-
-fn note_length(histogram: &Histogram, since: Now, now: Now) {
-    histogram.note(now.since_ns(since) / NS_PER_US);
 }
 
 fn note_error<P: Pmem>(context: &Context<'_, P>, what: &str, error: BaseError) {

@@ -8,9 +8,8 @@ use crate::units::{NS_PER_MS, Now, Seq};
 const PASS_CLEAN_NS: u64 = 10 * NS_PER_MS;
 
 impl Writeback {
-    /// When nothing dirty is below the settled point the dirty tail goes there,
-    /// now and then: what is asked of it, as age and what counts as on the base after a restart, does not depend on
-    /// when something was written last.
+    /// When nothing dirty is below the settled point the dirty tail goes there, now and then: what is asked of it, as
+    /// age and what counts as on the base after a restart, does not depend on when something was written last.
     pub(super) fn pass_clean<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) {
         let upto = Seq(self.settled.0.saturating_sub(1));
         let all_clean = self.state == State::Idle

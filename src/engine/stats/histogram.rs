@@ -1,6 +1,7 @@
 //! How values are distributed: powers of two, always on. A value costs two plain additions.
 
 use super::Counter;
+use crate::units::{NS_PER_US, Now};
 use serde::Serialize;
 
 /// The last one has no upper end: of microseconds, above four seconds.
@@ -20,6 +21,12 @@ impl Histogram {
         // 64 at the most.
         let bits = (u64::BITS - value.leading_zeros()) as usize;
         self.buckets[bits.min(BUCKET_COUNT - 1)].add(1);
+    }
+
+    /// Notes how long something took, in microseconds.
+    #[inline]
+    pub(crate) fn note_length(&self, since: Now, now: Now) {
+        self.note(now.since_ns(since) / NS_PER_US);
     }
 }
 

@@ -294,8 +294,7 @@ impl Batch {
                 payload_off,
                 crc,
             };
-            self.kset.push(&key, shift);
-            self.keys.push(key);
+            self.add(key, shift);
             payload_off += bytes;
         }
     }
@@ -326,8 +325,7 @@ impl Batch {
             payload_off: open.data_off,
             crc,
         };
-        self.kset.push(&key, shift);
-        self.keys.push(key);
+        self.add(key, shift);
     }
 
     pub(super) fn push_key<P: Pmem>(&mut self, cache: &Cache<P>, io: &HostIo, kind: KeyKind) {
@@ -340,7 +338,11 @@ impl Batch {
             payload_off: 0,
             crc: 0,
         };
-        self.kset.push(&key, cache.geometry.block_shift());
+        self.add(key, cache.geometry.block_shift());
+    }
+
+    fn add(&mut self, key: Key, block_shift: u32) {
+        self.kset.push(&key, block_shift);
         self.keys.push(key);
     }
 

@@ -122,7 +122,7 @@ impl Copier {
         if let Some(open) = stream.open.as_mut().filter(|_| !self.admitted.is_empty()) {
             if to == Special::Compacted {
                 let segment = cache.segments.get(open.id);
-                segment.inherit_age(born, open.kset_index == 0);
+                segment.inherit_age(born);
             }
             self.append(cache, number, open);
         }
@@ -187,7 +187,9 @@ impl Copier {
             let place = cache.geometry.place(open.id, key.payload_off);
             cache.heat.set(place, self.copies[*at].heat);
         }
-        let counters = &cache.counters[cache.counters.len() - 1];
-        counters.gc_copied_bytes.add(copied_bytes);
+        cache
+            .background_counters()
+            .gc_copied_bytes
+            .add(copied_bytes);
     }
 }

@@ -1,4 +1,4 @@
-//! What lies where, by a sample of the table: to count all of a large one takes seconds.
+//! What lies where, bucket by bucket or by a sample of the table: to count all of a large one takes seconds.
 
 use super::{BlockMap, Index, Meta};
 use crate::index::bucket::{BUCKET_WORDS, SlotKind};
@@ -35,13 +35,19 @@ impl Index {
         for number in 0..count {
             let start = (number as u128 * all as u128 / count as u128) as usize;
             let bucket = start + number.wrapping_mul(SCATTER) % width;
-            for slot in 1..BUCKET_WORDS {
-                self.look_at_slot(bucket, slot, &mut found);
-            }
+            self.look_at_bucket(bucket, &mut found);
         }
         Sample {
             buckets: count as u64,
             buckets_all: all as u64,
+        }
+    }
+
+    /// Calls `found` with place and number of the blocks that lie on the device, by the entries of a bucket. A page
+    /// that changes meanwhile may be left out.
+    pub(crate) fn look_at_bucket(&self, bucket: usize, found: &mut impl FnMut(Place, u64)) {
+        for slot in 1..BUCKET_WORDS {
+            self.look_at_slot(bucket, slot, found);
         }
     }
 
