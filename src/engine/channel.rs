@@ -161,7 +161,7 @@ impl<P: Pmem> Channel<P> {
     #[cfg(any(test, feature = "sim"))]
     #[must_use]
     pub fn agent(&self) -> Agent {
-        self.core.agent()
+        Agent(self.core.owner())
     }
 
     /// Requests that were submitted and have not completed.
@@ -273,11 +273,6 @@ impl Core {
     /// In claims; never 0.
     pub(super) fn owner(&self) -> u16 {
         self.id + 1
-    }
-
-    /// In fences.
-    pub(super) fn agent(&self) -> Agent {
-        Agent(self.id + 1)
     }
 
     pub(super) fn counters<'a, P>(&self, cache: &'a Cache<P>) -> &'a Counters {

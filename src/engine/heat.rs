@@ -21,7 +21,8 @@ const HEAT_MAX: u8 = 3;
 #[derive(Debug)]
 pub(crate) struct Heat {
     counts: Vec<AtomicU8>,
-    blocks_per_page: u64,
+    /// Blocks of a page, as a power of two.
+    page_shift: u32,
     pages_per_segment: usize,
 }
 
@@ -36,20 +37,25 @@ impl Heat {
         Self {
             // Without memory for it nothing is hot.
             counts: AtomicU8::new_vec_zeroed(count).unwrap_or_default(),
-            blocks_per_page,
+            page_shift: blocks_per_page.trailing_zeros(),
             pages_per_segment,
         }
     }
 
+    #[inline]
+    fn number_of(&self, place: Place) -> usize {
+        place.0.wrapping_shr(self.page_shift) as usize
+    }
+
     fn count_at(&self, place: Place) -> Option<&AtomicU8> {
-        self.counts.get((place.0 / self.blocks_per_page) as usize)
+        self.counts.get(self.number_of(place))
     }
 
     /// Counts a read of what lies here.
     #[inline]
     fn note(&self, place: Place, len_blocks: u64) {
-        let first = (place.0 / self.blocks_per_page) as usize;
-        let last = ((place.0 + len_blocks - 1) / self.blocks_per_page) as usize;
+        let first = self.number_of(place);
+        let last = self.number_of(Place(place.0 + len_blocks - 1));
         for count in self.counts.get(first..=last).unwrap_or_default() {
             let now = count.load(Ordering::Relaxed);
             if now < HEAT_MAX {

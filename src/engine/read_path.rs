@@ -199,29 +199,31 @@ impl Core {
         end: u64,
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
-        let index = &reader.cache.index;
-        let per_page = u64::from(index.geometry().blocks_per_page());
+        let (index, geometry) = (&reader.cache.index, &reader.cache.geometry);
+        let in_page = u64::from(geometry.blocks_per_page()) - 1;
+        let last_page = geometry.page_of(Lba(end - 1));
         let mut lba = start;
         while lba < end {
-            let page = lba / per_page;
-            if page + PREFETCH_PAGES <= (end - 1) / per_page {
-                index.prefetch(index.locate(Page(page + PREFETCH_PAGES)));
+            let page = geometry.page_of(Lba(lba));
+            let later = Page(page.0 + PREFETCH_PAGES);
+            if later <= last_page {
+                index.prefetch(index.locate(later));
             }
             let found = match reader.ahead.take() {
                 Some(WholePage { source, version }) => Some(Lookup {
                     map: PageMap::Whole(source),
                     version,
                 }),
-                None => index.lookup(index.locate(Page(page))),
+                None => index.lookup(index.locate(page)),
             };
             let Some(found) = found else {
                 self.end_run(reader, out)?;
                 return Err(Blocked);
             };
-            let page_end = ((page + 1) * per_page).min(end);
+            let page_end = ((lba | in_page) + 1).min(end);
             while lba < page_end {
                 // A page has 8 blocks at most.
-                let source = found.map.block((lba % per_page) as u32);
+                let source = found.map.block((lba & in_page) as u32);
                 self.extend_run(reader, source, Lba(lba), found.version, out)?;
                 lba += 1;
             }
@@ -239,7 +241,6 @@ impl Core {
         version: Version,
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
-        let per_page = u64::from(reader.cache.geometry.blocks_per_page());
         match &mut reader.run {
             Some(run) if run.continues(source) => run.len_blocks += 1,
             _ => {
@@ -252,8 +253,11 @@ impl Core {
                 reader.version_count = 0;
             }
         }
-        let first_of_page = lba.0.is_multiple_of(per_page) || reader.version_count == 0;
-        if source == BlockMap::Absent && first_of_page {
+        if source != BlockMap::Absent {
+            return Ok(());
+        }
+        let in_page = u64::from(reader.cache.geometry.blocks_per_page()) - 1;
+        if lba.0 & in_page == 0 || reader.version_count == 0 {
             if let Some(slot) = self.run_versions.get_mut(reader.version_count) {
                 *slot = version;
             }

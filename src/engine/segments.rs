@@ -4,6 +4,7 @@ use crate::media::{Geometry, SegmentInfo};
 use crate::sched;
 use crate::units::{Generation, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// What a segment is used for.
@@ -283,7 +284,8 @@ impl Segment {
 /// All segments, and which of them are free or newly opened.
 #[derive(Debug)]
 pub(crate) struct Segments {
-    table: Box<[Segment]>,
+    /// Readers of one do not meet those who append to its neighbour.
+    table: Box<[CachePadded<Segment>]>,
     free: ArrayQueue<SegId>,
     opened: ArrayQueue<SegId>,
     /// Suspect ones that are still in use.
@@ -299,7 +301,10 @@ impl Segments {
     pub(crate) fn new(geometry: &Geometry, starts: &[SegmentStart], dirty_tail: Seq) -> Self {
         let capacity = geometry.segment_count() as usize;
         let segments = Self {
-            table: starts.iter().map(Segment::new).collect(),
+            table: starts
+                .iter()
+                .map(|start| CachePadded::new(Segment::new(start)))
+                .collect(),
             free: ArrayQueue::new(capacity),
             opened: ArrayQueue::new(capacity),
             suspects: AtomicUsize::new(0),

@@ -2,9 +2,9 @@
 //! and so need no flush, only the fence. All instructions that touch the device are guarded, see
 //! [`super::guard`]: a store that the memory does not take is noted by its region, and skipped.
 //!
-//! Which instruction is used is decided once, at run time, by what the CPU has. Left out on purpose:
-//! `movdir64b` (never measured to win here) and everything temporal with `clwb`, which runs at less than a
-//! third of the speed.
+//! Which instruction is used is decided once, at run time, by what the CPU has. Short records are an exception, see
+//! `copy/records.rs`. Left out on purpose, by measurement (docs/adr/0015-stores.md): `movdir64b`, and payloads through
+//! the cache, which take three times as long.
 
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -28,6 +28,18 @@ pub(super) struct Kernel {
     /// `(dst, src, crc)`: stores [`BOUNCE_SIZE_BYTES`] bytes and returns their checksum, in one pass.
     store_block: Option<unsafe fn(*mut u8, *const u8, u32) -> u32>,
     load: Load,
+    /// `None`: as everything else.
+    records: Option<Records>,
+}
+
+/// How short records are stored.
+#[derive(Clone, Copy, Debug)]
+struct Records {
+    name: &'static str,
+    /// As [`Kernel::store`], from one line on.
+    store: unsafe fn(*mut u8, *const u8, usize),
+    /// Longer ones are not short.
+    size_bytes_max: usize,
 }
 
 /// The memory at this address cannot be read.
@@ -53,9 +65,20 @@ impl Kernel {
         arch::kernels()
     }
 
+    /// The best one where the platform saves the CPU's caches when the power fails.
+    pub(super) fn best_with_saved_caches() -> Self {
+        Self {
+            records: arch::unflushed_records(),
+            ..Self::best()
+        }
+    }
+
     /// For the log and for benches.
-    pub(super) fn name(&self) -> &'static str {
-        self.name
+    pub(super) fn name(&self) -> String {
+        match &self.records {
+            Some(records) => format!("{}, records by {}", self.name, records.name),
+            None => self.name.to_owned(),
+        }
     }
 
     /// Stores `len_bytes` bytes from `src` to `dst`. They are durable after [`fence`] on the same CPU.
@@ -67,6 +90,21 @@ impl Kernel {
         // SAFETY: `stream` has the contract of this function, and `available` lists only kernels whose
         // instructions this CPU has.
         unsafe { (self.stream)(dst, src, len_bytes) }
+    }
+
+    /// As [`Kernel::store`], what is followed by a fence and not part of a payload.
+    ///
+    /// # Safety
+    /// As [`Kernel::store`].
+    pub(super) unsafe fn store_record(&self, dst: *mut u8, src: *const u8, len_bytes: usize) {
+        match &self.records {
+            Some(records) if (LINE..=records.size_bytes_max).contains(&len_bytes) => {
+                // SAFETY: by the contract, and it is at least a line; `available` lists only what this CPU has.
+                unsafe { (records.store)(dst, src, len_bytes) }
+            }
+            // SAFETY: as for this function.
+            _ => unsafe { self.store(dst, src, len_bytes) },
+        }
     }
 
     /// Stores the next `len_bytes` bytes of the caller's memory to `dst`, and advances `src`. Each is read
@@ -264,279 +302,14 @@ pub(super) fn prefetch(ptr: *const u8) {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod arch {
-    use std::arch::asm;
-    use std::arch::x86_64::{
-        __m128i, __m256i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence,
-        _mm256_loadu_si256, _mm512_loadu_si512,
-    };
+#[path = "copy/x86_64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+mod records;
 
-    use super::super::fused;
-    use super::super::guard::guard;
-    use super::super::load::arch::{load_avx2, load_avx512, load_sse2};
-    use super::{Kernel, LINE};
-
-    const _: () = assert!(fused::BLOCK_SIZE_BYTES == super::BOUNCE_SIZE_BYTES);
-
-    pub(super) fn kernels() -> Vec<Kernel> {
-        let mut kernels = Vec::new();
-        if is_x86_feature_detected!("avx512f") {
-            let stream = stream_avx512;
-            kernels.push(Kernel {
-                name: "avx512",
-                stream,
-                store_block: fused::available(),
-                load: load_avx512,
-            });
-        }
-        if is_x86_feature_detected!("avx2") {
-            let stream = stream_avx2;
-            kernels.push(Kernel {
-                name: "avx2",
-                stream,
-                store_block: fused::available(),
-                load: load_avx2,
-            });
-        }
-        kernels.push(Kernel {
-            name: "sse2",
-            stream: stream_sse2,
-            store_block: None,
-            load: load_sse2,
-        });
-        kernels
-    }
-
-    /// Lines that a turn of a copy loop stores: as many as make its own instructions negligible.
-    const GROUP: usize = 8 * LINE;
-
-    /// The loop around `$line`, of which `$line::<AT>(dst, src)` stores the line at byte `AT`. A macro, since
-    /// a function could not be inlined into all three with what each may use of the CPU.
-    macro_rules! store_lines {
-        ($line:ident, $dst:expr, $src:expr, $len_bytes:expr) => {
-            let (mut dst, mut src, mut left): (*mut u8, *const u8, usize) =
-                ($dst, $src, $len_bytes);
-            while left >= GROUP {
-                // SAFETY: a group of lines is left of both, by the contract, and `dst` stays aligned to a line.
-                unsafe {
-                    $line::<0>(dst, src);
-                    $line::<LINE>(dst, src);
-                    $line::<{ 2 * LINE }>(dst, src);
-                    $line::<{ 3 * LINE }>(dst, src);
-                    $line::<{ 4 * LINE }>(dst, src);
-                    $line::<{ 5 * LINE }>(dst, src);
-                    $line::<{ 6 * LINE }>(dst, src);
-                    $line::<{ 7 * LINE }>(dst, src);
-                }
-                dst = dst.wrapping_add(GROUP);
-                src = src.wrapping_add(GROUP);
-                left -= GROUP;
-            }
-            while left > 0 {
-                // SAFETY: as above, for a line: what is left is a multiple of it.
-                unsafe { $line::<0>(dst, src) };
-                dst = dst.wrapping_add(LINE);
-                src = src.wrapping_add(LINE);
-                left -= LINE;
-            }
-        };
-    }
-
-    /// # Safety
-    /// As [`Kernel::store`].
-    unsafe fn stream_sse2(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        store_lines!(line_sse2, dst, src, len_bytes);
-    }
-
-    /// # Safety
-    /// As [`Kernel::store`]; and the CPU has AVX2.
-    #[target_feature(enable = "avx2")]
-    unsafe fn stream_avx2(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        store_lines!(line_avx2, dst, src, len_bytes);
-    }
-
-    /// # Safety
-    /// As [`Kernel::store`]; and the CPU has AVX-512F.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn stream_avx512(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        store_lines!(line_avx512, dst, src, len_bytes);
-    }
-
-    // The stores are spelt out, because the intrinsics know no displacement: each would cost the computation of
-    // an address.
-
-    /// # Safety
-    /// A line at byte `AT` of `src` can be read and one of `dst` be written, which is aligned to a line.
-    #[inline]
-    unsafe fn line_sse2<const AT: usize>(dst: *mut u8, src: *const u8) {
-        const STEP: usize = size_of::<__m128i>();
-        let from = |part: usize| src.wrapping_add(AT + part * STEP).cast::<__m128i>();
-        // SAFETY: the parts of a line of the source, by the contract; any alignment will do.
-        let (a, b, c, d) = unsafe {
-            (
-                _mm_loadu_si128(from(0)),
-                _mm_loadu_si128(from(1)),
-                _mm_loadu_si128(from(2)),
-                _mm_loadu_si128(from(3)),
-            )
-        };
-        // SAFETY: four stores that fill a line of the target, by the contract; each is aligned to its size.
-        unsafe {
-            asm!(
-                "2:",
-                "movntdq xmmword ptr [{dst} + {at}], {a}",
-                "movntdq xmmword ptr [{dst} + {at} + 16], {b}",
-                "movntdq xmmword ptr [{dst} + {at} + 32], {c}",
-                "movntdq xmmword ptr [{dst} + {at} + 48], {d}",
-                "3:",
-                guard!("1"),
-                dst = in(reg) dst, at = const AT,
-                a = in(xmm_reg) a, b = in(xmm_reg) b, c = in(xmm_reg) c, d = in(xmm_reg) d,
-                options(nostack, preserves_flags),
-            );
-        }
-    }
-
-    /// # Safety
-    /// As [`line_sse2`]; and the CPU has AVX2.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn line_avx2<const AT: usize>(dst: *mut u8, src: *const u8) {
-        const STEP: usize = size_of::<__m256i>();
-        let from = src.wrapping_add(AT).cast::<__m256i>();
-        // SAFETY: the first half of a line of the source, by the contract; any alignment will do.
-        let low = unsafe { _mm256_loadu_si256(from) };
-        // SAFETY: as above, the second half.
-        let high = unsafe { _mm256_loadu_si256(from.wrapping_byte_add(STEP)) };
-        // SAFETY: two stores that fill a line of the target, by the contract; each is aligned to its size.
-        unsafe {
-            asm!(
-                "2:",
-                "vmovntdq ymmword ptr [{dst} + {at}], {low}",
-                "vmovntdq ymmword ptr [{dst} + {at} + 32], {high}",
-                "3:",
-                guard!("1"),
-                dst = in(reg) dst, at = const AT, low = in(ymm_reg) low, high = in(ymm_reg) high,
-                options(nostack, preserves_flags),
-            );
-        }
-    }
-
-    /// # Safety
-    /// As [`line_sse2`]; and the CPU has AVX-512F.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn line_avx512<const AT: usize>(dst: *mut u8, src: *const u8) {
-        // SAFETY: a line of the source, by the contract; any alignment will do.
-        let line = unsafe { _mm512_loadu_si512(src.wrapping_add(AT).cast::<__m512i>()) };
-        // SAFETY: a store that fills a line of the target, by the contract; it is aligned to its size.
-        unsafe {
-            asm!(
-                "2:",
-                "vmovntdq zmmword ptr [{dst} + {at}], {line}",
-                "3:",
-                guard!("1"),
-                dst = in(reg) dst, at = const AT, line = in(zmm_reg) line,
-                options(nostack, preserves_flags),
-            );
-        }
-    }
-
-    #[inline]
-    pub(super) fn fence() {
-        // SAFETY: a barrier; every x86-64 has SSE.
-        unsafe { _mm_sfence() };
-    }
-
-    #[inline]
-    pub(super) fn prefetch(ptr: *const u8) {
-        // SAFETY: a prefetch has no effect on memory and ignores addresses that are not mapped.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) };
-    }
-}
-
-/// Written after the manuals and compiled only: no such machine with persistent memory was at hand.
-///
-/// Armv8 has no store that is sure to go past the cache, so lines are stored and then cleaned, to the point
-/// of persistence where the CPU knows one (FEAT_DPB), else to the point of coherency.
 #[cfg(target_arch = "aarch64")]
-mod arch {
-    use std::arch::asm;
-
-    use super::super::guard::guard;
-    use super::super::load::arch::load;
-    use super::{Kernel, LINE};
-
-    pub(super) fn kernels() -> Vec<Kernel> {
-        let mut kernels = Vec::new();
-        if std::arch::is_aarch64_feature_detected!("dpb") {
-            kernels.push(Kernel {
-                name: "dc cvap",
-                stream: store_cvap,
-                store_block: None,
-                load,
-            });
-        }
-        kernels.push(Kernel {
-            name: "dc cvac",
-            stream: store_cvac,
-            store_block: None,
-            load,
-        });
-        kernels
-    }
-
-    /// Stores line by line, and cleans each. Server cores have lines of 64 bytes or longer.
-    macro_rules! store_lines {
-        ($clean:literal, $dst:expr, $src:expr, $len_bytes:expr) => {
-            for at in (0..$len_bytes).step_by(LINE) {
-                // SAFETY: a line of the source and one of the target, by the contract; then the latter is
-                // cleaned, which Linux allows in user space.
-                unsafe {
-                    asm!(
-                        "ldp {a:q}, {b:q}, [{src}]",
-                        "ldp {c:q}, {d:q}, [{src}, #32]",
-                        "2:",
-                        "stp {a:q}, {b:q}, [{dst}]",
-                        "stp {c:q}, {d:q}, [{dst}, #32]",
-                        $clean,
-                        "3:",
-                        guard!("1"),
-                        src = in(reg) $src.wrapping_add(at), dst = in(reg) $dst.wrapping_add(at),
-                        a = out(vreg) _, b = out(vreg) _, c = out(vreg) _, d = out(vreg) _,
-                        options(nostack, preserves_flags),
-                    );
-                }
-            }
-        };
-    }
-
-    /// # Safety
-    /// As [`Kernel::store`]; and the CPU has FEAT_DPB.
-    unsafe fn store_cvap(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        // `dc cvap`, spelt out for old assemblers.
-        store_lines!("sys #3, c7, c12, #1, {dst}", dst, src, len_bytes);
-    }
-
-    /// # Safety
-    /// As [`Kernel::store`].
-    unsafe fn store_cvac(dst: *mut u8, src: *const u8, len_bytes: usize) {
-        store_lines!("dc cvac, {dst}", dst, src, len_bytes);
-    }
-
-    #[inline]
-    pub(super) fn fence() {
-        // The widest barrier: the cleaned lines have left the inner shareable domain when it completes.
-        // SAFETY: a barrier.
-        unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
-    }
-
-    #[inline]
-    pub(super) fn prefetch(ptr: *const u8) {
-        // SAFETY: a prefetch has no effect on memory and ignores addresses that are not mapped.
-        unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) ptr, options(nostack, preserves_flags)) };
-    }
-}
+#[path = "copy/aarch64.rs"]
+mod arch;
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("pcache knows how to persist a store on x86-64 and aarch64 only");

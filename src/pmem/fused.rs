@@ -1,4 +1,4 @@
-//! Store and checksum of a 4 KiB block in one pass, for x86-64 with AVX2.
+//! Store and checksum of a 4 KiB block in one pass, for x86-64 with AVX2; [`super::folded`] is for newer ones.
 //!
 //! A checksum behind the copy costs more than the copy: the `crc32` instruction takes 8 bytes per cycle at
 //! the best, and while it runs the memory idles. Here each line is loaded once, streamed, and checksummed
@@ -39,11 +39,10 @@ pub(super) fn available() -> Option<StoreBlock> {
 /// The CRC-32C polynomial, bits reversed: bit 31 is x^0.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
-/// x^(8n - 33) modulo the polynomial. Multiplied with a checksum (which leaves a factor x, for the product
-/// has 63 bits) and reduced by `crc32` (which multiplies by x^32), it appends n zero bytes.
-const fn shift_by(len_bytes: usize) -> u32 {
+/// x^exponent modulo the polynomial.
+pub(super) const fn power(exponent: u32) -> u32 {
     let mut power: u32 = 1 << 31;
-    let mut left = 8 * len_bytes - 33;
+    let mut left = exponent;
     while left > 0 {
         power = if power & 1 == 1 {
             (power >> 1) ^ POLYNOMIAL
@@ -53,6 +52,12 @@ const fn shift_by(len_bytes: usize) -> u32 {
         left -= 1;
     }
     power
+}
+
+/// Multiplied with a checksum (which leaves a factor x, for the product has 63 bits) and reduced by `crc32` (which
+/// multiplies by x^32), it appends so many zero bytes.
+const fn shift_by(len_bytes: usize) -> u32 {
+    power(8 * len_bytes as u32 - 33)
 }
 
 const SHIFT_ONE_LANE: u32 = shift_by(LANE_SIZE_BYTES);

@@ -15,7 +15,7 @@ use std::ptr::{self, NonNull};
 
 use super::backing::{self, Opened};
 use super::copy::{self, Kernel, Unreadable};
-use super::dax::{Backing, Durability};
+use super::dax::{Backing, Durability, PersistenceDomain};
 use super::regions::LiveRegion;
 use super::{
     Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned,
@@ -70,7 +70,7 @@ impl MappedPmem {
         let (durability, reason) = durability_of(&opened, map_sync);
         Ok(Self {
             map,
-            kernel: Kernel::best(),
+            kernel: kernel_for(durability, opened.domain),
             backing: opened.backing,
             durability,
             reason,
@@ -97,9 +97,9 @@ impl MappedPmem {
         self.backing
     }
 
-    /// The instruction that stores lines, for the log.
+    /// The instructions that store, for the log.
     #[must_use]
-    pub fn store_kernel_name(&self) -> &'static str {
+    pub fn store_kernel_name(&self) -> String {
         self.kernel.name()
     }
 
@@ -107,7 +107,7 @@ impl MappedPmem {
     #[cfg(any(test, feature = "sim"))]
     #[doc(hidden)]
     #[must_use]
-    pub fn store_kernel_names() -> Vec<&'static str> {
+    pub fn store_kernel_names() -> Vec<String> {
         let kernels = Kernel::available();
         kernels.iter().map(Kernel::name).collect()
     }
@@ -188,7 +188,7 @@ impl Pmem for MappedPmem {
         // SAFETY: `lines_at` has checked that the target lies inside the mapping, which lives as long as
         // `self`, and that both of its ends are multiples of a line; the mapping starts on a page. `bytes`
         // is a reference, of which none reaches into the mapping.
-        unsafe { self.kernel.store(dst, bytes.as_ptr(), bytes.len()) }
+        unsafe { self.kernel.store_record(dst, bytes.as_ptr(), bytes.len()) }
     }
 
     fn store_from(&self, _agent: Agent, off: PmemOff, src: &mut IovCursor, len_bytes: u64) {
@@ -288,6 +288,15 @@ fn durability_of(opened: &Opened, map_sync: MapSync) -> (Durability, &'static st
                 (Durability::Process, reason)
             }
         }
+    }
+}
+
+/// Flushes are left out only where nobody may miss them: not where a platform that saves its caches has the memory of
+/// somebody else mapped.
+fn kernel_for(durability: Durability, domain: PersistenceDomain) -> Kernel {
+    match (durability, domain) {
+        (Durability::Power, PersistenceDomain::CpuCache) => Kernel::best_with_saved_caches(),
+        _ => Kernel::best(),
     }
 }
 

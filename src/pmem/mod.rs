@@ -10,6 +10,8 @@ mod crc;
 mod dax;
 mod error;
 #[cfg(target_arch = "x86_64")]
+mod folded;
+#[cfg(target_arch = "x86_64")]
 mod fused;
 mod guard;
 #[cfg(any(test, feature = "heap"))]

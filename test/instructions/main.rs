@@ -1,5 +1,5 @@
-//! What the real mapping executes is what the simulated device is told: the same lines stored, each once and
-//! past the cache, and the same fences, each behind the stores before it. The crash tests enumerate what the
+//! What the real mapping executes is what the simulated device is told: the same lines stored, each once, past the
+//! cache or with a flush, and the same fences, each behind the stores before it. The crash tests enumerate what the
 //! simulated device could lose; this is why that holds for the machine code that ships.
 
 #![expect(
@@ -66,15 +66,33 @@ fn assert_carries_out(events: &[Event], ops: &[PmemOp], kernel: &str) {
             }
             PmemOp::Store { off, bytes, .. } => {
                 let mut stored = vec![false; bytes.len()];
-                while stored.contains(&false) {
+                let mut unflushed_lines = 0;
+                while stored.contains(&false) || unflushed_lines > 0 {
                     let event = events.next();
-                    let Some((_, Event::Stream { off: at, len_bytes })) = event else {
-                        panic!(
+                    let (at, len_bytes) = match event {
+                        Some((_, Event::Stream { off, len_bytes })) => (*off, *len_bytes),
+                        Some((_, Event::CachedStore { off: at, len_bytes })) => {
+                            // A line begins.
+                            let begins = at % LINE_SIZE_BYTES == 0;
+                            unflushed_lines += usize::from(begins && !kernel.contains("no flush"));
+                            (*at, *len_bytes)
+                        }
+                        Some((_, Event::Flush { off: at })) => {
+                            let line = (at - off.0) as usize..;
+                            let line = &stored[line][..LINE_SIZE_BYTES as usize];
+                            assert!(
+                                unflushed_lines == 1 && !line.contains(&false),
+                                "{kernel}: {event:x?} is not of the line that was stored last"
+                            );
+                            unflushed_lines = 0;
+                            continue;
+                        }
+                        _ => panic!(
                             "{kernel}: {event:x?} within the store that is operation {op_number}"
-                        );
+                        ),
                     };
                     let from = at.checked_sub(off.0).unwrap_or(u64::MAX) as usize;
-                    let part = stored.get_mut(from..from.saturating_add(*len_bytes as usize));
+                    let part = stored.get_mut(from..from.saturating_add(len_bytes as usize));
                     let part = part.unwrap_or_else(|| {
                         panic!("{kernel}: {event:x?} lies outside of operation {op_number}")
                     });
@@ -134,12 +152,12 @@ fn sources() -> Vec<(Vec<u8>, IovBuf)> {
 }
 
 #[test]
-fn every_kernel_streams_each_line_once_and_fences_behind_it() {
+fn every_kernel_stores_each_line_once_and_fences_behind_it() {
     let alone = Alone::wait();
     let sim = TracingPmem::new(SimPmem::new(DEVICE_SIZE_BYTES));
     store_all_ways(&sim, &sources());
     let ops = sim.trace().take();
-    for kernel in MappedPmem::store_kernel_names() {
+    for kernel in &MappedPmem::store_kernel_names() {
         let (_dir, path) = device();
         let walk = alone.follow(
             &path,
@@ -261,7 +279,7 @@ fn live<P: Pmem>(pmem: P, base: Vec<u8>) -> Rig<P> {
 fn the_engine_on_the_real_device_executes_what_the_simulated_one_is_told() {
     let alone = Alone::wait();
     let (_dir, path) = device();
-    let kernel = MappedPmem::store_kernel_names()[0];
+    let kernel = &MappedPmem::store_kernel_names()[0];
     let mut sim = SimPmem::new(DEVICE_SIZE_BYTES);
     let mut base = vec![0; BLOCK_COUNT as usize * BLOCK_SIZE_BYTES];
     for life in ["formatted", "recovered"] {
@@ -298,7 +316,7 @@ fn the_engine_on_the_real_device_executes_what_the_simulated_one_is_told() {
 fn a_store_through_the_cache_and_a_flush_do_not_go_unseen() {
     let alone = Alone::wait();
     let (_dir, path) = device();
-    let kernel = MappedPmem::store_kernel_names()[0];
+    let kernel = &MappedPmem::store_kernel_names()[0];
     let source = pattern(200);
     let walk = alone.follow(
         &path,

@@ -38,7 +38,13 @@ fn every_kernel_stores_what_it_is_given_from_any_alignment() {
                 // SAFETY: the target is aligned to a line and has room for a line and `len` bytes.
                 unsafe { kernel.store(dst, want.as_ptr(), len) };
                 fence();
-                check_stored(&target, want, kernel.name());
+                check_stored(&target, want, &kernel.name());
+                target.0.fill(0xcc);
+                let dst = target.0.as_mut_ptr().wrapping_add(LINE);
+                // SAFETY: as above.
+                unsafe { kernel.store_record(dst, want.as_ptr(), len) };
+                fence();
+                check_stored(&target, want, &kernel.name());
             }
         }
     }
@@ -64,7 +70,7 @@ proptest! {
             // SAFETY: the target is aligned to a line and has room for a line and `len` bytes.
             unsafe { kernel.store_from(dst, &mut cursor, len) };
             fence();
-            check_stored(&target, want, kernel.name());
+            check_stored(&target, want, &kernel.name());
             prop_assert_eq!(cursor.remaining(), 5);
 
             let mut target = Target([0xcc; 16384]);
@@ -74,7 +80,7 @@ proptest! {
             // SAFETY: as above.
             let crc = unsafe { kernel.store_from_crc(dst, &mut cursor, len, seed) };
             fence();
-            check_stored(&target, want, kernel.name());
+            check_stored(&target, want, &kernel.name());
             prop_assert_eq!(crc, crc32c::crc32c_append(seed, want));
             prop_assert_eq!(cursor.remaining(), 5);
         }

@@ -320,7 +320,7 @@ fn with_half_lost(dir: &tempfile::TempDir) -> MappedPmem {
 fn memory_that_is_gone_is_an_error_of_the_read_and_says_where() {
     let dir = dir();
     for kernel in Kernel::available() {
-        let pmem = with_half_lost(&dir).with_store_kernel(kernel.name());
+        let pmem = with_half_lost(&dir).with_store_kernel(&kernel.name());
         let lost = Poisoned {
             at: PmemOff(MIB / 2),
         };
@@ -373,7 +373,7 @@ fn a_store_that_the_memory_does_not_take_is_never_called_durable() {
     ];
     for kernel in Kernel::available() {
         for store in stores {
-            let pmem = with_half_lost(&dir).with_store_kernel(kernel.name());
+            let pmem = with_half_lost(&dir).with_store_kernel(&kernel.name());
             store(&pmem, PmemOff(MIB / 4));
             let _ = pmem.fence(A);
             store(&pmem, PmemOff(MIB / 2 - 64));
@@ -488,4 +488,21 @@ proptest! {
         pmem.read(off, &mut got).unwrap();
         prop_assert_eq!(got, bytes);
     }
+}
+
+#[test]
+fn flushes_are_left_out_only_where_the_platform_saves_the_caches() {
+    use PersistenceDomain::{CpuCache, MemoryController, Undeclared};
+    let flushes = |durability, domain| {
+        let name = kernel_for(durability, domain).name();
+        !name.contains("no flush")
+    };
+    for domain in [CpuCache, MemoryController, Undeclared] {
+        assert!(flushes(Durability::Process, domain), "{domain:?}");
+    }
+    assert!(flushes(Durability::Power, MemoryController));
+    assert_eq!(
+        flushes(Durability::Power, CpuCache),
+        cfg!(not(target_arch = "x86_64"))
+    );
 }
