@@ -11,7 +11,7 @@ use super::segments::SegmentState;
 use crate::media::{Geometry, Place};
 use crate::pmem::Pmem;
 use crate::units::SegId;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use zerocopy::FromZeros;
 
 /// The highest count.
@@ -21,6 +21,8 @@ const HEAT_MAX: u8 = 3;
 #[derive(Debug)]
 pub(crate) struct Heat {
     counts: Vec<AtomicU8>,
+    /// For each segment, whether anything in it was counted: of most, nothing is.
+    is_warm: Box<[AtomicBool]>,
     /// Blocks of a page, as a power of two.
     page_shift: u32,
     pages_per_segment: usize,
@@ -37,6 +39,9 @@ impl Heat {
         Self {
             // Without memory for it nothing is hot.
             counts: AtomicU8::new_vec_zeroed(count).unwrap_or_default(),
+            is_warm: (0..geometry.segment_count())
+                .map(|_| AtomicBool::new(false))
+                .collect(),
             page_shift: blocks_per_page.trailing_zeros(),
             pages_per_segment,
         }
@@ -47,39 +52,60 @@ impl Heat {
         place.0.wrapping_shr(self.page_shift) as usize
     }
 
-    fn count_at(&self, place: Place) -> Option<&AtomicU8> {
-        self.counts.get(self.number_of(place))
-    }
-
-    /// Counts a read of what lies here.
+    /// Counts a read of what lies here, in one segment.
     #[inline]
-    fn note(&self, place: Place, len_blocks: u64) {
+    fn note(&self, segment: SegId, place: Place, len_blocks: u64) {
         let first = self.number_of(place);
         let last = self.number_of(Place(place.0 + len_blocks - 1));
         for count in self.counts.get(first..=last).unwrap_or_default() {
             let now = count.load(Ordering::Relaxed);
             if now < HEAT_MAX {
                 count.store(now + 1, Ordering::Relaxed);
+                if now == 0 {
+                    self.warm(segment);
+                }
             }
         }
     }
 
-    /// How often what lies here was read again, up to 3.
+    fn warm(&self, segment: SegId) {
+        if !self.is_warm(segment) {
+            self.is_warm[segment.index()].store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether anything in the segment was read again.
     #[inline]
-    pub(crate) fn get(&self, place: Place) -> u8 {
-        self.count_at(place)
-            .map_or(0, |count| count.load(Ordering::Relaxed))
+    pub(crate) fn is_warm(&self, segment: SegId) -> bool {
+        self.is_warm[segment.index()].load(Ordering::Relaxed)
+    }
+
+    /// How often what lies here, in this segment, was read again, up to 3.
+    #[inline]
+    pub(crate) fn get(&self, segment: SegId, place: Place) -> u8 {
+        if !self.is_warm(segment) {
+            return 0;
+        }
+        let count = self.counts.get(self.number_of(place));
+        count.map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     /// What lies here was brought here, and has been read so often.
-    pub(crate) fn set(&self, place: Place, heat: u8) {
-        if let Some(count) = self.count_at(place) {
+    pub(crate) fn set(&self, segment: SegId, place: Place, heat: u8) {
+        // Nothing was counted in it since it was free.
+        if heat > 0
+            && let Some(count) = self.counts.get(self.number_of(place))
+        {
             count.store(heat, Ordering::Relaxed);
+            self.warm(segment);
         }
     }
 
     /// Something else is going to lie in the segment.
     pub(crate) fn clear(&self, id: SegId) {
+        if !self.is_warm[id.index()].swap(false, Ordering::Relaxed) {
+            return;
+        }
         let first = id.index() * self.pages_per_segment;
         let counts = self.counts.get(first..first + self.pages_per_segment);
         for count in counts.unwrap_or_default() {
@@ -92,9 +118,9 @@ impl<P: Pmem> Cache<P> {
     /// What lies here, in one segment, was read.
     #[inline]
     pub(super) fn note_hit(&self, place: Place, len_blocks: u64) {
-        let segment = self.segments.get(self.geometry.segment_of(place));
-        if segment.state() != SegmentState::Open {
-            self.heat.note(place, len_blocks);
+        let segment = self.geometry.segment_of(place);
+        if self.segments.get(segment).state() != SegmentState::Open {
+            self.heat.note(segment, place, len_blocks);
         }
     }
 }
@@ -108,16 +134,16 @@ mod tests {
         let geometry = Geometry::plan(1 << 20, 16 << 10, 512).unwrap();
         let heat = Heat::new(&geometry);
         let second = geometry.place(SegId(1), 8 << 10);
-        heat.note(second, 8);
-        heat.note(Place(second.0 + 7), 2);
-        assert_eq!(heat.get(second), 2);
-        assert_eq!(heat.get(Place(second.0 + 8)), 1);
-        assert_eq!(heat.get(Place(second.0 + 16)), 0);
-        (0..9).for_each(|_| heat.note(second, 1));
-        assert_eq!(heat.get(second), HEAT_MAX);
+        heat.note(SegId(1), second, 8);
+        heat.note(SegId(1), Place(second.0 + 7), 2);
+        assert_eq!(heat.get(SegId(1), second), 2);
+        assert_eq!(heat.get(SegId(1), Place(second.0 + 8)), 1);
+        assert_eq!(heat.get(SegId(1), Place(second.0 + 16)), 0);
+        (0..9).for_each(|_| heat.note(SegId(1), second, 1));
+        assert_eq!(heat.get(SegId(1), second), HEAT_MAX);
         heat.clear(SegId(0));
-        assert_eq!(heat.get(second), HEAT_MAX);
+        assert_eq!(heat.get(SegId(1), second), HEAT_MAX);
         heat.clear(SegId(1));
-        assert_eq!(heat.get(second), 0);
+        assert_eq!(heat.get(SegId(1), second), 0);
     }
 }

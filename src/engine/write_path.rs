@@ -18,9 +18,10 @@ use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, REQUEST_COUNT_MAX, RequestId};
 use super::io::{Fua, HostIo, Op, Outbox, Status};
 use super::segments::Special;
+use super::stats::Counters;
 use super::stream::{OpenSegment, Stream};
 use crate::canary::{self, Canary};
-use crate::media::{KSET_KEYS_MAX, KeyKind};
+use crate::media::{Geometry, KSET_KEYS_MAX, KeyKind};
 use crate::pmem::{Durable, Pmem};
 pub(super) use batch::Batch;
 use batch::Refusal;
@@ -273,6 +274,7 @@ impl Core {
             cache.close_epoch();
         }
         let holds = cache.settings.cache_mode().holds_writes() && !canary::is(Canary::WriteNotHeld);
+        let mut counts = WriteCounts::default();
         for at in 0..self.gathered.items.len() {
             match self.gathered.items[at] {
                 Item::Write(id) => {
@@ -282,7 +284,7 @@ impl Core {
                         self.complete(cache, id, Status::Success, out)
                     };
                     if let Some(io) = io {
-                        self.count_write(cache, &io);
+                        counts.note(&io);
                     }
                 }
                 Item::Fill(op) => {
@@ -294,23 +296,42 @@ impl Core {
                 }
             }
         }
+        counts.add_to(self.counters(cache), &cache.geometry);
         self.gathered.items.clear();
         self.gathered.fua = false;
     }
+}
 
-    fn count_write<P: Pmem>(&self, cache: &Cache<P>, io: &HostIo) {
-        let counters = self.counters(cache);
+/// What a batch was made of, as far as it is counted.
+#[derive(Debug, Default)]
+struct WriteCounts {
+    writes: u64,
+    fua_writes: u64,
+    len_blocks: u64,
+    write_zeroes: u64,
+    unmaps: u64,
+}
+
+impl WriteCounts {
+    #[inline]
+    fn note(&mut self, io: &HostIo) {
         match io.op {
             Op::Write(_, fua) => {
-                counters.writes.add(1);
-                counters
-                    .write_bytes
-                    .add(cache.geometry.bytes(io.len_blocks));
-                counters.fua_writes.add(u64::from(fua == Fua::Yes));
+                self.writes += 1;
+                self.fua_writes += u64::from(fua == Fua::Yes);
+                self.len_blocks += io.len_blocks;
             }
-            Op::WriteZeroes => counters.write_zeroes.add(1),
-            Op::Unmap => counters.unmaps.add(1),
+            Op::WriteZeroes => self.write_zeroes += 1,
+            Op::Unmap => self.unmaps += 1,
             Op::Read(_) | Op::Lend | Op::Flush => {}
         }
+    }
+
+    fn add_to(&self, counters: &Counters, geometry: &Geometry) {
+        counters.writes.add(self.writes);
+        counters.fua_writes.add(self.fua_writes);
+        counters.write_bytes.add(geometry.bytes(self.len_blocks));
+        counters.write_zeroes.add(self.write_zeroes);
+        counters.unmaps.add(self.unmaps);
     }
 }

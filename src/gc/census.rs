@@ -1,15 +1,20 @@
 //! How much of each segment is in use, and how much of that was read again: counted by going through the index, some
-//! buckets in each poll, since nobody keeps count while requests run.
+//! buckets in each poll, since nobody keeps count while requests run. Of large segments a sample is enough: pages are
+//! spread over the buckets by a hash.
 
 use super::BUCKETS_PER_POLL;
 use crate::engine::Cache;
 use crate::pmem::Pmem;
-use crate::units::SegId;
+use crate::units::{PAGE_SIZE_BYTES, SegId};
 
 /// A count is repeated when so many parts of the segments have been opened since it began.
 const PARTS: u64 = 16;
 
-/// What was counted of a segment.
+/// Of a segment that is all in use, so many pages are counted, or all if it has fewer. The standard error of a share in
+/// use of 70 % is 3 % then.
+const PAGES_COUNTED: u64 = 256;
+
+/// What was counted of a segment, as much as if all had been.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Count {
     pub(super) live_blocks: u64,
@@ -26,7 +31,11 @@ pub(super) struct Census {
     /// The one under way.
     next: Vec<Count>,
     next_began_at: u64,
+    /// The next bucket, and how many there are for each that is looked at.
     bucket: usize,
+    stride: usize,
+    /// How many counts have begun: each looks at other buckets.
+    begun: usize,
 }
 
 impl Census {
@@ -50,33 +59,43 @@ impl Census {
 
     /// Counts some buckets. `true`: it did something.
     pub(super) fn poll<P: Pmem>(&mut self, cache: &Cache<P>) -> bool {
-        let end = cache.index.bucket_count();
-        if self.bucket == 0 {
+        if self.stride == 0 {
             if self.is_recent(cache) {
                 return false;
             }
-            // Allocated by the first two counts.
-            self.next.clear();
-            self.next.resize(cache.segments.count(), Count::default());
-            self.next_began_at = cache.segments.clock();
+            self.begin(cache);
         }
-        let stop = (self.bucket + BUCKETS_PER_POLL).min(end);
+        let weight = self.stride as u64;
         let mut note = |place, len_blocks| {
             let id = cache.geometry.segment_of(place);
             if let Some(count) = self.next.get_mut(id.index()) {
-                count.live_blocks += len_blocks;
-                count.heat += u64::from(cache.heat.get(place));
+                count.live_blocks += weight * len_blocks;
+                count.heat += weight * u64::from(cache.heat.get(id, place));
             }
         };
-        for bucket in self.bucket..stop {
+        let end = cache.index.bucket_count();
+        let buckets = (self.bucket..end).step_by(self.stride);
+        for bucket in buckets.take(BUCKETS_PER_POLL) {
             cache.index.look_at_bucket(bucket, &mut note);
         }
-        self.bucket = stop;
-        if stop == end {
-            self.bucket = 0;
+        self.bucket += BUCKETS_PER_POLL * self.stride;
+        if self.bucket >= end {
+            self.stride = 0;
             std::mem::swap(&mut self.counts, &mut self.next);
             self.began_at = self.next_began_at;
         }
         true
+    }
+
+    fn begin<P: Pmem>(&mut self, cache: &Cache<P>) {
+        // Allocated by the first two counts.
+        self.next.clear();
+        self.next.resize(cache.segments.count(), Count::default());
+        self.next_began_at = cache.segments.clock();
+        let pages = cache.geometry.segment_size_bytes() / u64::from(PAGE_SIZE_BYTES);
+        // A segment has 1 GiB at the most.
+        self.stride = (pages / PAGES_COUNTED).max(1) as usize;
+        self.bucket = self.begun % self.stride;
+        self.begun = self.begun.wrapping_add(1);
     }
 }

@@ -96,7 +96,8 @@ fn by_policy<P: Pmem>(cache: &Cache<P>, found: &Found, wish: Wish) -> Option<(Se
     let keep_hot = if can_copy { Plan::KeepHot } else { Plan::Evict };
     if let Some((live_blocks, sparse)) = found.sparsest {
         if live_blocks == 0 {
-            return Some((sparse.id, Plan::Evict));
+            // Nothing, as far as was counted.
+            return Some((sparse.id, keep_hot));
         }
         if can_copy && is_sparse(cache, live_blocks) {
             return Some((sparse.id, Plan::Compact));

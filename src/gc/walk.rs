@@ -3,7 +3,7 @@
 use super::victim::{self, Plan};
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Class, Copier, CopyEnd, Depth, Flaw, Special, count_flaw};
-use crate::index::BlockMap;
+use crate::index::{BlockMap, PageMap};
 use crate::media::{KEYS_START_BYTES, KSET_KEYS_MAX, Key, KsetReader, Place};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Lba, Page, SegId};
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 /// Pages that one poll looks up, at most.
 const PAGES_PER_POLL: u32 = 64;
 /// So many keys ahead the index is asked for the pages that will be looked up.
-const PREFETCH_KEYS: usize = 8;
+const PREFETCH_KEYS: usize = 24;
 
 /// How often the walk of a victim goes back, at most, because somebody was at a page that is to be copied.
 const RETURNS_MAX: u32 = 64;
@@ -97,6 +97,9 @@ impl At {
 
 impl Walk {
     pub(super) fn begin<P: Pmem>(&mut self, cache: &Cache<P>, victim: SegId, plan: Plan) {
+        // Of what was never read again nothing is to be kept.
+        let is_cold = plan == Plan::KeepHot && !cache.heat.is_warm(victim);
+        let plan = if is_cold { Plan::Evict } else { plan };
         (self.victim, self.plan, self.at) = (victim, plan, At::start());
         self.hot_bytes_left = victim::hot_bytes_max(cache);
         self.returns_left = RETURNS_MAX;
@@ -218,7 +221,7 @@ impl Walk {
             *budget -= 1;
             let page = Page(first + self.at.page_at);
             let fate = if self.plan == Plan::Evict || !key.kind.has_payload() {
-                Fate::Forget
+                self.look_for(cache, page)
             } else {
                 self.decide(cache, key, page)
             };
@@ -268,6 +271,27 @@ impl Walk {
         cache.index.with_claim(at, agent.0, evict) == Some(true)
     }
 
+    /// Whether anything of a page lies in the victim. Most of what does not is found out without a claim, which would
+    /// refuse read fills of its neighbours in the index.
+    fn look_for<P: Pmem>(&self, cache: &Cache<P>, page: Page) -> Fate {
+        let is_here = |map| match map {
+            BlockMap::Mapped(place) | BlockMap::Zero(place) => {
+                cache.geometry.segment_of(place) == self.victim
+            }
+            BlockMap::Absent => false,
+        };
+        let found = cache.index.lookup(cache.index.locate(page));
+        let blocks = 0..cache.geometry.blocks_per_page();
+        match found.map(|found| found.map) {
+            None => Fate::Forget,
+            Some(PageMap::Whole(map)) if is_here(map) => Fate::Forget,
+            Some(map @ PageMap::Blocks(_)) if blocks.map(|at| map.block(at)).any(is_here) => {
+                Fate::Forget
+            }
+            Some(_) => Fate::Gone,
+        }
+    }
+
     /// What becomes of what the key has; prepares the copy of it.
     fn decide<P: Pmem>(&mut self, cache: &Cache<P>, key: &Key, page: Page) -> Fate {
         let Some(found) = cache.index.lookup(cache.index.locate(page)) else {
@@ -284,7 +308,7 @@ impl Walk {
             return Fate::Gone;
         };
         let left = (start..len).filter(is_here).count() as u64;
-        let heat = cache.heat.get(Place(first_place + start));
+        let heat = cache.heat.get(self.victim, Place(first_place + start));
         // What was overwritten in the middle is left in two parts. That is rare, and not worth two copies.
         let in_one_piece = (start..start + left).all(|block| is_here(&block));
         let is_wanted = heat > 0 || self.plan == Plan::Compact;

@@ -112,11 +112,12 @@ impl MemSlice {
 /// zero included, and any alignment. A copy of a cursor is another position in the same list.
 #[derive(Clone, Copy, Debug)]
 pub struct IovCursor {
-    iov: *const iovec,
-    /// Elements from `iov` on, the current one included.
-    count: usize,
-    /// Bytes of the current element that are used up.
-    used: usize,
+    /// What is left of the current element. At hand from the start, when whoever made the array has just had it.
+    ptr: *mut u8,
+    left: usize,
+    /// The elements behind it.
+    next: *const iovec,
+    next_count: usize,
 }
 
 // SAFETY: the contract of `IovCursor::new` makes the array and the memory valid on whatever thread the
@@ -133,11 +134,14 @@ impl IovCursor {
     /// memory may. The memory does not overlap the part of the cache device that is copied from or to.
     #[must_use]
     pub unsafe fn new(iov: *const iovec, count: usize) -> Self {
-        Self {
-            iov,
-            count,
-            used: 0,
-        }
+        let mut cursor = Self {
+            ptr: ptr::null_mut(),
+            left: 0,
+            next: iov,
+            next_count: count,
+        };
+        cursor.go_on();
+        cursor
     }
 
     /// Bytes from the cursor to the end of the list. Walks all elements.
@@ -147,7 +151,7 @@ impl IovCursor {
         let mut total = 0;
         while let Some((_, len_bytes)) = cursor.piece() {
             total += len_bytes;
-            cursor.used += len_bytes;
+            cursor.skip(len_bytes);
         }
         total
     }
@@ -263,7 +267,7 @@ impl IovCursor {
                 panic!("the caller's scatter list ends {left} bytes before its request does");
             };
             let len = len.min(left);
-            self.used += len;
+            self.skip(len);
             left -= len;
             f(ptr, len);
         }
@@ -272,25 +276,41 @@ impl IovCursor {
     /// The next `len_bytes` bytes, skipped, if they lie in one piece.
     pub(super) fn contiguous(&mut self, len_bytes: usize) -> Option<*const u8> {
         let (ptr, _) = self.piece().filter(|(_, left)| *left >= len_bytes)?;
-        self.used += len_bytes;
+        self.skip(len_bytes);
         Some(ptr)
     }
 
-    /// What is left of the current element, or of the next one that is not empty.
+    /// What is left of the current element, or all of the next one that is not empty.
+    #[inline]
     fn piece(&mut self) -> Option<(*mut u8, usize)> {
-        while self.count > 0 {
-            // SAFETY: `iov` is the first of `count` elements of the array, which is valid by the contract of
-            // `new`; `count` is not 0.
-            let element = unsafe { self.iov.read() };
-            if self.used < element.iov_len {
-                let start = element.iov_base.cast::<u8>().wrapping_add(self.used);
-                return Some((start, element.iov_len - self.used));
+        while self.left == 0 {
+            if !self.go_on() {
+                return None;
             }
-            self.iov = self.iov.wrapping_add(1);
-            self.count -= 1;
-            self.used = 0;
         }
-        None
+        Some((self.ptr, self.left))
+    }
+
+    /// Passes over bytes of the current element, of which there are so many.
+    #[inline]
+    fn skip(&mut self, len_bytes: usize) {
+        self.ptr = self.ptr.wrapping_add(len_bytes);
+        self.left -= len_bytes;
+    }
+
+    /// Takes the next element. `false`: there is none.
+    #[inline]
+    fn go_on(&mut self) -> bool {
+        if self.next_count == 0 {
+            return false;
+        }
+        // SAFETY: `next` is the first of `next_count` elements of the array, which is valid by the contract of
+        // `new`; that is not 0.
+        let element = unsafe { self.next.read() };
+        (self.ptr, self.left) = (element.iov_base.cast(), element.iov_len);
+        self.next = self.next.wrapping_add(1);
+        self.next_count -= 1;
+        true
     }
 }
 

@@ -125,6 +125,7 @@ impl Batch {
     }
 
     /// Whether so much more goes into the open segment.
+    #[inline]
     pub(super) fn fits(&self, stream: &Stream, key_count: usize, payload_bytes: u64) -> bool {
         let key_count = self.key_count + key_count;
         let payload_bytes = self.payload_bytes + payload_bytes;

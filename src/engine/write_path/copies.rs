@@ -185,7 +185,7 @@ impl Copier {
         drop(self.batch.commit(cache, number, open));
         for (key, at) in self.batch.keys.iter().zip(&self.admitted) {
             let place = cache.geometry.place(open.id, key.payload_off);
-            cache.heat.set(place, self.copies[*at].heat);
+            cache.heat.set(open.id, place, self.copies[*at].heat);
         }
         cache
             .background_counters()
