@@ -12,7 +12,7 @@ use super::read_path::Blocked;
 use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::{MemSlice, Pmem};
-use crate::units::{Lba, Page, SegId};
+use crate::units::{Lba, SegId};
 
 /// Loans of a channel at once; reads beyond that are answered with [`Status::NotLent`].
 pub const LOAN_COUNT_MAX: usize = 1024;
@@ -105,18 +105,18 @@ fn find_piece<P: Pmem>(
     lba: Lba,
     len_blocks: u64,
 ) -> Result<Option<Place>, Blocked> {
-    let per_page = u64::from(cache.geometry.blocks_per_page());
+    let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
     let end = lba.0 + len_blocks;
     let mut first = None;
     let mut at = lba.0;
     while at < end {
-        let page = at / per_page;
-        let found = cache.index.lookup(cache.index.locate(Page(page)));
+        let page = cache.geometry.page_of(Lba(at));
+        let found = cache.index.lookup(cache.index.locate(page));
         let found = found.ok_or(Blocked)?;
-        let page_end = ((page + 1) * per_page).min(end);
+        let page_end = ((at | in_page) + 1).min(end);
         for block in at..page_end {
             // A page has 8 blocks at most.
-            let BlockMap::Mapped(place) = found.map.block((block % per_page) as u32) else {
+            let BlockMap::Mapped(place) = found.map.block((block & in_page) as u32) else {
                 return Ok(None);
             };
             let Place(start) = *first.get_or_insert(place);

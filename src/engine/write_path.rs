@@ -43,6 +43,8 @@ const FILL_FREE_SEGMENTS_MIN: usize = 2;
 #[derive(Clone, Copy, Debug)]
 enum Item {
     Write(RequestId),
+    /// A write whose payload is stored already.
+    Stored(RequestId),
     Fill(u32),
 }
 
@@ -173,9 +175,23 @@ impl Core {
             };
             let io = request.io;
             let batch = &mut self.batch;
-            match batch.admit(cache, stream, io.lba, io.len_blocks, has_payload(&io)) {
+            let is_alone = self.writes.is_empty() && self.gathered.items.is_empty();
+            let (item, admitted) = match io.op {
+                Op::Write(cursor, _) if is_alone => {
+                    let extent = (io.lba, io.len_blocks);
+                    (
+                        Item::Stored(id),
+                        batch.admit_alone(cache, stream, extent, cursor),
+                    )
+                }
+                _ => (
+                    Item::Write(id),
+                    batch.admit(cache, stream, io.lba, io.len_blocks, has_payload(&io)),
+                ),
+            };
+            match admitted {
                 Ok(()) => {
-                    self.gathered.items.push(Item::Write(id));
+                    self.gathered.items.push(item);
                     self.gathered.fua |= matches!(io.op, Op::Write(_, Fua::Yes));
                 }
                 Err(Refusal::BatchFull) => {
@@ -238,6 +254,7 @@ impl Core {
     fn store_payloads<P: Pmem>(&mut self, cache: &Cache<P>, open: &mut OpenSegment) {
         for at in 0..self.gathered.items.len() {
             match self.gathered.items[at] {
+                Item::Stored(_) => self.batch.dirty_bytes += self.batch.payload_bytes,
                 Item::Write(id) => {
                     let Some(request) = self.requests.get(id) else {
                         unreachable!("INV-IO-1: a request of the batch has ended before it")
@@ -277,7 +294,7 @@ impl Core {
         let mut counts = WriteCounts::default();
         for at in 0..self.gathered.items.len() {
             match self.gathered.items[at] {
-                Item::Write(id) => {
+                Item::Write(id) | Item::Stored(id) => {
                     let io = if holds {
                         self.hold(cache, self.batch.seq, id)
                     } else {

@@ -124,6 +124,34 @@ impl Batch {
         Ok(())
     }
 
+    /// As [`Batch::admit`], for a write that is all of its batch: its payload is stored before the index is looked at,
+    /// whose memory is on its way meanwhile. Nothing names the payload until the kset does.
+    pub(super) fn admit_alone<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        stream: &mut Stream,
+        (lba, len_blocks): (Lba, u64),
+        cursor: IovCursor,
+    ) -> Result<(), Refusal> {
+        let need = need(cache, lba, len_blocks, HasPayload::Yes);
+        self.make_log_room(cache, stream, &need)?;
+        let Some(open) = &mut stream.open else {
+            unreachable!("INV-LOG-1: there is room, and no open segment")
+        };
+        let data_off = open.data_off;
+        self.store_payload(cache, open, (lba, len_blocks, KeyKind::Data), cursor);
+        if let Err(refusal) = self.hold_pages(cache, lba, len_blocks) {
+            // The place is the next one's, which may be another core (INV-PMEM-3).
+            drop(cache.pmem.fence(self.agent));
+            open.data_off = data_off;
+            self.clear();
+            return Err(refusal);
+        }
+        self.key_count = need.key_count;
+        self.payload_bytes = need.payload_bytes;
+        Ok(())
+    }
+
     /// Whether so much more goes into the open segment.
     #[inline]
     pub(super) fn fits(&self, stream: &Stream, key_count: usize, payload_bytes: u64) -> bool {
