@@ -158,6 +158,7 @@ ABSOLUTES = [
         ("recovery", "2cores", "million_keys_per_s_per_core"),
         at_least=10,
     ),
+    Yardstick("recovery_ns_per_4k_key", ("recovery_engine", "2m_4k", "one_core_ns_per_key"), at_most=100),
     Yardstick(
         "recovery_ns_per_key_12m_vs_1m",
         ("recovery_engine", "12m", "one_core_ns_per_key"),

@@ -3,8 +3,8 @@
 //! - `parts copy PATH MIB SECONDS`: how fast the store instructions alone fill the file at PATH; it stays.
 //! - `parts requests PATH MIB KIND DEPTH COUNT`: runs COUNT requests of 4 KiB, `write` or `read` (hits), to be
 //!   counted by a profiler. The difference of two counts is free of what the start costs.
-//! - `parts recover PATH MIB KEYS`: how long the recovery of a cache with so many keys of 512 B takes, on one core and
-//!   on two; the file stays.
+//! - `parts recover PATH MIB KEYS BYTES`: how long the recovery of a cache with so many keys of 512 or 4096 bytes takes,
+//!   on one core and on two; the file stays.
 //! - `parts costs PATH MIB SECONDS`: what the parts of a 4 KiB write cost one by one.
 //! - `parts index PATH MIB KIND PAGES`: DRAM that a cache takes with so many pages of 4 KiB in it: `dense`, or
 //!   `scattered` over a terabyte, or the first 512 bytes of each: `scattered_512`.
@@ -17,7 +17,7 @@ mod rig;
 
 use device::{Base, map, open};
 use memory::resident_bytes;
-use pcache::engine::{DataCrc, Fua, Op};
+use pcache::engine::{DataCrc, Fua, Op, Setting, SettingChange};
 use pcache::pmem::{IovBuf, Pmem};
 use pcache::units::{Agent, Page, PmemOff};
 use random::Rng;
@@ -101,11 +101,11 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
     json!({ "requests": done, "read_hits": cache.stats().read_hits })
 }
 
-/// Writes `keys` keys of 512 B to random places of a gigabyte, and recovers the cache on one core and on two.
-fn recover(path: &Path, size_bytes: u64, keys: u64) -> Value {
+/// Writes `keys` keys of a block to random places of two million, and recovers the cache on one core and on two.
+fn recover(path: &Path, size_bytes: u64, keys: u64, block_size_bytes: u32) -> Value {
     let base = Base {
-        block_size_bytes: 512,
-        block_count: (1 << 30) / 512,
+        block_size_bytes,
+        block_count: 1 << 21,
     };
     let cache = open(map(path, size_bytes), DataCrc::Off, base);
     let mut rig = Rig::new(&cache);
@@ -195,6 +195,9 @@ fn index(path: &Path, size_bytes: u64, kind: &str, pages: u64) -> Value {
         block_count: base_size_bytes / u64::from(block_size_bytes),
     };
     let cache = open(map(path, size_bytes), DataCrc::Off, base);
+    // Write-back has memory of its own for its batches, 16 MiB at the most, which is none of the index.
+    let late = SettingChange::of(Setting::DirtyHighPercent, 95);
+    cache.change_settings(&late).expect("the setting is valid");
     let mut rig = Rig::new(&cache);
     let load = Load {
         depth: 32,
@@ -233,7 +236,7 @@ fn main() {
     let answer = match (mode, &args[3..]) {
         ("copy", [seconds]) => copy(path, size_bytes, span(seconds)),
         ("costs", [seconds]) => costs(path, size_bytes, span(seconds)),
-        ("recover", [keys]) => recover(path, size_bytes, number(keys)),
+        ("recover", [keys, bytes]) => recover(path, size_bytes, number(keys), number(bytes) as u32),
         ("requests", [kind, depth, count]) => {
             let depth = number(depth) as usize;
             requests(path, size_bytes, kind, depth, number(count))

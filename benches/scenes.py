@@ -33,6 +33,7 @@ COST_SECONDS = 0.2
 LONG_SCENE_ROUNDS = 3
 # How many keys a recovery is measured with.
 RECOVERY_MILLION_KEYS = (1, 4, 12)
+RECOVERY_MILLION_LARGE_KEYS = (1, 2)
 # What the log says at its end.
 _RECOVERED = re.compile(r"recovered (\d+) keys from \d+ segments in (\d+) ms on (\d+) cores")
 _FAILURES = (AppFailed, RpcError, RpcConnectionLost, native.NativeFailed, TimeoutError, OSError)
@@ -233,10 +234,18 @@ class Bench:
                 if millions * 600 * 3 > self.cache_mib:
                     self._skip(f"recovery of {millions} M keys", "the cache is too small for them")
                     continue
-                answer = self.parts.run(
-                    "recover", self.store.cache_file, self.cache_mib, millions * 1_000_000
-                )
-                self.figures.add("recovery_engine", f"{millions}m", **answer)
+                self._recover_engine(f"{millions}m", millions, 512)
+            for millions in RECOVERY_MILLION_LARGE_KEYS:
+                # As above, with less than half of the cache taken at all.
+                if millions * 4200 * 2 > self.cache_mib:
+                    self._skip(f"recovery of {millions} M keys of 4 KiB", "the cache is too small for them")
+                    continue
+                self._recover_engine(f"{millions}m_4k", millions, 4096)
+
+    def _recover_engine(self, name: str, millions: int, key_bytes: int) -> None:
+        file, size_mib = self.store.cache_file, self.cache_mib
+        answer = self.parts.run("recover", file, size_mib, millions * 1_000_000, key_bytes)
+        self.figures.add("recovery_engine", name, **answer)
 
     def _recovery(self, base: Path) -> None:
         # The base must hold what is written back: the cache recognises it by that.

@@ -30,6 +30,14 @@ impl<T: FromZeros> Lines<T> {
         }
     }
 
+    /// As [`Lines::new`], for lines all of which will be touched: in huge pages, if the system has them, which are
+    /// provided far sooner than as many small ones.
+    pub(super) fn new_dense(line_count: usize) -> Self {
+        let lines = Self::new(line_count);
+        crate::pmem::advise_huge_pages(&lines.words);
+        lines
+    }
+
     #[inline]
     pub(super) fn line(&self, line: usize) -> &[T; LINE_WORDS] {
         let (lines, _) = self.words[self.start..].as_chunks::<LINE_WORDS>();

@@ -43,7 +43,7 @@ impl Newest {
         let blocks_per_page = index.geometry().blocks_per_page();
         let buckets = index.bucket_count();
         Self {
-            pages: Lines::new(buckets),
+            pages: Lines::new_dense(buckets),
             blocks: (blocks_per_page > 1).then(|| Lines::new(buckets * BUCKET_WORDS)),
             blocks_per_page,
         }

@@ -98,7 +98,7 @@ impl Index {
         let tag_bits = sizes.tag_bits();
         let hash_shift = 64 - sizes.page_bits;
         Self {
-            buckets: Lines::new(bucket_lines),
+            buckets: Lines::new_dense(bucket_lines),
             bucket_count: sizes.bucket_count,
             side: (sizes.line_count > 0)
                 .then(|| SideTable::new(sizes.line_count, geometry.place_bits())),

@@ -1,4 +1,4 @@
-//! Hints to the processor.
+//! Hints to the processor and to the kernel.
 
 /// Asks for the cache line at `target` to be brought near. Never faults, changes nothing.
 #[inline]
@@ -14,5 +14,21 @@ pub(crate) fn prefetch_line<T>(target: &T) {
     unsafe {
         core::arch::asm!("prfm pldl1keep, [{0}]", in(reg) std::ptr::from_ref(target),
             options(nostack, readonly, preserves_flags));
+    }
+}
+
+/// Size and alignment of the kernel's smallest pages.
+const PAGE_SIZE_BYTES: usize = 4096;
+
+/// Asks for huge pages under memory that was not touched yet and is going to be, all of it. Where there are none, nothing
+/// changes.
+pub(crate) fn advise_huge_pages<T>(memory: &[T]) {
+    let range = memory.as_ptr_range();
+    let start = range.start.addr().next_multiple_of(PAGE_SIZE_BYTES);
+    let end = range.end.addr() / PAGE_SIZE_BYTES * PAGE_SIZE_BYTES;
+    if start < end {
+        let at = range.start.with_addr(start).cast_mut();
+        // SAFETY: whole pages that lie inside of `memory`; the advice changes no content.
+        unsafe { libc::madvise(at.cast(), end - start, libc::MADV_HUGEPAGE) };
     }
 }

@@ -33,7 +33,7 @@ pub use error::MapError;
 pub(crate) use heap::simulated_fence;
 #[cfg(any(test, feature = "heap"))]
 pub use heap::{HeapRegion, IovBuf};
-pub(crate) use hint::prefetch_line;
+pub(crate) use hint::{advise_huge_pages, prefetch_line};
 pub use iov::{IovCursor, MemSlice, SliceError};
 pub use mapped::{MappedPmem, PopulateProgress};
 pub use pads::{PAD_ALIGN_BYTES, PAD_SIZE_BYTES, PadMemory};
