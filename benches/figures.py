@@ -138,6 +138,12 @@ RATIOS = [
         ("seqwrite_128k_qd8", "malloc", "mibps"),
         at_least=0.9,
     ),
+    Yardstick(
+        "backlog_direct_writeback_vs_malloc",
+        ("backlog", "pcache_direct", "mibps"),
+        ("seqwrite_128k_qd8", "malloc", "mibps"),
+        at_least=0.9,
+    ),
     _iops("randread_miss_vs_base", "randread_miss_qd32", "pcache_slow", "slow"),
     _iops("randwrite_512b_vs_malloc", "randwrite_512b_qd32", "pcache_512", "malloc_512"),
     _iops("randwrite_over_malloc_busy_vs_malloc", _WRITE, "pcache_busy_malloc", "malloc"),

@@ -31,6 +31,8 @@ COPY_SECONDS = 0.4
 COST_SECONDS = 0.2
 # The scenes that take long do with fewer rounds.
 LONG_SCENE_ROUNDS = 3
+# A cache of its own for a backlog.
+DIRECT_CACHE_MIB = 1536
 # How many keys a recovery is measured with.
 RECOVERY_MILLION_KEYS = (1, 4, 12)
 RECOVERY_MILLION_LARGE_KEYS = (1, 2)
@@ -237,7 +239,7 @@ class Bench:
                 self._recover_engine(f"{millions}m", millions, 512)
             for millions in RECOVERY_MILLION_LARGE_KEYS:
                 # As above, with less than half of the cache taken at all.
-                if millions * 4200 * 2 > self.cache_mib:
+                if millions * 1_000_000 * 4200 * 2 > self.cache_mib * MIB:
                     self._skip(f"recovery of {millions} M keys of 4 KiB", "the cache is too small for them")
                     continue
                 self._recover_engine(f"{millions}m_4k", millions, 4096)
@@ -278,9 +280,23 @@ class Bench:
 
     def backlog(self) -> None:
         """How fast dirty data reach a RAM disk when nobody else wants the core."""
-        if not self.wanted("backlog", "pcache"):
-            return
-        bdevs = [peers.malloc("Base", WORKING_SET_MIB), peers.pcache(self.store.cache_file, self.cache_mib)]
+        if self.wanted("backlog", "pcache"):
+            self._backlog("pcache", self.store.cache_file, self.cache_mib)
+        if self.wanted("backlog", "pcache_direct"):
+            # Memory that the base may look at, as that of a device-DAX is: nothing is bounced.
+            with self.host.hugepages.more(DIRECT_CACHE_MIB) as folder:
+                if folder is None:
+                    self._skip("backlog without bounce buffers", "too few hugepages can be reserved")
+                    return
+                file = folder / "pcache-bench-direct"
+                try:
+                    late = {"dirty_high_percent": 95, "dirty_low_percent": 94}
+                    self._backlog("pcache_direct", file, DIRECT_CACHE_MIB, **late)
+                finally:
+                    file.unlink(missing_ok=True)
+
+    def _backlog(self, name: str, file: Path, size_mib: int, **settings: Any) -> None:
+        bdevs = [peers.malloc("Base", WORKING_SET_MIB), peers.pcache(file, size_mib, **settings)]
         with self._bdevperf(bdevs) as bdevperf:
             # Twice, so that the base's pages are not touched for the first time.
             for _ in range(2):
@@ -291,7 +307,7 @@ class Bench:
                 drain(rpc)
                 took_s = time.monotonic() - started_s
                 written_mib = cache_stats(rpc)["bytes.core_volume_wr"] / MIB
-        self.figures.add("backlog", "pcache", mibps=written_mib / took_s, written_mib=written_mib)
+        self.figures.add("backlog", name, mibps=written_mib / took_s, written_mib=written_mib)
 
     def copy_limit(self) -> None:
         """How fast the store instructions alone fill the cache's memory."""

@@ -5,13 +5,13 @@ use super::{
     Background, Budget, Cache, DataCrc, FormatPolicy, Fua, Health, HostIo, IoToken, Op, Outbox,
     Status,
 };
-use crate::index::LineStock;
+use crate::index::{Claim, LineStock};
 use crate::media::SegmentInfo;
 use crate::pmem::IovBuf;
 use crate::sim::machine::Setup;
 use crate::sim::pmem::SimPmem;
 use crate::sim::recover;
-use crate::units::{Agent, Epoch, Generation, Lba, NS_PER_S, Now, PmemOff, SegId, Seq};
+use crate::units::{Agent, Epoch, Generation, Lba, NS_PER_S, Now, Page, PmemOff, SegId, Seq};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -228,4 +228,55 @@ fn a_write_that_finds_no_line_waits_for_those_that_others_do_not_need() {
     assert_eq!(done, [IoToken(11), IoToken(24)]);
     assert_eq!(cache.stats().conflicts, 2);
     cache.check_invariants();
+}
+
+#[test]
+fn a_refused_write_leaves_its_place_to_whoever_writes_next() {
+    // INV-PMEM-3: at an unfenced store of another agent in the same line the simulated memory stops.
+    let cache = new_cache();
+    let mut channels: Vec<_> = (0..=cache.core_stream_count)
+        .map(|_| cache.channel().expect("there are enough"))
+        .collect();
+    let (Some(mut last), first) = (channels.pop(), &mut channels[0]) else {
+        unreachable!("there are two at the least");
+    };
+    let bufs = [1, 2].map(|byte| IovBuf::new(&[byte; 4096], &[]));
+    let io = |number: usize, lba| HostIo {
+        token: IoToken(number as u64),
+        op: Op::Write(bufs[number].cursor(), Fua::No),
+        lba: Lba(lba),
+        len_blocks: 8,
+    };
+    let mut out = Outbox::new();
+    let page = cache.index.locate(Page(1));
+    let is_apart = |number: &u64| cache.index.locate(Page(*number)).bucket() != page.bucket();
+    let apart = (2..16)
+        .find(is_apart)
+        .expect("a page elsewhere in the index")
+        * 8;
+    let other = 40;
+    assert_eq!(cache.index.claim(page, other), Claim::Taken);
+    first.submit(io(0, 8)).expect("the table is empty");
+    first.poll(Now(0), &mut out);
+    assert!(out.completions.is_empty(), "somebody is at the page");
+    // Both have the same stream: with as many channels as streams they begin again.
+    last.submit(io(1, apart)).expect("the table is empty");
+    last.poll(Now(0), &mut out);
+    assert_eq!(out.completions.len(), 1);
+    cache.index.release(page.bucket(), other);
+    first.poll(Now(0), &mut out);
+    assert_eq!(out.completions.len(), 2);
+    for (lba, byte) in [(8, 1), (apart, 2)] {
+        let buf = IovBuf::zeroed(4096);
+        let read = HostIo {
+            token: IoToken(lba),
+            op: Op::Read(buf.cursor()),
+            lba: Lba(lba),
+            len_blocks: 8,
+        };
+        first.submit(read).expect("the table is empty");
+        first.poll(Now(0), &mut out);
+        assert_eq!(buf.bytes(), [byte; 4096], "at {lba}");
+    }
+    assert_eq!(out.completions.len(), 4);
 }

@@ -1,6 +1,7 @@
 //! Writes: a batch goes through its phases, with two fences whatever its size.
 //!
-//! 1. claim the pages, reserve index slots and log room: nothing behind this can fail;
+//! 1. claim the pages, reserve index slots and log room: nothing behind this can fail. The payload of a write that is
+//!    alone is stored before its claims already;
 //! 2. draw a sequence number;
 //! 3. copy all payloads; **fence**;
 //! 4. one kset with all keys; **fence**;
@@ -53,6 +54,9 @@ enum Item {
 pub(super) struct Gathered {
     items: Vec<Item>,
     fua: bool,
+    /// The last write that was alone had its payload stored in vain. Until one is admitted, the next are not stored before
+    /// that.
+    stored_in_vain: bool,
     /// Writes that met another core at one of their pages.
     conflicted: VecDeque<RequestId>,
 }
@@ -62,6 +66,7 @@ impl Gathered {
         Self {
             items: Vec::with_capacity(KSET_KEYS_MAX),
             fua: false,
+            stored_in_vain: false,
             conflicted: VecDeque::with_capacity(REQUEST_COUNT_MAX),
         }
     }
@@ -175,7 +180,9 @@ impl Core {
             };
             let io = request.io;
             let batch = &mut self.batch;
-            let is_alone = self.writes.is_empty() && self.gathered.items.is_empty();
+            let is_alone = self.writes.is_empty()
+                && self.gathered.items.is_empty()
+                && !self.gathered.stored_in_vain;
             let (item, admitted) = match io.op {
                 Op::Write(cursor, _) if is_alone => {
                     let extent = (io.lba, io.len_blocks);
@@ -189,6 +196,9 @@ impl Core {
                     batch.admit(cache, stream, io.lba, io.len_blocks, has_payload(&io)),
                 ),
             };
+            let was_stored = matches!(item, Item::Stored(_));
+            self.gathered.stored_in_vain =
+                admitted.is_err() && (was_stored || self.gathered.stored_in_vain);
             match admitted {
                 Ok(()) => {
                     self.gathered.items.push(item);

@@ -95,12 +95,12 @@ fn by_policy<P: Pmem>(cache: &Cache<P>, found: &Found, wish: Wish) -> Option<(Se
     let can_copy = !wish.is_urgent && cache.special_stream(Special::Kept).is_some();
     let keep_hot = if can_copy { Plan::KeepHot } else { Plan::Evict };
     if let Some((live_blocks, sparse)) = found.sparsest {
-        if live_blocks == 0 {
-            // Nothing, as far as was counted.
-            return Some((sparse.id, keep_hot));
-        }
         if can_copy && is_sparse(cache, live_blocks) {
+            // Of nothing at all there is nothing to copy.
             return Some((sparse.id, Plan::Compact));
+        }
+        if live_blocks == 0 {
+            return Some((sparse.id, Plan::Evict));
         }
     }
     let most = cache.segments_in_service() * PROBATION_PERCENT / 100;

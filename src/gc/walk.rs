@@ -195,6 +195,10 @@ impl Walk {
             key_at: 0,
             page_at: 0,
         };
+        for key in self.keys.iter().take(PREFETCH_KEYS) {
+            let page = cache.geometry.page_of(key.lba);
+            cache.index.prefetch(cache.index.locate(page));
+        }
         true
     }
 

@@ -1,5 +1,5 @@
-//! The copies between a caller's memory and the cache device: non-temporal stores, which go past the cache
-//! and so need no flush, only the fence. All instructions that touch the device are guarded, see
+//! The copies between a caller's memory and the cache device: for the most part non-temporal stores, which go past the
+//! cache and so need no flush, only the fence. All instructions that touch the device are guarded, see
 //! [`super::guard`]: a store that the memory does not take is noted by its region, and skipped.
 //!
 //! Which instruction is used is decided once, at run time, by what the CPU has. Short records are an exception, see

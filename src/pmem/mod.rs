@@ -1,4 +1,4 @@
-//! Persistent memory: the mapping, non-temporal stores, fences. One of the two islands of unsafe code.
+//! Persistent memory: the mapping, stores, fences. One of the two islands of unsafe code.
 //!
 //! The engine is generic over [`Pmem`]. `MappedPmem` is the real mapping; `sim::SimPmem` models which
 //! stores would survive a power cut.
@@ -97,7 +97,7 @@ pub trait PmemRead: Send + Sync + 'static {
 
 /// A byte-addressable persistent memory region.
 ///
-/// All stores are non-temporal: they are pending until the same agent's next [`Pmem::fence`], and until
+/// Stores leave the caches by themselves: they are pending until the same agent's next [`Pmem::fence`], and until
 /// then any subset of their aligned 8-byte words may survive a power cut.
 pub trait Pmem: PmemRead {
     /// Copies `len_bytes` bytes at `off` to the caller's memory at the cursor, and advances the cursor.

@@ -42,7 +42,7 @@ pub(in crate::engine) struct Batch {
     pub(super) lines: LineStock,
     pub(super) keys: Vec<Key>,
     kset: KsetBuilder,
-    /// Drawn before the first payload is stored.
+    /// Drawn before the first payload is stored, unless the batch is one write.
     pub(super) seq: Seq,
     epoch: Epoch,
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PAGE_MIB = 2
@@ -74,6 +76,21 @@ class Hugepages:
         except OSError:
             return
         self._reserved_before = count
+
+    @contextmanager
+    def more(self, size_mib: int) -> Iterator[Path | None]:
+        """A folder with room for files of so many MiB besides, until the end; None: there is no room."""
+        if self.mount is None or meminfo_mib("MemAvailable") < size_mib:
+            yield None
+            return
+        count = _POOL / "nr_hugepages"
+        before = int(count.read_text())
+        wanted = before + -(-size_mib // _PAGE_MIB)
+        count.write_text(str(wanted))
+        try:
+            yield self.mount if int(count.read_text()) == wanted else None
+        finally:
+            count.write_text(str(before))
 
     def release(self) -> None:
         """Gives back what was reserved and mounted here."""
