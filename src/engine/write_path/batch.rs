@@ -108,6 +108,7 @@ impl Batch {
     }
 
     /// Claims, reserves and makes room for an extent, or leaves everything as it was.
+    #[inline]
     pub(super) fn admit<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
@@ -126,6 +127,7 @@ impl Batch {
 
     /// As [`Batch::admit`], for a write that is all of its batch: its payload is stored before the index is looked at,
     /// whose memory is on its way meanwhile. Nothing names the payload until the kset does.
+    #[inline(never)]
     pub(super) fn admit_alone<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
@@ -161,6 +163,7 @@ impl Batch {
         open.is_some_and(|open| open.has_room(key_count, payload_bytes))
     }
 
+    #[inline(always)]
     fn make_log_room<P: Pmem>(
         &self,
         cache: &Cache<P>,

@@ -30,7 +30,7 @@ impl Batch {
     }
 
     /// Takes what an extent needs of the index, or nothing.
-    #[inline]
+    #[inline(always)]
     pub(super) fn hold_pages<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
@@ -51,7 +51,7 @@ impl Batch {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn hold_page<P: Pmem>(&mut self, cache: &Cache<P>, page: Page) -> Result<(), Refusal> {
         let index = &cache.index;
         let at = index.locate(page);
