@@ -82,6 +82,18 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
         block_count: size_bytes / 2 / 4096,
     };
     let cache = open(map(path, size_bytes), DataCrc::Off, base);
+    // A profiler makes it slow, and what is counted is not to depend on the time: nothing is done at leisure.
+    let quiet = [
+        (Setting::DirtyAgeS, 0),
+        (Setting::DirtyHighPercent, 95),
+        (Setting::ScrubMibS, 0),
+    ];
+    for (setting, value) in quiet {
+        let change = SettingChange::of(setting, value);
+        cache
+            .change_settings(&change)
+            .expect("the setting is valid");
+    }
     let mut rig = Rig::new(&cache);
     let load = Load {
         depth,
