@@ -15,7 +15,7 @@ import native
 import peers
 from figures import Figures
 from harness import AppFailed, Bdevperf, Host, Rpc, RpcConnectionLost, RpcError, WorkloadResult, wait_until
-from harness.scenario import CACHE, MIB, bdev_info, cache_info, cache_stats, drain
+from harness.scenario import CACHE, MIB, bdev_info, cache_info, cache_stats, drain, settle
 from peers import PEERS, WORKING_SET_MIB, Peer, Store
 from workloads import WORKLOADS, Workload
 
@@ -154,10 +154,7 @@ class Bench:
         if not workload.writes:
             return
         rpc.bdev_pcache_set_options(name=CACHE, gc_percent=0)
-        seen = -1
-        while (free := _free_segments(rpc)) != seen:
-            seen = free
-            time.sleep(0.1)
+        settle(rpc)
         rpc.bdev_pcache_set_options(name=CACHE, gc_percent=GC_PERCENT)
         if workload.read_percent:
             self.fill(bdevperf, WORKING_SET_MIB)
@@ -353,12 +350,6 @@ class Bench:
         if what not in self.figures.notes:
             self.say(f"{what}: {text}")
         self.figures.notes[what] = text
-
-
-def _free_segments(rpc: Rpc) -> int:
-    info = cache_info(rpc)
-    assert info is not None
-    return info["segments_free"]
 
 
 def _shares(stats: dict[str, int]) -> dict[str, float]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,14 @@ def drain(rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0) -> dict[str, Any
         return None if status["in_progress"] else status
 
     return wait_until(finished, f"{name} is drained", timeout_s)
+
+
+def settle(rpc: Rpc, name: str = CACHE) -> None:
+    """Until nothing is reclaimed any more: for a tenth of a second the number of free segments stays."""
+    seen = None
+    while (info := cache_info(rpc, name)) is not None and info["segments_free"] != seen:
+        seen = info["segments_free"]
+        time.sleep(0.1)
 
 
 def drain_and_verify(rpc: Rpc, client: AckClient, storage: Storage) -> None:
