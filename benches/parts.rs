@@ -17,8 +17,8 @@ mod rig;
 
 use device::{Base, map, open};
 use memory::resident_bytes;
-use pcache::engine::{DataCrc, Fua, Op, Setting, SettingChange};
-use pcache::pmem::{IovBuf, Pmem};
+use pcache::engine::{Cache, DataCrc, Fua, Op, Setting, SettingChange};
+use pcache::pmem::{IovBuf, MappedPmem, Pmem};
 use pcache::units::{Agent, Page, PmemOff};
 use random::Rng;
 use reopen::{Recovered, reopen};
@@ -76,6 +76,13 @@ fn copy(path: &Path, size_bytes: u64, span: Duration) -> Value {
     })
 }
 
+fn set(cache: &Cache<MappedPmem>, setting: Setting, value: u32) {
+    let change = SettingChange::of(setting, value);
+    cache
+        .change_settings(&change)
+        .expect("the setting is valid");
+}
+
 fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) -> Value {
     let base = Base {
         block_size_bytes: 4096,
@@ -83,17 +90,9 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
     };
     let cache = open(map(path, size_bytes), DataCrc::Off, base);
     // A profiler makes it slow, and what is counted is not to depend on the time: nothing is done at leisure.
-    let quiet = [
-        (Setting::DirtyAgeS, 0),
-        (Setting::DirtyHighPercent, 95),
-        (Setting::ScrubMibS, 0),
-    ];
-    for (setting, value) in quiet {
-        let change = SettingChange::of(setting, value);
-        cache
-            .change_settings(&change)
-            .expect("the setting is valid");
-    }
+    set(&cache, Setting::DirtyAgeS, 0);
+    set(&cache, Setting::DirtyHighPercent, 95);
+    set(&cache, Setting::ScrubMibS, 0);
     let mut rig = Rig::new(&cache);
     let load = Load {
         depth,
@@ -208,8 +207,7 @@ fn index(path: &Path, size_bytes: u64, kind: &str, pages: u64) -> Value {
     };
     let cache = open(map(path, size_bytes), DataCrc::Off, base);
     // Write-back has memory of its own for its batches, 16 MiB at the most, which is none of the index.
-    let late = SettingChange::of(Setting::DirtyHighPercent, 95);
-    cache.change_settings(&late).expect("the setting is valid");
+    set(&cache, Setting::DirtyHighPercent, 95);
     let mut rig = Rig::new(&cache);
     let load = Load {
         depth: 32,

@@ -33,9 +33,10 @@ COST_SECONDS = 0.2
 LONG_SCENE_ROUNDS = 3
 # A cache of its own for a backlog.
 DIRECT_CACHE_MIB = 1536
-# How many keys a recovery is measured with.
-RECOVERY_MILLION_KEYS = (1, 4, 12)
-RECOVERY_MILLION_LARGE_KEYS = (1, 2)
+# Bytes of a key, and how many millions of them a recovery is measured with.
+RECOVERY_KEYS = ((512, 1), (512, 4), (512, 12), (4096, 1), (4096, 2))
+# So much of the cache is needed for each: payload, a share of a kset, and room, to stay below half of it.
+CACHE_BYTES_FOR_KEY = {512: 600 * 3, 4096: 4200 * 2}
 # What the log says at its end.
 _RECOVERED = re.compile(r"recovered (\d+) keys from \d+ segments in (\d+) ms on (\d+) cores")
 _FAILURES = (AppFailed, RpcError, RpcConnectionLost, native.NativeFailed, TimeoutError, OSError)
@@ -228,22 +229,18 @@ class Bench:
             finally:
                 base.unlink(missing_ok=True)
         if self.wanted("recovery_engine", "keys"):
-            for millions in RECOVERY_MILLION_KEYS:
-                # A key takes 512 bytes and its share of a kset, and less than half of the cache may be dirty.
-                if millions * 600 * 3 > self.cache_mib:
-                    self._skip(f"recovery of {millions} M keys", "the cache is too small for them")
-                    continue
-                self._recover_engine(f"{millions}m", millions, 512)
-            for millions in RECOVERY_MILLION_LARGE_KEYS:
-                # As above, with less than half of the cache taken at all.
-                if millions * 1_000_000 * 4200 * 2 > self.cache_mib * MIB:
-                    self._skip(f"recovery of {millions} M keys of 4 KiB", "the cache is too small for them")
-                    continue
-                self._recover_engine(f"{millions}m_4k", millions, 4096)
+            for key_bytes, millions in RECOVERY_KEYS:
+                self._recover_engine(key_bytes, millions)
 
-    def _recover_engine(self, name: str, millions: int, key_bytes: int) -> None:
-        file, size_mib = self.store.cache_file, self.cache_mib
-        answer = self.parts.run("recover", file, size_mib, millions * 1_000_000, key_bytes)
+    def _recover_engine(self, key_bytes: int, millions: int) -> None:
+        name = f"{millions}m" if key_bytes == 512 else f"{millions}m_4k"
+        file, size_mib, count = self.store.cache_file, self.cache_mib, millions * 1_000_000
+        if count * CACHE_BYTES_FOR_KEY[key_bytes] > size_mib * MIB:
+            self._skip(
+                f"recovery of {millions} M keys of {key_bytes} bytes", "the cache is too small for them"
+            )
+            return
+        answer = self.parts.run("recover", file, size_mib, count, key_bytes)
         self.figures.add("recovery_engine", name, **answer)
 
     def _recovery(self, base: Path) -> None:

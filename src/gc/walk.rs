@@ -3,7 +3,7 @@
 use super::victim::{self, Plan};
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Class, Copier, CopyEnd, Depth, Flaw, Special, count_flaw};
-use crate::index::{BlockMap, PageMap};
+use crate::index::BlockMap;
 use crate::media::{KEYS_START_BYTES, KSET_KEYS_MAX, Key, KsetReader, Place};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Lba, Page, SegId};
@@ -155,10 +155,8 @@ impl Walk {
         while budget > 0 && !self.copier.is_full() {
             if let Some(key) = self.keys.get(self.at.key_at) {
                 let key = *key;
-                if let Some(ahead) = self.keys.get(self.at.key_at + PREFETCH_KEYS) {
-                    let page = cache.geometry.page_of(ahead.lba);
-                    cache.index.prefetch(cache.index.locate(page));
-                }
+                let ahead = self.keys.get(self.at.key_at + PREFETCH_KEYS);
+                ahead.into_iter().for_each(|key| ask_for(cache, key));
                 if !self.leave_key(cache, &key, agent, &mut budget) {
                     return Step::More;
                 }
@@ -195,10 +193,8 @@ impl Walk {
             key_at: 0,
             page_at: 0,
         };
-        for key in self.keys.iter().take(PREFETCH_KEYS) {
-            let page = cache.geometry.page_of(key.lba);
-            cache.index.prefetch(cache.index.locate(page));
-        }
+        let first = self.keys.iter().take(PREFETCH_KEYS);
+        first.for_each(|key| ask_for(cache, key));
         true
     }
 
@@ -255,7 +251,7 @@ impl Walk {
             }
         };
         let in_victim = |place| {
-            let is_inside = cache.geometry.segment_of(place) == self.victim;
+            let is_inside = self.is_inside(cache, place);
             if is_inside {
                 note();
             }
@@ -278,22 +274,23 @@ impl Walk {
     /// Whether anything of a page lies in the victim. Most of what does not is found out without a claim, which would
     /// refuse read fills of its neighbours in the index.
     fn look_for<P: Pmem>(&self, cache: &Cache<P>, page: Page) -> Fate {
-        let is_here = |map| match map {
-            BlockMap::Mapped(place) | BlockMap::Zero(place) => {
-                cache.geometry.segment_of(place) == self.victim
-            }
+        let Some(found) = cache.index.lookup(cache.index.locate(page)) else {
+            return Fate::Forget;
+        };
+        let is_here = |block| match found.map.block(block) {
+            BlockMap::Mapped(place) | BlockMap::Zero(place) => self.is_inside(cache, place),
             BlockMap::Absent => false,
         };
-        let found = cache.index.lookup(cache.index.locate(page));
-        let blocks = 0..cache.geometry.blocks_per_page();
-        match found.map(|found| found.map) {
-            None => Fate::Forget,
-            Some(PageMap::Whole(map)) if is_here(map) => Fate::Forget,
-            Some(map @ PageMap::Blocks(_)) if blocks.map(|at| map.block(at)).any(is_here) => {
-                Fate::Forget
-            }
-            Some(_) => Fate::Gone,
+        if (0..cache.geometry.blocks_per_page()).any(is_here) {
+            Fate::Forget
+        } else {
+            Fate::Gone
         }
+    }
+
+    /// Whether a place lies in the victim.
+    fn is_inside<P: Pmem>(&self, cache: &Cache<P>, place: Place) -> bool {
+        cache.geometry.segment_of(place) == self.victim
     }
 
     /// What becomes of what the key has; prepares the copy of it.
@@ -347,4 +344,10 @@ impl Walk {
         self.copier.add(lba, len_blocks, found.version, heat);
         Fate::Copied
     }
+}
+
+/// Asks for what the index has of the first page of a key.
+fn ask_for<P: Pmem>(cache: &Cache<P>, key: &Key) {
+    let page = cache.geometry.page_of(key.lba);
+    cache.index.prefetch(cache.index.locate(page));
 }

@@ -17,6 +17,7 @@ APP_COUNT = 3
 # Reserving must leave the machine this much.
 _SPARE_MIB = 4096
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+_COUNT = _POOL / "nr_hugepages"
 
 
 def meminfo_mib(key: str) -> int:
@@ -26,6 +27,20 @@ def meminfo_mib(key: str) -> int:
         if name == key:
             return int(value.split()[0]) // 1024
     return 0
+
+
+def _reserved() -> int:
+    return int(_COUNT.read_text())
+
+
+def _reserve_more(size_mib: int) -> int | None:
+    """Asks for more; the kernel gives what it has. Tells how many pages there were; None: not allowed."""
+    before = _reserved()
+    try:
+        _COUNT.write_text(str(before + size_mib // _PAGE_MIB + 1))
+    except OSError:
+        return None
+    return before
 
 
 def _existing_mount() -> Path | None:
@@ -70,12 +85,7 @@ class Hugepages:
         missing_mib = self._wanted_mib - self.free_mib()
         if missing_mib <= 0 or meminfo_mib("MemAvailable") < missing_mib + _SPARE_MIB:
             return
-        count = int((_POOL / "nr_hugepages").read_text())
-        try:
-            (_POOL / "nr_hugepages").write_text(str(count + missing_mib // _PAGE_MIB + 1))
-        except OSError:
-            return
-        self._reserved_before = count
+        self._reserved_before = _reserve_more(missing_mib)
 
     @contextmanager
     def more(self, size_mib: int) -> Iterator[Path | None]:
@@ -83,14 +93,14 @@ class Hugepages:
         if self.mount is None or meminfo_mib("MemAvailable") < size_mib:
             yield None
             return
-        count = _POOL / "nr_hugepages"
-        before = int(count.read_text())
-        wanted = before + -(-size_mib // _PAGE_MIB)
-        count.write_text(str(wanted))
+        before = _reserve_more(size_mib)
+        if before is None:
+            yield None
+            return
         try:
-            yield self.mount if int(count.read_text()) == wanted else None
+            yield self.mount if _reserved() >= before + size_mib // _PAGE_MIB else None
         finally:
-            count.write_text(str(before))
+            _COUNT.write_text(str(before))
 
     def release(self) -> None:
         """Gives back what was reserved and mounted here."""
@@ -99,7 +109,7 @@ class Hugepages:
             self._own_mount.rmdir()
             self._own_mount = None
         if self._reserved_before is not None:
-            (_POOL / "nr_hugepages").write_text(str(self._reserved_before))
+            _COUNT.write_text(str(self._reserved_before))
             self._reserved_before = None
 
     def arguments(self) -> list[str]:
