@@ -14,15 +14,15 @@
 
 use crate::canary::{self, Canary};
 use crate::engine::{
-    Cache, Counters, Depth, Flaw, Progress, SegmentState, Setting, count_flaw, lock,
+    Cache, Counters, Depth, Flaw, KsetCursor, Progress, SegmentState, Setting, count_flaw, lock,
 };
 use crate::index::BlockMap;
 use crate::media::{
-    Copies, CopyState, KEYS_START_BYTES, KSET_KEYS_MAX, Key, KeyKind, KsetReader, PairError,
-    Sealed, SegmentInfo, Tails, persist_superblock, superblock_copies,
+    Copies, CopyState, KSET_KEYS_MAX, Key, KeyKind, KsetReader, PairError, Sealed, SegmentInfo,
+    Tails, persist_superblock, superblock_copies,
 };
 use crate::pmem::{LINE_SIZE_BYTES, Pmem};
-use crate::units::{Agent, Generation, NS_PER_S, Now, PAGE_SIZE_BYTES, SegId, Seq};
+use crate::units::{Agent, NS_PER_S, Now, PAGE_SIZE_BYTES, SegId, Seq};
 
 /// What one poll looks at: some ten microseconds of reading.
 const SLICE_BYTES: u64 = 64 << 10;
@@ -37,9 +37,8 @@ const PROBE_PAGES: u64 = 64;
 #[derive(Clone, Copy, Debug)]
 struct Walk {
     id: SegId,
-    generation: Generation,
-    off: u32,
-    kset_index: u32,
+    /// The next kset.
+    next: KsetCursor,
     /// Of the kset that was read last, and the next of its keys.
     seq: Seq,
     key_at: usize,
@@ -149,9 +148,7 @@ impl Scrub {
         let state = segment.state();
         let mut walk = Walk {
             id,
-            generation: segment.generation(),
-            off: KEYS_START_BYTES,
-            kset_index: 0,
+            next: KsetCursor::start(segment.generation()),
             seq: Seq(0),
             key_at: 0,
             info_lost: false,
@@ -173,7 +170,7 @@ impl Scrub {
         let cache = context.cache;
         let segment = cache.segments.get(walk.id);
         let in_use = matches!(segment.state(), SegmentState::Open | SegmentState::Sealed);
-        if !in_use || segment.generation() != walk.generation {
+        if !in_use || segment.generation() != walk.next.generation {
             // Reclaimed meanwhile.
             self.at = At::Segment(walk.id.0 + 1);
             return LOOK_BYTES;
@@ -187,7 +184,7 @@ impl Scrub {
             self.at = At::Keys(walk);
             return bytes;
         }
-        if walk.off >= segment.key_end() {
+        if walk.next.off >= segment.key_end() {
             if walk.info_lost && segment.state() == SegmentState::Sealed {
                 rewrite_info(context, &walk);
             }
@@ -196,23 +193,14 @@ impl Scrub {
         }
         self.keys.clear();
         walk.key_at = 0;
-        let kset_context = cache.kset_context(walk.id, walk.generation);
-        let read = self.reader.read(
-            &cache.pmem,
-            &kset_context,
-            walk.off,
-            walk.kset_index,
-            &mut self.keys,
-        );
-        let Ok(kset) = read else {
+        let (reader, keys) = (&mut self.reader, &mut self.keys);
+        let Ok(kset) = walk.next.read(cache, walk.id, reader, keys) else {
             if cache.segments.suspect(walk.id) {
                 context.counters.key_errors.add(1);
             }
             self.at = At::Segment(walk.id.0 + 1);
             return LOOK_BYTES;
         };
-        walk.off += kset.size_bytes;
-        walk.kset_index += 1;
         walk.seq = kset.seq;
         self.at = At::Keys(walk);
         u64::from(kset.size_bytes)
@@ -339,7 +327,7 @@ fn rewrite_info<P: Pmem>(context: &mut Context<'_, P>, walk: &Walk) {
     let mut info = SegmentInfo {
         generation: segment.generation(),
         sealed: Some(Sealed {
-            kset_count: walk.kset_index,
+            kset_count: walk.next.kset_index,
             last_seq: segment.last_seq(),
         }),
         update: segment.info_update(),

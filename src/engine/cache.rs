@@ -18,12 +18,12 @@ use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::canary::{self, Canary};
 use crate::index::Index;
-use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, KsetContext, Place, Superblock, Tails};
+use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
 #[cfg(any(test, feature = "heap"))]
 use crate::pmem::PAD_SIZE_BYTES;
 use crate::pmem::{PadMemory, Pmem};
 use crate::sched;
-use crate::units::{Agent, Epoch, Generation, PAGE_SIZE_BYTES, SegId, Seq};
+use crate::units::{Agent, Epoch, PAGE_SIZE_BYTES, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
@@ -256,12 +256,6 @@ impl<P: Pmem> Cache<P> {
     pub fn background(self: &Arc<Self>) -> Option<Background<P>> {
         let tails = lock(&self.background_parts).take()?;
         Some(Background::new(Arc::clone(self), tails))
-    }
-
-    /// To read the ksets of a segment.
-    pub(crate) fn kset_context(&self, id: SegId, generation: Generation) -> KsetContext {
-        let block_count = self.block_count();
-        KsetContext::new(&self.geometry, block_count, &self.checksums, id, generation)
     }
 
     pub(crate) fn stream_context(&self, agent: Agent) -> StreamContext<'_, P> {

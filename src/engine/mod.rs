@@ -21,6 +21,7 @@ mod held;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
 mod io;
+mod kset_cursor;
 mod lend;
 mod misses;
 mod mode;
@@ -55,6 +56,7 @@ pub(crate) use grace::Ticket;
 pub use growth::GrowError;
 pub use health::Health;
 pub use io::*;
+pub(crate) use kset_cursor::KsetCursor;
 pub use lend::LOAN_COUNT_MAX;
 pub(crate) use segments::{Class, Segment, SegmentStart, SegmentState, Segments, Special};
 pub use settings::{

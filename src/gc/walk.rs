@@ -2,11 +2,11 @@
 
 use super::victim::{self, Plan};
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Class, Copier, CopyEnd, Depth, Flaw, Special, count_flaw};
+use crate::engine::{Cache, Class, Copier, CopyEnd, Depth, Flaw, KsetCursor, Special, count_flaw};
 use crate::index::BlockMap;
-use crate::media::{KEYS_START_BYTES, KSET_KEYS_MAX, Key, KsetReader, Place};
+use crate::media::{KSET_KEYS_MAX, Key, KsetReader, Place};
 use crate::pmem::Pmem;
-use crate::units::{Agent, Lba, Page, SegId};
+use crate::units::{Agent, Generation, Lba, Page, SegId};
 use std::sync::atomic::Ordering;
 
 /// Pages that one poll looks up, at most.
@@ -20,11 +20,10 @@ const RETURNS_MAX: u32 = 64;
 /// Where the walk is.
 #[derive(Clone, Copy, Debug)]
 struct At {
-    /// Offset and number of the kset whose keys were read last.
-    off: u32,
-    kset_index: u32,
-    /// Those of the one behind it.
-    next_off: u32,
+    /// The kset whose keys were read last; before the first it is that one.
+    kset: KsetCursor,
+    /// The one behind it.
+    next: KsetCursor,
     /// The next key of those that were read, and the next page of it.
     key_at: usize,
     page_at: u64,
@@ -75,7 +74,7 @@ impl Default for Walk {
             plan: Plan::Evict,
             hot_bytes_left: 0,
             returns_left: 0,
-            at: At::start(),
+            at: At::start(Generation(0)),
             reader: KsetReader::default(),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
             copier: Copier::default(),
@@ -84,11 +83,11 @@ impl Default for Walk {
 }
 
 impl At {
-    fn start() -> Self {
+    fn start(generation: Generation) -> Self {
+        let first = KsetCursor::start(generation);
         Self {
-            off: KEYS_START_BYTES,
-            kset_index: 0,
-            next_off: KEYS_START_BYTES,
+            kset: first,
+            next: first,
             key_at: 0,
             page_at: 0,
         }
@@ -100,7 +99,8 @@ impl Walk {
         // Of what was never read again nothing is to be kept.
         let is_cold = plan == Plan::KeepHot && !cache.heat.is_warm(victim);
         let plan = if is_cold { Plan::Evict } else { plan };
-        (self.victim, self.plan, self.at) = (victim, plan, At::start());
+        (self.victim, self.plan) = (victim, plan);
+        self.at = At::start(cache.segments.get(victim).generation());
         self.hot_bytes_left = victim::hot_bytes_max(cache);
         self.returns_left = RETURNS_MAX;
         self.keys.clear();
@@ -136,13 +136,13 @@ impl Walk {
     }
 
     fn return_to<P: Pmem>(&mut self, cache: &Cache<P>, at: At) -> Step {
-        if at.next_off == KEYS_START_BYTES {
+        if at.next.kset_index == 0 {
             // Before the first kset.
             self.at = at;
             self.keys.clear();
             return Step::More;
         }
-        (self.at.next_off, self.at.kset_index) = (at.off, at.kset_index);
+        self.at.next = at.kset;
         if !self.read_kset(cache) {
             return Step::Unreadable;
         }
@@ -162,11 +162,8 @@ impl Walk {
                 }
                 continue;
             }
-            if self.at.next_off >= cache.segments.get(self.victim).key_end() {
+            if self.at.next.off >= cache.segments.get(self.victim).key_end() {
                 return Step::Finished;
-            }
-            if self.at.next_off > KEYS_START_BYTES {
-                self.at.kset_index += 1;
             }
             if !self.read_kset(cache) {
                 return Step::Unreadable;
@@ -176,20 +173,18 @@ impl Walk {
         Step::More
     }
 
-    /// Reads the kset at `next_off`, which has the number `kset_index`.
+    /// Reads the next kset.
     fn read_kset<P: Pmem>(&mut self, cache: &Cache<P>) -> bool {
-        let generation = cache.segments.get(self.victim).generation();
-        let context = cache.kset_context(self.victim, generation);
-        let (off, number) = (self.at.next_off, self.at.kset_index);
+        let kset = self.at.next;
+        let mut next = kset;
         self.keys.clear();
-        let keys = &mut self.keys;
-        let Ok(kset) = self.reader.read(&cache.pmem, &context, off, number, keys) else {
+        let read = next.read(cache, self.victim, &mut self.reader, &mut self.keys);
+        if read.is_err() {
             return false;
-        };
+        }
         self.at = At {
-            off,
-            kset_index: number,
-            next_off: off + kset.size_bytes,
+            kset,
+            next,
             key_at: 0,
             page_at: 0,
         };

@@ -3,8 +3,8 @@
 use super::lost::{self, Lost};
 use super::overlay::Overlay;
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, SegmentState, WritebackOrder};
-use crate::media::{KEYS_START_BYTES, Key, KeyKind, Kset, KsetError, KsetReader};
+use crate::engine::{Cache, Counters, KsetCursor, SegmentState, WritebackOrder};
+use crate::media::{Key, KeyKind, Kset, KsetError, KsetReader};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Generation, Lba, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
@@ -20,25 +20,6 @@ pub(crate) struct LogStop {
     segment: u32,
     kset_index: u32,
     error: KsetError,
-}
-
-/// The next kset to take of a segment.
-#[derive(Clone, Copy, Debug)]
-struct Cursor {
-    off: u32,
-    kset_index: u32,
-    /// Of the segment when it was opened.
-    generation: Generation,
-}
-
-impl Cursor {
-    fn start(generation: Generation) -> Self {
-        Self {
-            off: KEYS_START_BYTES,
-            kset_index: 0,
-            generation,
-        }
-    }
 }
 
 /// How far a batch may go.
@@ -140,8 +121,8 @@ struct Decoded {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct LogReader {
-    /// For each segment.
-    cursors: Vec<Cursor>,
+    /// For each segment: the next kset to take.
+    cursors: Vec<KsetCursor>,
     /// Segments with a kset to take, lowest sequence number first.
     ready: BinaryHeap<Reverse<(Seq, u32)>>,
     /// For each segment that is ready: that kset. It is read once, to learn its number; what it says then
@@ -159,7 +140,7 @@ pub(super) struct LogReader {
 impl LogReader {
     pub(super) fn new(segment_count: usize) -> Self {
         Self {
-            cursors: vec![Cursor::start(Generation(0)); segment_count],
+            cursors: vec![KsetCursor::start(Generation(0)); segment_count],
             ready: BinaryHeap::with_capacity(segment_count),
             next: (0..segment_count).map(|_| None).collect(),
             spare: Vec::new(),
@@ -196,7 +177,7 @@ impl LogReader {
                 SegmentState::Free | SegmentState::Reclaiming | SegmentState::Quarantined => false,
             };
             if has_more {
-                self.cursors[id.index()] = Cursor::start(segment.generation());
+                self.cursors[id.index()] = KsetCursor::start(segment.generation());
                 self.watched.push(id);
             }
         }
@@ -213,7 +194,7 @@ impl LogReader {
         while let Some(id) = cache.segments.next_opened() {
             // After a restart of the reader it may be known already, with nothing taken from it.
             if !self.watched.contains(&id) {
-                cursors[id.index()] = Cursor::start(generation_of(id));
+                cursors[id.index()] = KsetCursor::start(generation_of(id));
                 self.watched.push(id);
             }
         }
@@ -238,7 +219,6 @@ impl LogReader {
         while self.cursors[id.index()].off < cache.segments.get(id).key_end() {
             let decoded = self.read(cache, id)?;
             let kset = decoded.kset;
-            self.advance(id, &kset);
             if kset.seq > dirty_tail {
                 self.ready.push(Reverse((kset.seq, id.0)));
                 self.next[id.index()] = Some(decoded);
@@ -250,31 +230,19 @@ impl LogReader {
         Ok(false)
     }
 
-    /// Reads the kset at a segment's cursor.
+    /// Reads the kset at a segment's cursor, which goes on.
     fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, LogStop> {
-        let cursor = self.cursors[id.index()];
-        let generation = cursor.generation;
-        let context = cache.kset_context(id, generation);
+        let cursor = &mut self.cursors[id.index()];
         let mut keys = self.spare.pop().unwrap_or_default();
         keys.clear();
-        let (off, kset_index) = (cursor.off, cursor.kset_index);
-        let read = self
-            .reader
-            .read(&cache.pmem, &context, off, kset_index, &mut keys);
-        match read {
+        match cursor.read(cache, id, &mut self.reader, &mut keys) {
             Ok(kset) => Ok(Decoded { kset, keys }),
             Err(error) => Err(LogStop {
                 segment: id.0,
-                kset_index,
+                kset_index: cursor.kset_index,
                 error,
             }),
         }
-    }
-
-    fn advance(&mut self, id: SegId, kset: &Kset) {
-        let cursor = &mut self.cursors[id.index()];
-        cursor.off += kset.size_bytes;
-        cursor.kset_index += 1;
     }
 
     /// Takes ksets in order, as many as make a batch or fit into a poll, and lays their keys on `overlay`. A
