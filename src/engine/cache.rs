@@ -17,7 +17,7 @@ use super::stream::{Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::canary::{self, Canary};
-use crate::index::Index;
+use crate::index::{Index, OWNER_MAX};
 use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
 #[cfg(any(test, feature = "heap"))]
 use crate::pmem::PAD_SIZE_BYTES;
@@ -54,6 +54,7 @@ const _: () = {
 
 /// The background's name in claims and fences; channels count from 1.
 pub(crate) const BACKGROUND_AGENT: Agent = Agent(CHANNEL_COUNT_MAX + 1);
+const _: () = assert!(BACKGROUND_AGENT.0 <= OWNER_MAX);
 
 /// A cache, described.
 #[derive(Clone, Debug, Serialize)]

@@ -5,7 +5,7 @@ use super::{
     Background, Budget, Cache, DataCrc, FormatPolicy, Fua, Health, HostIo, IoToken, Op, Outbox,
     Status,
 };
-use crate::index::{Claim, LineStock};
+use crate::index::{Change, Claim, LineStock};
 use crate::media::SegmentInfo;
 use crate::pmem::IovBuf;
 use crate::sim::machine::Setup;
@@ -263,7 +263,7 @@ fn a_refused_write_leaves_its_place_to_whoever_writes_next() {
     last.submit(io(1, apart)).expect("the table is empty");
     last.poll(Now(0), &mut out);
     assert_eq!(out.completions.len(), 1);
-    cache.index.release(page.bucket(), other);
+    cache.index.release(page.bucket(), other, Change::Moved);
     first.poll(Now(0), &mut out);
     assert_eq!(out.completions.len(), 2);
     for (lba, byte) in [(8, 1), (apart, 2)] {

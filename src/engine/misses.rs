@@ -142,7 +142,7 @@ impl Misses {
                 // INV-READ-2: the base has held the newest content since that one was asked for.
                 let now = versions[(page - page_of(start)) as usize];
                 let then = self.version_at(other.op, page - page_of(other.start));
-                (now == then && now != Version::UNSTABLE) || canary::is(Canary::StaleReadJoined)
+                now.is_unwritten_since(then) || canary::is(Canary::StaleReadJoined)
             })
         };
         let covers = |other: &&Joinable, lba| other.start <= lba && lba < other.end;

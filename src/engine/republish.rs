@@ -1,14 +1,14 @@
 //! What a write costs in the index, for the benches.
 
 use super::Cache;
-use crate::index::{BlockMap, Claim, LineStock, PageMap, Target};
+use crate::index::{BlockMap, Change, Claim, LineStock, OWNER_MAX, PageMap, Target};
 use crate::pmem::Pmem;
 use crate::units::Page;
 
 /// Pages of a batch, at most.
 const BATCH_MAX: usize = 32;
 /// What pages are claimed with: no channel has it.
-const OWNER: u16 = u16::MAX;
+const OWNER: u16 = OWNER_MAX;
 
 impl<P: Pmem> Cache<P> {
     /// Does to the index what a batch of writes to these pages does: at most 32, which must be cached and are
@@ -38,7 +38,7 @@ impl<P: Pmem> Cache<P> {
         }
         for (at, _, _, is_new) in claimed.iter().flatten() {
             if *is_new {
-                self.index.release(at.bucket(), OWNER);
+                self.index.release(at.bucket(), OWNER, Change::Written);
             }
         }
     }

@@ -244,7 +244,7 @@ impl Core {
                 Err(Refusal::NoRoom)
             };
             match admitted {
-                Ok(()) if self.batch.is_fresh(cache, lba, len_blocks, &versions, mark) => {
+                Ok(()) if self.batch.is_fresh(cache, lba, len_blocks, &versions) => {
                     self.gathered.items.push(Item::Fill(op));
                     continue;
                 }

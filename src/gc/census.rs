@@ -11,7 +11,7 @@ use crate::units::{PAGE_SIZE_BYTES, SegId};
 const PARTS: u64 = 16;
 
 /// Of a segment that is all in use, so many pages are counted, or all if it has fewer. If 70 % of a large segment are in
-/// use, the standard error is 5 % then.
+/// use, the standard error is 5 % then; twice that if all was written in groups of pages that share a bucket.
 const PAGES_COUNTED: u64 = 256;
 
 /// What was counted of a segment, as much as if all had been. Of what is in use, if that was estimated, two standard

@@ -9,28 +9,49 @@ pub(super) const BUCKET_WORDS: usize = 8;
 /// Slots in a bucket.
 pub(super) const BUCKET_SLOTS: usize = BUCKET_WORDS - 1;
 
-/// How often a bucket was published to. A read fill compares two of them.
+/// How often a bucket was held: by somebody who wrote to one of its pages (36 bits), and by others (8 bits below
+/// those; one of 256 that carries over counts as a write).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Version(u64);
 
 impl Version {
-    /// Equal to no other version of a bucket: 36 bits wide ones never reach it.
+    /// Later than no other version of a bucket: 44 bits wide ones never reach it.
     pub(crate) const UNSTABLE: Version = Version(u64::MAX);
+    const OTHERS_BITS: u32 = 8;
+
+    /// Whether the pages of the bucket hold the same as they did `then`, cached or not.
+    #[inline]
+    pub(crate) fn is_unwritten_since(self, then: Version) -> bool {
+        self.0 >> Self::OTHERS_BITS == then.0 >> Self::OTHERS_BITS && then != Version::UNSTABLE
+    }
 }
 
-/// The bookkeeping word: version (36 bits), entries that passed by (12), owner (16; 0: nobody).
+/// What the holder of a bucket has done to the content of its pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Some may hold something new.
+    Written,
+    /// At most, what they hold came into the cache, left it, or lies elsewhere now.
+    Moved,
+}
+
+/// The highest number of a holder.
+pub(crate) const OWNER_MAX: u16 = (1 << Meta::OWNER_BITS) - 1;
+
+/// The bookkeeping word: version (44 bits), entries that passed by (10), owner (10; 0: nobody).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Meta(pub(super) u64);
 
 impl Meta {
-    const OWNER_BITS: u32 = 16;
-    const PASSED_BITS: u32 = 12;
+    const OWNER_BITS: u32 = 10;
+    const PASSED_BITS: u32 = 10;
     const VERSION_SHIFT: u32 = Self::OWNER_BITS + Self::PASSED_BITS;
-    /// Added for each entry that passes by. `PROBE_MAX` buckets of seven slots cannot overflow 12 bits.
+    /// Added for each entry that passes by. `PROBE_MAX` buckets of seven slots, and one more for each agent that is just
+    /// removing one, cannot overflow 10 bits.
     pub(super) const ONE_PASSED: u64 = 1 << Self::OWNER_BITS;
 
     pub(super) fn owner(self) -> u16 {
-        (self.0 & 0xffff) as u16
+        (self.0 & u64::from(OWNER_MAX)) as u16
     }
 
     pub(super) fn passed(self) -> u64 {
@@ -42,12 +63,18 @@ impl Meta {
     }
 
     pub(super) fn claimed_by(self, owner: u16) -> Self {
+        debug_assert!(owner <= OWNER_MAX);
         Self(self.0 | u64::from(owner))
     }
 
-    /// What is added to give up a claim and count a publication. The version wraps at the top of the word.
-    pub(super) fn release_delta(owner: u16) -> u64 {
-        (1u64 << Self::VERSION_SHIFT).wrapping_sub(u64::from(owner))
+    /// What is added to give up a claim and count it. The version wraps at the top of the word.
+    #[inline]
+    pub(super) fn release_delta(owner: u16, change: Change) -> u64 {
+        let count = match change {
+            Change::Written => 1u64 << (Self::VERSION_SHIFT + Version::OTHERS_BITS),
+            Change::Moved => 1u64 << Self::VERSION_SHIFT,
+        };
+        count.wrapping_sub(u64::from(owner))
     }
 }
 

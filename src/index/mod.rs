@@ -12,7 +12,7 @@
 //! - **Readers** take no lock: slots are atomic words. **Writers** claim the home bucket of a page (a word, a
 //!   compare-and-swap, no waiting) from before they append to the log until the new place is published, so
 //!   that two writes of one page come out in the same order in the log and here.
-//! - A bucket's **version** counts publications: a read fill that was overtaken by a write notices.
+//! - A bucket's **version** counts writes, and other changes: a read fill that was overtaken by a write notices.
 
 mod bucket;
 mod lines;
@@ -25,7 +25,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use bucket::{PageSlot, Version};
+pub(crate) use bucket::{Change, OWNER_MAX, PageSlot, Version};
 pub(crate) use map::{BlockMap, PageMap, Target};
 pub(crate) use newest::{Newest, PagePart};
 pub(crate) use side::LineStock;

@@ -1,7 +1,7 @@
 //! The index alone, for the benches.
 
 use super::table::{Claim, EarlierParts, Index};
-use super::{BlockMap, LineStock, Target};
+use super::{BlockMap, Change, LineStock, Target};
 use crate::media::{Geometry, GeometryError, Place};
 use crate::units::Page;
 
@@ -55,7 +55,7 @@ impl Probe {
                 index.unreserve(slot);
             }
         }
-        index.release(at.bucket(), OWNER);
+        index.release(at.bucket(), OWNER, Change::Written);
         index.clear_stock(lines);
         done
     }

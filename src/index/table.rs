@@ -8,7 +8,7 @@ mod sample;
 mod sizes;
 mod sweep;
 
-use super::bucket::{Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version};
+use super::bucket::{Change, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version};
 use super::lines::Lines;
 use super::map::{BlockMap, Blocks, PageMap};
 use super::side::SideTable;
@@ -20,9 +20,12 @@ pub(crate) use change::EarlierParts;
 use sizes::Sizes;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// 2^64 divided by the golden ratio: multiples of it spread evenly (Knuth, TAOCP 6.4), so that pages in a row find
+/// 2^64 divided by the golden ratio: multiples of it spread evenly (Knuth, TAOCP 6.4), so that most pages in a row find
 /// slots at home.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Pages of an aligned group of so many (a power of two) share a bucket: requests of several pages, and the log of what
+/// was written in order, touch fewer lines. More would fill buckets too unevenly.
+const GROUP_BITS: u32 = 2;
 /// Upper bits of a page number are folded into lower ones, so that pages far apart in regular steps spread too.
 const FOLD_SHIFTS: [u32; 2] = [7, 13];
 /// How often a reader looks again when a line changes under its eyes.
@@ -74,9 +77,11 @@ pub(crate) struct Index {
     side: Option<SideTable>,
     layout: SlotLayout,
     page_count_max: u64,
-    /// Odd, and then shifted so that the bits of a page number come out at the top of a word.
+    /// Pages of a group differ in so many bits, which are the lowest of the tag.
+    group_bits: u32,
+    /// Odd, and then shifted so that the bits of the number of a group come out at the top of a word.
     multiplier: u64,
-    /// Brings all but one of the bits above a tag out of a word.
+    /// Brings all but one of the bits above a group's part of the tag out of a word.
     tag_shift: u32,
     blocks_per_page: u32,
     geometry: Geometry,
@@ -96,7 +101,8 @@ impl Index {
         );
         let bucket_lines = usize::try_from(sizes.bucket_count).unwrap_or(usize::MAX);
         let tag_bits = sizes.tag_bits();
-        let hash_shift = 64 - sizes.page_bits;
+        let group_bits = GROUP_BITS.min(tag_bits);
+        let hash_shift = 64 - (sizes.page_bits - group_bits);
         Self {
             buckets: Lines::new_dense(bucket_lines),
             bucket_count: sizes.bucket_count,
@@ -105,7 +111,8 @@ impl Index {
             layout: SlotLayout::new(sizes.payload, tag_bits),
             page_count_max: sizes.page_count_max(),
             multiplier: (GOLDEN >> hash_shift | 1) << hash_shift,
-            tag_shift: 63 - tag_bits,
+            group_bits,
+            tag_shift: 63 - (tag_bits - group_bits),
             blocks_per_page: geometry.blocks_per_page(),
             geometry,
         }
@@ -137,16 +144,19 @@ impl Index {
     #[inline]
     pub(crate) fn locate(&self, page: Page) -> SlotRef {
         let [near, far] = FOLD_SHIFTS;
-        let mixed = page.0 ^ page.0 >> near ^ page.0 >> far;
+        let group = page.0.wrapping_shr(self.group_bits);
+        let member = page.0 ^ group.wrapping_shl(self.group_bits);
+        let mixed = group ^ group >> near ^ group >> far;
         let hash = mixed.wrapping_mul(self.multiplier);
         let wide = u128::from(hash) * u128::from(self.bucket_count);
         // Two hashes are 2^(64 - bits) apart or more, so within a bucket their low parts differ by
-        // bucket_count times that: the upper tag_bits of them are different.
+        // bucket_count times that: the upper bits of them, as many as the tag has besides the member's, are different.
         let low = wide as u64;
+        // Two shifts, since there may be no such bits; by less than 64, by construction.
+        let group_tag = (low >> 1).wrapping_shr(self.tag_shift);
         SlotRef {
             bucket: (wide >> 64) as usize,
-            // Two shifts, since a tag may have no bits; by less than 64, by construction.
-            tag: (low >> 1).wrapping_shr(self.tag_shift),
+            tag: group_tag.wrapping_shl(self.group_bits) | member,
         }
     }
 
@@ -317,11 +327,11 @@ impl Index {
 
     /// Gives up a claim. What was published before becomes visible, and the version counts up.
     #[inline]
-    pub(crate) fn release(&self, bucket: usize, owner: u16) {
+    pub(crate) fn release(&self, bucket: usize, owner: u16, change: Change) {
         sched::point();
         let before = self
             .meta(bucket)
-            .fetch_add(Meta::release_delta(owner), Ordering::Release);
+            .fetch_add(Meta::release_delta(owner, change), Ordering::Release);
         debug_assert_eq!(
             Meta(before).owner(),
             owner,

@@ -6,7 +6,7 @@ use super::seqs::Noted;
 use super::walk::{SegmentWalk, WalkBuf};
 use crate::canary::{self, Canary};
 use crate::engine::lock;
-use crate::index::{Claim, LineStock, PagePart, Target};
+use crate::index::{Change, Claim, LineStock, PagePart, Target};
 use crate::media::{Copies, Key, KeyKind, SegmentInfo, WITNESS_COUNT, Witness};
 use crate::pmem::Pmem;
 use crate::units::{Lba, SegId, Seq};
@@ -258,7 +258,8 @@ impl<P: Pmem> Worker<P> {
             }
             let result = pass.newest.install(&pass.index, part, &mut self.lines);
             if claim == Claim::Taken {
-                pass.index.release(part.at.bucket(), self.number);
+                pass.index
+                    .release(part.at.bucket(), self.number, Change::Written);
             }
             match result {
                 Ok(()) => self.installed += 1,

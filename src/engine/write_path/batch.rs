@@ -1,14 +1,13 @@
 //! A batch: what is appended to the log in one kset, and published at once.
 
-use super::extent::{HasPayload, Need, need, page_pieces, pages};
-use super::hold::Mark;
+use super::extent::{HasPayload, Need, need, page_pieces};
 use super::{BATCH_BYTES_MAX, BATCH_PAGES_MAX};
 use crate::canary::{self, Canary};
 use crate::engine::DataCrc;
 use crate::engine::cache::{BACKGROUND_AGENT, Cache};
 use crate::engine::io::HostIo;
 use crate::engine::stream::{OpenSegment, Stream};
-use crate::index::{LineStock, PageSlot, Target, Version};
+use crate::index::{BlockMap, Change, LineStock, PageSlot, Target, Version};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
 use crate::pmem::{Durable, IovCursor, Pmem};
 use crate::sched;
@@ -85,25 +84,30 @@ impl Batch {
         self.agent.0
     }
 
-    /// Whether nothing was published to the pages of a fill since they were found missing, and nothing of
-    /// this batch is going to be. The pages are claimed, so it stays so until the commit (INV-FILL-1).
+    /// Whether nothing was written to the pages of a fill since they were found missing, nor anybody else has brought
+    /// them. The pages are claimed, so it stays so until the commit (INV-FILL-1); the batch itself has nothing but fills
+    /// before this one.
     pub(super) fn is_fresh<P: Pmem>(
         &self,
         cache: &Cache<P>,
         lba: Lba,
         len_blocks: u64,
         versions: &[Version],
-        mark: Mark,
     ) -> bool {
-        let claimed_now = &self.claims[mark.claims..];
-        pages(cache, lba, len_blocks)
+        let (index, geometry) = (&cache.index, &cache.geometry);
+        let in_page = u64::from(geometry.blocks_per_page()) - 1;
+        page_pieces(cache, lba, len_blocks)
             .zip(versions)
-            .all(|(page, version)| {
-                let at = cache.index.locate(page);
-                // A bucket claimed earlier in this batch may be about to be published to.
-                let unchanged =
-                    cache.index.version(at) == *version || canary::is(Canary::StaleFillInstalled);
-                unchanged && claimed_now.contains(&at.bucket())
+            .all(|((lba, len_blocks), version)| {
+                let at = index.locate(geometry.page_of(lba));
+                let is_unwritten = index.version(at).is_unwritten_since(*version);
+                // A page has 8 blocks at most.
+                let first = (lba.0 & in_page) as u32;
+                let is_absent = index.lookup(at).is_some_and(|found| {
+                    (first..first + len_blocks)
+                        .all(|block| found.map.block(block) == BlockMap::Absent)
+                });
+                (is_unwritten && is_absent) || canary::is(Canary::StaleFillInstalled)
             })
     }
 
@@ -263,8 +267,14 @@ impl Batch {
 
         // 3. Publish: a read never returns what a power cut could take back (INV-LOG-5).
         self.publish(cache, open);
+        // Beside a write fills count as one, too: that drops other fills, at worst.
+        let change = if self.keys.iter().any(|key| key.kind.is_dirty()) {
+            Change::Written
+        } else {
+            Change::Moved
+        };
         for bucket in &self.claims {
-            cache.index.release(*bucket, self.owner());
+            cache.index.release(*bucket, self.owner(), change);
         }
         self.claims.clear();
         cache.index.clear_stock(&mut self.lines);

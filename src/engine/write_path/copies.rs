@@ -149,9 +149,8 @@ impl Copier {
             match batch.admit(cache, stream, copy.lba, len_blocks, HasPayload::Yes) {
                 Ok(()) => {
                     let slot = cache.index.locate(cache.geometry.page_of(copy.lba));
-                    // The batch holds the claim and has nothing but copies of what was found: other parts of the
-                    // page are no change.
-                    let fresh = cache.index.version(slot) == copy.version;
+                    // The batch holds the claim, and has nothing but copies.
+                    let fresh = cache.index.version(slot).is_unwritten_since(copy.version);
                     if fresh || canary::is(Canary::StaleCopyInstalled) {
                         self.admitted.push(at);
                     } else {

@@ -4,7 +4,7 @@ use super::batch::{Batch, Refusal};
 use super::extent::{page_pieces, pages};
 use crate::canary::{self, Canary};
 use crate::engine::cache::Cache;
-use crate::index::{Claim, EarlierParts, IndexFull};
+use crate::index::{Change, Claim, EarlierParts, IndexFull};
 use crate::pmem::Pmem;
 use crate::units::{Lba, Page};
 
@@ -114,7 +114,7 @@ impl Batch {
             cache.index.unreserve(slot);
         }
         for bucket in self.claims.drain(mark.claims..) {
-            cache.index.release(bucket, owner);
+            cache.index.release(bucket, owner, Change::Moved);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Claim, Index, SlotRef};
 use crate::canary::{self, Canary};
-use crate::index::bucket::{BUCKET_WORDS, Meta, PROBE_MAX, PageSlot, SlotKey, SlotKind};
+use crate::index::bucket::{BUCKET_WORDS, Change, Meta, PROBE_MAX, PageSlot, SlotKey, SlotKind};
 use crate::index::map::{BlockMap, Blocks, PAGE_BLOCKS_MAX, Run, Shape, Target};
 use crate::index::side::LineStock;
 use crate::media::Place;
@@ -211,7 +211,8 @@ impl Index {
         sched::point();
     }
 
-    /// Does something to a page under the claim of its home bucket. `None`: somebody holds that, nothing was done.
+    /// Does something to a page under the claim of its home bucket, other than writing. `None`: somebody holds that,
+    /// nothing was done.
     #[inline]
     pub(crate) fn with_claim<R>(
         &self,
@@ -223,7 +224,7 @@ impl Index {
             return None;
         }
         let result = act();
-        self.release(at.bucket(), owner);
+        self.release(at.bucket(), owner, Change::Moved);
         Some(result)
     }
 
@@ -336,7 +337,7 @@ impl Index {
                     if self.buckets.line(bucket)[slot].load(Ordering::Acquire) == value {
                         self.evict_slot(bucket, slot, value, &clean);
                     }
-                    self.release(home, owner);
+                    self.release(home, owner, Change::Moved);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Going through all entries, for a segment whose keys cannot tell what lies in it.
 
 use super::{Claim, Index};
-use crate::index::bucket::{BUCKET_WORDS, SlotKind};
+use crate::index::bucket::{BUCKET_WORDS, Change, SlotKind};
 use crate::media::Place;
 use crate::sched;
 use std::sync::atomic::Ordering;
@@ -35,7 +35,7 @@ impl Index {
             if self.buckets.line(bucket)[slot].load(Ordering::Acquire) == value {
                 self.evict_slot(bucket, slot, value, &dead);
             }
-            self.release(home, owner);
+            self.release(home, owner, Change::Moved);
         }
         true
     }

@@ -1,0 +1,79 @@
+//! A channel whose base is played by a test.
+
+use super::*;
+use crate::pmem::{IovBuf, PadMemory};
+use crate::sim::recover;
+use crate::units::{Lba, Now};
+use std::sync::Arc;
+
+/// A channel, and what it asks of the base.
+pub(super) struct Asking {
+    pub(super) cache: Arc<Cache<SimPmem>>,
+    pub(super) channel: Channel<SimPmem>,
+    pub(super) out: Outbox,
+    pub(super) buf: IovBuf,
+    token: u64,
+}
+
+impl Asking {
+    pub(super) fn new(settings: SettingChange, pad_count: usize) -> Self {
+        static BASE: [u8; BLOCKS as usize * 512] = [7; BLOCKS as usize * 512];
+        let options = OpenOptions {
+            settings,
+            ..options(512, None)
+        };
+        let pmem = SimPmem::new(DEVICE_SIZE_BYTES);
+        let cache = recover::open(pmem, options, |lba, len| {
+            &BASE[lba as usize * 512..][..len as usize * 512]
+        });
+        let cache = cache.unwrap();
+        let pads = (pad_count > 0).then(|| PadMemory::from_heap(pad_count));
+        Self {
+            channel: cache.channel_with(pads).unwrap(),
+            cache,
+            out: Outbox::new(),
+            buf: IovBuf::zeroed(BLOCKS as usize * 512),
+            token: 0,
+        }
+    }
+
+    pub(super) fn submit(&mut self, buf: &IovBuf, lba: u64, len_blocks: u64) {
+        self.token += 1;
+        let io = HostIo {
+            token: IoToken(self.token),
+            op: Op::Read(buf.cursor()),
+            lba: Lba(lba),
+            len_blocks,
+        };
+        self.channel.submit(io).unwrap();
+    }
+
+    pub(super) fn read(&mut self, lba: u64, len_blocks: u64) -> Vec<(u64, u64)> {
+        let buf = std::mem::replace(&mut self.buf, IovBuf::zeroed(0));
+        self.submit(&buf, lba, len_blocks);
+        self.buf = buf;
+        self.poll()
+    }
+
+    /// What the base is asked for; the requests stay in the outbox.
+    pub(super) fn poll(&mut self) -> Vec<(u64, u64)> {
+        self.out.clear();
+        self.channel.poll(Now(0), &mut self.out);
+        let asked = self.out.base.iter();
+        asked.map(|read| (read.lba.0, read.len_blocks)).collect()
+    }
+
+    /// The base answers what the last poll has asked.
+    pub(super) fn answer(&mut self, result: Result<(), BaseError>) {
+        for request in std::mem::take(&mut self.out.base) {
+            if let BaseKind::Read(mut cursor) = request.kind {
+                cursor.write_from(&vec![7; request.len_blocks as usize * 512]);
+            }
+            self.channel.on_base_done(request.op, result);
+        }
+    }
+
+    pub(super) fn ended(&self) -> Vec<Status> {
+        self.out.completions.iter().map(|end| end.status).collect()
+    }
+}

@@ -1,0 +1,74 @@
+//! What of several read fills at once gets into the cache. Pages 0 to 3 share a bucket of the index.
+
+use super::asking::Asking;
+use super::*;
+use crate::pmem::IovBuf;
+use crate::units::{Lba, Now};
+
+fn write(asking: &mut Asking, lba: u64, len_blocks: u64) {
+    let buf = IovBuf::zeroed(len_blocks as usize * 512);
+    let io = HostIo {
+        token: IoToken(1000 + lba),
+        op: Op::Write(buf.cursor(), Fua::No),
+        lba: Lba(lba),
+        len_blocks,
+    };
+    asking.channel.submit(io).unwrap();
+    let mut out = Outbox::new();
+    asking.channel.poll(Now(0), &mut out);
+    assert_eq!(out.completions.len(), 1);
+}
+
+/// Blocks of the first four pages that are not in the cache.
+fn missing(asking: &mut Asking) -> Vec<(u64, u64)> {
+    let asked = asking.read(0, 32);
+    asking.answer(Ok(()));
+    asking.poll();
+    asked
+}
+
+#[test]
+fn fills_of_neighbours_do_not_refuse_each_other() {
+    let mut asking = Asking::new(SettingChange::default(), 0);
+    let bufs: Vec<_> = (0..4).map(|_| IovBuf::zeroed(4096)).collect();
+    // The second two are answered with a poll of their own, when the first two are cached.
+    for (number, buf) in (0..).zip(&bufs) {
+        asking.submit(buf, number * 8, 8);
+    }
+    assert_eq!(asking.poll().len(), 4);
+    let late = asking.out.base.split_off(2);
+    asking.answer(Ok(()));
+    asking.poll();
+    asking.out.base = late;
+    asking.answer(Ok(()));
+    asking.poll();
+    assert_eq!(missing(&mut asking), []);
+    assert_eq!(asking.cache.stats().fills_dropped, 0);
+}
+
+#[test]
+fn all_holes_of_a_page_are_filled_at_once() {
+    let mut asking = Asking::new(SettingChange::default(), 0);
+    write(&mut asking, 2, 1);
+    write(&mut asking, 5, 1);
+    assert_eq!(asking.read(0, 8), [(0, 2), (3, 2), (6, 2)]);
+    asking.answer(Ok(()));
+    asking.poll();
+    assert_eq!(missing(&mut asking), [(8, 24)]);
+    assert_eq!(asking.cache.stats().fills_dropped, 0);
+}
+
+#[test]
+fn a_fill_is_dropped_if_a_neighbour_was_written_meanwhile() {
+    // It may be the same page: the bucket does not tell.
+    let mut asking = Asking::new(SettingChange::default(), 0);
+    assert_eq!(asking.read(0, 8), [(0, 8)]);
+    let asked = std::mem::take(&mut asking.out.base);
+    write(&mut asking, 8, 8);
+    asking.out.base = asked;
+    asking.answer(Ok(()));
+    asking.poll();
+    assert_eq!(asking.ended(), [Status::Success]);
+    assert_eq!(missing(&mut asking), [(0, 8), (16, 16)]);
+    assert_eq!(asking.cache.stats().fills_dropped, 1);
+}
