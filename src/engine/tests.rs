@@ -1,6 +1,8 @@
 //! The engine against a naive model, one request at a time: the first thing that must hold. With a log far
 //! smaller than what is written, it goes through INV-LOG-1, INV-LOG-2, INV-SEG-2 and INV-INDEX-2 all the time.
 
+mod asking;
+mod fetches;
 mod held;
 mod lend;
 mod pages;

@@ -1,82 +1,10 @@
 //! Which misses are rounded out to whole pages, and what becomes of their memory.
 
+use super::asking::Asking;
 use super::*;
 use crate::pmem::{IovBuf, PadMemory};
-use crate::sim::recover;
 use crate::units::{Lba, Now};
 use std::sync::Arc;
-
-/// A channel, and what it asks of the base.
-struct Asking {
-    cache: Arc<Cache<SimPmem>>,
-    channel: Channel<SimPmem>,
-    out: Outbox,
-    buf: IovBuf,
-    token: u64,
-}
-
-impl Asking {
-    fn new(settings: SettingChange, pad_count: usize) -> Self {
-        static BASE: [u8; BLOCKS as usize * 512] = [7; BLOCKS as usize * 512];
-        let options = OpenOptions {
-            settings,
-            ..options(512, None)
-        };
-        let pmem = SimPmem::new(DEVICE_SIZE_BYTES);
-        let cache = recover::open(pmem, options, |lba, len| {
-            &BASE[lba as usize * 512..][..len as usize * 512]
-        });
-        let cache = cache.unwrap();
-        let pads = (pad_count > 0).then(|| PadMemory::from_heap(pad_count));
-        Self {
-            channel: cache.channel_with(pads).unwrap(),
-            cache,
-            out: Outbox::new(),
-            buf: IovBuf::zeroed(BLOCKS as usize * 512),
-            token: 0,
-        }
-    }
-
-    fn submit(&mut self, buf: &IovBuf, lba: u64, len_blocks: u64) {
-        self.token += 1;
-        let io = HostIo {
-            token: IoToken(self.token),
-            op: Op::Read(buf.cursor()),
-            lba: Lba(lba),
-            len_blocks,
-        };
-        self.channel.submit(io).unwrap();
-    }
-
-    fn read(&mut self, lba: u64, len_blocks: u64) -> Vec<(u64, u64)> {
-        let buf = std::mem::replace(&mut self.buf, IovBuf::zeroed(0));
-        self.submit(&buf, lba, len_blocks);
-        self.buf = buf;
-        self.poll()
-    }
-
-    /// What the base is asked for; the requests stay in the outbox.
-    fn poll(&mut self) -> Vec<(u64, u64)> {
-        self.out.clear();
-        self.channel.poll(Now(0), &mut self.out);
-        let asked = self.out.base.iter();
-        asked.map(|read| (read.lba.0, read.len_blocks)).collect()
-    }
-
-    /// The base answers what the last poll has asked.
-    fn answer(&mut self, result: Result<(), BaseError>) {
-        for request in std::mem::take(&mut self.out.base) {
-            if let BaseKind::Read(mut cursor) = request.kind {
-                cursor.write_from(&vec![7; request.len_blocks as usize * 512]);
-            }
-            self.channel.on_base_done(request.op, result);
-        }
-    }
-
-    fn ended(&self) -> Vec<Status> {
-        self.out.completions.iter().map(|end| end.status).collect()
-    }
-}
 
 #[test]
 fn only_what_may_become_a_fill_is_rounded_out() {
