@@ -46,6 +46,11 @@ const HUNTERS: &[Hunter] = &[
         seeds_per_round: 4,
     },
     Hunter {
+        name: "copies",
+        hunt: hunt_copies,
+        seeds_per_round: 4,
+    },
+    Hunter {
         name: "batches",
         hunt: hunt_batches,
         seeds_per_round: 4,
@@ -140,6 +145,35 @@ fn hunt_readers(seed: u64) -> Result<u64, Violation> {
             Step::Core(0),
             Step::Turns(2),
         ]);
+    }
+    script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
+}
+
+/// What is left of overwritten segments is copied while the same blocks are written. It takes more segments than most
+/// histories have.
+fn hunt_copies(seed: u64) -> Result<u64, Violation> {
+    let mut prng = Prng::new(mix(seed, 6));
+    let setup = Setup {
+        block_count: 64,
+        segment_size_bytes: 16 << 10,
+        segment_count: 16,
+        gc_percent: 0,
+        core_count: 2,
+        stream_count_max: 1,
+        yield_percent: prng.pick(&[10, 30]),
+        ..Setup::default()
+    };
+    let mut steps = Vec::new();
+    for _ in 0..60 {
+        for _ in 0..3 {
+            steps.extend([Step::Write(0, prng.below(60), 4, 0), Step::Core(0)]);
+        }
+        steps.extend([Step::DrainStart, Step::Base(4), Step::Background(4)]);
+        for _ in 0..3 {
+            steps.push(Step::Write(1, prng.below(60), 4, 0));
+            steps.push(Step::Background(2));
+        }
+        steps.extend([Step::Turns(2), Step::Read(0, prng.below(48), 16, 0)]);
     }
     script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
 }
