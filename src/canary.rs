@@ -57,6 +57,10 @@ canaries! {
     StaleFillInstalled = "stale_fill_installed",
     /// A miss joins a base read that was asked for before its blocks were written.
     StaleReadJoined = "stale_read_joined",
+    /// A page that a miss was fetching still counts as on its way when the miss has ended.
+    FetchNotWithdrawn = "fetch_not_withdrawn",
+    /// A page counts as arrived when the base read has ended, before its fill is published.
+    FetchWithdrawnEarly = "fetch_withdrawn_early",
     /// A miss is rounded out to a whole page although the cache holds a part of it.
     KnownPageRounded = "known_page_rounded",
     /// The memory for the rest of a page is given to the next base read while this one is under way.

@@ -46,6 +46,11 @@ const HUNTERS: &[Hunter] = &[
         seeds_per_round: 4,
     },
     Hunter {
+        name: "copies",
+        hunt: hunt_copies,
+        seeds_per_round: 4,
+    },
+    Hunter {
         name: "batches",
         hunt: hunt_batches,
         seeds_per_round: 4,
@@ -144,6 +149,35 @@ fn hunt_readers(seed: u64) -> Result<u64, Violation> {
     script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
 }
 
+/// What is left of overwritten segments is copied while the same blocks are written. It takes more segments than most
+/// histories have.
+fn hunt_copies(seed: u64) -> Result<u64, Violation> {
+    let mut prng = Prng::new(mix(seed, 6));
+    let setup = Setup {
+        block_count: 64,
+        segment_size_bytes: 16 << 10,
+        segment_count: 16,
+        gc_percent: 0,
+        core_count: 2,
+        stream_count_max: 1,
+        yield_percent: prng.pick(&[10, 30]),
+        ..Setup::default()
+    };
+    let mut steps = Vec::new();
+    for _ in 0..60 {
+        for _ in 0..3 {
+            steps.extend([Step::Write(0, prng.below(60), 4, 0), Step::Core(0)]);
+        }
+        steps.extend([Step::DrainStart, Step::Base(4), Step::Background(4)]);
+        for _ in 0..3 {
+            steps.push(Step::Write(1, prng.below(60), 4, 0));
+            steps.push(Step::Background(2));
+        }
+        steps.extend([Step::Turns(2), Step::Read(0, prng.below(48), 16, 0)]);
+    }
+    script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
+}
+
 /// Batches that span barriers, cut in the middle. What is written back then would end at the first barrier, if
 /// nobody knew how far the last batch went.
 fn hunt_batches(seed: u64) -> Result<u64, Violation> {
@@ -220,6 +254,8 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         }
         Canary::StaleFillInstalled | Canary::KnownPageRounded => &[STALE, LOST, CLEAN],
         Canary::PadFreedInUse => &[GARBAGE, CLEAN],
+        Canary::FetchNotWithdrawn => &["INV-READ-5", "a request does not end"],
+        Canary::FetchWithdrawnEarly => &["the base is asked for what has arrived"],
         Canary::StaleReadJoined | Canary::DirtyDataPassedBy => &[STALE],
         Canary::WriteNotHeld => &["acknowledged before the base has it"],
         Canary::DirtyWriteForgotten => &[STALE, LOST],

@@ -52,6 +52,7 @@ struct Report {
     seeds: u64,
     virtual_operations: u64,
     restarts: u64,
+    awaited_reads: u64,
     canaries_caught: u64,
     canaries_total: u64,
     violations: u64,
@@ -81,8 +82,8 @@ impl Search {
         }
     }
 
-    fn add(&self, change: impl FnOnce(&mut Report)) {
-        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    fn add<R>(&self, change: impl FnOnce(&mut Report) -> R) -> R {
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn add_tally(&self, tally: &Tally) {
@@ -175,6 +176,7 @@ impl Search {
                     report.seeds += 1;
                     report.virtual_operations += outcome.requests;
                     report.restarts += outcome.restarts;
+                    report.awaited_reads += outcome.awaited_reads;
                 }),
                 Err(failure) => self.fail(&failure.to_string()),
             }
@@ -183,6 +185,9 @@ impl Search {
         });
     }
 }
+
+/// So many histories have reads that wait for the base reads of other cores, or they are not what they are meant to be.
+const HISTORIES_WITH_WAITS: u64 = 100;
 
 fn number(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
@@ -227,6 +232,10 @@ fn main() {
     }
     if sim || !crash {
         search.sim(first_seed, number("PCACHE_SIM_SEEDS", 300));
+        let (seeds, awaited_reads) = search.add(|report| (report.seeds, report.awaited_reads));
+        if seeds >= HISTORIES_WITH_WAITS && awaited_reads == 0 {
+            search.fail("no read has waited for the base read of another core");
+        }
     }
     let mut report = search
         .report

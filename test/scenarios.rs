@@ -82,6 +82,9 @@ tests! {
     concurrent_misses_of_the_same_blocks_share_a_base_read
     those_who_share_a_base_read_that_fails_ask_for_themselves
     a_base_read_is_not_joined_once_its_blocks_were_written
+    misses_of_different_cores_share_a_base_read
+    a_read_that_has_waited_in_vain_asks_for_itself
+    a_read_waits_until_the_fill_is_published
     an_overwrite_of_lost_dirty_data_lets_write_back_go_on
     an_error_of_the_memory_is_told_from_one_of_the_base
     poisoned_memory_fails_only_what_is_dirty_in_it

@@ -4,6 +4,7 @@ use super::checkpoint::Checkpoint;
 use super::config::{BaseCaps, CacheMode, DataCrc};
 use super::damage::{Damage, DamagedRange};
 use super::drain::Drain;
+use super::fetches::Fetches;
 use super::grace::Grace;
 use super::health::Health;
 use super::heat::Heat;
@@ -145,6 +146,7 @@ pub struct Cache<P> {
     pub(crate) stall_us_max: AtomicU64,
     /// Reads of the base for requests that wait for them.
     pub(crate) base_reads: CachePadded<AtomicU32>,
+    pub(crate) fetches: Fetches,
     pub(crate) damage: Damage,
     pub(crate) grace: Grace,
     pub(crate) space_wanted: AtomicBool,
@@ -205,6 +207,7 @@ impl<P: Pmem> Cache<P> {
             dirty_age_ms: AtomicU64::new(0),
             stall_us_max: AtomicU64::new(0),
             base_reads: CachePadded::default(),
+            fetches: Fetches::new(),
             damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),

@@ -1,6 +1,7 @@
 //! A channel: where the requests of one core go in and come out.
 
 use super::cache::Cache;
+use super::fetches::Awaiting;
 use super::held::Held;
 use super::io::{
     BaseError, BaseOpId, Completion, HostIo, IoToken, LoanId, Op, Outbox, Progress, Status,
@@ -77,6 +78,10 @@ impl<T> Slab<T> {
         Some(item)
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
     pub(super) fn used_count(&self) -> usize {
         self.items.len() - self.free.len()
     }
@@ -105,6 +110,8 @@ pub(super) struct Core {
     pub(super) requests: Slab<Request>,
     /// Reads that still have blocks to look up.
     pub(super) reads: VecDeque<RequestId>,
+    /// Reads that wait for a page which another miss is fetching.
+    pub(super) awaiting: VecDeque<Awaiting>,
     /// Reads that need not be copied.
     pub(super) lends: VecDeque<RequestId>,
     /// What was lent and has not come back.
@@ -172,7 +179,7 @@ impl<P: Pmem> Channel<P> {
 
     /// Runs everything that can run: finished base reads, reads, writes in batches, flushes. Bounded; what is
     /// left over comes with the next poll.
-    /// `now` only serves statistics, and may be some microseconds old.
+    /// `now` serves statistics and a limit of a second, and may be some microseconds old.
     pub fn poll(&mut self, now: Now, out: &mut Outbox) -> Progress {
         if self.core.requests.used_count() == 0 {
             return Progress::Idle;
@@ -186,6 +193,7 @@ impl<P: Pmem> Channel<P> {
         } else {
             core.finish_misses(cache, out);
             core.poll_held(cache, out);
+            core.poll_awaiting(cache);
             core.poll_readers(cache, out);
             core.poll_writes(cache, out);
             core.poll_flushes(cache, out);
@@ -240,6 +248,7 @@ impl<P: Pmem> Channel<P> {
 impl<P: Pmem> Drop for Channel<P> {
     fn drop(&mut self) {
         self.core.give_back_all(&self.cache);
+        self.core.misses.withdraw_all(&self.cache);
         self.cache.put_channel_id(self.core.id);
     }
 }
@@ -253,6 +262,7 @@ impl Core {
             now: Now(0),
             requests: Slab::new(REQUEST_COUNT_MAX),
             reads: queue(),
+            awaiting: VecDeque::with_capacity(REQUEST_COUNT_MAX),
             lends: queue(),
             loans: Slab::new(LOAN_COUNT_MAX),
             writes: queue(),
@@ -311,19 +321,21 @@ impl Core {
             &mut self.writes,
             &mut self.flushes,
         ];
-        for queue in queues {
-            queue.retain(|id| {
-                let request = requests.get(*id);
-                let refuse = request.is_some_and(|request| {
-                    let begun = request.read.is_some_and(|read| read.has_begun());
-                    !begun && wanted(request)
-                });
-                if refuse {
-                    refused.push_back((*id, Status::Aborted));
-                }
-                !refuse
+        let mut is_kept = |id: RequestId| {
+            let request = requests.get(id);
+            let refuse = request.is_some_and(|request| {
+                let begun = request.read.is_some_and(|read| read.has_begun());
+                !begun && wanted(request)
             });
+            if refuse {
+                refused.push_back((id, Status::Aborted));
+            }
+            !refuse
+        };
+        for queue in queues {
+            queue.retain(|id| is_kept(*id));
         }
+        self.awaiting.retain(|read| is_kept(read.id));
         refused.len() - before
     }
 
@@ -399,6 +411,8 @@ impl Core {
         while let Some(id) = self.lends.pop_front() {
             self.complete(cache, id, Status::Failed, out);
         }
+        let awaiting = self.awaiting.drain(..).map(|read| read.id);
+        self.reads.extend(awaiting);
         while let Some(id) = self.reads.pop_front() {
             self.give_up_read(cache, id, out);
         }

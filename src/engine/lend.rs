@@ -43,7 +43,7 @@ impl Core {
                 continue;
             }
             let status = match find_piece(cache, lba, len_blocks) {
-                Err(Blocked) => {
+                Err(_) => {
                     self.lends.push_back(id);
                     continue;
                 }
@@ -112,7 +112,7 @@ fn find_piece<P: Pmem>(
     while at < end {
         let page = cache.geometry.page_of(Lba(at));
         let found = cache.index.lookup(cache.index.locate(page));
-        let found = found.ok_or(Blocked)?;
+        let found = found.ok_or(Blocked::Busy)?;
         let page_end = ((at | in_page) + 1).min(end);
         for block in at..page_end {
             // A page has 8 blocks at most.

@@ -1,10 +1,11 @@
 //! Base reads under way, and who waits for which: misses of the same blocks share one base read.
 //!
 //! A miss joins a base read of its channel that is under way for the same blocks, if nothing has happened to their
-//! pages since that one was asked for. Misses of different channels do not meet here.
+//! pages since that one was asked for. Misses of different channels meet in [`super::fetches`].
 
 use super::cache::Cache;
 use super::channel::{Core, MISS_COUNT_MAX, RequestId, Slab};
+use super::fetches::PageSet;
 use super::io::{BaseError, BaseKind, BaseOpId, BaseRequest, Outbox};
 use super::read_path::FILL_PAGES_MAX;
 use super::rounding::{Asked, Rest};
@@ -36,6 +37,8 @@ pub(super) struct Miss {
     pub(super) result: Option<Result<(), BaseError>>,
     /// What it was before it was rounded out to whole pages.
     pub(super) asked: Option<Asked>,
+    /// Pages that others wait for.
+    pub(super) announced: PageSet,
     /// The first of those that wait for this one's base read; of such a one, the next.
     followers: Option<u32>,
     joined_bytes: u64,
@@ -59,6 +62,7 @@ impl Miss {
             asked_at,
             result: None,
             asked: None,
+            announced: PageSet::default(),
             followers: None,
             joined_bytes: 0,
         }
@@ -96,8 +100,19 @@ pub(super) struct Misses {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
     pub(super) end: u64,
-    /// The base read that brings it.
-    pub(super) leader: Option<u32>,
+    pub(super) source: Source,
+}
+
+/// Who brings it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// This base read of the channel.
+    Joined(u32),
+    /// Nobody of the channel.
+    Own,
+    /// The same, since its pages were touched after the base read that brings them was asked for: what that one brings
+    /// is not put into the cache.
+    Outdated,
 }
 
 impl Misses {
@@ -131,14 +146,18 @@ impl Misses {
         versions: &[Version],
     ) -> Part {
         let page_of = |lba: u64| geometry.page_of(Lba(lba)).0;
-        let own = |end| Part { end, leader: None };
+        let mut source = Source::Own;
         if page_of(end - 1) - page_of(start) >= versions.len() as u64 {
-            return own(end);
+            return Part { end, source };
         }
+        let in_common = |other: &Joinable| (start.max(other.start), end.min(other.end));
+        let has_room = |other: &Joinable| {
+            let (from, to) = in_common(other);
+            geometry.bytes(to - from) <= self.room_bytes(other.op)
+        };
         let unchanged = |other: &Joinable| {
-            let (from, to) = (start.max(other.start), end.min(other.end));
-            let room = geometry.bytes(to - from) <= self.room_bytes(other.op);
-            room && (page_of(from)..=page_of(to - 1)).all(|page| {
+            let (from, to) = in_common(other);
+            (page_of(from)..=page_of(to - 1)).all(|page| {
                 // INV-READ-2: the base has held the newest content since that one was asked for.
                 let now = versions[(page - page_of(start)) as usize];
                 let then = self.version_at(other.op, page - page_of(other.start));
@@ -146,17 +165,22 @@ impl Misses {
             })
         };
         let covers = |other: &&Joinable, lba| other.start <= lba && lba < other.end;
-        let mut all = self.joinable.iter();
-        if let Some(first) = all.find(|other| covers(other, start) && unchanged(other)) {
-            return Part {
-                end: end.min(first.end),
-                leader: Some(first.op),
-            };
+        for first in self.joinable.iter().filter(|other| covers(other, start)) {
+            if !unchanged(first) {
+                source = Source::Outdated;
+            } else if has_room(first) {
+                return Part {
+                    end: end.min(first.end),
+                    source: Source::Joined(first.op),
+                };
+            }
         }
-        let mut all = self.joinable.iter();
-        let last =
-            all.find(|other| covers(other, end - 1) && other.start > start && unchanged(other));
-        own(last.map_or(end, |last| last.start))
+        let last = self.joinable.iter().find(|other| {
+            let at_end = covers(other, end - 1) && other.start > start;
+            at_end && has_room(other) && unchanged(other)
+        });
+        let end = last.map_or(end, |last| last.start);
+        Part { end, source }
     }
 
     fn room_bytes(&self, op: u32) -> u64 {
@@ -172,15 +196,16 @@ impl Misses {
 
     /// A miss with a base read of its own, and the rest that this is to bring too; `None`: the table is full. If it is
     /// to be joined it has versions.
-    pub(super) fn lead(
+    pub(super) fn lead<P: Pmem>(
         &mut self,
-        geometry: &Geometry,
+        cache: &Cache<P>,
         miss: Miss,
         rest: Rest,
     ) -> Option<BaseRequest> {
         let op = self.table.insert(miss)?;
         let miss = self.table.get_mut(op)?;
-        miss.round_out(geometry, rest, &mut self.pads);
+        miss.round_out(&cache.geometry, rest, &mut self.pads);
+        miss.withdraw_parts(cache);
         if miss.versions[0] != Version::UNSTABLE {
             self.joinable.push(Joinable {
                 start: miss.lba.0,

@@ -13,6 +13,7 @@ mod checkpoint;
 mod config;
 mod damage;
 mod drain;
+mod fetches;
 mod grace;
 mod growth;
 mod health;

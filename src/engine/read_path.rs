@@ -4,8 +4,9 @@
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
 use super::config::{CacheMode, ReadAdmission};
+use super::fetches::Patience;
 use super::io::{Outbox, Status};
-use super::misses::Miss;
+use super::misses::{Miss, Source};
 use super::settings::Setting;
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, Lookup, PageMap, Version};
@@ -40,6 +41,8 @@ pub(super) struct ReadState {
     missed_upto: Page,
     /// Looked at with the first miss.
     admission: Option<Admission>,
+    /// It has waited for the page before this one, which another miss was fetching, or is waiting for it; 0: for none.
+    awaited_upto: Page,
 }
 
 /// What becomes of what a read brings from the base.
@@ -64,11 +67,17 @@ impl ReadState {
             missed_pages: 0,
             missed_upto: Page(0),
             admission: None,
+            awaited_upto: Page(0),
         }
     }
 
     pub(super) fn has_begun(&self) -> bool {
         self.done_blocks > 0 || self.pending > 0
+    }
+
+    /// The page that it waits for, or has waited for last.
+    pub(super) fn awaited(&self) -> Option<Page> {
+        self.awaited_upto.0.checked_sub(1).map(Page)
     }
 
     /// Some of these pages come from the base. A read is gone through upwards, so a page that was counted before can
@@ -107,7 +116,13 @@ struct WholePage {
 }
 
 /// Nothing more can be done for this read now.
-pub(super) struct Blocked;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blocked {
+    /// The next poll tries again.
+    Busy,
+    /// It waits for a page that another miss is fetching.
+    Awaiting,
+}
 
 /// A read while it is worked on: the state is written back at the end.
 struct Reader<'a, P> {
@@ -120,6 +135,18 @@ struct Reader<'a, P> {
     mode: CacheMode,
     /// How many of [`Core::run_versions`] are the run's; more, if there was no room for them.
     version_count: usize,
+}
+
+impl<P> Reader<'_, P> {
+    /// Whether a miss that nobody of the channel brings waits for others.
+    fn patience(&self, miss: &Miss, source: Source) -> Patience {
+        let has_waited = self.cache.geometry.page_of(miss.lba) < self.state.awaited_upto;
+        if has_waited || source == Source::Outdated {
+            Patience::Gone
+        } else {
+            Patience::Left
+        }
+    }
 }
 
 impl Core {
@@ -136,7 +163,8 @@ impl Core {
             next = self.look_ahead(cache);
             match self.run_read(cache, id, ahead, out) {
                 Ok(()) => self.end_read_if_done(cache, id, out),
-                Err(Blocked) => self.reads.push_back(id),
+                Err(Blocked::Busy) => self.reads.push_back(id),
+                Err(Blocked::Awaiting) => self.await_fetch(id),
             }
         }
     }
@@ -218,7 +246,7 @@ impl Core {
             };
             let Some(found) = found else {
                 self.end_run(reader, out)?;
-                return Err(Blocked);
+                return Err(Blocked::Busy);
             };
             let page_end = ((lba | in_page) + 1).min(end);
             while lba < page_end {
@@ -336,7 +364,7 @@ impl Core {
         self.start_miss(reader, run, out)
     }
 
-    /// Asks the base for a run, as far as nobody of this channel has done so.
+    /// Asks the base for a run, as far as nobody has done so for what is to be kept.
     fn start_miss<P: Pmem>(
         &mut self,
         reader: &mut Reader<'_, P>,
@@ -356,12 +384,13 @@ impl Core {
             };
             let versions = &self.run_versions[known];
             let part = self.misses.first_part(geometry, (start, end), versions);
-            let len_blocks = part.end - start;
-            let bytes = geometry.bytes(len_blocks);
-            let blocks = (Lba(start), len_blocks);
+            let blocks = (Lba(start), part.end - start);
+            let bytes = geometry.bytes(blocks.1);
             let mut miss = Miss::new(reader.id, blocks, reader.state.cursor, self.now);
-            if let Some(leader) = part.leader {
-                self.misses.follow(miss, bytes, leader).ok_or(Blocked)?;
+            let part_end = if let Source::Joined(leader) = part.source {
+                let follows = self.misses.follow(miss, bytes, leader);
+                follows.ok_or(Blocked::Busy)?;
+                part.end
             } else {
                 miss.versions[..versions.len()].copy_from_slice(versions);
                 // What is larger than a write may never fit into a segment.
@@ -370,18 +399,50 @@ impl Core {
                     && reader.mode.keeps_reads()
                     && admission != Admission::Refused;
                 miss.apart = admission == Admission::OnProbation;
-                let rest = self.misses.rest_of(reader.cache, &miss);
-                let request = self.misses.lead(geometry, miss, rest).ok_or(Blocked)?;
-                self.ask_base(reader.cache, request, out);
-            }
+                let patience = reader.patience(&miss, part.source);
+                self.lead_miss(reader, miss, patience, out)?
+            };
+            let len_blocks = part_end - start;
+            let bytes = geometry.bytes(len_blocks);
             reader.state.cursor.advance(bytes as usize);
             reader.state.done_blocks += len_blocks;
             reader.state.pending += 1;
-            let last = geometry.page_of(Lba(part.end - 1));
+            let last = geometry.page_of(Lba(part_end - 1));
             reader.state.note_missed(geometry.page_of(Lba(start)), last);
-            start = part.end;
+            start = part_end;
         }
         Ok(())
+    }
+
+    /// Asks the base for a miss, as far as nobody at all has done so. Returns where that ends.
+    fn lead_miss<P: Pmem>(
+        &mut self,
+        reader: &mut Reader<'_, P>,
+        mut miss: Miss,
+        patience: Patience,
+        out: &mut Outbox,
+    ) -> Result<u64, Blocked> {
+        let cache = reader.cache;
+        if self.misses.table.is_full() {
+            // What is announced is asked for.
+            return Err(Blocked::Busy);
+        }
+        let mut rest = self.misses.rest_of(cache, &miss);
+        // What is not going to be kept is nothing to wait for.
+        if miss.admitted
+            && cache.has_room_for_fills()
+            && let Some(page) = miss.announce(cache, &mut rest, patience)
+        {
+            let is_first = reader.state.awaited_upto == Page(0);
+            let counters = self.counters(cache);
+            counters.awaited_reads.add(u64::from(is_first));
+            reader.state.awaited_upto = Page(page.0 + 1);
+            return Err(Blocked::Awaiting);
+        }
+        let end = miss.lba.0 + miss.len_blocks;
+        let request = self.misses.lead(cache, miss, rest).ok_or(Blocked::Busy)?;
+        self.ask_base(cache, request, out);
+        Ok(end)
     }
 
     /// What becomes of what a read brings from the base: part of a long sequence of reads is less likely to be wanted
@@ -419,13 +480,16 @@ impl Core {
             if self.ask_without_rest(cache, op, out) {
                 continue;
             }
-            let Some(miss) = self.misses.get(op) else {
+            let Some(miss) = self.misses.table.get_mut(op) else {
                 continue;
             };
+            if canary::is(Canary::FetchWithdrawnEarly) {
+                miss.withdraw(cache);
+            }
             let fill = miss.admitted && miss.result == Some(Ok(()));
-            let apart = miss.apart;
+            let (apart, asked_at) = (miss.apart, miss.asked_at);
             let histogram = &self.counters(cache).histograms.base_read_us;
-            histogram.note_length(miss.asked_at, self.now);
+            histogram.note_length(asked_at, self.now);
             if fill && apart {
                 self.fills_apart.push_back(op);
             } else if fill {
@@ -438,9 +502,11 @@ impl Core {
 
     /// A miss is dealt with; so is its request, if it was the last.
     pub(super) fn settle_miss<P: Pmem>(&mut self, cache: &Cache<P>, op: u32, out: &mut Outbox) {
-        let Some(miss) = self.misses.remove(op) else {
+        let Some(mut miss) = self.misses.remove(op) else {
             return;
         };
+        // INV-READ-5: its fill is published, or is not going to be.
+        miss.withdraw(cache);
         let request = self.requests.get_mut(miss.request);
         if let Some(state) = request.and_then(|request| request.read.as_mut()) {
             state.pending -= 1;

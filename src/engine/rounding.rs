@@ -34,6 +34,22 @@ pub(super) struct Asked {
     cursor: IovCursor,
 }
 
+impl Rest {
+    /// Where a miss begins and ends with it.
+    pub(super) fn added_to(self, miss: &Miss) -> (u64, u64) {
+        let end = miss.lba.0 + miss.len_blocks;
+        (miss.lba.0 - self.head_blocks, end + self.tail_blocks)
+    }
+
+    /// Of a miss that ends earlier, with a whole page.
+    pub(super) fn without_tail(self) -> Self {
+        Self {
+            tail_blocks: 0,
+            ..self
+        }
+    }
+}
+
 impl<P> Cache<P> {
     /// How much memory a channel needs to round misses out to whole pages; 0 where all blocks are whole pages.
     #[must_use]
@@ -166,12 +182,14 @@ impl Misses {
     }
 
     /// A base read that has failed, without the rest that it had. `None`: it had none.
-    fn without_rest(&mut self, op: u32) -> Option<BaseRequest> {
+    fn without_rest<P>(&mut self, cache: &Cache<P>, op: u32) -> Option<BaseRequest> {
         let miss = self.table.get_mut(op)?;
         if !matches!(miss.result, Some(Err(_))) || !miss.round_back(&mut self.pads) {
             return None;
         }
         miss.result = None;
+        // Others need not wait for a base that has failed once.
+        miss.withdraw(cache);
         Some(miss.base_read(op))
     }
 }
@@ -185,7 +203,7 @@ impl Core {
         op: u32,
         out: &mut Outbox,
     ) -> bool {
-        let request = self.misses.without_rest(op);
+        let request = self.misses.without_rest(cache, op);
         if let Some(request) = request {
             self.ask_base(cache, request, out);
         }

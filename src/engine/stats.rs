@@ -61,7 +61,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Read requests answered from the cache alone.
+    /// Read requests answered from the cache alone, with those that waited for that.
     read_hits,
     /// Read requests answered in part from the cache.
     read_partial_hits,
@@ -115,6 +115,8 @@ counters! {
     base_read_bytes,
     /// Bytes of misses that were served by the base read of another request.
     joined_read_bytes,
+    /// Read requests that waited for what the base read of another one was to put into the cache.
+    awaited_reads,
     /// Bytes written back to the base.
     writeback_bytes,
     /// Dirty bytes that were overwritten before they were written back.

@@ -72,6 +72,13 @@ impl Gathered {
     }
 }
 
+impl<P> Cache<P> {
+    /// Whether a read fill may take of the space that is left.
+    pub(super) fn has_room_for_fills(&self) -> bool {
+        self.segments.free_count() >= FILL_FREE_SEGMENTS_MIN
+    }
+}
+
 impl Core {
     pub(super) fn poll_writes<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         if !self.fills_apart.is_empty() {
@@ -236,8 +243,7 @@ impl Core {
             };
             let (lba, len_blocks, versions) = (miss.lba, miss.len_blocks, miss.versions);
             let mark = self.batch.mark();
-            let room = cache.segments.free_count() >= FILL_FREE_SEGMENTS_MIN;
-            let admitted = if room {
+            let admitted = if cache.has_room_for_fills() {
                 let batch = &mut self.batch;
                 batch.admit(cache, stream, lba, len_blocks, HasPayload::Yes)
             } else {

@@ -34,6 +34,7 @@ impl Statistics {
             log: Log::new(&stats, &info),
             misses: Misses {
                 joined_bytes: stats.joined_read_bytes,
+                awaited_reads: stats.awaited_reads,
                 fill_bytes: stats.fill_bytes,
                 fills_dropped: stats.fills_dropped,
             },
@@ -199,6 +200,7 @@ impl Log {
 #[derive(Debug, Serialize)]
 struct Misses {
     joined_bytes: u64,
+    awaited_reads: u64,
     fill_bytes: u64,
     fills_dropped: u64,
 }

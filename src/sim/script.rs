@@ -240,6 +240,8 @@ pub struct Outcome {
     pub restarts: u64,
     /// Requests of the host.
     pub requests: u64,
+    /// Reads that waited for the base read of another core.
+    pub awaited_reads: u64,
 }
 
 /// Runs a history, then lets the base be well, completes everything, reads every block, drains, compares.
@@ -253,12 +255,15 @@ pub fn run(
     observer: Option<SharedObserver>,
 ) -> Result<Outcome, Violation> {
     let mut machine = Machine::new(setup.clone(), seed, observer)?;
-    let (mut restarts, mut requests) = (0, 0);
+    let (mut restarts, mut requests, mut awaited_reads) = (0, 0, 0);
     for step in steps {
-        restarts += u64::from(matches!(
+        if matches!(
             step,
             Step::CutPower(..) | Step::Kill(..) | Step::Restart(..)
-        ));
+        ) {
+            restarts += 1;
+            awaited_reads += machine.cache().stats().awaited_reads;
+        }
         requests += u64::from(matches!(
             step,
             Step::Write(..)
@@ -276,6 +281,7 @@ pub fn run(
         event_hash: machine.event_hash(),
         restarts,
         requests,
+        awaited_reads: awaited_reads + machine.cache().stats().awaited_reads,
     })
 }
 
@@ -291,6 +297,7 @@ pub fn finish(machine: &Machine) -> Result<(), Violation> {
     machine.check_drained()?;
     machine.give_back_all()?;
     machine.cache().check_invariants();
+    machine.cache().fetches.check_at_rest();
     machine.read_all()?;
     machine.verdict()
 }

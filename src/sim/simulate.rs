@@ -2,7 +2,7 @@
 
 use super::machine::Setup;
 use super::model::Violation;
-use super::prng::Prng;
+use super::prng::{Prng, mix};
 use super::script::{self, Outcome, Step, Weights};
 
 /// A history that broke a promise.
@@ -39,8 +39,37 @@ pub fn history(seed: u64) -> (Setup, Vec<Step>) {
     // The end of a history is compared most thoroughly: many are short.
     let count_max = prng.pick(&[60, 200, 600]);
     let count = prng.between(20, count_max) as usize;
-    let steps = script::draw(&mut prng, &setup, weights, count);
+    let mut steps = script::draw(&mut prng, &setup, weights, count);
+    let mut prng = Prng::new(mix(seed, 5));
+    if prng.percent(30) {
+        for _ in 0..prng.between(1, 3) {
+            let at = prng.index(steps.len() + 1);
+            steps.splice(at..at, crowd_of_readers(&mut prng, &setup));
+        }
+    }
     (setup, steps)
+}
+
+/// All cores read a few blocks that are not cached any more, and some are written. Drawn steps alone hardly ever come to
+/// that: they write more than they read, and a cache of this size holds nearly all.
+fn crowd_of_readers(prng: &mut Prng, setup: &Setup) -> Vec<Step> {
+    let span = setup.block_count_first.unwrap_or(setup.block_count);
+    let len_max = setup.write_blocks_max().min(span / 2);
+    let first = prng.below(span - len_max);
+    let mut steps = vec![Step::GcPercent(0), Step::DrainStart, Step::Turns(40)];
+    for _ in 0..prng.between(10, 40) {
+        let (core, cut) = (prng.index(4), prng.index(4096));
+        let len = prng.between(1, len_max);
+        let lba = (first + prng.below(len_max)).min(span - len);
+        steps.push(match prng.below(16) {
+            0..=6 => Step::Read(core, lba, len, cut),
+            7 => Step::Write(core, lba, len.min(2), cut),
+            8 => Step::Base(1),
+            _ => Step::Core(core),
+        });
+    }
+    steps.push(Step::GcPercent(prng.between(0, 90) as u8));
+    steps
 }
 
 /// Runs the history of a seed, twice: nothing but the seed may decide what happens.

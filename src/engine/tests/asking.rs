@@ -1,4 +1,4 @@
-//! A channel whose base is played by a test.
+//! A channel, and what it asks of a base full of sevens.
 
 use super::*;
 use crate::pmem::{IovBuf, PadMemory};
@@ -6,12 +6,13 @@ use crate::sim::recover;
 use crate::units::{Lba, Now};
 use std::sync::Arc;
 
-/// A channel, and what it asks of the base.
+/// See the module.
 pub(super) struct Asking {
     pub(super) cache: Arc<Cache<SimPmem>>,
     pub(super) channel: Channel<SimPmem>,
     pub(super) out: Outbox,
     pub(super) buf: IovBuf,
+    pub(super) now: Now,
     token: u64,
 }
 
@@ -26,26 +27,47 @@ impl Asking {
         let cache = recover::open(pmem, options, |lba, len| {
             &BASE[lba as usize * 512..][..len as usize * 512]
         });
-        let cache = cache.unwrap();
+        Self::of(cache.unwrap(), pad_count)
+    }
+
+    /// Another channel of the same cache.
+    pub(super) fn beside(&self, pad_count: usize) -> Self {
+        Self::of(Arc::clone(&self.cache), pad_count)
+    }
+
+    fn of(cache: Arc<Cache<SimPmem>>, pad_count: usize) -> Self {
         let pads = (pad_count > 0).then(|| PadMemory::from_heap(pad_count));
         Self {
             channel: cache.channel_with(pads).unwrap(),
             cache,
             out: Outbox::new(),
             buf: IovBuf::zeroed(BLOCKS as usize * 512),
+            now: Now(0),
             token: 0,
         }
     }
 
     pub(super) fn submit(&mut self, buf: &IovBuf, lba: u64, len_blocks: u64) {
+        self.submit_op(Op::Read(buf.cursor()), lba, len_blocks);
+    }
+
+    fn submit_op(&mut self, op: Op, lba: u64, len_blocks: u64) {
         self.token += 1;
         let io = HostIo {
             token: IoToken(self.token),
-            op: Op::Read(buf.cursor()),
+            op,
             lba: Lba(lba),
             len_blocks,
         };
         self.channel.submit(io).unwrap();
+    }
+
+    /// Writes some blocks full of one byte, at once.
+    pub(super) fn write(&mut self, lba: u64, len_blocks: u64, fill: u8) {
+        let buf = IovBuf::new(&vec![fill; len_blocks as usize * 512], &[]);
+        self.submit_op(Op::Write(buf.cursor(), Fua::No), lba, len_blocks);
+        assert_eq!(self.poll(), []);
+        assert_eq!(self.ended(), [Status::Success]);
     }
 
     pub(super) fn read(&mut self, lba: u64, len_blocks: u64) -> Vec<(u64, u64)> {
@@ -58,7 +80,7 @@ impl Asking {
     /// What the base is asked for; the requests stay in the outbox.
     pub(super) fn poll(&mut self) -> Vec<(u64, u64)> {
         self.out.clear();
-        self.channel.poll(Now(0), &mut self.out);
+        self.channel.poll(self.now, &mut self.out);
         let asked = self.out.base.iter();
         asked.map(|read| (read.lba.0, read.len_blocks)).collect()
     }
@@ -73,6 +95,7 @@ impl Asking {
         }
     }
 
+    /// How the requests ended that the last poll has completed.
     pub(super) fn ended(&self) -> Vec<Status> {
         self.out.completions.iter().map(|end| end.status).collect()
     }

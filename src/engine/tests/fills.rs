@@ -3,21 +3,6 @@
 use super::asking::Asking;
 use super::*;
 use crate::pmem::IovBuf;
-use crate::units::{Lba, Now};
-
-fn write(asking: &mut Asking, lba: u64, len_blocks: u64) {
-    let buf = IovBuf::zeroed(len_blocks as usize * 512);
-    let io = HostIo {
-        token: IoToken(1000 + lba),
-        op: Op::Write(buf.cursor(), Fua::No),
-        lba: Lba(lba),
-        len_blocks,
-    };
-    asking.channel.submit(io).unwrap();
-    let mut out = Outbox::new();
-    asking.channel.poll(Now(0), &mut out);
-    assert_eq!(out.completions.len(), 1);
-}
 
 /// Blocks of the first four pages that are not in the cache.
 fn missing(asking: &mut Asking) -> Vec<(u64, u64)> {
@@ -49,8 +34,8 @@ fn fills_of_neighbours_do_not_refuse_each_other() {
 #[test]
 fn all_holes_of_a_page_are_filled_at_once() {
     let mut asking = Asking::new(SettingChange::default(), 0);
-    write(&mut asking, 2, 1);
-    write(&mut asking, 5, 1);
+    asking.write(2, 1, 9);
+    asking.write(5, 1, 9);
     assert_eq!(asking.read(0, 8), [(0, 2), (3, 2), (6, 2)]);
     asking.answer(Ok(()));
     asking.poll();
@@ -64,7 +49,7 @@ fn a_fill_is_dropped_if_a_neighbour_was_written_meanwhile() {
     let mut asking = Asking::new(SettingChange::default(), 0);
     assert_eq!(asking.read(0, 8), [(0, 8)]);
     let asked = std::mem::take(&mut asking.out.base);
-    write(&mut asking, 8, 8);
+    asking.write(8, 8, 9);
     asking.out.base = asked;
     asking.answer(Ok(()));
     asking.poll();

@@ -4,6 +4,7 @@
 //! Most run on a [`Machine`] with the crash enumerator as its observer, so that every fence and every
 //! acknowledgement of the scenario is cut.
 
+mod awaiting;
 mod checkpoint;
 mod clear;
 mod damage;
@@ -101,6 +102,9 @@ scenarios! {
     31 reads::concurrent_misses_of_the_same_blocks_share_a_base_read,
     31 reads::those_who_share_a_base_read_that_fails_ask_for_themselves,
     31 reads::a_base_read_is_not_joined_once_its_blocks_were_written,
+    31 awaiting::misses_of_different_cores_share_a_base_read,
+    31 awaiting::a_read_that_has_waited_in_vain_asks_for_itself,
+    31 awaiting::a_read_waits_until_the_fill_is_published,
     32 damage::an_overwrite_of_lost_dirty_data_lets_write_back_go_on,
     32 damage::an_error_of_the_memory_is_told_from_one_of_the_base,
     32 reads::poisoned_memory_fails_only_what_is_dirty_in_it,
