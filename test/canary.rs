@@ -91,6 +91,7 @@ fn crowd(seed: u64, step_count: usize) -> (Setup, Vec<Step>) {
     let weights = Weights {
         crash: 0,
         fault: 0,
+        key_loss: 10 * (seed % 2),
         busy_percent: 70,
     };
     let steps = script::draw(&mut prng, &setup, weights, step_count);
@@ -246,6 +247,10 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         }
         Canary::BatchEndNotRecorded => &[CUT],
         Canary::WitnessNotRenewed => &[WITNESS],
+        Canary::SalvageEndsEarly => &[CUT, CLEAN],
+        Canary::SalvageLaidBelow | Canary::ClaimedPagesNotSalvaged => {
+            &[CUT, DRAINED, CLEAN, STALE, LOST]
+        }
         Canary::DrainEndsEarly => &[DRAINED],
         Canary::DamagedPayloadWritten => &[CUT, BARRIER, DEGRADED],
         Canary::DirtyDamageReadFromBase => &["fail, not", "is not served at once"],
