@@ -292,6 +292,7 @@ impl Writeback {
             if context.cache.segments.lose_keys(id) {
                 context.counters.key_errors.add(1);
             }
+            self.demand_salvage(context.cache);
             Progress::Busy
         })
     }

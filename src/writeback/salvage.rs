@@ -35,7 +35,7 @@ use super::lost::{Lost, RANGES_NAMED};
 use super::next::{Next, Step};
 use super::{Context, State, Writeback};
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, Flaw, Health, SegmentState};
+use crate::engine::{Cache, Counters, Flaw, Health, Segment, SegmentState};
 use crate::index::{BlockMap, PageMap};
 use crate::media::{Key, KeyKind, Place};
 use crate::pmem::Pmem;
@@ -102,9 +102,16 @@ impl Writeback {
         let key_losses = context.cache.segments.key_losses();
         if self.salvage.heard != key_losses {
             self.salvage.heard = key_losses;
-            self.salvage.is_due = true;
-            self.next.clear();
-            tell(context.cache);
+            let (segments, dirty_tail) = (&context.cache.segments, context.cache.dirty_tail());
+            let matters = |id: SegId| {
+                let segment = segments.get(id);
+                segment.awaits_salvage(dirty_tail)
+                    || (may_await(segment) && segment.state() == SegmentState::Open)
+            };
+            // Most that the scrub looks at is clean.
+            if segments.ids().any(matters) {
+                self.demand_salvage(context.cache);
+            }
         }
         if !self.salvage.is_due {
             return true;
@@ -113,19 +120,23 @@ impl Writeback {
         self.state == State::Idle && self.begin_salvage(context, now)
     }
 
+    /// The log cannot be read on as it was.
+    pub(super) fn demand_salvage<P: Pmem>(&mut self, cache: &Cache<P>) {
+        self.salvage.is_due = true;
+        self.next.clear();
+        tell(cache);
+    }
+
     /// `false`: somebody is at a stream that appends where keys are lost.
     fn begin_salvage<P: Pmem>(&mut self, context: &Context<'_, P>, now: Now) -> bool {
         let (cache, segments) = (context.cache, &context.cache.segments);
-        let is_open = |id: &SegId| segments.get(*id).state() == SegmentState::Open;
-        let lost = |id: &SegId| {
-            let segment = segments.get(*id);
-            segment.is_keyless() && !segment.has_fills_alone()
-        };
-        if segments.ids().filter(lost).any(|id| is_open(&id)) {
+        let lost = |id: SegId| may_await(segments.get(id));
+        let is_open = |id| lost(id) && segments.get(id).state() == SegmentState::Open;
+        if segments.ids().any(is_open) {
             for number in 0..cache.streams.len() {
-                cache.try_seal(number, context.agent, |open| lost(&open.id));
+                cache.try_seal(number, context.agent, |open| lost(open.id));
             }
-            if segments.ids().filter(lost).any(|id| is_open(&id)) {
+            if segments.ids().any(is_open) {
                 return false;
             }
         }
@@ -158,6 +169,11 @@ impl Writeback {
         self.next.begin_salvage(limits, stage, now);
         true
     }
+}
+
+/// Whether the keys of a segment are lost, and would be missed as soon as there is something dirty in it.
+fn may_await(segment: &Segment) -> bool {
+    segment.is_keyless() && !segment.has_fills_alone()
 }
 
 /// Says what is the matter, unless there is worse.

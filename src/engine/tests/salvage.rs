@@ -193,7 +193,7 @@ fn a_loss_that_matters_to_nobody_is_forgotten() {
         cached.plain.poll_background();
         assert_eq!(cached.plain.cache.health(), Health::Online);
     }
-    // Open as it was, it holds nothing that is dirty.
+    // It was open, so it could have got something dirty.
     let state = cached.plain.cache.segments.get(id).state();
     assert_eq!(state, SegmentState::Quarantined);
     cached.write(1, 4, 4);
