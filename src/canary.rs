@@ -120,6 +120,12 @@ canaries! {
     DamagedPayloadWritten = "damaged_payload_written",
     /// Dirty data whose memory is lost are read from the base, which holds something older.
     DirtyDamageReadFromBase = "dirty_damage_read_from_base",
+    /// What lies in segments whose keys are lost is written back as of before it was looked for.
+    SalvageEndsEarly = "salvage_ends_early",
+    /// What lies there is taken for older than what the log says.
+    SalvageLaidBelow = "salvage_laid_below",
+    /// What lies there is passed over where somebody is about to write.
+    ClaimedPagesNotSalvaged = "claimed_pages_not_salvaged",
     /// A drain ends when one kset is still missing on the base.
     DrainEndsEarly = "drain_ends_early",
     /// A checkpoint holds the base before all that was acknowledged before it is there.

@@ -8,7 +8,7 @@
 //! - a clean payload: its blocks leave the index, and the next read asks the base;
 //! - a dirty payload: the blocks are named, and fail until they are overwritten (`src/engine/damage.rs`);
 //! - keys, or memory that cannot be read: the segment is suspect, and taken out of service when the base holds
-//!   all of it (`src/gc`).
+//!   all of it (`src/gc`); if keys of dirty data are lost, write-back sees to that at once.
 //!
 //! A copy that cannot be *read* is left alone: a store there would fault as well.
 
@@ -195,7 +195,8 @@ impl Scrub {
         walk.key_at = 0;
         let (reader, keys) = (&mut self.reader, &mut self.keys);
         let Ok(kset) = walk.next.read(cache, walk.id, reader, keys) else {
-            if cache.segments.suspect(walk.id) {
+            // If there is anything dirty in it, write-back begins to save that at once.
+            if cache.segments.lose_keys(walk.id) {
                 context.counters.key_errors.add(1);
             }
             self.at = At::Segment(walk.id.0 + 1);

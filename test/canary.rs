@@ -96,6 +96,7 @@ fn crowd(seed: u64, step_count: usize) -> (Setup, Vec<Step>) {
     let weights = Weights {
         crash: 0,
         fault: 0,
+        key_loss: 10 * (seed % 2),
         busy_percent: 70,
     };
     let steps = script::draw(&mut prng, &setup, weights, step_count);
@@ -212,7 +213,7 @@ fn hunt_batches(seed: u64) -> Result<u64, Violation> {
 /// What histories that are drawn hardly ever come to, laid on purpose: shared misses, memory that goes bad.
 fn hunt_scenarios(seed: u64) -> Result<u64, Violation> {
     let mut context = scenarios::Context::new(seed, LIMITS);
-    let laid = |item| matches!(item, 31..=33 | 42);
+    let laid = |item| matches!(item, 31..=33 | 42 | 45);
     for scenario in scenarios::ALL.iter().filter(|scenario| laid(scenario.item)) {
         let run = AssertUnwindSafe(|| (scenario.run)(&mut context));
         catch_unwind(run).unwrap_or_else(|panic| {
@@ -282,6 +283,10 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         }
         Canary::BatchEndNotRecorded => &[CUT],
         Canary::WitnessNotRenewed => &[WITNESS],
+        Canary::SalvageEndsEarly => &[CUT, CLEAN],
+        Canary::SalvageLaidBelow | Canary::ClaimedPagesNotSalvaged => {
+            &[CUT, DRAINED, CLEAN, STALE, LOST]
+        }
         Canary::DrainEndsEarly => &[DRAINED],
         Canary::DamagedPayloadWritten => &[CUT, BARRIER, DEGRADED],
         Canary::DirtyDamageReadFromBase => &["fail, not", "is not served at once"],

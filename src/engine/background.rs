@@ -38,8 +38,8 @@ pub struct Pressure(u8);
 impl Pressure {
     /// Requests wait for it.
     pub const WAITING: Pressure = Pressure(100);
-    /// A drain or a checkpoint was asked for, a write waits for the base, or nothing can be reclaimed before more
-    /// is written back.
+    /// A drain or a checkpoint was asked for, a write waits for the base, keys are lost, or nothing can be reclaimed
+    /// before more is written back.
     const WANTED: Pressure = Pressure(60);
     /// As long as nobody waits.
     const MAX: u64 = 90;
@@ -181,8 +181,10 @@ impl<P: Pmem> Background<P> {
         let space = Pressure::of(missing, wanted);
         let dirty = crate::writeback::excess(cache);
         let dirty = Pressure::of(dirty.part, dirty.whole);
-        let wanted =
-            self.gc.needs_writeback() || cache.drain_wanted() || cache.checkpoint.is_writing_back();
+        let wanted = self.gc.needs_writeback()
+            || self.writeback.is_salvaging()
+            || cache.drain_wanted()
+            || cache.checkpoint.is_writing_back();
         let least = if wanted {
             Pressure::WANTED
         } else {

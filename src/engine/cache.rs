@@ -14,7 +14,7 @@ use super::segments::SegmentState;
 use super::segments::{Segments, Special};
 use super::settings::{SettingChange, SettingError, SettingValues, Settings};
 use super::stats::{Counter, Counters, Stats};
-use super::stream::{Stream, StreamContext};
+use super::stream::{OpenSegment, Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::canary::{self, Canary};
@@ -302,6 +302,20 @@ impl<P: Pmem> Cache<P> {
             if stream.open.is_some_and(|open| open.kset_index > 0) {
                 stream.seal(&self.stream_context(BACKGROUND_AGENT));
             }
+        }
+    }
+
+    /// Ends the open segment of a stream, if `is_wanted` says so and nobody is at the stream.
+    pub(crate) fn try_seal(
+        &self,
+        stream_number: usize,
+        agent: Agent,
+        is_wanted: impl FnOnce(&OpenSegment) -> bool,
+    ) {
+        if let Ok(mut stream) = self.streams[stream_number].try_lock()
+            && stream.open.as_ref().is_some_and(is_wanted)
+        {
+            stream.seal(&self.stream_context(agent));
         }
     }
 

@@ -36,8 +36,7 @@ pub enum CheckpointState {
     Holding,
     /// The time limit has passed: the base is written to again. Until somebody ends it, or begins another.
     Expired,
-    /// The base does not get to the cut: write-back stands still for good. Until somebody ends it, or begins
-    /// another.
+    /// The base does not get to the cut: the cache has failed. Until somebody ends it, or begins another.
     Failed,
 }
 
@@ -176,7 +175,7 @@ struct Inner {
 pub(crate) struct Checkpoint(Mutex<Inner>);
 
 impl Checkpoint {
-    /// Write-back stands still for good. What is held already stays as it is.
+    /// The cache has failed. What is held already stays as it is.
     pub(crate) fn fail(&self, reason: &str) {
         if let Some(asked) = &mut lock(&self.0).asked
             && matches!(asked.stage, Stage::WritingBack)

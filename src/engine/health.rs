@@ -16,7 +16,8 @@ pub enum Health {
     /// All is well.
     #[default]
     Online,
-    /// Write-back meets errors and repeats, or waits for the base; nothing is lost.
+    /// Write-back meets errors and repeats, waits for the base, or saves that of which the keys cannot be read any more;
+    /// nothing is lost.
     WritebackFailing(String),
     /// Dirty data are damaged; write-back stands still so that nothing newer overtakes them, until they are
     /// overwritten.

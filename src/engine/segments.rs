@@ -90,6 +90,8 @@ pub(crate) struct Segment {
     pins: AtomicU32,
     /// Damage was found that is not that of one payload alone.
     is_suspect: AtomicBool,
+    /// Some of its keys cannot be read.
+    is_keyless: AtomicBool,
     /// A [`Class`].
     class: AtomicU8,
     /// Age of its content: the clock of [`Segments`] when it was opened, or of the segments it was copied from.
@@ -122,6 +124,7 @@ impl Segment {
             last_seq: AtomicU64::new(start.last_seq.0),
             pins: AtomicU32::new(0),
             is_suspect: AtomicBool::new(false),
+            is_keyless: AtomicBool::new(false),
             class: AtomicU8::new(Class::Log as u8),
             born: AtomicU64::new(0),
             sealed_at: AtomicU64::new(0),
@@ -273,6 +276,16 @@ impl Segment {
         self.is_suspect.load(Ordering::Acquire)
     }
 
+    /// Whether some of its keys cannot be read.
+    pub(crate) fn is_keyless(&self) -> bool {
+        self.is_keyless.load(Ordering::Acquire)
+    }
+
+    /// Whether its keys cannot tell what is in it that the base may not hold.
+    pub(crate) fn awaits_salvage(&self, dirty_tail: Seq) -> bool {
+        self.is_keyless() && !self.is_on_base(dirty_tail)
+    }
+
     /// Whether somebody looks at it. `false` is final once a ticket has passed that was drawn after the last
     /// of its places had left the index.
     pub(crate) fn is_pinned(&self) -> bool {
@@ -291,6 +304,8 @@ pub(crate) struct Segments {
     /// Suspect ones that are still in use.
     suspects: AtomicUsize,
     quarantined: AtomicUsize,
+    /// How often keys were found that cannot be read any more.
+    key_losses: AtomicUsize,
     /// Counts the segments that were opened.
     clock: AtomicU64,
 }
@@ -309,6 +324,7 @@ impl Segments {
             opened: ArrayQueue::new(capacity),
             suspects: AtomicUsize::new(0),
             quarantined: AtomicUsize::new(0),
+            key_losses: AtomicUsize::new(0),
             clock: AtomicU64::new(u64::from(geometry.segment_count())),
         };
         segments.date(starts);
@@ -373,6 +389,21 @@ impl Segments {
             self.suspects.fetch_add(1, Ordering::Relaxed);
         }
         is_new
+    }
+
+    /// Notes that keys of a segment cannot be read. It is suspect from then on. `true`: it is news.
+    pub(crate) fn lose_keys(&self, id: SegId) -> bool {
+        self.suspect(id);
+        let is_new = !self.get(id).is_keyless.swap(true, Ordering::AcqRel);
+        if is_new {
+            self.key_losses.fetch_add(1, Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    /// In how many segments keys were lost so far.
+    pub(crate) fn key_losses(&self) -> usize {
+        self.key_losses.load(Ordering::Relaxed)
     }
 
     /// Takes a suspect segment out of service, for as long as the cache is in use (INV-SEG-7). It is its owner

@@ -8,6 +8,7 @@ mod held;
 mod lend;
 mod pages;
 mod rounding;
+mod salvage;
 mod usage;
 
 use super::*;

@@ -211,11 +211,7 @@ fn seal_special_streams<P: Pmem>(cache: &Cache<P>, agent: Agent) {
         .into_iter()
         .filter_map(|special| cache.special_stream_at(special))
     {
-        if let Ok(mut stream) = cache.streams[number].try_lock()
-            && stream.open.is_some_and(|open| open.kset_index > 0)
-        {
-            stream.seal(&cache.stream_context(agent));
-        }
+        cache.try_seal(number, agent, |open| open.kset_index > 0);
     }
 }
 

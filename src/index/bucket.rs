@@ -248,6 +248,12 @@ impl SlotLayout {
         SlotKey(slot & self.key_mask)
     }
 
+    /// The tag of the page that a slot holds.
+    pub(super) fn tag(self, slot: u64) -> u64 {
+        let tag_mask = (1u64 << DISTANCE_SHIFT) - 1;
+        (slot & self.key_mask & tag_mask).wrapping_shr(self.payload_bits)
+    }
+
     pub(super) fn distance(self, slot: u64) -> usize {
         (slot >> DISTANCE_SHIFT & (PROBE_MAX as u64 - 1)) as usize
     }

@@ -19,7 +19,7 @@ pub(crate) enum BlockMap {
 
 impl BlockMap {
     /// Of the block that lies `blocks` behind this one in a run.
-    fn behind(self, blocks: u32) -> Self {
+    pub(crate) fn behind(self, blocks: u32) -> Self {
         match self {
             BlockMap::Mapped(place) => BlockMap::Mapped(Place(place.0 + u64::from(blocks))),
             map => map,

@@ -7,6 +7,7 @@ mod prefetch;
 mod sample;
 mod sizes;
 mod sweep;
+mod visit;
 
 use super::bucket::{Change, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version};
 use super::lines::Lines;

@@ -123,6 +123,7 @@ fn no_two_pages_share_an_entry() {
         for page in (0..pages).chain(max - PAGES..max) {
             let at = index.locate(Page(page));
             assert!(seen.insert(format!("{at:?}")), "page {page} of {pages}");
+            assert_eq!(index.page_at(at), Page(page), "of {pages}");
         }
     }
 }
@@ -460,6 +461,26 @@ impl Amid {
     }
 }
 
+/// What is found of a page by whoever goes through all. `None`: it changes too fast.
+fn visit_all(index: &Index, page: u64) -> Option<PageMap> {
+    let mut found = PageMap::Whole(BlockMap::Absent);
+    for bucket in 0..index.bucket_count() {
+        let visited = index.visit_bucket(
+            bucket,
+            |_| true,
+            |Page(at), map| {
+                if at == page {
+                    found = map;
+                }
+            },
+        );
+        if !visited {
+            return None;
+        }
+    }
+    Some(found)
+}
+
 proptest! {
     #[test]
     fn the_index_knows_of_each_block_what_was_published_last(
@@ -494,6 +515,16 @@ proptest! {
                 prop_assert_eq!(block(&index, page, number), expected, "page {}, block {}", page, number);
             }
         }
+        // Whoever goes through all of it finds the same.
+        let mut visited = BTreeMap::new();
+        for bucket in 0..index.bucket_count() {
+            let done = index.visit_bucket(bucket, |_| true, |Page(page), map| {
+                let blocks = (0..8).map(|number| ((page, number), map.block(number)));
+                visited.extend(blocks.filter(|(_, map)| *map != BlockMap::Absent));
+            });
+            prop_assert!(done, "nobody is in the way");
+        }
+        prop_assert_eq!(visited, model);
     }
 
     #[test]
@@ -503,6 +534,7 @@ proptest! {
         page in 0u64..3,
         after in 0usize..4,
         stride in 1usize..30,
+        is_visit in any::<bool>(),
     ) {
         // INV-INDEX-9.
         let page = page * 85;
@@ -511,12 +543,16 @@ proptest! {
         let amid = Rc::new(Amid::new(&index, page, after, batches));
         let hook = Rc::clone(&amid);
         let found = sched::with_hook(Some(Rc::new(move || hook.point(stride))), || {
-            index.lookup(index.locate(Page(page)))
+            if is_visit {
+                visit_all(&index, page)
+            } else {
+                index.lookup(index.locate(Page(page))).map(|found| found.map)
+            }
         });
         for (number, seen) in (0..).zip(&*amid.seen.borrow()) {
             // None: it changed too fast.
             if let Some(found) = &found {
-                let map = found.map.block(number);
+                let map = found.block(number);
                 prop_assert!(seen.contains(&map), "block {}: {:?}, and not one of {:?}", number, map, seen);
             }
         }

@@ -378,6 +378,7 @@ pub fn history(seed: u64) -> (Setup, Vec<script::Step>) {
     let weights = script::Weights {
         crash: prng.pick(&[0, 10, 30]),
         fault: prng.pick(&[0, 0, 20]),
+        key_loss: prng.pick(&[0, 0, 0, 20]),
         busy_percent: prng.pick(&[0, 0, 50]),
     };
     let count = prng.between(20, 120) as usize;

@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod ends;
+mod losses;
 mod setup;
 mod turns;
 

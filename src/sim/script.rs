@@ -65,6 +65,8 @@ pub enum Step {
     Away(bool),
     /// The base is well again.
     Heal,
+    /// Memory goes bad where the keys of dirty data lie; dice. Once in a life of the cache.
+    LoseKeys(u64),
     /// The base gets its full size, if it has not got it yet.
     Grow,
     /// Power cut; dice; cores afterwards.
@@ -82,6 +84,8 @@ pub struct Weights {
     pub crash: u64,
     /// Errors of the base, in a thousand.
     pub fault: u64,
+    /// Memory that goes bad, in a thousand.
+    pub key_loss: u64,
     /// How many turns of the cores are left out, in percent, so that requests queue up.
     pub busy_percent: u8,
 }
@@ -98,6 +102,10 @@ pub fn draw(prng: &mut Prng, setup: &Setup, weights: Weights, count: usize) -> V
 }
 
 fn draw_one(prng: &mut Prng, setup: &Setup, weights: Weights, span: u64) -> Step {
+    // Nothing is drawn for what is never to happen: what the fuzzers have found would mean something else.
+    if weights.key_loss > 0 && prng.below(1000) < weights.key_loss {
+        return Step::LoseKeys(prng.below(1 << 32));
+    }
     let dice = prng.below(1000);
     if dice < weights.crash {
         let (dice, cores) = (prng.below(1 << 32), prng.between(1, 4) as usize);
@@ -209,6 +217,7 @@ pub fn apply(machine: Machine, step: Step) -> Result<Machine, Violation> {
             faults.stuck = !gone;
         }),
         Step::Heal => heal(&machine),
+        Step::LoseKeys(dice) => machine.lose_keys(dice),
         Step::Grow => machine.grow(),
         Step::CutPower(dice, cores) => {
             return machine.cut_power(dice, |setup| setup.core_count = cores);
@@ -310,6 +319,7 @@ pub fn go_on(machine: Machine, prng: &mut Prng) -> Result<(), Violation> {
     let weights = Weights {
         crash: 0,
         fault: 0,
+        key_loss: 0,
         busy_percent: 0,
     };
     let steps = draw(prng, machine.setup(), weights, STEPS_AFTER_RECOVERY);

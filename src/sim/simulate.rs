@@ -34,6 +34,7 @@ pub fn history(seed: u64) -> (Setup, Vec<Step>) {
     let weights = Weights {
         crash: prng.pick(&[0, 5, 20, 60]),
         fault: prng.pick(&[0, 0, 10, 40]),
+        key_loss: prng.pick(&[0, 0, 0, 15]),
         busy_percent: prng.pick(&[0, 0, 50, 80]),
     };
     // The end of a history is compared most thoroughly: many are short.

@@ -1,10 +1,11 @@
-//! Reads the log from the dirty tail on: the ksets of all segments, in the order of their sequence numbers.
+//! Reads the log from the dirty tail on: the ksets of all segments whose keys can be read, in the order of their sequence
+//! numbers.
 
 use super::lost::{self, Lost};
 use super::overlay::Overlay;
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, KsetCursor, SegmentState, WritebackOrder};
-use crate::media::{Key, KeyKind, Kset, KsetError, KsetReader};
+use crate::media::{Key, KeyKind, Kset, KsetReader};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Generation, Lba, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
@@ -13,14 +14,9 @@ use std::collections::BinaryHeap;
 /// Keys that one poll takes, at most; one kset may go beyond.
 const KEYS_PER_POLL: usize = 64;
 
-/// Why the log cannot be read on: a kset that was there is not any more.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("kset {kset_index} of segment {segment} is damaged: {error}; write-back stands still")]
-pub(crate) struct LogStop {
-    segment: u32,
-    kset_index: u32,
-    error: KsetError,
-}
+/// The log cannot be read on: a kset that was there in this segment is not any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeysLost(pub(super) SegId);
 
 /// How far a batch may go.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +28,7 @@ pub(super) struct Limits {
     pub(super) bytes: u64,
     pub(super) key_count: usize,
     /// Part of what comes before this, and of it itself, may be on the base already: a batch goes that far,
-    /// whatever else is said here.
+    /// whatever else is said here. A salvage goes as far as it has to.
     pub(super) reach: Seq,
 }
 
@@ -158,8 +154,8 @@ impl LogReader {
             .is_some_and(|Reverse((next, _))| *next < seq)
     }
 
-    /// Begins again at the dirty tail: what was taken and not written back is taken again. To be followed by
-    /// [`LogReader::refresh`].
+    /// Begins again at the dirty tail: what was taken and not written back is taken again. Segments whose keys are lost
+    /// are left out from now on (`salvage.rs`). To be followed by [`LogReader::refresh`].
     pub(super) fn restart<P: Pmem>(&mut self, cache: &Cache<P>) {
         self.ready.clear();
         self.watched.clear();
@@ -171,7 +167,7 @@ impl LogReader {
             let segment = cache.segments.get(id);
             // An open one may get more, whatever it holds now.
             let has_more = match segment.state() {
-                _ if segment.has_fills_alone() => false,
+                _ if segment.has_fills_alone() || segment.is_keyless() => false,
                 SegmentState::Open => true,
                 SegmentState::Sealed => segment.last_seq() > cache.dirty_tail(),
                 SegmentState::Free | SegmentState::Reclaiming | SegmentState::Quarantined => false,
@@ -184,7 +180,7 @@ impl LogReader {
     }
 
     /// Looks for ksets that have come since.
-    pub(super) fn refresh<P: Pmem>(&mut self, cache: &Cache<P>) -> Result<(), LogStop> {
+    pub(super) fn refresh<P: Pmem>(&mut self, cache: &Cache<P>) -> Result<(), KeysLost> {
         // Since the last look, while a batch was under way, a segment may have been sealed, reclaimed and
         // opened again: then it is among the opened ones, and what is known of it is of no use.
         let generation_of = |id: SegId| cache.segments.get(id).generation();
@@ -193,7 +189,7 @@ impl LogReader {
             .retain(|id| cursors[id.index()].generation == generation_of(*id));
         while let Some(id) = cache.segments.next_opened() {
             // After a restart of the reader it may be known already, with nothing taken from it.
-            if !self.watched.contains(&id) {
+            if !self.watched.contains(&id) && !cache.segments.get(id).is_keyless() {
                 cursors[id.index()] = KsetCursor::start(generation_of(id));
                 self.watched.push(id);
             }
@@ -214,7 +210,7 @@ impl LogReader {
 
     /// Puts a segment among the ready ones if it has a kset to take. Those that the tail has passed already
     /// are left behind.
-    fn peek<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<bool, LogStop> {
+    fn peek<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<bool, KeysLost> {
         let dirty_tail = cache.dirty_tail();
         while self.cursors[id.index()].off < cache.segments.get(id).key_end() {
             let decoded = self.read(cache, id)?;
@@ -231,18 +227,13 @@ impl LogReader {
     }
 
     /// Reads the kset at a segment's cursor, which goes on.
-    fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, LogStop> {
-        let cursor = &mut self.cursors[id.index()];
+    fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, KeysLost> {
         let mut keys = self.spare.pop().unwrap_or_default();
         keys.clear();
-        match cursor.read(cache, id, &mut self.reader, &mut keys) {
-            Ok(kset) => Ok(Decoded { kset, keys }),
-            Err(error) => Err(LogStop {
-                segment: id.0,
-                kset_index: cursor.kset_index,
-                error,
-            }),
-        }
+        let cursor = &mut self.cursors[id.index()];
+        let read = cursor.read(cache, id, &mut self.reader, &mut keys);
+        let kset = read.map_err(|_| KeysLost(id))?;
+        Ok(Decoded { kset, keys })
     }
 
     /// Takes ksets in order, as many as make a batch or fit into a poll, and lays their keys on `overlay`. A
@@ -253,7 +244,7 @@ impl LogReader {
         cache: &Cache<P>,
         counters: &Counters,
         batch: Gathering<'_>,
-    ) -> Result<Gathered, LogStop> {
+    ) -> Result<Gathered, KeysLost> {
         let Gathering {
             limits,
             taken,

@@ -11,6 +11,8 @@ use crate::media::{Key, KeyKind};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId};
 
+/// Damaged ranges, or segments, that are named in the reason for a state.
+pub(super) const RANGES_NAMED: usize = 8;
 /// Blocks of a batch that are kept in mind.
 const LOST_BLOCKS_MAX: usize = 1024;
 
@@ -46,7 +48,7 @@ impl Lost {
         !self.blocks.iter().any(|lba| cache.damage.contains(*lba))
     }
 
-    fn add(&mut self, lba: Lba) {
+    pub(super) fn add(&mut self, lba: Lba) {
         if self.blocks.len() == LOST_BLOCKS_MAX {
             self.is_cut_short = true;
         } else if !self.blocks.contains(&lba) {
@@ -55,7 +57,7 @@ impl Lost {
     }
 
     /// A newer key takes the place of some.
-    fn cover(&mut self, key: &Key) {
+    pub(super) fn cover(&mut self, key: &Key) {
         let end = key.lba.0 + u64::from(key.len_blocks);
         self.blocks.retain(|lba| !(key.lba.0..end).contains(&lba.0));
     }
@@ -118,4 +120,24 @@ pub(super) fn is_source_lost<P: Pmem>(cache: &Cache<P>, extents: &[(PmemOff, u64
         }
         false
     })
+}
+
+/// What an operator has to know of damage in dirty data.
+pub(super) fn damage_text<P: Pmem>(cache: &Cache<P>) -> String {
+    let ranges = cache.damage.ranges();
+    let named: Vec<String> = ranges
+        .iter()
+        .take(RANGES_NAMED)
+        .map(|range| format!("{}+{}", range.lba, range.len_blocks))
+        .collect();
+    let more = ranges.len().saturating_sub(RANGES_NAMED);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!(
+        "the only copy of blocks {}{more} is damaged; write-back stands still until they are overwritten",
+        named.join(", ")
+    )
 }

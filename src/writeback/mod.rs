@@ -16,6 +16,7 @@ mod next;
 mod overlay;
 mod pace;
 mod pass_clean;
+mod salvage;
 mod witness;
 
 use crate::canary::{self, Canary};
@@ -28,10 +29,12 @@ use crate::pmem::Pmem;
 use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, Seq};
 pub(crate) use batch::BASE_WRITE_BYTES_MAX;
 use batch::{Batch, Manners};
-use log::{Limits, LogReader, LogStop};
+use log::{KeysLost, Limits, LogReader};
+use lost::damage_text;
 use next::{Hurry, Next};
 pub(crate) use pace::excess;
 use pace::{Reasons, Throttle, capacity_bytes, is_urgent};
+use salvage::Salvage;
 use std::mem;
 use std::sync::atomic::Ordering;
 
@@ -53,8 +56,6 @@ const BATCH_CACHE_PARTS: u64 = 8;
 const BATCH_KEYS_MAX: u64 = 128 << 10;
 /// How often it is looked whether damaged data have been overwritten.
 const DAMAGE_LOOK_NS: u64 = 10 * NS_PER_MS;
-/// Damaged ranges that are named in the reason for standing still.
-const DAMAGE_RANGES_NAMED: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -68,8 +69,6 @@ enum State {
     Backoff(Now),
     /// Dirty data are damaged. Whether they have been overwritten is looked at from then on.
     Damaged(Now),
-    /// Keys are damaged: standing still keeps everything that is left.
-    Halted,
 }
 
 /// See the module.
@@ -78,8 +77,7 @@ pub(crate) struct Writeback {
     /// Of `batch`.
     state: State,
     log: LogReader,
-    /// What is damaged in the log: the end of what can be written.
-    damage: Option<LogStop>,
+    salvage: Salvage,
     /// Everything below this was in the log when it was looked at last.
     settled: Seq,
     next: Next,
@@ -122,7 +120,7 @@ impl Writeback {
         Self {
             state: State::Idle,
             log: LogReader::new(cache.segments.count()),
-            damage: None,
+            salvage: Salvage::default(),
             settled: Seq(0),
             next: Next::new(key_count),
             batch: Batch::new(key_count),
@@ -151,15 +149,9 @@ impl Writeback {
         budget: Budget,
         out: &mut Outbox,
     ) -> Progress {
-        if self.state == State::Halted {
-            return Progress::Idle;
-        }
         self.tell_age(context.cache, now);
         let prepared = self.prepare(context, now);
         if self.state == State::Idle {
-            if let Some(damage) = self.damage {
-                return self.halt(context, &damage);
-            }
             match self.checkpoint_need(context.cache, now) {
                 CheckpointNeed::Hold => return prepared,
                 CheckpointNeed::WriteBack(upto) => self.target = self.target.max(upto),
@@ -197,11 +189,7 @@ impl Writeback {
                 self.go_on(context, now, budget, out)
             }
             State::Damaged(until) if now >= until => self.look_at_damage(context, now),
-            State::Idle
-            | State::Flushing
-            | State::Backoff(_)
-            | State::Damaged(_)
-            | State::Halted => Progress::Idle,
+            State::Idle | State::Flushing | State::Backoff(_) | State::Damaged(_) => Progress::Idle,
         }
     }
 
@@ -241,7 +229,7 @@ impl Writeback {
             return false;
         }
         let (taken_upto, taken_bytes) = match self.state {
-            State::Idle | State::Damaged(_) | State::Halted => (cache.dirty_tail(), 0),
+            State::Idle | State::Damaged(_) => (cache.dirty_tail(), 0),
             State::Writing | State::Flushing | State::Backoff(_) => {
                 (self.batch.last_seq, self.batch.dirty_bytes)
             }
@@ -260,6 +248,7 @@ impl Writeback {
         let is_on_base = |upto| {
             let gathered = self.next.taken.first_seq;
             upto <= self.settled
+                && !self.salvage.is_pending()
                 && !self.log.has_below(upto)
                 && gathered.is_none_or(|first_seq| first_seq >= upto)
         };
@@ -284,7 +273,8 @@ impl Writeback {
     /// Reads of the application come first as long as nothing is short.
     fn manners<P: Pmem>(&self, context: &Context<'_, P>) -> Manners {
         let cache = context.cache;
-        let pressing = context.urgent || is_urgent(cache) || cache.drain_wanted();
+        let pressing =
+            context.urgent || is_urgent(cache) || cache.drain_wanted() || self.salvage.is_pending();
         if cache.base_reads.load(Ordering::Relaxed) > 0 && !pressing {
             Manners::Yielding
         } else {
@@ -294,15 +284,16 @@ impl Writeback {
 
     /// Goes on with the next batch, or begins one if there is a reason.
     fn prepare<P: Pmem>(&mut self, context: &Context<'_, P>, now: Now) -> Progress {
-        if self.damage.is_some() {
+        if !self.look_for_losses(context, now) {
             return Progress::Idle;
         }
         let prepared = self.try_prepare(context, now);
-        prepared.unwrap_or_else(|damage| {
-            // What was written before it still gets to its end.
-            self.damage = Some(damage);
-            self.next.clear();
-            Progress::Idle
+        prepared.unwrap_or_else(|KeysLost(id)| {
+            if context.cache.segments.lose_keys(id) {
+                context.counters.key_errors.add(1);
+            }
+            self.demand_salvage(context.cache);
+            Progress::Busy
         })
     }
 
@@ -310,7 +301,7 @@ impl Writeback {
         &mut self,
         context: &Context<'_, P>,
         now: Now,
-    ) -> Result<Progress, LogStop> {
+    ) -> Result<Progress, KeysLost> {
         if self.next.is_dry() {
             // Everything below this is in the log before its end is looked for.
             let settled = context.cache.seq_settled();
@@ -479,6 +470,7 @@ impl Writeback {
     fn start_over<P: Pmem>(&mut self, cache: &Cache<P>) {
         self.log.restart(cache);
         self.next.clear();
+        self.salvage.start_over();
         self.state = State::Idle;
     }
 
@@ -516,6 +508,7 @@ impl Writeback {
         let (dirty_bytes, written_bytes) = (batch.dirty_bytes, batch.written_bytes);
         self.learn_rate(now);
         self.backoff_ns = BACKOFF_NS_MIN;
+        self.salvage.end();
         self.state = State::Idle;
         // A checkpoint is asked first, between two batches: else it waits for as long as batch follows batch.
         let follows = self.next.is_ready()
@@ -535,7 +528,7 @@ impl Writeback {
             .absorbed_bytes
             .add(dirty_bytes.saturating_sub(written_bytes));
         cache.forget_overwritten_damage();
-        if cache.health() != Health::Online {
+        if cache.health() != Health::Online && !self.salvage.is_pending() {
             // It got on; whatever held it up has passed.
             cache.set_health(Health::Online);
         }
@@ -554,41 +547,12 @@ impl Writeback {
         self.base_rate = self.base_rate / 2 + rate / 2;
     }
 
-    /// The log is damaged, and everything before the damage is on the base.
-    fn halt<P: Pmem>(&mut self, context: &Context<'_, P>, damage: &LogStop) -> Progress {
-        let (cache, reason) = (context.cache, damage.to_string());
-        context.counters.key_errors.add(1);
-        cache.checkpoint.fail(&reason);
-        self.stand_still(cache, State::Halted, reason);
-        Progress::Idle
-    }
-
     /// Because of damage: whoever waits for the base waits in vain.
     fn stand_still<P: Pmem>(&mut self, cache: &Cache<P>, state: State, reason: String) {
         self.state = state;
         cache.writeback_stands.store(true, Ordering::Relaxed);
         cache.set_health(Health::Degraded(reason));
     }
-}
-
-/// What an operator has to know of damage in dirty data.
-fn damage_text<P: Pmem>(cache: &Cache<P>) -> String {
-    let ranges = cache.damage.ranges();
-    let named: Vec<String> = ranges
-        .iter()
-        .take(DAMAGE_RANGES_NAMED)
-        .map(|range| format!("{}+{}", range.lba, range.len_blocks))
-        .collect();
-    let more = ranges.len().saturating_sub(DAMAGE_RANGES_NAMED);
-    let more = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    format!(
-        "the only copy of blocks {}{more} is damaged; write-back stands still until they are overwritten",
-        named.join(", ")
-    )
 }
 
 fn note_error<P: Pmem>(context: &Context<'_, P>, what: &str, error: BaseError) {

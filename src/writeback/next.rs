@@ -1,8 +1,9 @@
 //! The batch that comes next. It is taken from the log and sorted while the one before it is written.
 
-use super::log::{Gathered, Gathering, Limits, LogReader, LogStop, Taken};
+use super::log::{Gathered, Gathering, KeysLost, Limits, LogReader, Taken};
 use super::lost::Lost;
 use super::overlay::Overlay;
+use super::salvage::Stage;
 use crate::engine::{Cache, Counters, Progress};
 use crate::pmem::Pmem;
 use crate::units::{Now, Seq};
@@ -11,13 +12,15 @@ use crate::units::{Now, Seq};
 const SORTED_PER_POLL: usize = 512;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// There is none.
     Nothing,
     /// Its keys are being taken from the log.
     Gathering,
     /// The log had no more when it was looked at last.
     Dry,
+    /// What lies in segments whose keys are lost is looked for in the index.
+    Visiting,
     /// It is complete, and being sorted.
     Sorting,
     /// It can be written.
@@ -42,7 +45,8 @@ pub(super) struct Next {
     pub(super) overlay: Overlay,
     pub(super) taken: Taken,
     pub(super) lost: Lost,
-    limits: Limits,
+    pub(super) limits: Limits,
+    pub(super) stage: Stage,
     /// When its first key was looked for.
     pub(super) begun: Now,
 }
@@ -55,6 +59,7 @@ impl Next {
             taken: Taken::NOTHING,
             lost: Lost::default(),
             limits: Limits::NONE,
+            stage: Stage::Ordinary,
             begun: Now(0),
         }
     }
@@ -81,6 +86,7 @@ impl Next {
         self.overlay.clear();
         self.taken = Taken::NOTHING;
         self.lost.clear();
+        self.stage = Stage::Ordinary;
     }
 
     pub(super) fn begin(&mut self, limits: Limits, now: Now) {
@@ -88,6 +94,16 @@ impl Next {
         self.begun = now;
         self.limits = limits;
         self.step = Step::Gathering;
+    }
+
+    /// A salvage: its limits are none.
+    pub(super) fn begin_salvage(&mut self, limits: Limits, stage: Stage, now: Now) {
+        self.begin(limits, now);
+        self.stage = stage;
+        self.step = match stage {
+            Stage::Visiting(_) => Step::Visiting,
+            Stage::Ordinary | Stage::Below(_) | Stage::Above(_) => Step::Dry,
+        };
     }
 
     /// Everything below this is in the log, and the log has been looked at since.
@@ -106,7 +122,7 @@ impl Next {
         counters: &Counters,
         log: &mut LogReader,
         hurry: Hurry,
-    ) -> Result<Progress, LogStop> {
+    ) -> Result<Progress, KeysLost> {
         if self.step == Step::Gathering {
             let batch = Gathering {
                 limits: &self.limits,
@@ -119,6 +135,13 @@ impl Next {
                 Gathered::Full => Step::Sorting,
                 Gathered::Dry => Step::Dry,
             };
+        }
+        if self.stage != Stage::Ordinary && matches!(self.step, Step::Dry | Step::Visiting) {
+            self.step = self.salvage(cache, counters);
+            return Ok(match self.step {
+                Step::Dry => Progress::Idle,
+                _ => Progress::Busy,
+            });
         }
         if self.step == Step::Dry {
             if self.taken.last_seq.is_none() {

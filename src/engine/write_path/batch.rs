@@ -280,7 +280,7 @@ impl Batch {
         cache.index.clear_stock(&mut self.lines);
         cache
             .dirty_bytes
-            .fetch_add(self.dirty_bytes, Ordering::Relaxed);
+            .fetch_add(self.dirty_bytes, Ordering::Release);
         sched::point();
         segment.set_key_end(open.key_off);
         segment.set_room_bytes(open.room_bytes());

@@ -38,6 +38,7 @@ pub fn engine_ops(input: &[u8]) {
     let weights = Weights {
         crash: prng.pick(&[5, 20, 60]),
         fault: prng.pick(&[0, 10, 40]),
+        key_loss: 0,
         busy_percent: prng.pick(&[0, 0, 60]),
     };
     let seed = prng.below(256);

@@ -85,6 +85,7 @@ fn run_history((setup, seed): (Setup, u64)) -> History {
     let weights = Weights {
         crash: 0,
         fault: 0,
+        key_loss: 0,
         busy_percent: 0,
     };
     let mut prng = Prng::new(seed);

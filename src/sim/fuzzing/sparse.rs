@@ -128,6 +128,7 @@ fn image_of(setup: &Setup, seed: u64) -> ImagePmem {
     let weights = Weights {
         crash: 0,
         fault: 0,
+        key_loss: 0,
         busy_percent: 0,
     };
     let mut prng = Prng::new(seed);
