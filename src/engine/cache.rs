@@ -319,6 +319,20 @@ impl<P: Pmem> Cache<P> {
         }
     }
 
+    /// As [`Cache::try_seal`], of a segment whose memory may be lost.
+    pub(crate) fn try_leave(
+        &self,
+        stream_number: usize,
+        agent: Agent,
+        is_wanted: impl FnOnce(&OpenSegment) -> bool,
+    ) {
+        if let Ok(mut stream) = self.streams[stream_number].try_lock()
+            && stream.open.as_ref().is_some_and(is_wanted)
+        {
+            stream.leave(&self.stream_context(agent));
+        }
+    }
+
     /// What the base holds already: everything in a segment whose last kset was written back, or in which nothing is
     /// ever dirty (INV-READ-1).
     pub(crate) fn is_clean(&self, place: Place) -> bool {

@@ -13,7 +13,7 @@ use super::sequences::Sequences;
 use super::stats::Counters;
 use super::write_path::{Batch, Gathered};
 use crate::canary::{self, Canary};
-use crate::index::Version;
+use crate::index::{GROUP_PAGES, Version};
 use crate::pmem::{MemSlice, PadMemory, Pads, Pmem};
 use crate::units::{Agent, Lba, Now, Page};
 use std::collections::VecDeque;
@@ -305,8 +305,12 @@ impl Core {
         queue.push_back(id);
         let first = cache.geometry.page_of(io.lba).0;
         let last = cache.geometry.page_of(Lba(io.lba.0 + io.len_blocks - 1)).0;
-        for page in first..=last.min(first + PREFETCH_PAGES - 1) {
-            cache.index.prefetch(cache.index.locate(Page(page)));
+        let last = last.min(first + PREFETCH_PAGES - 1);
+        cache.index.prefetch(cache.index.locate(Page(first)));
+        // The others of its group are there, too.
+        for group in first / GROUP_PAGES + 1..=last / GROUP_PAGES {
+            let page = Page(group * GROUP_PAGES);
+            cache.index.prefetch(cache.index.locate(page));
         }
     }
 

@@ -22,7 +22,7 @@ pub(crate) fn new_cache() -> Arc<Cache<SimPmem>> {
     new_cache_of(&Setup::default())
 }
 
-fn new_cache_of(setup: &Setup) -> Arc<Cache<SimPmem>> {
+pub(crate) fn new_cache_of(setup: &Setup) -> Arc<Cache<SimPmem>> {
     static ZEROES: [u8; 4096] = [0; 4096];
     let pmem = SimPmem::new(setup.device_size_bytes());
     let block = u64::from(setup.block_size_bytes);

@@ -110,7 +110,7 @@ pub(super) enum Source {
     Joined(u32),
     /// Nobody of the channel.
     Own,
-    /// The same, since its pages were touched after the base read that brings them was asked for: what that one brings
+    /// The same, since its pages were written after the base read that brings them was asked for: what that one brings
     /// is not put into the cache.
     Outdated,
 }

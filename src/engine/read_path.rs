@@ -9,7 +9,7 @@ use super::io::{Outbox, Status};
 use super::misses::{Miss, Source};
 use super::settings::Setting;
 use crate::canary::{self, Canary};
-use crate::index::{BlockMap, Lookup, PageMap, Version};
+use crate::index::{BlockMap, GROUP_PAGES, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::{Lba, Page};
@@ -234,7 +234,7 @@ impl Core {
         while lba < end {
             let page = geometry.page_of(Lba(lba));
             let later = Page(page.0 + PREFETCH_PAGES);
-            if later <= last_page {
+            if later <= last_page && later.0.is_multiple_of(GROUP_PAGES) {
                 index.prefetch(index.locate(later));
             }
             let found = match reader.ahead.take() {

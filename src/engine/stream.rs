@@ -125,6 +125,20 @@ impl Stream {
         segment.set_info(&info);
         segment.set_sealed(context.segments.clock());
     }
+
+    /// As [`Stream::seal`]; but where the memory of the info is lost nothing is stored, and the segment lies on the device
+    /// as it would after a power cut.
+    pub(crate) fn leave<P: Pmem>(&mut self, context: &StreamContext<'_, P>) {
+        let Some(open) = &self.open else { return };
+        let start = context.geometry.segment_off(open.id);
+        let info_bytes = u64::from(KEYS_START_BYTES);
+        if context.pmem.probe(start, info_bytes).is_ok() {
+            return self.seal(context);
+        }
+        let segment = context.segments.get(open.id);
+        segment.set_sealed(context.segments.clock());
+        self.open = None;
+    }
 }
 
 /// Takes an empty segment out of service, of which part of the memory cannot be read. Sealed with nothing in it, it

@@ -115,3 +115,81 @@ impl Census {
         self.begun = self.begun.wrapping_add(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Cache;
+    use crate::engine::invariant_tests::new_cache_of;
+    use crate::index::{Change, LineStock, Target};
+    use crate::media::Place;
+    use crate::sim::machine::Setup;
+    use crate::sim::pmem::SimPmem;
+    use crate::units::Page;
+
+    const SEGMENTS: u64 = 4;
+    const PAGES: u64 = 1000;
+
+    /// Puts pages `first` to `end` into the index, where a segment begins and behind that.
+    fn put(cache: &Cache<SimPmem>, id: SegId, first: u64, end: u64) {
+        let start = cache.geometry.place(id, 64 << 10);
+        for page in first..end {
+            let at = cache.index.locate(Page(page));
+            cache.index.claim(at, 1);
+            let slot = cache.index.reserve(at).expect("there is room");
+            let place = Place(start.0 + page % PAGES);
+            let stock = &mut LineStock::new(0);
+            cache
+                .index
+                .publish(slot, 0, 1, Target::Mapped(place), stock);
+            cache.index.release(at.bucket(), 1, Change::Written);
+        }
+    }
+
+    /// Segments of 4 MiB, of which every fourth bucket is looked at. The first is all in use, then three quarters, half
+    /// and a quarter.
+    #[test]
+    fn of_large_segments_a_sample_tells_what_is_in_use() {
+        let cache = new_cache_of(&Setup {
+            block_size_bytes: 4096,
+            block_count: SEGMENTS * PAGES + 1000,
+            segment_size_bytes: 4 << 20,
+            segment_count: 12,
+            ..Setup::default()
+        });
+        let ids: Vec<SegId> = (0..SEGMENTS)
+            .map(|number| {
+                let id = cache.segments.open_next(None).expect("most are free");
+                let first = number * PAGES;
+                put(&cache, id, first, first + PAGES - number * PAGES / SEGMENTS);
+                cache.segments.get(id).set_sealed(cache.segments.clock());
+                id
+            })
+            .collect();
+        // What was sealed when the last segment was opened is known.
+        cache.segments.open_next(None).expect("most are free");
+        let mut census = Census::default();
+        // Each count looks at other buckets.
+        for begun in 0..6 {
+            assert!(census.poll(&cache), "count {begun} has begun");
+            assert_eq!(census.stride, 4);
+            while census.stride > 0 {
+                census.poll(&cache);
+            }
+            for (number, id) in (0..).zip(&ids) {
+                let used = PAGES - number * PAGES / SEGMENTS;
+                let count = census.get(&cache, *id).expect("it was sealed before");
+                // Groups of four pages were looked at, so many; two errors are added to each count.
+                let error = used / (used / 16).isqrt();
+                let expected = used..used + 2 * error;
+                assert!(
+                    expected.start - 2 * error < count.live_blocks
+                        && count.live_blocks < expected.end + error,
+                    "{count:?} of {used} in count {begun}"
+                );
+            }
+            census.began_at = 0;
+            census.counts.clear();
+        }
+    }
+}

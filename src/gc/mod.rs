@@ -170,7 +170,7 @@ impl Gc {
             Step::Finished => State::Waiting(id, cache.grace.ticket()),
             Step::Unreadable => {
                 // So the index has to tell what lies in it. The base holds all of it.
-                if cache.segments.suspect(id) {
+                if cache.segments.lose_keys(id) {
                     counters.key_errors.add(1);
                 }
                 State::Sweeping(id, 0)

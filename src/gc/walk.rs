@@ -209,10 +209,6 @@ impl Walk {
             if *budget == 0 || self.copier.is_full() {
                 return false;
             }
-            if !key.kind.has_payload() && !self.copier.is_empty() {
-                // What is to be copied is copied before claims of other pages change the versions of their buckets.
-                return false;
-            }
             *budget -= 1;
             let page = Page(first + self.at.page_at);
             let fate = if self.plan == Plan::Evict || !key.kind.has_payload() {
@@ -266,8 +262,8 @@ impl Walk {
         cache.index.with_claim(at, agent.0, evict) == Some(true)
     }
 
-    /// Whether anything of a page lies in the victim. Most of what does not is found out without a claim, which would
-    /// refuse read fills of its neighbours in the index.
+    /// Whether anything of a page lies in the victim. Most of what does not is found out without a claim: that would be a
+    /// locked instruction, and refuse read fills of its neighbours that are admitted at that moment.
     fn look_for<P: Pmem>(&self, cache: &Cache<P>, page: Page) -> Fate {
         let Some(found) = cache.index.lookup(cache.index.locate(page)) else {
             return Fate::Forget;

@@ -26,7 +26,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Pages of an aligned group of so many (a power of two) share a bucket: requests of several pages, and the log of what
 /// was written in order, touch fewer lines. More would fill buckets too unevenly.
-const GROUP_BITS: u32 = 2;
+pub(crate) const GROUP_PAGES: u64 = 4;
+/// Pages of a group differ in so many bits, which are the lowest of the tag.
+const GROUP_BITS: u32 = GROUP_PAGES.ilog2();
 /// Upper bits of a page number are folded into lower ones, so that pages far apart in regular steps spread too.
 const FOLD_SHIFTS: [u32; 2] = [7, 13];
 /// How often a reader looks again when a line changes under its eyes.
@@ -78,8 +80,6 @@ pub(crate) struct Index {
     side: Option<SideTable>,
     layout: SlotLayout,
     page_count_max: u64,
-    /// Pages of a group differ in so many bits, which are the lowest of the tag.
-    group_bits: u32,
     /// Odd, and then shifted so that the bits of the number of a group come out at the top of a word.
     multiplier: u64,
     /// Brings all but one of the bits above a group's part of the tag out of a word.
@@ -102,8 +102,7 @@ impl Index {
         );
         let bucket_lines = usize::try_from(sizes.bucket_count).unwrap_or(usize::MAX);
         let tag_bits = sizes.tag_bits();
-        let group_bits = GROUP_BITS.min(tag_bits);
-        let hash_shift = 64 - (sizes.page_bits - group_bits);
+        let hash_shift = 64 - (sizes.page_bits - GROUP_BITS);
         Self {
             buckets: Lines::new_dense(bucket_lines),
             bucket_count: sizes.bucket_count,
@@ -112,8 +111,7 @@ impl Index {
             layout: SlotLayout::new(sizes.payload, tag_bits),
             page_count_max: sizes.page_count_max(),
             multiplier: (GOLDEN >> hash_shift | 1) << hash_shift,
-            group_bits,
-            tag_shift: 63 - (tag_bits - group_bits),
+            tag_shift: 63 - (tag_bits - GROUP_BITS),
             blocks_per_page: geometry.blocks_per_page(),
             geometry,
         }
@@ -145,8 +143,7 @@ impl Index {
     #[inline]
     pub(crate) fn locate(&self, page: Page) -> SlotRef {
         let [near, far] = FOLD_SHIFTS;
-        let group = page.0.wrapping_shr(self.group_bits);
-        let member = page.0 ^ group.wrapping_shl(self.group_bits);
+        let (group, member) = (page.0 >> GROUP_BITS, page.0 & (GROUP_PAGES - 1));
         let mixed = group ^ group >> near ^ group >> far;
         let hash = mixed.wrapping_mul(self.multiplier);
         let wide = u128::from(hash) * u128::from(self.bucket_count);
@@ -157,7 +154,7 @@ impl Index {
         let group_tag = (low >> 1).wrapping_shr(self.tag_shift);
         SlotRef {
             bucket: (wide >> 64) as usize,
-            tag: group_tag.wrapping_shl(self.group_bits) | member,
+            tag: group_tag << GROUP_BITS | member,
         }
     }
 

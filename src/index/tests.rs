@@ -115,8 +115,13 @@ fn block(index: &Index, page: u64, block: u32) -> BlockMap {
 #[test]
 fn no_two_pages_share_an_entry() {
     // INV-INDEX-7, for sizes around powers of two.
-    for pages in [1, 2, 3, 4, 5, 1000, PAGES - 1, PAGES, PAGES + 1, 1 << 16] {
-        let index = Index::new(geometry(4096), pages, 1);
+    let sizes = [1, 2, 3, 4, 5, 1000, PAGES - 1, PAGES, PAGES + 1, 1 << 16];
+    let geometries = [geometry(4096), geometry(512), large_geometry()];
+    for (pages, geometry) in sizes
+        .into_iter()
+        .flat_map(|pages| geometries.map(|geometry| (pages, geometry)))
+    {
+        let index = Index::new(geometry, pages, 1);
         // Those that there are, and the last that there may come to be.
         let max = index.page_count_max();
         let mut seen = BTreeSet::new();

@@ -47,6 +47,8 @@ pub(super) struct Next {
     pub(super) lost: Lost,
     pub(super) limits: Limits,
     pub(super) stage: Stage,
+    /// Of a salvage: what it makes clean.
+    pub(super) dirty_bytes: u64,
     /// When its first key was looked for.
     pub(super) begun: Now,
 }
@@ -60,6 +62,7 @@ impl Next {
             lost: Lost::default(),
             limits: Limits::NONE,
             stage: Stage::Ordinary,
+            dirty_bytes: 0,
             begun: Now(0),
         }
     }
@@ -87,6 +90,7 @@ impl Next {
         self.taken = Taken::NOTHING;
         self.lost.clear();
         self.stage = Stage::Ordinary;
+        self.dirty_bytes = 0;
     }
 
     pub(super) fn begin(&mut self, limits: Limits, now: Now) {

@@ -16,8 +16,9 @@
 //! 2. of two versions of a block the newer is published later, and whatever is below a settled point is published. So
 //!    when stage 2 looks at a block, the index says the newest version below T, or a newer one. If that lies in X, it is
 //!    newer than all that stage 1 has taken of the block, and is laid above that;
-//! 3. if the newest version below E lies in X, stage 2 finds it. It leaves the index only for a newer one, which is not
-//!    below E: nothing that is dirty is forgotten, and all of X counts as dirty until the batch has ended;
+//! 3. if the newest version below E lies in X, and the base does not have it, stage 2 finds it. It leaves the index only
+//!    for a newer one, which is not below E: nothing that is dirty is forgotten, and of X only what the scrub finds damaged
+//!    and knows to be clean;
 //! 4. if the newest version below E lies elsewhere, stage 1 or stage 3 takes it, unless it is not above the dirty tail,
 //!    and the base has it. An older one in X was laid below it, by 1 and 2, or not at all;
 //! 5. if stage 2 finds a newer version in the place of one in X, its number was drawn before stage 2 ended. It is below E,
@@ -26,9 +27,10 @@
 //!    dirty that is older, by 2 and since fills are made of blocks that are not in the index. The base holds the same.
 //!
 //! If the keys of another segment turn out to be lost, it begins again, with that one in X. Blocks of X whose memory is
-//! lost, or that are known to be damaged, hold the batch like any others (`lost.rs`). The checksums of payloads are lost
-//! with their keys, so a flipped bit that nobody has found before goes to the base. Nor is it known which blocks are clean:
-//! a lost one counts as dirty.
+//! lost, or that are known to be damaged when stage 3 ends, hold the batch like any others (`lost.rs`). The checksums of
+//! payloads are lost with their keys, from the first that cannot be read on; before that they are not looked for. So a
+//! flipped bit that nobody has found before goes to the base, even one of a read fill, of which the base has the right
+//! content. Nor is it known which blocks are clean: a lost one counts as dirty.
 
 use super::log::Limits;
 use super::lost::{Lost, RANGES_NAMED};
@@ -39,6 +41,7 @@ use crate::engine::{Cache, Counters, Flaw, Health, Segment, SegmentState};
 use crate::index::{BlockMap, PageMap};
 use crate::media::{Key, KeyKind, Place};
 use crate::pmem::Pmem;
+use crate::sched;
 use crate::units::{Lba, Now, PAGE_SIZE_BYTES, Page, SegId, Seq};
 use std::mem;
 use std::sync::atomic::Ordering;
@@ -103,10 +106,12 @@ impl Writeback {
         if self.salvage.heard != key_losses {
             self.salvage.heard = key_losses;
             let (segments, dirty_tail) = (&context.cache.segments, context.cache.dirty_tail());
+            // The state comes first: a sealed segment gets no more, so what is read behind it stays as it is.
             let matters = |id: SegId| {
                 let segment = segments.get(id);
-                segment.awaits_salvage(dirty_tail)
-                    || (may_await(segment) && segment.state() == SegmentState::Open)
+                let is_open = segment.state() == SegmentState::Open;
+                sched::point();
+                (may_await(segment) && is_open) || segment.awaits_salvage(dirty_tail)
             };
             // Most that the scrub looks at is clean.
             if segments.ids().any(matters) {
@@ -134,7 +139,7 @@ impl Writeback {
         let is_open = |id| lost(id) && segments.get(id).state() == SegmentState::Open;
         if segments.ids().any(is_open) {
             for number in 0..cache.streams.len() {
-                cache.try_seal(number, context.agent, |open| lost(open.id));
+                cache.try_leave(number, context.agent, |open| lost(open.id));
             }
             if segments.ids().any(is_open) {
                 return false;
@@ -206,7 +211,7 @@ impl Next {
                 Step::Visiting
             }
             Stage::Visiting(bucket) => self.visit(cache, counters, bucket),
-            Stage::Above(upto) if settled >= upto => self.end_salvage(),
+            Stage::Above(upto) if settled >= upto => self.end_salvage(cache),
             Stage::Ordinary | Stage::Below(_) | Stage::Above(_) => Step::Dry,
         }
     }
@@ -232,17 +237,42 @@ impl Next {
             return Step::Visiting;
         }
         if canary::is(Canary::SalvageEndsEarly) {
-            return self.end_salvage();
+            return self.end_salvage(cache);
         }
+        // All of it is below the end, but for what is under way just now. What was overwritten in X cannot be counted off
+        // otherwise.
+        self.dirty_bytes = cache.dirty_bytes.load(Ordering::Acquire);
         // Whatever was found instead of what lies in X has drawn its number before.
         self.stage = Stage::Above(Seq(cache.seq_next.load(Ordering::SeqCst)));
         Step::Dry
     }
 
     /// It goes as far as the log was gathered, whatever was in that: X itself may be all there is.
-    fn end_salvage(&mut self) -> Step {
+    fn end_salvage<P: Pmem>(&mut self, cache: &Cache<P>) -> Step {
         self.taken.last_seq = Some(Seq(self.limits.settled.0 - 1));
+        self.taken.dirty_bytes = self.taken.dirty_bytes.max(self.dirty_bytes);
+        self.note_late_damage(cache);
         Step::Sorting
+    }
+
+    /// What was found to be damaged after it was laid (INV-WB-5).
+    fn note_late_damage<P: Pmem>(&mut self, cache: &Cache<P>) {
+        let dirty_tail = cache.dirty_tail();
+        for range in cache.damage.ranges() {
+            for lba in (range.lba..range.lba + range.len_blocks).map(Lba) {
+                let page = cache.geometry.page_of(lba);
+                let block = lba.0 - cache.geometry.page_start(page).0;
+                let found = cache.index.lookup(cache.index.locate(page));
+                // A page has 8 blocks at most.
+                let map = found.map(|found| found.map.block(block as u32));
+                if let Some(BlockMap::Mapped(place)) = map {
+                    let segment = cache.segments.get(cache.geometry.segment_of(place));
+                    if segment.awaits_salvage(dirty_tail) && cache.damage.covers(place, 1) {
+                        self.lost.add(lba);
+                    }
+                }
+            }
+        }
     }
 
     /// Lays the blocks of a page on the batch that await it.

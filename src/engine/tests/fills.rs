@@ -57,3 +57,20 @@ fn a_fill_is_dropped_if_a_neighbour_was_written_meanwhile() {
     assert_eq!(missing(&mut asking), [(0, 8), (16, 16)]);
     assert_eq!(asking.cache.stats().fills_dropped, 1);
 }
+
+#[test]
+fn what_another_channel_has_brought_is_not_filled_again() {
+    let mut first = Asking::new(SettingChange::default(), 0);
+    let mut second = first.beside(0);
+    // Parts of pages are shared within a channel only.
+    for asking in [&mut first, &mut second] {
+        assert_eq!(asking.read(0, 4), [(0, 4)]);
+        asking.answer(Ok(()));
+    }
+    for asking in [&mut first, &mut second] {
+        asking.poll();
+        assert_eq!(asking.ended(), [Status::Success]);
+    }
+    let stats = first.cache.stats();
+    assert_eq!((stats.fill_bytes, stats.fills_dropped), (4 * 512, 1));
+}

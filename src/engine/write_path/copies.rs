@@ -1,7 +1,7 @@
 //! Copies: what reclaiming keeps is appended to the log again, as a read fill whose data come from the cache.
 //!
-//! What is copied is on the base, so a copy makes nothing dirty; it is put into the index only if its page has not
-//! changed since it was found there (INV-FILL-1), and is durable before the segment that it came from is freed.
+//! What is copied is on the base, so a copy makes nothing dirty; it is put into the index only if its page was not
+//! written since it was found there (INV-FILL-1), and is durable before the segment that it came from is freed.
 
 use super::batch::{Batch, Refusal};
 use super::extent::HasPayload;
@@ -33,7 +33,7 @@ struct Copy {
 /// How a batch of copies ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CopyEnd {
-    /// Each was copied, or its page has changed.
+    /// Each was copied, or its page was written.
     Done,
     /// Somebody is at one of the pages: again later.
     Busy,
@@ -154,7 +154,7 @@ impl Copier {
                     if fresh || canary::is(Canary::StaleCopyInstalled) {
                         self.admitted.push(at);
                     } else {
-                        // It may be a neighbour in the index that has changed.
+                        // It may be a neighbour in the index that was written.
                         self.batch.roll_back(cache, mark);
                         end = CopyEnd::Busy;
                     }

@@ -1,5 +1,6 @@
 //! How large the table is, and how many bits there are for what.
 
+use super::GROUP_BITS;
 use crate::index::bucket::{BUCKET_SLOTS, PROBE_MAX, PayloadBits};
 use crate::media::Geometry;
 
@@ -42,6 +43,7 @@ impl Sizes {
             payload,
             page_bits: payload
                 .tag_bits_max()
+                .filter(|bits| *bits >= GROUP_BITS)
                 .map_or(0, |bits| (bits + bucket_bits).min(PAGE_BITS_MAX)),
         }
     }

@@ -1,6 +1,6 @@
 //! Going through all pages, for what lies in segments whose keys cannot tell.
 
-use super::{FOLD_SHIFTS, Index, SlotRef};
+use super::{FOLD_SHIFTS, GROUP_BITS, GROUP_PAGES, Index, SlotRef};
 use crate::canary::{self, Canary};
 use crate::index::bucket::{BUCKET_SLOTS, BUCKET_WORDS, Meta, SlotKind};
 use crate::index::map::PageMap;
@@ -61,8 +61,7 @@ impl Index {
         let hash_shift = self.multiplier.trailing_zeros();
         // Of all hashes, which are multiples of a power of two, one alone comes to this bucket with this tag
         // (INV-INDEX-7); so that is the least that does not come to less.
-        let group_tag = at.tag.wrapping_shr(self.group_bits);
-        let member = at.tag ^ group_tag.wrapping_shl(self.group_bits);
+        let (group_tag, member) = (at.tag >> GROUP_BITS, at.tag & (GROUP_PAGES - 1));
         let low = group_tag.wrapping_shl(self.tag_shift) << 1;
         let wide = (at.bucket as u128) << 64 | u128::from(low);
         let hash = wide.div_ceil(u128::from(self.bucket_count));
@@ -78,6 +77,6 @@ impl Index {
         let [near, far] = FOLD_SHIFTS;
         let group = (0..u64::BITS.div_ceil(near))
             .fold(mixed, |group, _| mixed ^ group >> near ^ group >> far);
-        Page(group.wrapping_shl(self.group_bits) | member)
+        Page(group << GROUP_BITS | member)
     }
 }
