@@ -32,6 +32,8 @@ _SPARE_MIB = 2048
 DELAY_US = 80
 _TERABYTE_MIB = 1 << 20
 _CLONE_NEWNS = 0x20000
+# Of a cache: nothing is written back while there is room, unless it is asked for.
+LATE_WRITEBACK = {"dirty_high_percent": 95, "dirty_low_percent": 94}
 
 Bdevs = list[dict[str, Any]]
 
@@ -178,7 +180,7 @@ def _cached(*base: dict[str, Any], **options: Any) -> Callable[[Path, int], Bdev
 
 def _with_room(*base: dict[str, Any], **options: Any) -> Callable[[Path, int], Bdevs]:
     """Write-back does not begin within a second of writes, however fast they come."""
-    return _cached(*base, dirty_high_percent=95, dirty_low_percent=94, **options)
+    return _cached(*base, **LATE_WRITEBACK, **options)
 
 
 _MALLOC = malloc("Base", WORKING_SET_MIB)

@@ -284,8 +284,7 @@ class Bench:
                     return
                 file = folder / "pcache-bench-direct"
                 try:
-                    late = {"dirty_high_percent": 95, "dirty_low_percent": 94}
-                    self._backlog("pcache_direct", file, DIRECT_CACHE_MIB, **late)
+                    self._backlog("pcache_direct", file, DIRECT_CACHE_MIB, **peers.LATE_WRITEBACK)
                 finally:
                     file.unlink(missing_ok=True)
 

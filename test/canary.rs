@@ -120,18 +120,25 @@ fn hunt_crowd_crashes(seed: u64) -> Result<u64, Violation> {
     crash::run(&setup, seed, &steps, LIMITS).map(|tally| tally.crash_states)
 }
 
-/// Long reads on one core, while writes of another and the background send segments around.
-fn hunt_readers(seed: u64) -> Result<u64, Violation> {
-    let mut prng = Prng::new(mix(seed, 3));
-    let setup = Setup {
-        block_count: 48,
+/// Two cores on one stream, beside which segments are reclaimed all the time.
+fn reclaiming(prng: &mut Prng) -> Setup {
+    Setup {
         segment_size_bytes: 16 << 10,
-        segment_count: 5,
         gc_percent: 0,
         core_count: 2,
         stream_count_max: 1,
         yield_percent: prng.pick(&[10, 30]),
         ..Setup::default()
+    }
+}
+
+/// Long reads on one core, while writes of another and the background send segments around.
+fn hunt_readers(seed: u64) -> Result<u64, Violation> {
+    let mut prng = Prng::new(mix(seed, 3));
+    let setup = Setup {
+        block_count: 48,
+        segment_count: 5,
+        ..reclaiming(&mut prng)
     };
     let mut steps = Vec::new();
     for _ in 0..60 {
@@ -156,13 +163,8 @@ fn hunt_copies(seed: u64) -> Result<u64, Violation> {
     let mut prng = Prng::new(mix(seed, 6));
     let setup = Setup {
         block_count: 64,
-        segment_size_bytes: 16 << 10,
         segment_count: 16,
-        gc_percent: 0,
-        core_count: 2,
-        stream_count_max: 1,
-        yield_percent: prng.pick(&[10, 30]),
-        ..Setup::default()
+        ..reclaiming(&mut prng)
     };
     let mut steps = Vec::new();
     for _ in 0..60 {

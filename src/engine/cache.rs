@@ -305,31 +305,18 @@ impl<P: Pmem> Cache<P> {
         }
     }
 
-    /// Ends the open segment of a stream, if `is_wanted` says so and nobody is at the stream.
-    pub(crate) fn try_seal(
+    /// Lets `end` seal or leave the open segment of a stream, if `is_wanted` says so and nobody is at the stream.
+    pub(crate) fn try_end(
         &self,
         stream_number: usize,
         agent: Agent,
         is_wanted: impl FnOnce(&OpenSegment) -> bool,
+        end: impl FnOnce(&mut Stream, &StreamContext<'_, P>),
     ) {
         if let Ok(mut stream) = self.streams[stream_number].try_lock()
             && stream.open.as_ref().is_some_and(is_wanted)
         {
-            stream.seal(&self.stream_context(agent));
-        }
-    }
-
-    /// As [`Cache::try_seal`], of a segment whose memory may be lost.
-    pub(crate) fn try_leave(
-        &self,
-        stream_number: usize,
-        agent: Agent,
-        is_wanted: impl FnOnce(&OpenSegment) -> bool,
-    ) {
-        if let Ok(mut stream) = self.streams[stream_number].try_lock()
-            && stream.open.as_ref().is_some_and(is_wanted)
-        {
-            stream.leave(&self.stream_context(agent));
+            end(&mut stream, &self.stream_context(agent));
         }
     }
 

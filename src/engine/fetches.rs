@@ -20,6 +20,7 @@ use super::misses::{Miss, Misses};
 use super::read_path::FILL_PAGES_MAX;
 use super::rounding::Rest;
 use crate::canary::{self, Canary};
+use crate::index::GOLDEN;
 use crate::media::Geometry;
 use crate::pmem::Pmem;
 use crate::sched;
@@ -33,8 +34,6 @@ const _: () = assert!(FILL_PAGES_MAX as u64 <= GROUP_PAGES);
 /// 4096 words, 32 KiB. With 1000 random reads of 4 KiB under way at once, which is much, a miss meets a bit of another
 /// page in one of 260 cases, and waits in vain.
 const WORD_BITS: u32 = 12;
-/// 2^64 divided by the golden ratio, as for the index: groups in a row have words of their own.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// After so long a read asks the base itself. That is far beyond what a base takes that is well.
 const AWAIT_NS_MAX: u64 = NS_PER_S;
 /// So many of the reads that wait are looked at in one poll.
@@ -121,6 +120,7 @@ impl Fetches {
     }
 
     fn word(&self, group: u64) -> &AtomicU64 {
+        // Groups in a row have words of their own.
         let hash = group.wrapping_mul(GOLDEN) >> (u64::BITS - WORD_BITS);
         // Fewer bits than the table has.
         &self.words[hash as usize]

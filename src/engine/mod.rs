@@ -66,5 +66,6 @@ pub use settings::{
 };
 pub(crate) use stats::Counters;
 pub use stats::{Distribution, Distributions, Stats};
+pub(crate) use stream::Stream;
 pub use usage::Usage;
 pub(crate) use write_path::{Copier, CopyEnd};

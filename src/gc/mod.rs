@@ -17,7 +17,7 @@ mod walk;
 
 use crate::canary::{self, Canary};
 use crate::engine::{
-    Cache, Class, Counters, Progress, Segment, SegmentState, Setting, Special, Ticket,
+    Cache, Class, Counters, Progress, Segment, SegmentState, Setting, Special, Stream, Ticket,
 };
 use crate::media::{SegmentInfo, Tails};
 use crate::pmem::Pmem;
@@ -211,7 +211,7 @@ fn seal_special_streams<P: Pmem>(cache: &Cache<P>, agent: Agent) {
         .into_iter()
         .filter_map(|special| cache.special_stream_at(special))
     {
-        cache.try_seal(number, agent, |open| open.kset_index > 0);
+        cache.try_end(number, agent, |open| open.kset_index > 0, Stream::seal);
     }
 }
 

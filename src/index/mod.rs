@@ -30,4 +30,4 @@ pub(crate) use bucket::{Change, OWNER_MAX, PageSlot, Version};
 pub(crate) use map::{BlockMap, PageMap, Target};
 pub(crate) use newest::{Newest, PagePart};
 pub(crate) use side::LineStock;
-pub(crate) use table::{Claim, EarlierParts, GROUP_PAGES, Index, IndexFull, Lookup};
+pub(crate) use table::{Claim, EarlierParts, GOLDEN, GROUP_PAGES, Index, IndexFull, Lookup};

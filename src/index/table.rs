@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// 2^64 divided by the golden ratio: multiples of it spread evenly (Knuth, TAOCP 6.4), so that most pages in a row find
 /// slots at home.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Pages of an aligned group of so many (a power of two) share a bucket: requests of several pages, and the log of what
 /// was written in order, touch fewer lines. More would fill buckets too unevenly.
 pub(crate) const GROUP_PAGES: u64 = 4;

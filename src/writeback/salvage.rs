@@ -37,7 +37,7 @@ use super::lost::{Lost, RANGES_NAMED};
 use super::next::{Next, Step};
 use super::{Context, State, Writeback};
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, Flaw, Health, Segment, SegmentState};
+use crate::engine::{Cache, Counters, Flaw, Health, Segment, SegmentState, Stream};
 use crate::index::{BlockMap, PageMap};
 use crate::media::{Key, KeyKind, Place};
 use crate::pmem::Pmem;
@@ -139,7 +139,7 @@ impl Writeback {
         let is_open = |id| lost(id) && segments.get(id).state() == SegmentState::Open;
         if segments.ids().any(is_open) {
             for number in 0..cache.streams.len() {
-                cache.try_leave(number, context.agent, |open| lost(open.id));
+                cache.try_end(number, context.agent, |open| lost(open.id), Stream::leave);
             }
             if segments.ids().any(is_open) {
                 return false;

@@ -18,13 +18,7 @@ impl Index {
         for slot in 1..BUCKET_WORDS {
             sched::point();
             let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
-            let may_be_dead = match self.layout.kind(value) {
-                SlotKind::Empty | SlotKind::Reserved => false,
-                SlotKind::Mapped | SlotKind::Zero => dead(Place(self.layout.payload(value))),
-                SlotKind::MappedRun | SlotKind::ZeroRun => dead(self.layout.run(value).place()),
-                SlotKind::Split => true,
-            };
-            if !may_be_dead {
+            if !self.may_name(value, &dead) {
                 continue;
             }
             let home = self.home_of(bucket, self.layout.distance(value));
@@ -38,5 +32,16 @@ impl Index {
             self.release(home, owner, Change::Moved);
         }
         true
+    }
+
+    /// Whether a slot names a place that is `wanted`; of a split page, whose line is not looked at, it may. `wanted` says the
+    /// same of all places of a segment.
+    pub(super) fn may_name(&self, value: u64, wanted: &impl Fn(Place) -> bool) -> bool {
+        match self.layout.kind(value) {
+            SlotKind::Empty | SlotKind::Reserved => false,
+            SlotKind::Mapped | SlotKind::Zero => wanted(Place(self.layout.payload(value))),
+            SlotKind::MappedRun | SlotKind::ZeroRun => wanted(self.layout.run(value).place()),
+            SlotKind::Split => true,
+        }
     }
 }

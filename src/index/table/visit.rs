@@ -2,7 +2,7 @@
 
 use super::{FOLD_SHIFTS, GROUP_BITS, GROUP_PAGES, Index, SlotRef};
 use crate::canary::{self, Canary};
-use crate::index::bucket::{BUCKET_SLOTS, BUCKET_WORDS, Meta, SlotKind};
+use crate::index::bucket::{BUCKET_SLOTS, BUCKET_WORDS, Meta};
 use crate::index::map::PageMap;
 use crate::media::Place;
 use crate::sched;
@@ -27,13 +27,7 @@ impl Index {
         for (slot, page) in (1..BUCKET_WORDS).zip(&mut pages) {
             sched::point();
             let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
-            let may_be_wanted = match self.layout.kind(value) {
-                SlotKind::Empty | SlotKind::Reserved => false,
-                SlotKind::Mapped | SlotKind::Zero => wanted(Place(self.layout.payload(value))),
-                SlotKind::MappedRun | SlotKind::ZeroRun => wanted(self.layout.run(value).place()),
-                SlotKind::Split => true,
-            };
-            if !may_be_wanted {
+            if !self.may_name(value, &wanted) {
                 continue;
             }
             let at = SlotRef {

@@ -30,6 +30,13 @@ fn set_scrub(machine: &Machine, mib_s: u32) {
     machine.poll_background();
 }
 
+/// The scrub finds nothing before it is told to.
+fn begin(context: &mut Context, setup: &Setup) -> Result<Machine, Violation> {
+    let machine = context.machine(setup)?;
+    set_scrub(&machine, 0);
+    Ok(machine)
+}
+
 fn segment_of(machine: &Machine, lba: u64) -> Result<SegId, Violation> {
     let place = place_of(machine, Lba(lba)).ok_or_else(|| Violation("not cached".to_owned()))?;
     Ok(machine.cache().geometry.segment_of(place))
@@ -156,8 +163,7 @@ pub(super) fn keys_that_cannot_be_read_lose_no_data(
 pub(super) fn a_scrub_that_finds_keys_lost_has_their_data_written_back(
     context: &mut Context,
 ) -> Result<(), Violation> {
-    let machine = context.machine(&setup())?;
-    set_scrub(&machine, 0);
+    let machine = begin(context, &setup())?;
     let machine = apply(machine, &mixed())?;
     let lost = segment_of(&machine, 31)?;
     // Far behind what write-back has read ahead.
@@ -195,8 +201,7 @@ pub(super) fn a_start_without_keys_is_refused_until_the_base_has_what_they_named
         data_crc: DataCrc::On,
         ..setup()
     };
-    let machine = context.machine(&setup)?;
-    set_scrub(&machine, 0);
+    let machine = begin(context, &setup)?;
     let machine = apply(machine, &mixed())?;
     let lost = segment_of(&machine, 31)?;
     machine.with_outside(|outside| outside.relaxed = true);
@@ -241,8 +246,7 @@ pub(super) fn a_start_without_keys_is_refused_until_the_base_has_what_they_named
 pub(super) fn a_block_that_is_lost_with_its_keys_is_not_written_back(
     context: &mut Context,
 ) -> Result<(), Violation> {
-    let machine = context.machine(&setup())?;
-    set_scrub(&machine, 0);
+    let machine = begin(context, &setup())?;
     let machine = apply(machine, &mixed())?;
     let lost = segment_of(&machine, 31)?;
     let off_of = |lba| {
@@ -292,8 +296,7 @@ pub(super) fn lost_keys_of_several_segments_are_dealt_with_at_once(
         segment_count: 12,
         ..setup()
     };
-    let machine = context.machine(&setup)?;
-    set_scrub(&machine, 0);
+    let machine = begin(context, &setup)?;
     let mut steps = Vec::new();
     for round in 0..6 {
         steps.extend([Step::Write(0, round * 8, 7, 0), Step::Settle]);
