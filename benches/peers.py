@@ -32,6 +32,8 @@ _SPARE_MIB = 2048
 DELAY_US = 80
 _TERABYTE_MIB = 1 << 20
 _CLONE_NEWNS = 0x20000
+# Of st_blocks.
+_SECTOR_BYTES = 512
 # Of a cache: nothing is written back while there is room, unless it is asked for.
 LATE_WRITEBACK = {"dirty_high_percent": 95, "dirty_low_percent": 94}
 
@@ -67,10 +69,17 @@ class Store:
         """For everything that makes a file of its own; removed after use."""
         return self.folder / "small.pmem"
 
+    def made_mib(self) -> int:
+        """What the large cache takes of the memory by now."""
+        return self.cache_file.stat().st_blocks * _SECTOR_BYTES // MIB if self.cache_file.exists() else 0
+
+    def huge_mib(self) -> int:
+        """How much of it can lie on huge pages: so much does of all that is in a tmpfs."""
+        return meminfo_mib("ShmemHugePages") if self._mounted else self.made_mib()
+
     def cache_mib(self, wanted_mib: int) -> int:
         """How large the cache can be: whole GiB, 0 if there is too little memory even for the least."""
-        made_mib = self.cache_file.stat().st_size // MIB if self.cache_file.exists() else 0
-        room_mib = meminfo_mib("MemAvailable") + made_mib - _SPARE_MIB - SMALL_CACHE_MIB
+        room_mib = meminfo_mib("MemAvailable") + self.made_mib() - _SPARE_MIB - SMALL_CACHE_MIB
         fits_mib = min(wanted_mib, room_mib) >> 10 << 10
         return fits_mib if fits_mib >= CACHE_MIB_LEAST else 0
 

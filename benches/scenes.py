@@ -92,9 +92,15 @@ class Bench:
             self.say(f"{name}: FAILED: {error}")
         finally:
             self.host.forget_ended()
+            self._note_small_pages()
         took_s = time.monotonic() - started_s
         if took_s > 0.1:
             self.say(f"{name}: {took_s:.1f} s")
+
+    def _note_small_pages(self) -> None:
+        made_mib, huge_mib = self.store.made_mib(), self.store.huge_mib()
+        if huge_mib < made_mib:
+            self._note("small pages", f"of a cache of {made_mib} MiB only {huge_mib} MiB lay on huge pages")
 
     # ---- peers --------------------------------------------------------------------------------
 

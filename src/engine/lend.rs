@@ -5,10 +5,9 @@
 //! segment is pinned ([`super::segments::Segment::pin`]).
 
 use super::cache::Cache;
-use super::channel::{COMPLETIONS_PER_POLL, Core};
+use super::channel::{COMPLETIONS_PER_POLL, Core, Request, RequestId};
 use super::config::CacheMode;
-use super::io::{LoanId, Outbox, Status};
-use super::read_path::Blocked;
+use super::io::{HostIo, LoanId, Outbox, Status};
 use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::{MemSlice, Pmem};
@@ -16,6 +15,29 @@ use crate::units::{Lba, SegId};
 
 /// Loans of a channel at once; reads beyond that are answered with [`Status::NotLent`].
 pub const LOAN_COUNT_MAX: usize = 1024;
+
+/// So many are looked up before the first of their places is looked at: as many lines as a core waits for at once.
+const LENDS_AT_ONCE: usize = 16;
+
+/// Where a read lies that need not be copied.
+#[derive(Clone, Copy, Debug, Default)]
+enum Found {
+    /// All of it from here on, in one segment.
+    Piece(Place),
+    #[default]
+    Nowhere,
+    /// Somebody is at a page of it.
+    Busy,
+}
+
+/// A read that need not be copied, on its way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lend {
+    id: RequestId,
+    lba: Lba,
+    len_blocks: u64,
+    found: Found,
+}
 
 /// A piece of the mapping that somebody looks at.
 #[derive(Debug)]
@@ -25,33 +47,38 @@ pub(super) struct Loan {
 }
 
 impl Core {
+    /// Answers reads that need not be copied, [`LENDS_AT_ONCE`] in a turn: all are looked up, then all places are looked
+    /// at, so that these wait for memory together, then all are answered.
     pub(super) fn poll_lends<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        for _ in 0..self.lends.len() {
-            if out.completions.len() >= COMPLETIONS_PER_POLL {
+        let mut left = self.lends.len();
+        while left > 0 {
+            let room = COMPLETIONS_PER_POLL.saturating_sub(out.completions.len());
+            let count = left.min(LENDS_AT_ONCE).min(room);
+            if count == 0 {
                 return;
             }
-            let Some(id) = self.lends.pop_front() else {
-                return;
-            };
-            let Some(request) = self.requests.get(id) else {
-                continue;
-            };
-            let (lba, len_blocks) = (request.io.lba, request.io.len_blocks);
-            if cache.settings.cache_mode() == CacheMode::Passthrough {
-                // The base is to be asked.
-                self.complete(cache, id, Status::NotLent, out);
-                continue;
-            }
-            let status = match find_piece(cache, lba, len_blocks) {
-                Err(_) => {
-                    self.lends.push_back(id);
-                    continue;
+            left -= count;
+            let mut lends = [Lend::default(); LENDS_AT_ONCE];
+            let mut filled = 0;
+            for id in self.lends.drain(..count) {
+                if let Some(Request { io, .. }) = self.requests.get(id) {
+                    lends[filled] = Lend::look_up(cache, id, io);
+                    filled += 1;
                 }
-                Ok(None) => Status::NotLent,
-                Ok(Some(place)) => self.lend(cache, lba, place, len_blocks),
-            };
-            self.complete(cache, id, status, out);
+            }
+            let lends = &mut lends[..filled];
+            lends.iter_mut().for_each(|lend| lend.look_at(cache));
+            lends.iter().for_each(|lend| self.answer(cache, lend, out));
         }
+    }
+
+    fn answer<P: Pmem>(&mut self, cache: &Cache<P>, lend: &Lend, out: &mut Outbox) {
+        let status = match lend.found {
+            Found::Busy => return self.lends.push_back(lend.id),
+            Found::Piece(place) => self.lend(cache, lend.lba, place, lend.len_blocks),
+            Found::Nowhere => Status::NotLent,
+        };
+        self.complete(cache, lend.id, status, out);
     }
 
     fn lend<P: Pmem>(
@@ -99,43 +126,63 @@ impl Core {
     }
 }
 
-/// Where all of the extent lies in one readable piece; `None`: nowhere.
-fn find_piece<P: Pmem>(
-    cache: &Cache<P>,
-    lba: Lba,
-    len_blocks: u64,
-) -> Result<Option<Place>, Blocked> {
+impl Lend {
+    /// Where the extent of a request lies.
+    fn look_up<P: Pmem>(cache: &Cache<P>, id: RequestId, io: &HostIo) -> Self {
+        let found = if cache.settings.cache_mode() == CacheMode::Passthrough {
+            // The base is to be asked.
+            Found::Nowhere
+        } else {
+            find_piece(cache, io.lba, io.len_blocks)
+        };
+        Self {
+            id,
+            lba: io.lba,
+            len_blocks: io.len_blocks,
+            found,
+        }
+    }
+
+    /// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found.
+    #[inline]
+    fn look_at<P: Pmem>(&mut self, cache: &Cache<P>) {
+        let Found::Piece(place) = self.found else {
+            return;
+        };
+        let off = cache.geometry.place_off(place);
+        let len_bytes = cache.geometry.bytes(self.len_blocks);
+        if cache.pmem.probe(off, len_bytes).is_err() || cache.damage.covers(place, self.len_blocks)
+        {
+            self.found = Found::Nowhere;
+        }
+    }
+}
+
+/// Where all of the extent lies in one piece.
+fn find_piece<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64) -> Found {
     let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
     let end = lba.0 + len_blocks;
     let mut first = None;
     let mut at = lba.0;
     while at < end {
         let page = cache.geometry.page_of(Lba(at));
-        let found = cache.index.lookup(cache.index.locate(page));
-        let found = found.ok_or(Blocked::Busy)?;
+        let Some(found) = cache.index.lookup(cache.index.locate(page)) else {
+            return Found::Busy;
+        };
         let page_end = ((at | in_page) + 1).min(end);
         for block in at..page_end {
             // A page has 8 blocks at most.
             let BlockMap::Mapped(place) = found.map.block((block & in_page) as u32) else {
-                return Ok(None);
+                return Found::Nowhere;
             };
             let Place(start) = *first.get_or_insert(place);
             if place.0 != start + (block - lba.0) {
-                return Ok(None);
+                return Found::Nowhere;
             }
         }
         at = page_end;
     }
     // The end of one segment and the start of the next are neighbours; what lies there is not: every
     // segment starts with its info. So the piece is in one segment.
-    Ok(first.filter(|place| is_readable(cache, *place, len_blocks)))
-}
-
-/// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found.
-fn is_readable<P: Pmem>(cache: &Cache<P>, place: Place, len_blocks: u64) -> bool {
-    let (off, len_bytes) = (
-        cache.geometry.place_off(place),
-        cache.geometry.bytes(len_blocks),
-    );
-    cache.pmem.probe(off, len_bytes).is_ok() && !cache.damage.covers(place, len_blocks)
+    first.map_or(Found::Nowhere, Found::Piece)
 }

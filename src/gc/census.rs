@@ -85,9 +85,11 @@ impl Census {
         };
         let end = cache.index.bucket_count();
         let buckets = (self.bucket..end).step_by(self.stride);
-        for bucket in buckets.take(BUCKETS_PER_POLL) {
-            cache.index.look_at_bucket(bucket, &mut note);
-        }
+        let buckets = buckets.take(BUCKETS_PER_POLL);
+        buckets
+            .clone()
+            .for_each(|bucket| cache.index.prefetch_bucket(bucket));
+        buckets.for_each(|bucket| cache.index.look_at_bucket(bucket, &mut note));
         self.bucket += BUCKETS_PER_POLL * self.stride;
         if self.bucket >= end {
             self.stride = 0;

@@ -11,8 +11,6 @@ use std::sync::atomic::Ordering;
 
 /// Pages that one poll looks up, at most.
 const PAGES_PER_POLL: u32 = 64;
-/// So many keys ahead the index is asked for the pages that will be looked up.
-const PREFETCH_KEYS: usize = 24;
 
 /// How often the walk of a victim goes back, at most, because somebody was at a page that is to be copied.
 const RETURNS_MAX: u32 = 64;
@@ -155,8 +153,6 @@ impl Walk {
         while budget > 0 && !self.copier.is_full() {
             if let Some(key) = self.keys.get(self.at.key_at) {
                 let key = *key;
-                let ahead = self.keys.get(self.at.key_at + PREFETCH_KEYS);
-                ahead.into_iter().for_each(|key| ask_for(cache, key));
                 if !self.leave_key(cache, &key, agent, &mut budget) {
                     return Step::More;
                 }
@@ -188,8 +184,8 @@ impl Walk {
             key_at: 0,
             page_at: 0,
         };
-        let first = self.keys.iter().take(PREFETCH_KEYS);
-        first.for_each(|key| ask_for(cache, key));
+        // All at once: what lies between two of them would have to wait for the translation of the first.
+        self.keys.iter().for_each(|key| ask_for(cache, key));
         true
     }
 

@@ -161,7 +161,13 @@ impl Index {
     /// Asks for the home bucket of a page to be brought into the cache.
     #[inline]
     pub(crate) fn prefetch(&self, at: SlotRef) {
-        crate::pmem::prefetch_line(&self.buckets.line(at.bucket)[0]);
+        self.prefetch_bucket(at.bucket);
+    }
+
+    /// Asks for a bucket to be brought into the cache.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, bucket: usize) {
+        crate::pmem::prefetch_line(&self.buckets.line(bucket)[0]);
     }
 
     #[inline]

@@ -1,7 +1,7 @@
 //! Copies from the mapping that end with an error where the memory cannot be read (see [`super::guard`]).
 //!
 //! `(dst, src, len_bytes)`: 0, or the first address that could not be read; what lies at `dst` is then
-//! unspecified. Which one is used goes by what the CPU has, as for stores.
+//! unspecified. Which one is used goes by what the CPU has, as for stores. A probe copies nothing.
 
 /// One way to copy from the mapping.
 ///
@@ -81,6 +81,30 @@ pub(super) mod arch {
         };
     }
 
+    /// Reads a byte. Unlike a copy of one, it is not waited for: what is behind it goes on until the CPU has no room for
+    /// more, so that several in a row overlap.
+    ///
+    /// # Safety
+    /// `src` is valid for reads, or lies in a guarded region.
+    #[inline]
+    pub(in super::super) unsafe fn probe(src: *const u8) -> usize {
+        let fault;
+        // SAFETY: reads what the contract allows. The handler changes `rax` alone.
+        unsafe {
+            asm!(
+                "2:",
+                "movzx {byte:e}, byte ptr [{src}]",
+                "3:",
+                guard!("0"),
+                src = in(reg) src,
+                byte = out(reg) _,
+                inout("rax") 0usize => fault,
+                options(nostack, preserves_flags),
+            );
+        }
+        fault
+    }
+
     load!(load_sse2, 16, "movdqu", "xmm", "");
     load!(
         #[target_feature(enable = "avx2")]
@@ -137,6 +161,29 @@ pub(super) mod arch {
                 inout("x1") dst => _, inout("x2") src => _, inout("x3") len_bytes => _, out("x4") _,
                 clobber_abi("C"),
                 options(nostack),
+            );
+        }
+        fault
+    }
+
+    /// Reads a byte. See that of x86-64.
+    ///
+    /// # Safety
+    /// `src` is valid for reads, or lies in a guarded region.
+    #[inline]
+    pub(in super::super) unsafe fn probe(src: *const u8) -> usize {
+        let fault;
+        // SAFETY: reads what the contract allows. The handler changes `x0` alone.
+        unsafe {
+            asm!(
+                "2:",
+                "ldrb {byte:w}, [{src}]",
+                "3:",
+                guard!("0"),
+                src = in(reg) src,
+                byte = out(reg) _,
+                inout("x0") 0usize => fault,
+                options(nostack, preserves_flags),
             );
         }
         fault

@@ -16,10 +16,11 @@ use std::ptr::{self, NonNull};
 use super::backing::{self, Opened};
 use super::copy::{self, Kernel, Unreadable};
 use super::dax::{Backing, Durability, PersistenceDomain};
+use super::load;
 use super::regions::LiveRegion;
 use super::{
-    Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned,
-    bounds, guard,
+    Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, PROBE_STEP_BYTES, Pmem,
+    PmemRead, Poisoned, bounds, guard,
 };
 use crate::units::{Agent, PmemOff};
 
@@ -171,6 +172,10 @@ impl PmemRead for MappedPmem {
 
     fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned> {
         self.map.copy_to(off, buf)
+    }
+
+    fn probe(&self, off: PmemOff, len_bytes: u64) -> Result<(), Poisoned> {
+        self.map.probe(off, len_bytes)
     }
 }
 
@@ -403,6 +408,23 @@ impl Mapping {
         // `self` and is guarded; `buf` is a reference, of which none reaches into the mapping.
         let loaded = unsafe { Kernel::best().load(buf.as_mut_ptr(), src, buf.len()) };
         loaded.map_err(|at| self.poisoned(at))
+    }
+
+    /// Looks at each of the kernel's pages of the `len_bytes` bytes at `off`.
+    #[inline]
+    fn probe(&self, off: PmemOff, len_bytes: u64) -> Result<(), Poisoned> {
+        let start = self.at(off, len_bytes);
+        let mut looked = 0;
+        while looked < len_bytes {
+            // SAFETY: `at` has checked that the bytes lie inside the mapping, which lives as long as `self` and is
+            // guarded.
+            let fault = unsafe { load::arch::probe(start.wrapping_add(looked as usize)) };
+            if fault != 0 {
+                return Err(self.poisoned(Unreadable(fault)));
+            }
+            looked = (off.0 + looked + 1).next_multiple_of(PROBE_STEP_BYTES) - off.0;
+        }
+        Ok(())
     }
 
     fn poisoned(&self, Unreadable(addr): Unreadable) -> Poisoned {

@@ -63,9 +63,6 @@ impl Lost {
     }
 }
 
-/// So many keys ahead the payloads are asked for that will be looked at.
-const PAYLOADS_AHEAD: usize = 32;
-
 /// Goes through the keys of the next kset of a batch. `buf` has room for a page.
 pub(super) fn check_kset<P: Pmem>(
     cache: &Cache<P>,
@@ -75,16 +72,7 @@ pub(super) fn check_kset<P: Pmem>(
     buf: &mut [u8],
     lost: &mut Lost,
 ) {
-    let ask_for = |key: &Key| {
-        if key.kind == KeyKind::Data {
-            cache.pmem.prefetch(cache.payload_off(id, key), 1);
-        }
-    };
-    keys.iter().take(PAYLOADS_AHEAD).for_each(ask_for);
-    for (number, key) in keys.iter().enumerate() {
-        keys.get(number + PAYLOADS_AHEAD)
-            .into_iter()
-            .for_each(ask_for);
+    for key in keys {
         if !key.kind.is_dirty() {
             continue;
         }

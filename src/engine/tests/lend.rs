@@ -217,6 +217,46 @@ fn unreadable_memory_is_not_lent() {
     assert!(rig.lend(0, 1).is_some());
 }
 
+/// More than are looked up in one turn, and each gets its own answer.
+#[test]
+fn many_lent_reads_at_once_are_answered_each_by_itself() {
+    let mut rig = rig();
+    for lba in (0..50).step_by(2) {
+        rig.write(lba, &[lba as u8; 4096]);
+    }
+    for lba in 0..50 {
+        let io = HostIo {
+            token: IoToken(1000 + lba),
+            op: Op::Lend,
+            lba: Lba(lba),
+            len_blocks: 1,
+        };
+        rig.channel().submit(io).unwrap();
+    }
+    let aborted = [3, 4, 20, 21];
+    for lba in aborted {
+        assert!(rig.channel().abort(IoToken(1000 + lba)));
+    }
+    let mut out = Outbox::new();
+    rig.channel().poll(Now(0), &mut out);
+    let mut answers: Vec<_> = out
+        .completions
+        .iter()
+        .map(|c| (c.token.0 - 1000, c.status))
+        .collect();
+    answers.sort_by_key(|(lba, _)| *lba);
+    assert_eq!(answers.len(), 50);
+    for (expected, (lba, status)) in (0..).zip(answers) {
+        assert_eq!(lba, expected);
+        match status {
+            Status::Aborted => assert!(aborted.contains(&lba)),
+            Status::Lent(id) => assert_eq!(bytes_of(rig.lent(id)), [lba as u8; 4096]),
+            status => assert_eq!((lba % 2, status), (1, Status::NotLent)),
+        }
+    }
+    assert_eq!(rig.cache().stats().lent_reads, 25 - 2);
+}
+
 #[test]
 fn loans_beyond_the_limit_are_refused_and_a_closed_channel_gives_all_of_them_back() {
     let mut rig = rig();

@@ -317,6 +317,31 @@ fn with_half_lost(dir: &tempfile::TempDir) -> MappedPmem {
 }
 
 #[test]
+fn a_probe_finds_each_page_that_is_gone() {
+    let dir = dir();
+    let pmem = with_half_lost(&dir);
+    let lost = Poisoned {
+        at: PmemOff(MIB / 2),
+    };
+    // What is lost lies in the first page, in one that is reached with a single byte, or in none.
+    for (off, len_bytes, found) in [
+        (0, MIB / 2, Ok(())),
+        (MIB / 2 - 4096, 4096, Ok(())),
+        (MIB / 2 - 1, 1, Ok(())),
+        (MIB / 2 - 1, 2, Err(lost)),
+        (MIB / 2 - 4095, 4096, Err(lost)),
+        (MIB / 2 - 9000, 9001, Err(lost)),
+        (MIB / 2, 1, Err(lost)),
+    ] {
+        assert_eq!(
+            pmem.probe(PmemOff(off), len_bytes),
+            found,
+            "{off} {len_bytes}"
+        );
+    }
+}
+
+#[test]
 fn memory_that_is_gone_is_an_error_of_the_read_and_says_where() {
     let dir = dir();
     for kernel in Kernel::available() {
