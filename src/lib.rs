@@ -29,5 +29,6 @@ pub mod sim;
 #[cfg(feature = "spdk")]
 #[expect(unsafe_code, reason = "calls from and to SPDK: island 2 of 2")]
 pub mod spdk;
+mod token_bucket;
 pub mod units;
 mod writeback;

@@ -22,7 +22,8 @@ use crate::media::{
     Tails, persist_superblock, superblock_copies,
 };
 use crate::pmem::{LINE_SIZE_BYTES, Pmem};
-use crate::units::{Agent, NS_PER_S, Now, PAGE_SIZE_BYTES, SegId, Seq};
+use crate::token_bucket::TokenBucket;
+use crate::units::{Agent, Now, PAGE_SIZE_BYTES, SegId, Seq};
 
 /// What one poll looks at: some ten microseconds of reading.
 const SLICE_BYTES: u64 = 64 << 10;
@@ -68,8 +69,7 @@ pub(crate) struct Context<'a, P> {
 #[derive(Debug)]
 pub(crate) struct Scrub {
     at: At,
-    allowance_bytes: u64,
-    paced_at: Option<Now>,
+    allowance: TokenBucket,
     reader: KsetReader,
     keys: Vec<Key>,
     buf: Vec<u8>,
@@ -79,8 +79,7 @@ impl Default for Scrub {
     fn default() -> Self {
         Self {
             at: At::Header,
-            allowance_bytes: 0,
-            paced_at: None,
+            allowance: TokenBucket::default(),
             reader: KsetReader::default(),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
             buf: vec![0; PAGE_SIZE_BYTES as usize],
@@ -92,21 +91,8 @@ impl Scrub {
     /// Looks at a slice if it is time for one.
     pub(crate) fn poll<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) -> Progress {
         let rate_mib_s = context.cache.settings.get(Setting::ScrubMibS);
-        let since = self.paced_at.replace(now).unwrap_or(now);
-        if rate_mib_s == 0 {
-            return Progress::Idle;
-        }
-        let earned = (u128::from(now.since_ns(since)) * u128::from(rate_mib_s)) << 20;
-        let earned = u64::try_from(earned / u128::from(NS_PER_S)).unwrap_or(u64::MAX);
-        if earned == 0 {
-            // Nothing is lost to rounding.
-            self.paced_at = Some(since);
-        }
-        self.allowance_bytes = self
-            .allowance_bytes
-            .saturating_add(earned)
-            .min(ALLOWANCE_BYTES_MAX);
-        if self.allowance_bytes < SLICE_BYTES {
+        let allowed = self.allowance.fill(rate_mib_s, ALLOWANCE_BYTES_MAX, now);
+        if rate_mib_s == 0 || allowed < SLICE_BYTES {
             return Progress::Idle;
         }
         let mut spent_bytes = 0;
@@ -116,7 +102,7 @@ impl Scrub {
                 bytes => spent_bytes += bytes,
             }
         }
-        self.allowance_bytes = self.allowance_bytes.saturating_sub(spent_bytes);
+        self.allowance.take(spent_bytes);
         context.counters.scrubbed_bytes.add(spent_bytes);
         Progress::Busy
     }

@@ -3,6 +3,7 @@
 use super::batch::BASE_WRITE_BYTES_MAX;
 use crate::engine::{Cache, Setting};
 use crate::pmem::Pmem;
+use crate::token_bucket::TokenBucket;
 use crate::units::{NS_PER_MS, NS_PER_S, Now, PAGE_SIZE_BYTES, Seq};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -166,40 +167,27 @@ impl Quiet {
     }
 }
 
-/// Keeps base writes below a rate: a bucket of bytes that fills evenly.
+/// Keeps base writes below a rate.
 #[derive(Debug, Default)]
-pub(super) struct Throttle {
-    bytes: u64,
-    /// What is left of a byte, in parts of a second.
-    rest_ns_bytes: u64,
-    filled: Now,
-}
+pub(super) struct Throttle(TokenBucket);
 
 impl Throttle {
     /// Bytes that may be written now: 0, or enough for an operation of a sensible size.
     pub(super) fn allowance<P: Pmem>(&mut self, cache: &Cache<P>, wanted: u64, now: Now) -> u64 {
-        let rate = u64::from(cache.settings.get(Setting::WritebackRateMibS)) << 20;
-        if rate == 0 {
-            return wanted;
-        }
-        // Longer pauses fill the bucket anyway.
-        let passed_ns = now.since_ns(self.filled).min(NS_PER_S);
-        self.filled = now;
-        let grown = u128::from(rate) * u128::from(passed_ns) + u128::from(self.rest_ns_bytes);
-        let (whole, rest) = (grown / u128::from(NS_PER_S), grown % u128::from(NS_PER_S));
-        self.rest_ns_bytes = rest as u64;
-        let room = (rate / BURST_PARTS).max(BASE_WRITE_BYTES_MAX);
-        self.bytes = (self.bytes + whole as u64).min(room);
-        let least = wanted.min(BASE_WRITE_BYTES_MAX);
-        if self.bytes < least {
+        let rate_mib_s = cache.settings.get(Setting::WritebackRateMibS);
+        let room = ((u64::from(rate_mib_s) << 20) / BURST_PARTS).max(BASE_WRITE_BYTES_MAX);
+        let allowed = self.0.fill(rate_mib_s, room, now);
+        if rate_mib_s == 0 {
+            wanted
+        } else if allowed < wanted.min(BASE_WRITE_BYTES_MAX) {
             0
         } else {
-            wanted.min(self.bytes)
+            wanted.min(allowed)
         }
     }
 
     pub(super) fn take(&mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_sub(bytes);
+        self.0.take(bytes);
     }
 }
 
