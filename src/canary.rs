@@ -156,8 +156,10 @@ canaries! {
     RecoveredInSegmentOrder = "recovered_in_segment_order",
     /// A key for a whole page wins over later ones for blocks of it that recovery has met before.
     NewerBlocksBuried = "newer_blocks_buried",
-    /// A worker of recovery does not wait for another one that is at the same page.
+    /// A worker of recovery does not wait for another one that is at the same range of the index.
     RecoveryClaimsIgnored = "recovery_claims_ignored",
+    /// A worker of recovery is done with its segments although keys of them wait to be put into the index.
+    WaitingKeysDropped = "waiting_keys_dropped",
     /// Recovery lets clean keys below the key tail count.
     KeyTailIgnored = "key_tail_ignored",
     /// Recovery forgets unmapped and zeroed blocks.

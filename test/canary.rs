@@ -313,6 +313,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         ],
         Canary::DirtySegmentReclaimed => &["INV-SEG-5", STALE, LOST],
         Canary::RecoveredInSegmentOrder => &[LOST, IN_PART, MIXED, CLEAN, STALE],
+        Canary::WaitingKeysDropped => &[LOST, IN_PART, MIXED, CLEAN, STALE],
         Canary::NewerBlocksBuried | Canary::RecoveryClaimsIgnored => {
             &[LOST, IN_PART, MIXED, CLEAN, STALE, INDEX]
         }

@@ -36,6 +36,15 @@ pub(crate) enum Target {
     Zero(Place),
 }
 
+impl Target {
+    /// Where the first block lies, or the segment whose key says that it is zeroes.
+    pub(crate) fn place(self) -> Place {
+        match self {
+            Target::Mapped(place) | Target::Zero(place) => place,
+        }
+    }
+}
+
 impl From<Target> for BlockMap {
     fn from(target: Target) -> Self {
         match target {

@@ -8,8 +8,12 @@ use super::side::LineStock;
 use super::table::{EarlierParts, Index, IndexFull, SlotRef};
 use crate::canary::{self, Canary};
 use crate::media::Place;
+use crate::sched;
 use crate::units::Seq;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Ranges of buckets that are claimed as one, at most.
+const RANGES_MAX: usize = 64;
 
 /// In the word of a page: its blocks have seqs of their own. Seqs are below 2^62 (INV-OPEN-3).
 const BY_BLOCK: u64 = 1 << 63;
@@ -26,15 +30,33 @@ pub(crate) struct PagePart {
     pub(crate) seq: Seq,
 }
 
+/// A range of buckets, whose pages one worker at a time may install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RangeId(usize);
+
+impl RangeId {
+    pub(crate) fn new(number: usize) -> Self {
+        Self(number)
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// Seqs beside the slots of an index, while it is filled. The word of a slot is 0 while it is empty, else the seq of all
 /// that is cached of the page, or it says that its line has one for each block: there is such a line for each slot
-/// where pages have several blocks, whose memory is used only where needed. Whoever holds the claim of a page may
-/// touch its words, which need no order of their own.
+/// where pages have several blocks, whose memory is used only where needed. Whoever holds the claim of the range in which
+/// the home bucket of a page lies may touch its words, which need no order of their own.
 #[derive(Debug)]
 pub(crate) struct Newest {
     pages: Lines<AtomicU64>,
     blocks: Option<Lines<AtomicU64>>,
     blocks_per_page: u32,
+    /// Of each range, whether a worker is at it.
+    claims: Box<[AtomicBool]>,
+    /// A range has this power of two of buckets, but for the last one.
+    range_shift: u32,
 }
 
 impl Newest {
@@ -42,11 +64,41 @@ impl Newest {
     pub(crate) fn new(index: &Index) -> Self {
         let blocks_per_page = index.geometry().blocks_per_page();
         let buckets = index.bucket_count();
+        let range_shift = buckets.div_ceil(RANGES_MAX).next_power_of_two().ilog2();
+        let ranges = 0..buckets.div_ceil(1 << range_shift);
         Self {
+            claims: ranges.map(|_| AtomicBool::new(false)).collect(),
+            range_shift,
             pages: Lines::new_dense(buckets),
             blocks: (blocks_per_page > 1).then(|| Lines::new(buckets * BUCKET_WORDS)),
             blocks_per_page,
         }
+    }
+
+    pub(crate) fn range_count(&self) -> usize {
+        self.claims.len()
+    }
+
+    pub(crate) fn buckets_per_range(&self) -> usize {
+        1 << self.range_shift
+    }
+
+    /// The range in which the home bucket of a page lies.
+    #[inline]
+    pub(crate) fn range_of(&self, at: SlotRef) -> RangeId {
+        RangeId(at.bucket() >> self.range_shift)
+    }
+
+    /// Claims all pages of a range, if nobody else has. To be released.
+    pub(crate) fn claim(&self, range: RangeId) -> bool {
+        sched::point();
+        !self.claims[range.0].swap(true, Ordering::Acquire)
+    }
+
+    /// Gives up a claim.
+    pub(crate) fn release(&self, range: RangeId) {
+        sched::point();
+        self.claims[range.0].store(false, Ordering::Release);
     }
 
     /// Asks for what an installation will touch first to be brought into the cache.
@@ -110,34 +162,59 @@ impl Newest {
         let line = blocks.line(slot.bucket() * BUCKET_WORDS + slot.number());
         let stored = word.load(Ordering::Relaxed);
         if stored & BY_BLOCK == 0 {
-            let Some(found) = index.lookup(part.at) else {
-                unreachable!("INV-INDEX-4: a page changes by the holder of its claim alone")
-            };
-            for (block, seq) in (0..self.blocks_per_page).zip(line) {
-                let is_absent = found.map.block(block) == BlockMap::Absent;
+            let known = index.blocks_of(slot);
+            for (seq, map) in line.iter().zip(&known) {
+                let is_absent = *map == BlockMap::Absent;
                 seq.store(if is_absent { 0 } else { stored }, Ordering::Relaxed);
             }
             word.store(BY_BLOCK, Ordering::Relaxed);
         }
-        let end = part.first + part.len_blocks;
-        let is_older = |block: &u32| !is_later(load(line, *block), part.seq);
-        let mut first = part.first;
-        while first < end {
-            let run_end = first + (first..end).take_while(is_older).count() as u32;
-            if run_end > first {
-                let target = behind(part.target, first - part.first);
-                let len_blocks = run_end - first;
-                let splits = len_blocks < self.blocks_per_page
-                    && index.needs_line(slot, first, len_blocks, EarlierParts::No);
-                if splits && !index.stock_line(stock) {
-                    return Err(IndexFull);
-                }
-                index.publish(slot, first, len_blocks, target, stock);
-                index.clear_stock(stock);
-                (first..run_end).for_each(|block| store(line, block, part.seq));
+        let seqs = &line[part.first as usize..][..part.len_blocks as usize];
+        let is_older = |seq: &AtomicU64| !is_later(seq.load(Ordering::Relaxed), part.seq);
+        if let [seq] = seqs {
+            // Most parts are one block.
+            if is_older(seq) {
+                self.install_run(index, slot, part, 0, seqs, stock)?;
             }
-            // The one behind the run, if there is one, is newer.
-            first = run_end + 1;
+            return Ok(());
+        }
+        let mut begun = 0;
+        // Runs of blocks of which nothing newer is known.
+        while let Some(older) = seqs[begun..].iter().position(is_older) {
+            let start = begun + older;
+            let newer = seqs[start..].iter().position(|seq| !is_older(seq));
+            let end = newer.map_or(seqs.len(), |newer| start + newer);
+            self.install_run(index, slot, part, start, &seqs[start..end], stock)?;
+            begun = end;
+        }
+        Ok(())
+    }
+
+    /// Lets a key take effect on those blocks of a part whose `seqs` these are, the first of which lies `skipped`
+    /// behind that of the part.
+    #[inline]
+    fn install_run(
+        &self,
+        index: &Index,
+        slot: PageSlot,
+        part: &PagePart,
+        skipped: usize,
+        seqs: &[AtomicU64],
+        stock: &mut LineStock,
+    ) -> Result<(), IndexFull> {
+        // Of 8 blocks at the most.
+        let (skipped, len_blocks) = (skipped as u32, seqs.len() as u32);
+        let first = part.first + skipped;
+        let splits = len_blocks < self.blocks_per_page
+            && index.needs_line(slot, first, len_blocks, EarlierParts::No);
+        if splits && !index.stock_line(stock) {
+            return Err(IndexFull);
+        }
+        let target = behind(part.target, skipped);
+        index.publish(slot, first, len_blocks, target, stock);
+        index.clear_stock(stock);
+        for seq in seqs {
+            seq.store(part.seq.0, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -149,14 +226,6 @@ fn behind(target: Target, blocks: u32) -> Target {
         Target::Mapped(place) => Target::Mapped(Place(place.0 + u64::from(blocks))),
         Target::Zero(place) => Target::Zero(place),
     }
-}
-
-fn store(line: &[AtomicU64; 8], block: u32, seq: Seq) {
-    line[block as usize].store(seq.0, Ordering::Relaxed);
-}
-
-fn load(line: &[AtomicU64; 8], block: u32) -> u64 {
-    line[block as usize].load(Ordering::Relaxed)
 }
 
 /// Whether what is there came from a later key.

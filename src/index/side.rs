@@ -4,7 +4,7 @@
 //! were in use at once. Those given back are a stack, linked through their first words.
 
 use super::lines::Lines;
-use super::map::{BlockMap, Blocks};
+use super::map::{BlockMap, Blocks, PAGE_BLOCKS_MAX, Run};
 use crate::media::Place;
 use crate::sched;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -26,6 +26,89 @@ enum Words {
     Narrow(Lines<AtomicU32>),
     /// Lines of 64 bytes, where places are too large for that.
     Wide(Lines<AtomicU64>),
+}
+
+/// A word of a line, whatever its width.
+trait SideWord {
+    /// With the bit for zeroes where it is in wide ones.
+    fn get(&self) -> u64;
+    /// Takes what `get` gives.
+    fn put(&self, word: u64);
+}
+
+impl SideWord for AtomicU32 {
+    #[inline]
+    fn get(&self) -> u64 {
+        let word = self.load(Ordering::Acquire);
+        let zero = if word & NARROW_ZERO != 0 {
+            WIDE_ZERO
+        } else {
+            0
+        };
+        u64::from(word & !NARROW_ZERO) | zero
+    }
+
+    #[inline]
+    fn put(&self, word: u64) {
+        let zero = if word & WIDE_ZERO != 0 {
+            NARROW_ZERO
+        } else {
+            0
+        };
+        // Places fit, or the words would be wide.
+        self.store(word as u32 | zero, Ordering::Release);
+    }
+}
+
+impl SideWord for AtomicU64 {
+    #[inline]
+    fn get(&self) -> u64 {
+        self.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn put(&self, word: u64) {
+        self.store(word, Ordering::Release);
+    }
+}
+
+#[inline]
+fn encode(map: BlockMap) -> u64 {
+    match map {
+        BlockMap::Absent => 0,
+        BlockMap::Mapped(Place(place)) => place + 1,
+        BlockMap::Zero(Place(place)) => (place + 1) | WIDE_ZERO,
+    }
+}
+
+#[inline]
+fn decode(word: u64) -> BlockMap {
+    match ((word & !WIDE_ZERO).checked_sub(1), word & WIDE_ZERO != 0) {
+        (None, _) => BlockMap::Absent,
+        (Some(place), false) => BlockMap::Mapped(Place(place)),
+        (Some(place), true) => BlockMap::Zero(Place(place)),
+    }
+}
+
+/// See [`SideTable::write_beside_others`].
+#[inline]
+fn write_beside_others<T: SideWord>(words: &[T; PAGE_BLOCKS_MAX], run: &Run) -> bool {
+    let (start, end) = (run.first as usize, (run.first + run.len_blocks) as usize);
+    let first = encode(run.map);
+    // What the word of a block is if the page is one run, with this one in it.
+    let step = u64::from(first & WIDE_ZERO == 0);
+    let in_line = |block: usize| {
+        first.wrapping_add((block as u64).wrapping_sub(start as u64).wrapping_mul(step))
+    };
+    let differs = |block: usize| {
+        let word = words[block].get();
+        word != 0 && word != in_line(block)
+    };
+    let stays = (0..start).any(differs) || (end..words.len()).any(differs);
+    if stays {
+        (start..end).for_each(|block| words[block].put(in_line(block)));
+    }
+    stays
 }
 
 /// See the module.
@@ -82,23 +165,16 @@ impl SideTable {
 
     /// What a line says. It may be another page's meanwhile: the reader then finds its slot changed.
     pub(super) fn read(&self, line: u32) -> Blocks {
-        std::array::from_fn(|block| {
-            let (word, zero) = match &self.words {
-                Words::Narrow(lines) => {
-                    let word = lines.line(line as usize)[block].load(Ordering::Acquire);
-                    (u64::from(word & !NARROW_ZERO), word & NARROW_ZERO != 0)
-                }
-                Words::Wide(lines) => {
-                    let word = lines.line(line as usize)[block].load(Ordering::Acquire);
-                    (word & !WIDE_ZERO, word & WIDE_ZERO != 0)
-                }
-            };
-            match (word.checked_sub(1), zero) {
-                (None, _) => BlockMap::Absent,
-                (Some(place), false) => BlockMap::Mapped(Place(place)),
-                (Some(place), true) => BlockMap::Zero(Place(place)),
-            }
-        })
+        match &self.words {
+            Words::Narrow(lines) => lines
+                .line(line as usize)
+                .each_ref()
+                .map(|w| decode(w.get())),
+            Words::Wide(lines) => lines
+                .line(line as usize)
+                .each_ref()
+                .map(|w| decode(w.get())),
+        }
     }
 
     /// Says something of each block.
@@ -110,21 +186,19 @@ impl SideTable {
 
     /// Says something of one block.
     pub(super) fn write(&self, line: u32, block: usize, map: BlockMap) {
-        let (word, zero) = match map {
-            BlockMap::Absent => (0, false),
-            BlockMap::Mapped(Place(place)) => (place + 1, false),
-            BlockMap::Zero(Place(place)) => (place + 1, true),
-        };
         match &self.words {
-            Words::Narrow(lines) => {
-                // Places fit, or the words would be wide.
-                let word = word as u32 | if zero { NARROW_ZERO } else { 0 };
-                lines.line(line as usize)[block].store(word, Ordering::Release);
-            }
-            Words::Wide(lines) => {
-                let word = word | if zero { WIDE_ZERO } else { 0 };
-                lines.line(line as usize)[block].store(word, Ordering::Release);
-            }
+            Words::Narrow(lines) => lines.line(line as usize)[block].put(encode(map)),
+            Words::Wide(lines) => lines.line(line as usize)[block].put(encode(map)),
+        }
+    }
+
+    /// Lays a run over what a line says, if it is plain at once that the page takes a line then too. `false`: it may
+    /// not, and nothing was done.
+    #[inline]
+    pub(super) fn write_beside_others(&self, line: u32, run: &Run) -> bool {
+        match &self.words {
+            Words::Narrow(lines) => write_beside_others(lines.line(line as usize), run),
+            Words::Wide(lines) => write_beside_others(lines.line(line as usize), run),
         }
     }
 
@@ -272,5 +346,59 @@ impl LineStock {
 
     pub(super) fn is_empty(&self) -> bool {
         self.spare.is_empty() && self.freed.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::map::Shape;
+    use crate::sim::prng::Prng;
+
+    /// Few places, so that runs come about; what follows a block, too.
+    fn draw(prng: &mut Prng, before: BlockMap) -> BlockMap {
+        let place = Place(prng.below(2) * 100);
+        prng.pick(&[
+            BlockMap::Absent,
+            BlockMap::Mapped(place),
+            BlockMap::Zero(place),
+            before.behind(1),
+            before.behind(1),
+            before.behind(1),
+        ])
+    }
+
+    #[test]
+    fn a_run_beside_others_is_written_at_once_and_no_other() {
+        let mut written = [0; 2];
+        for (seed, place_bits) in (0..20_000).zip([30, 40].into_iter().cycle()) {
+            let mut prng = Prng::new(seed);
+            let side = SideTable::new(1, place_bits);
+            let mut before = [BlockMap::Absent; PAGE_BLOCKS_MAX];
+            let mut last = BlockMap::Absent;
+            for block in &mut before {
+                last = draw(&mut prng, last);
+                *block = last;
+            }
+            let first = prng.below(8) as u32;
+            let run = Run {
+                first,
+                len_blocks: prng.between(1, u64::from(8 - first)) as u32,
+                map: match before[first as usize] {
+                    // What makes one run of them, sometimes.
+                    BlockMap::Absent => BlockMap::Mapped(Place(u64::from(first))),
+                    map => map,
+                },
+            };
+            side.write_all(0, &before);
+            let mut after = before;
+            run.lay_over(&mut after);
+            let done = side.write_beside_others(0, &run);
+            written[usize::from(done)] += 1;
+            let shape = Shape::of(&after);
+            assert!(!done || shape == Shape::Runs, "{before:?} and {run:?}");
+            assert_eq!(side.read(0), if done { after } else { before }, "{run:?}");
+        }
+        assert!(written.iter().all(|count| *count > 1000), "{written:?}");
     }
 }

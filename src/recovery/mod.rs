@@ -16,6 +16,7 @@ mod pass;
 mod recovered;
 mod seqs;
 pub(crate) mod tails;
+mod waiting;
 pub(crate) mod walk;
 pub(crate) mod witness;
 mod worker;

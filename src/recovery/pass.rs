@@ -1,6 +1,6 @@
 //! A pass over all segments: what its workers share, and what has come of it. Only reads.
 //!
-//! Segments are handed out one by one, and keys go into the index as they are met: the later one wins there, whichever
+//! Segments are handed out one by one, and keys go into the index in any order: the later one wins there, whichever
 //! is met first. So the order in which segments are scanned, and by whom, changes nothing (INV-OPEN-6). If a segment
 //! had to be given up, or the index was too small, there is another pass.
 
@@ -78,7 +78,9 @@ pub(super) struct Pass<P> {
     index_factor: u64,
     /// Number of segments that were handed out.
     handed_out: AtomicU32,
-    /// How many of these are done with.
+    /// How many of these were gone through.
+    scanned: AtomicU32,
+    /// And of how many of those all keys are in the index.
     done: AtomicU32,
     /// Something is wrong: no more segments are handed out.
     stopped: AtomicBool,
@@ -117,6 +119,7 @@ impl<P: Pmem> Pass<P> {
             seqs: SeqSet::new(geometry, known.tails.key_tail),
             witness_pages: WitnessPages::new(geometry, &known.tails.witness),
             handed_out: AtomicU32::new(0),
+            scanned: AtomicU32::new(0),
             done: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
             found: segments.map(|_| OnceLock::new()).collect(),
@@ -133,7 +136,7 @@ impl<P: Pmem> Pass<P> {
         }
     }
 
-    /// The next segment for a worker, which has to tell the end of it; `None`: there are no more.
+    /// The next segment for a worker, which has to tell the end of it and that it is done with; `None`: there are no more.
     pub(super) fn take_segment(&self) -> Option<SegId> {
         let taken = self
             .handed_out
@@ -163,7 +166,7 @@ impl<P: Pmem> Pass<P> {
         self.epoch_max.fetch_max(counts.epoch_max.0, relaxed);
     }
 
-    /// A segment is done with: the last that its worker tells of it. `None`: it had not to be walked.
+    /// A segment was gone through. `None`: it had not to be walked.
     pub(super) fn end_segment(&self, id: SegId, found: Option<Result<FoundSegment, OpenError>>) {
         if let Some(found) = found {
             if found.is_err() {
@@ -172,7 +175,12 @@ impl<P: Pmem> Pass<P> {
             // It is handed out once.
             let _ = self.found[id.index()].set(found);
         }
-        self.done.fetch_add(1, Ordering::AcqRel);
+        self.scanned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many segments are done with, each of which has been gone through: the last that a worker tells of them.
+    pub(super) fn settle(&self, segment_count: u32) {
+        self.done.fetch_add(segment_count, Ordering::AcqRel);
     }
 
     /// The index has no room for a key of this segment.
@@ -201,7 +209,7 @@ impl<P: Pmem> Pass<P> {
 
     pub(super) fn progress(&self) -> RecoveryProgress {
         RecoveryProgress {
-            segments_scanned: self.done.load(Ordering::Relaxed),
+            segments_scanned: self.scanned.load(Ordering::Relaxed),
             segments_total: self.found.len() as u32,
             keys: self.keys.load(Ordering::Relaxed),
         }

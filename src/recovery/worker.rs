@@ -3,21 +3,22 @@
 use super::error::OpenError;
 use super::pass::{Counts, FoundSegment, Pass};
 use super::seqs::Noted;
+use super::waiting::WaitingParts;
 use super::walk::{SegmentWalk, WalkBuf};
 use crate::canary::{self, Canary};
 use crate::engine::lock;
-use crate::index::{Change, Claim, LineStock, PagePart, Target};
+use crate::index::{LineStock, PagePart, RangeId, Target};
 use crate::media::{Copies, Key, KeyKind, SegmentInfo, WITNESS_COUNT, Witness};
 use crate::pmem::Pmem;
-use crate::units::{Lba, SegId, Seq};
+use crate::units::{Lba, Page, SegId, Seq};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Parts of pages that are prepared before they are installed, so that what the processor has to fetch for them
-/// is on its way meanwhile.
-const PARTS_MAX: usize = 64;
-/// How many parts ahead of an installation its lines are asked for.
-const PARTS_AHEAD: usize = 8;
+/// How many parts ahead of an installation what it will touch is asked for: first what tells where a page lies, then
+/// what is known of it block by block.
+const FIRST_AHEAD: usize = 16;
+const SECOND_AHEAD: usize = 8;
 /// Ksets and parts of pages in one slice of work: some tens of microseconds.
 const STEPS_PER_SLICE: usize = 1024;
 
@@ -83,10 +84,10 @@ impl<P> Lead<P> {
         Worker {
             crew: Arc::clone(&self.0),
             number,
+            job: None,
             scanning: None,
+            installing: None,
             buf: WalkBuf::default(),
-            parts: Vec::with_capacity(PARTS_MAX),
-            installed: 0,
             lines: LineStock::new(1),
         }
     }
@@ -96,15 +97,24 @@ impl<P> Lead<P> {
 #[derive(Debug)]
 pub struct Worker<P> {
     crew: Arc<Crew<P>>,
-    /// What it claims buckets with.
+    /// Workers begin at different ends of the index.
     number: u16,
+    job: Option<Job<P>>,
     scanning: Option<Scanning<P>>,
+    /// What waits for this range is being installed, and so much of it is.
+    installing: Option<(RangeId, usize)>,
     buf: WalkBuf,
-    parts: Vec<PagePart>,
-    /// How many of these are in the index.
-    installed: usize,
     /// Empty between installations.
     lines: LineStock,
+}
+
+/// What a worker has in hand of a pass.
+#[derive(Debug)]
+struct Job<P> {
+    pass: Arc<Pass<P>>,
+    waiting: WaitingParts,
+    /// Segments that it has gone through, whose keys may be waiting.
+    unsettled: u32,
 }
 
 /// A segment that a worker goes through.
@@ -140,149 +150,220 @@ struct OpenKset {
 impl<P: Pmem> Worker<P> {
     /// A bounded piece of work.
     pub fn work(&mut self) -> Work {
-        let mut scanning = match self.scanning.take() {
-            Some(scanning) => scanning,
-            None => match self.begin() {
-                Ok(scanning) => scanning,
-                Err(work) => return work,
-            },
-        };
         let mut steps_left = STEPS_PER_SLICE;
         while steps_left > 0 {
-            if self.parts.is_empty() {
-                self.prepare(&mut scanning, &mut steps_left);
-            }
-            if self.parts.is_empty() && scanning.stage == Stage::AtEnd {
-                self.end(scanning);
-                return Work::Done;
-            }
-            if !self.install(&scanning) {
-                break;
+            let end = if self.installing.is_some() {
+                self.install(&mut steps_left)
+            } else if self.scanning.is_some() {
+                self.scan(&mut steps_left)
+            } else {
+                self.begin()
+            };
+            if let Some(work) = end {
+                return work;
             }
         }
-        scanning.pass.add(&std::mem::take(&mut scanning.counts));
-        self.scanning = Some(scanning);
         Work::Done
     }
 
-    /// The next segment that is to be walked.
-    fn begin(&mut self) -> Result<Scanning<P>, Work> {
+    /// Goes to the next segment that is to be walked; after the last one, to what waits. What ends the slice, if
+    /// something does.
+    fn begin(&mut self) -> Option<Work> {
         if self.crew.over.load(Ordering::Acquire) {
-            return Err(Work::Over);
+            self.job = None;
+            return Some(Work::Over);
         }
-        let pass = self.crew.pass.try_lock().ok().and_then(|pass| pass.clone());
-        let pass = pass.ok_or(Work::Nothing)?;
-        let id = pass.take_segment().ok_or(Work::Nothing)?;
+        let pass = match &self.job {
+            Some(job) => Some(Arc::clone(&job.pass)),
+            None => self.crew.pass.try_lock().ok().and_then(|pass| pass.clone()),
+        };
+        let Some(pass) = pass else {
+            return Some(Work::Nothing);
+        };
+        let Some(id) = pass.take_segment() else {
+            return self.wind_up();
+        };
+        let job = self.job.get_or_insert_with(|| Job {
+            waiting: WaitingParts::new(&pass.newest),
+            pass: Arc::clone(&pass),
+            unsettled: 0,
+        });
+        job.unsettled += 1;
         match pass.info_of(id) {
-            Ok(Some((info, copies))) => Ok(Scanning {
-                walk: SegmentWalk::new(&pass.known.superblock, id, info),
-                pass,
-                id,
-                info,
-                copies,
-                kset: None,
-                stage: Stage::Walking,
-                counts: Counts::default(),
-            }),
-            Ok(None) => {
-                pass.end_segment(id, None);
-                Err(Work::Done)
+            Ok(Some((info, copies))) => {
+                self.scanning = Some(Scanning {
+                    walk: SegmentWalk::new(&pass.known.superblock, id, info),
+                    pass,
+                    id,
+                    info,
+                    copies,
+                    kset: None,
+                    stage: Stage::Walking,
+                    counts: Counts::default(),
+                });
+                return None;
             }
-            Err(error) => {
-                pass.end_segment(id, Some(Err(error)));
-                Err(Work::Done)
-            }
+            Ok(None) => pass.end_segment(id, None),
+            Err(error) => pass.end_segment(id, Some(Err(error))),
         }
+        Some(Work::Done)
     }
 
-    /// Fills the list of parts from the next ksets.
-    fn prepare(&mut self, scanning: &mut Scanning<P>, steps_left: &mut usize) {
-        while self.parts.len() < PARTS_MAX && *steps_left > 0 {
-            *steps_left -= 1;
-            let Some(mut kset) = scanning.kset.take() else {
-                scanning.next_kset(&mut self.buf);
-                if scanning.stage == Stage::AtEnd {
-                    return;
-                }
-                continue;
-            };
-            if kset.noted.is_none_or(|noted| noted == Noted::Busy) {
-                let noted = scanning.note(kset.seq);
-                kset.noted = Some(noted);
-                if noted == Noted::Busy {
-                    // Whoever is at it is done by the next slice.
-                    scanning.kset = Some(kset);
-                    *steps_left = 0;
-                    return;
-                }
-            }
-            while let Some(key) = self.buf.keys.get(kset.next_key)
-                && self.parts.len() < PARTS_MAX
-            {
-                if kset.next_lba.is_none() {
-                    scanning.count(kset.seq, key);
-                }
-                let (part, next_lba) = scanning.part(&kset, key);
-                kset.next_lba = next_lba;
-                kset.next_key += usize::from(next_lba.is_none());
-                let is_zeroes = matches!(part.target, Target::Zero(_));
-                if is_zeroes && canary::is(Canary::ZeroesForgotten) {
-                    continue;
-                }
-                let pass = &scanning.pass;
-                pass.newest.prefetch(&pass.index, part.at);
-                self.parts.push(part);
-                *steps_left = steps_left.saturating_sub(1);
-            }
-            if kset.next_key < self.buf.keys.len() {
-                scanning.kset = Some(kset);
-            }
+    /// There are no more segments: everything that waits goes into the index.
+    fn wind_up(&mut self) -> Option<Work> {
+        let Some(job) = &self.job else {
+            return Some(Work::Nothing);
+        };
+        self.installing = job.waiting.next_range(self.number).map(|range| (range, 0));
+        if self.installing.is_none() || canary::is(Canary::WaitingKeysDropped) {
+            self.installing = None;
+            job.pass.settle(job.unsettled);
+            self.job = None;
+            return Some(Work::Done);
         }
+        None
     }
 
-    /// Puts the parts into the index. `false`: another worker is at one of the pages, and it was not waited for.
-    fn install(&mut self, scanning: &Scanning<P>) -> bool {
-        let pass = &scanning.pass;
-        let ask_for = |part: &PagePart| pass.newest.prefetch_parts(&pass.index, part.at);
-        let begun = &self.parts[self.installed..];
-        begun.iter().take(PARTS_AHEAD).for_each(ask_for);
-        while let Some(part) = self.parts.get(self.installed)
-            && !pass.is_full()
-        {
-            if let Some(later) = self.parts.get(self.installed + PARTS_AHEAD) {
-                ask_for(later);
-            }
-            let claim = pass.index.claim(part.at, self.number);
-            if claim == Claim::Busy && !canary::is(Canary::RecoveryClaimsIgnored) {
-                return false;
-            }
-            let result = pass.newest.install(&pass.index, part, &mut self.lines);
-            if claim == Claim::Taken {
-                pass.index
-                    .release(part.at.bucket(), self.number, Change::Written);
-            }
-            match result {
-                Ok(()) => self.installed += 1,
-                Err(_) => pass.note_full(scanning.id),
-            }
+    /// Goes on with a segment, until too much waits for a range.
+    fn scan(&mut self, steps_left: &mut usize) -> Option<Work> {
+        let (mut scanning, job) = (self.scanning.take()?, self.job.as_mut()?);
+        let full = scanning.prepare(&mut self.buf, &mut job.waiting, steps_left);
+        self.installing = full.map(|range| (range, 0));
+        if full.is_none() && scanning.stage == Stage::AtEnd {
+            let found = scanning.found(&mut self.buf);
+            scanning.pass.add(&scanning.counts);
+            scanning.pass.end_segment(scanning.id, Some(found));
+            return Some(Work::Done);
         }
-        self.parts.clear();
-        self.installed = 0;
-        true
+        scanning.pass.add(&std::mem::take(&mut scanning.counts));
+        self.scanning = Some(scanning);
+        None
     }
 
-    /// Tells what there is in a segment.
-    fn end(&mut self, scanning: Scanning<P>) {
-        let Scanning {
-            pass, id, counts, ..
-        } = &scanning;
-        let found = scanning.found(&mut self.buf);
-        pass.add(counts);
-        pass.end_segment(*id, Some(found));
+    /// Puts what waits for a range into the index. Another worker that is at it is not waited for.
+    fn install(&mut self, steps_left: &mut usize) -> Option<Work> {
+        let ((range, begun), job) = (self.installing?, self.job.as_mut()?);
+        let (pass, waiting) = (&job.pass, &mut job.waiting);
+        let is_claimed = pass.newest.claim(range);
+        if !is_claimed && !canary::is(Canary::RecoveryClaimsIgnored) {
+            return Some(Work::Done);
+        }
+        let count = waiting.count(range);
+        let end = count.min(begun + *steps_left);
+        let is_full = pass.is_full() || !install(pass, waiting, range, begun..end, &mut self.lines);
+        if is_claimed {
+            pass.newest.release(range);
+        }
+        *steps_left -= end - begun;
+        self.installing = (end < count && !is_full).then_some((range, end));
+        if self.installing.is_none() {
+            waiting.clear(range);
+        }
+        None
     }
 }
 
+/// Puts parts that wait for a range into the index, for the holder of its claim. `false`: there is no room.
+fn install<P: Pmem>(
+    pass: &Pass<P>,
+    waiting: &WaitingParts,
+    range: RangeId,
+    numbers: Range<usize>,
+    lines: &mut LineStock,
+) -> bool {
+    let (index, newest) = (&pass.index, &pass.newest);
+    let Some(first) = numbers.clone().next() else {
+        return true;
+    };
+    let mut ahead = [waiting.get(range, first, index); FIRST_AHEAD];
+    for number in numbers.start..numbers.end + FIRST_AHEAD {
+        if let Some(ready) = number.checked_sub(FIRST_AHEAD)
+            && ready >= numbers.start
+        {
+            let part = &ahead[ready % FIRST_AHEAD];
+            if newest.install(index, part, lines).is_err() {
+                pass.note_full(index.geometry().segment_of(part.target.place()));
+                return false;
+            }
+        }
+        if number < numbers.end {
+            let part = waiting.get(range, number, index);
+            newest.prefetch(index, part.at);
+            ahead[number % FIRST_AHEAD] = part;
+        }
+        if let Some(near) = number.checked_sub(SECOND_AHEAD)
+            && numbers.contains(&near)
+        {
+            newest.prefetch_parts(index, ahead[near % FIRST_AHEAD].at);
+        }
+    }
+    true
+}
+
 impl<P: Pmem> Scanning<P> {
+    /// Lets the parts of the next keys wait; returns a range for which there is no more room.
+    fn prepare(
+        &mut self,
+        buf: &mut WalkBuf,
+        waiting: &mut WaitingParts,
+        steps_left: &mut usize,
+    ) -> Option<RangeId> {
+        while *steps_left > 0 && self.stage == Stage::Walking {
+            *steps_left -= 1;
+            let Some(mut kset) = self.kset.take() else {
+                self.next_kset(buf);
+                continue;
+            };
+            if kset.noted.is_none_or(|noted| noted == Noted::Busy) {
+                let noted = self.note(kset.seq);
+                kset.noted = Some(noted);
+                if noted == Noted::Busy {
+                    // Whoever is at it is done by the next slice.
+                    self.kset = Some(kset);
+                    *steps_left = 0;
+                    return None;
+                }
+            }
+            let full = self.take_parts(&mut kset, &buf.keys, waiting, steps_left);
+            if kset.next_key < buf.keys.len() {
+                self.kset = Some(kset);
+            }
+            if full.is_some() {
+                return full;
+            }
+        }
+        None
+    }
+
+    fn take_parts(
+        &mut self,
+        kset: &mut OpenKset,
+        keys: &[Key],
+        waiting: &mut WaitingParts,
+        steps_left: &mut usize,
+    ) -> Option<RangeId> {
+        while let Some(key) = keys.get(kset.next_key)
+            && *steps_left > 0
+        {
+            if kset.next_lba.is_none() {
+                self.count(kset.seq, key);
+            }
+            let (page, part, next_lba) = self.part(kset, key);
+            kset.next_lba = next_lba;
+            kset.next_key += usize::from(next_lba.is_none());
+            let is_zeroes = matches!(part.target, Target::Zero(_));
+            if is_zeroes && canary::is(Canary::ZeroesForgotten) {
+                continue;
+            }
+            *steps_left -= 1;
+            let range = self.pass.newest.range_of(part.at);
+            if waiting.push(range, page, &part) {
+                return Some(range);
+            }
+        }
+        None
+    }
+
     /// Reads the next kset, if it counts; its keys are in `buf` then.
     fn next_kset(&mut self, buf: &mut WalkBuf) {
         let Some(kset) = self.walk.next(&*self.pass.pmem, buf) else {
@@ -329,7 +410,7 @@ impl<P: Pmem> Scanning<P> {
     }
 
     /// The part of a key that begins where the kset is, and where the next one begins.
-    fn part(&self, kset: &OpenKset, key: &Key) -> (PagePart, Option<Lba>) {
+    fn part(&self, kset: &OpenKset, key: &Key) -> (Page, PagePart, Option<Lba>) {
         let geometry = &self.pass.known.superblock.geometry;
         let place = geometry.place(self.id, key.payload_off);
         let target = if key.kind.has_payload() {
@@ -349,7 +430,7 @@ impl<P: Pmem> Scanning<P> {
             target,
             seq: kset.seq,
         };
-        (part, (end < key_end).then_some(Lba(end)))
+        (page, part, (end < key_end).then_some(Lba(end)))
     }
 
     /// What there is in the segment, behind its last kset.

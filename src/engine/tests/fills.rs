@@ -2,7 +2,9 @@
 
 use super::asking::Asking;
 use super::*;
+use crate::index::OWNER_MAX;
 use crate::pmem::IovBuf;
+use crate::units::Page;
 
 /// Blocks of the first four pages that are not in the cache.
 fn missing(asking: &mut Asking) -> Vec<(u64, u64)> {
@@ -73,4 +75,57 @@ fn what_another_channel_has_brought_is_not_filled_again() {
     }
     let stats = first.cache.stats();
     assert_eq!((stats.fill_bytes, stats.fills_dropped), (4 * 512, 1));
+}
+
+/// Pushes the first page out of the cache.
+fn forget(asking: &Asking) {
+    let index = &asking.cache.index;
+    let at = index.locate(Page(0));
+    let evict = || index.evict(at, |_| true);
+    assert!(index.with_claim(at, OWNER_MAX, evict).is_some(), "idle");
+}
+
+/// The first half of a page, asked for and brought by another channel.
+fn fill_first_half(asking: &mut Asking) {
+    assert_eq!(asking.read(0, 4), [(0, 4)]);
+    asking.answer(Ok(()));
+    asking.poll();
+    assert_eq!(asking.ended(), [Status::Success]);
+}
+
+#[test]
+fn what_was_evicted_and_brought_again_meanwhile_is_not_filled_again() {
+    for is_brought_again in [true, false] {
+        let mut late = Asking::new(SettingChange::default(), 0);
+        let mut other = late.beside(0);
+        assert_eq!(late.read(0, 4), [(0, 4)]);
+        fill_first_half(&mut other);
+        forget(&other);
+        if is_brought_again {
+            fill_first_half(&mut other);
+        }
+        late.answer(Ok(()));
+        late.poll();
+        assert_eq!(late.ended(), [Status::Success]);
+        // Once for each time that it was missing; the page was not written, so what is late is as good.
+        let stats = late.cache.stats();
+        assert_eq!(stats.fill_bytes, 2 * 4 * 512, "{is_brought_again}");
+        assert_eq!(stats.fills_dropped, u64::from(is_brought_again));
+        assert_eq!(late.read(0, 4), [], "it is cached");
+    }
+}
+
+#[test]
+fn a_fill_is_dropped_though_what_was_written_meanwhile_has_left_the_cache() {
+    let mut late = Asking::new(SettingChange::default(), 0);
+    let mut other = late.beside(0);
+    assert_eq!(late.read(0, 4), [(0, 4)]);
+    other.write(1, 1, 9);
+    // As if it had been written back before.
+    forget(&other);
+    late.answer(Ok(()));
+    late.poll();
+    assert_eq!(late.ended(), [Status::Success]);
+    let stats = late.cache.stats();
+    assert_eq!((stats.fill_bytes, stats.fills_dropped), (0, 1));
 }

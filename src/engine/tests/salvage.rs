@@ -1,10 +1,15 @@
 //! Segments whose keys become unreadable while there is something dirty in them.
 
+use super::super::stream::{OpenSegment, Stream};
 use super::*;
 use crate::index::BlockMap;
 use crate::pmem::IovBuf;
+use crate::sched;
 use crate::sim::plain::{BackgroundRuns, Plain};
-use crate::units::{Page, SegId};
+use crate::units::{Lba, Now, Page, SegId};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
 
 const BLOCK: usize = 512;
 const POLLS_MAX: usize = 10_000;
@@ -199,4 +204,91 @@ fn a_loss_that_matters_to_nobody_is_forgotten() {
     cached.write(1, 4, 4);
     assert!(cached.plain.drain());
     cached.check_base();
+}
+
+/// Someone who writes a block and has its segment sealed, in the middle of something else.
+struct Intruder {
+    channel: RefCell<Channel<SimPmem>>,
+    id: SegId,
+    /// At this point of what it interrupts, counted down.
+    points_left: Cell<usize>,
+    has_written: Cell<bool>,
+}
+
+impl Intruder {
+    fn point(&self, cache: &Cache<SimPmem>) {
+        let left = self.points_left.get().checked_sub(1);
+        let Some(left) = left else { return };
+        self.points_left.set(left);
+        if left == 0 {
+            sched::with_hook(None, || self.intrude(cache));
+        }
+    }
+
+    fn intrude(&self, cache: &Cache<SimPmem>) {
+        let (buf, mut out) = (IovBuf::new(&[9; BLOCK], &[]), Outbox::new());
+        let io = HostIo {
+            token: IoToken(1),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba(9),
+            len_blocks: 1,
+        };
+        let mut channel = self.channel.borrow_mut();
+        channel.submit(io).expect("it was idle");
+        channel.poll(Now(0), &mut out);
+        if out.completions.is_empty() {
+            // Somebody is at the stream, or the block.
+            channel.abort_waiting();
+            channel.poll(Now(0), &mut out);
+            return;
+        }
+        for number in 0..cache.streams.len() {
+            let is_it = |open: &OpenSegment| open.id == self.id;
+            cache.try_end(number, Agent(77), is_it, Stream::seal);
+        }
+        self.has_written.set(true);
+    }
+}
+
+/// The first thing dirty in a segment without keys comes when write-back hears of the loss, and the segment is sealed in
+/// the same moment.
+#[test]
+fn keys_that_are_lost_in_a_segment_that_is_just_being_sealed_are_not_forgotten() {
+    let mut sealed = 0;
+    for point in 1.. {
+        let mut cached = Cached::new();
+        cached.write(0, 3, 2);
+        assert!(cached.plain.drain());
+        let (id, cache) = (cached.segment_of(3), Arc::clone(&cached.plain.cache));
+        cached.lose_keys(id, 0);
+        assert!(cache.segments.lose_keys(id));
+        let other = cache.channel().expect("there are few");
+        let channel = std::mem::replace(cached.plain.channel_mut(0), other);
+        let intruder = Rc::new(Intruder {
+            channel: RefCell::new(channel),
+            id,
+            points_left: Cell::new(point),
+            has_written: Cell::new(false),
+        });
+        let (hook, seen) = (Rc::clone(&intruder), Arc::clone(&cache));
+        let hook = Rc::new(move || hook.point(&seen));
+        sched::with_hook(Some(hook), || cached.plain.poll_background());
+        if intruder.points_left.get() > 0 {
+            break;
+        }
+        // Later on the segment was sealed before, and what is written lies in another.
+        let is_there = intruder.has_written.get() && cached.segment_of(9) == id;
+        if is_there {
+            sealed += 1;
+            cached.blocks(9, 1).fill(9);
+        }
+        // Nobody asks for a drain: what lies there is saved since its keys are lost.
+        (0..500).for_each(|_| cached.plain.poll_background());
+        let state = cache.segments.get(id).state();
+        assert_eq!(state, SegmentState::Quarantined, "point {point}");
+        if is_there {
+            cached.check_base();
+        }
+    }
+    assert!(sealed > 0, "it came too late every time");
 }

@@ -130,6 +130,11 @@ impl Index {
         if canary::is(Canary::OverlapLost) && run.len_blocks > 1 {
             run.len_blocks -= 1;
         }
+        if let Some(line) = self.line_of(value)
+            && side.write_beside_others(line, &run)
+        {
+            return sched::point();
+        }
         let before = self.blocks(value);
         let mut blocks = before;
         run.lay_over(&mut blocks);
@@ -178,6 +183,11 @@ impl Index {
                 BlockMap::Absent => 0,
             }),
         }
+    }
+
+    /// What is known of each block of a page, for the holder of the claim.
+    pub(in crate::index) fn blocks_of(&self, at: PageSlot) -> Blocks {
+        self.blocks(self.word(at).load(Ordering::Acquire))
     }
 
     /// What a slot says of each block, for the holder of the claim.

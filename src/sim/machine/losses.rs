@@ -3,17 +3,21 @@
 use super::super::pmem::SimState;
 use super::super::prng::Prng;
 use super::Machine;
-use crate::engine::SegmentState;
-use crate::media::KEYS_START_BYTES;
+use crate::engine::{KsetCursor, SegmentState};
+use crate::media::{KEYS_START_BYTES, KsetReader};
 use crate::pmem::LINE_SIZE_BYTES;
-use crate::units::{PmemOff, SegId};
+use crate::units::{PAGE_SIZE_BYTES, PmemOff, SegId};
 
 /// A cache with fewer segments may have no room left without one.
 const SEGMENTS_MIN: usize = 6;
+/// Keys begin where a page does.
+const LINES_PER_PAGE: u64 = PAGE_SIZE_BYTES as u64 / LINE_SIZE_BYTES;
 
 impl Machine {
-    /// The memory of some keys of a segment with dirty data cannot be read any more; dice. Not if that has happened
-    /// before, or there are few segments. After a crash it reads well again, since no crash image knows of it.
+    /// The memory of some keys of a segment with dirty data cannot be read any more; dice. It is a line of them, or a
+    /// page, as real memory is lost: that only of a sealed segment, since one that is open would be stored to, which
+    /// fails the cache (INV-PMEM-4), and only one without payloads, since these would be lost as well. Not if that has
+    /// happened before, or there are few segments. After a crash it reads well again, since no crash image knows of it.
     pub fn lose_keys(&self, dice: u64) {
         let (cache, mut prng) = (self.cache(), Prng::new(dice));
         let segments = &cache.segments;
@@ -35,7 +39,31 @@ impl Machine {
         let id = prng.pick(&dirty);
         let lines = u64::from(segments.get(id).key_end() - KEYS_START_BYTES) / LINE_SIZE_BYTES;
         let line = prng.below(lines);
-        self.poison_keys(id, line);
+        let first = line / LINES_PER_PAGE * LINES_PER_PAGE;
+        let page_end = KEYS_START_BYTES + ((first + LINES_PER_PAGE) * LINE_SIZE_BYTES) as u32;
+        let is_sealed = segments.get(id).state() == SegmentState::Sealed;
+        if prng.percent(50) && is_sealed && page_end <= self.payloads_start(id) {
+            for line in first..first + LINES_PER_PAGE {
+                self.poison_keys(id, line);
+            }
+        } else {
+            self.poison_keys(id, line);
+        }
+    }
+
+    /// Where the payloads of a segment begin whose keys can be read.
+    fn payloads_start(&self, id: SegId) -> u32 {
+        let (cache, mut reader, mut keys) = (self.cache(), KsetReader::default(), Vec::new());
+        let segment = cache.segments.get(id);
+        let mut next = KsetCursor::start(segment.generation());
+        while next.off < segment.key_end() {
+            if next.read(cache, id, &mut reader, &mut keys).is_err() {
+                return 0;
+            }
+        }
+        let payloads = keys.iter().filter(|key| key.kind.has_payload());
+        let offs = payloads.map(|key| key.payload_off);
+        offs.min().unwrap_or(u32::MAX)
     }
 
     /// Line number `line` of the keys of a segment cannot be read any more. Returns where it is. What lies in the segment
@@ -46,5 +74,59 @@ impl Machine {
         let off = start.plus(u64::from(KEYS_START_BYTES) + line * LINE_SIZE_BYTES);
         self.pmem().poison(off);
         off
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Setup;
+    use super::*;
+    use crate::engine::Fua;
+
+    /// Lines that cannot be read, from the first on.
+    fn lost_lines(machine: &Machine) -> (u64, u64) {
+        let all_bytes = machine.setup().device_size_bytes();
+        machine.pmem().with_state(|state| {
+            let line = |number: u64| PmemOff(number * LINE_SIZE_BYTES);
+            let is_lost = |number: &u64| state.first_poisoned(line(*number), 1).is_some();
+            let lost = (0..all_bytes / LINE_SIZE_BYTES).filter(is_lost);
+            let lost: Vec<u64> = lost.collect();
+            (lost[0], lost.len() as u64)
+        })
+    }
+
+    #[test]
+    fn keys_are_lost_by_the_line_and_by_the_page_and_no_payload_with_them() {
+        let (mut by_line, mut by_page) = (0, 0);
+        for dice in 0..60 {
+            let setup = Setup {
+                block_count: 128,
+                segment_size_bytes: 64 << 10,
+                core_count: 1,
+                yield_percent: 0,
+                ..Setup::default()
+            };
+            let machine = Machine::new(setup, dice, None).expect("it is made");
+            for lba in 0..120 {
+                machine.write(0, lba, 1, Fua::No, &[]);
+                machine.poll_core(0);
+            }
+            machine.lose_keys(dice);
+            let (first, count) = lost_lines(&machine);
+            match count {
+                1 => by_line += 1,
+                LINES_PER_PAGE => {
+                    by_page += 1;
+                    assert_eq!(first % LINES_PER_PAGE, 0);
+                }
+                other => panic!("{other} lines were lost"),
+            }
+            // All of it is cached; what is lost would be an error.
+            machine.read(0, 0, 120, &[]);
+            machine.poll_core(0);
+            machine.verdict().expect("everything can be read");
+            assert_eq!(machine.cache().stats().poisoned_reads, 0);
+        }
+        assert!(by_line > 10 && by_page > 5, "{by_line} and {by_page}");
     }
 }
