@@ -221,6 +221,7 @@ impl<P: Pmem> Worker<P> {
             {
                 if kset.next_lba.is_none() {
                     scanning.count(kset.seq, key);
+                    scanning.note_crc(key);
                 }
                 let (part, next_lba) = scanning.part(&kset, key);
                 kset.next_lba = next_lba;
@@ -325,6 +326,17 @@ impl<P: Pmem> Scanning<P> {
             {
                 self.counts.witness_dropped |= overwritten(&known.tails.witness, key);
             }
+        }
+    }
+
+    /// Before the index names the place (INV-CRC-2).
+    fn note_crc(&self, key: &Key) {
+        if let Some(crcs) = &self.pass.place_crcs
+            && key.kind.has_payload()
+            && !canary::is(Canary::RecoveredCrcsForgotten)
+        {
+            let geometry = &self.pass.known.superblock.geometry;
+            crcs.note(geometry.place(self.id, key.payload_off), key);
         }
     }
 
