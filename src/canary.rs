@@ -132,6 +132,8 @@ canaries! {
     SalvageLaidBelow = "salvage_laid_below",
     /// What lies there is passed over where somebody is about to write.
     ClaimedPagesNotSalvaged = "claimed_pages_not_salvaged",
+    /// An orderly stop leaves what lies there as it is.
+    SalvageLeftAtStop = "salvage_left_at_stop",
     /// A drain ends when one kset is still missing on the base.
     DrainEndsEarly = "drain_ends_early",
     /// A checkpoint holds the base before all that was acknowledged before it is there.

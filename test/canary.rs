@@ -293,6 +293,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::SalvageLaidBelow | Canary::ClaimedPagesNotSalvaged => {
             &[CUT, DRAINED, CLEAN, STALE, LOST]
         }
+        Canary::SalvageLeftAtStop => &["a start ends as"],
         Canary::DrainEndsEarly => &[DRAINED],
         Canary::DamagedPayloadWritten => &[CUT, BARRIER, DEGRADED],
         Canary::DirtyDamageReadFromBase => &["fail, not", "is not served at once"],
