@@ -1,8 +1,8 @@
 //! The limits that bind, and what a request costs; each mode prints one line of JSON. `make bench` asks for them.
 //!
 //! - `parts copy PATH MIB SECONDS`: how fast the store instructions alone fill the file at PATH; it stays.
-//! - `parts requests PATH MIB KIND DEPTH COUNT`: runs COUNT requests of 4 KiB, `write` or `read` (hits), to be
-//!   counted by a profiler. The difference of two counts is free of what the start costs.
+//! - `parts requests PATH MIB KIND DEPTH COUNT`: runs COUNT requests of 4 KiB, `write` or `read` (hits), with checksums
+//!   `write_crc`, `read_crc`, `read_verified`, to be counted by a profiler. The difference of two counts is free of what the start costs.
 //! - `parts recover PATH MIB KEYS BYTES`: how long the recovery of a cache with so many keys of 512 or 4096 bytes takes,
 //!   on one core and on two; the file stays.
 //! - `parts costs PATH MIB SECONDS`: what the parts of a 4 KiB write cost one by one.
@@ -83,16 +83,29 @@ fn set(cache: &Cache<MappedPmem>, setting: Setting, value: u32) {
         .expect("the setting is valid");
 }
 
+/// With checksums if the kind ends with `_crc`, and with reads that are compared with them if it is `read_verified`.
 fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) -> Value {
     let base = Base {
         block_size_bytes: 4096,
         block_count: size_bytes / 2 / 4096,
     };
-    let cache = open(map(path, size_bytes), DataCrc::Off, base);
+    let (is_write, data_crc) = match kind {
+        "write" => (true, DataCrc::Off),
+        "write_crc" => (true, DataCrc::On),
+        "read" => (false, DataCrc::Off),
+        "read_crc" | "read_verified" => (false, DataCrc::On),
+        _ => panic!("there are no requests of kind {kind}"),
+    };
+    let cache = open(map(path, size_bytes), data_crc, base);
     // A profiler makes it slow, and what is counted is not to depend on the time: nothing is done at leisure.
     set(&cache, Setting::DirtyAgeS, 0);
     set(&cache, Setting::DirtyHighPercent, 95);
     set(&cache, Setting::ScrubMibS, 0);
+    set(
+        &cache,
+        Setting::VerifyReads,
+        u32::from(kind == "read_verified"),
+    );
     let mut rig = Rig::new(&cache);
     let load = Load {
         depth,
@@ -100,16 +113,21 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
         pattern: Pattern::Sequential,
     };
     let write = |cursor| Op::Write(cursor, Fua::No);
-    let done = match kind {
-        "write" => rig.run(load, write, |done| done >= count),
-        "read" => {
-            // As many writes as the larger of two counts would read, so that both start alike.
-            rig.run(load, write, |done| done >= base.block_count);
-            rig.run(load, Op::Read, |done| done >= count)
-        }
-        _ => panic!("there are no requests of kind {kind}"),
+    if !is_write {
+        // As many writes as the larger of two counts would read, so that both start alike.
+        rig.run(load, write, |done| done >= base.block_count);
+    }
+    let start = now();
+    let done = if is_write {
+        rig.run(load, write, |done| done >= count)
+    } else {
+        rig.run(load, Op::Read, |done| done >= count)
     };
-    json!({ "requests": done, "read_hits": cache.stats().read_hits })
+    json!({
+        "requests": done,
+        "read_hits": cache.stats().read_hits,
+        "ns_per_request": start.elapsed().as_nanos() as f64 / done as f64,
+    })
 }
 
 /// Writes `keys` keys of a block to random places of two million, and recovers the cache on one core and on two.

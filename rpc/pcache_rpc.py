@@ -48,11 +48,15 @@ def _add_settings(parser):
     for param in methods["bdev_pcache_set_options"]:
         if param["name"] == "name":
             continue
+        kinds = {
+            "number": {"type": int, "metavar": "N"},
+            "string": {"type": str, "metavar": "WORD"},
+            "boolean": {"action": argparse.BooleanOptionalAction, "default": None},
+        }
         parser.add_argument(
             "--" + param["name"].replace("_", "-"),
-            type=int if param["type"] == "number" else str,
-            metavar="N" if param["type"] == "number" else "WORD",
             help=param["description"].replace("%", "%%"),
+            **kinds[param["type"]],
         )
 
 

@@ -65,6 +65,12 @@ canaries! {
     KnownPageRounded = "known_page_rounded",
     /// The memory for the rest of a page is given to the next base read while this one is under way.
     PadFreedInUse = "pad_freed_in_use",
+    /// Reads take what they find, whatever its checksum, although they are to be verified.
+    ReadNotVerified = "read_not_verified",
+    /// What is lent is not compared with its checksum.
+    LoanNotVerified = "loan_not_verified",
+    /// The checksum of a payload is noted after the index names its place.
+    CrcNotedLate = "crc_noted_late",
     /// In a mode in which a write waits for the base, it does not.
     WriteNotHeld = "write_not_held",
     /// A write that is not to stay cached takes with it what was written later.
@@ -126,6 +132,8 @@ canaries! {
     SalvageLaidBelow = "salvage_laid_below",
     /// What lies there is passed over where somebody is about to write.
     ClaimedPagesNotSalvaged = "claimed_pages_not_salvaged",
+    /// An orderly stop leaves what lies there as it is.
+    SalvageLeftAtStop = "salvage_left_at_stop",
     /// A drain ends when one kset is still missing on the base.
     DrainEndsEarly = "drain_ends_early",
     /// A checkpoint holds the base before all that was acknowledged before it is there.
@@ -164,6 +172,8 @@ canaries! {
     KeyTailIgnored = "key_tail_ignored",
     /// Recovery forgets unmapped and zeroed blocks.
     ZeroesForgotten = "zeroes_forgotten",
+    /// Recovery does not note the checksums of payloads.
+    RecoveredCrcsForgotten = "recovered_crcs_forgotten",
     /// After recovery numbers are given out again that are in the log.
     SeqGivenOutAgain = "seq_given_out_again",
     /// After recovery epochs begin again from what the tails say.

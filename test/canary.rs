@@ -215,7 +215,7 @@ fn hunt_batches(seed: u64) -> Result<u64, Violation> {
 /// What histories that are drawn hardly ever come to, laid on purpose: shared misses, memory that goes bad.
 fn hunt_scenarios(seed: u64) -> Result<u64, Violation> {
     let mut context = scenarios::Context::new(seed, LIMITS);
-    let laid = |item| matches!(item, 31..=33 | 42 | 45);
+    let laid = |item| matches!(item, 31..=33 | 42 | 45 | 46);
     for scenario in scenarios::ALL.iter().filter(|scenario| laid(scenario.item)) {
         let run = AssertUnwindSafe(|| (scenario.run)(&mut context));
         catch_unwind(run).unwrap_or_else(|panic| {
@@ -260,6 +260,10 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::FetchNotWithdrawn => &["INV-READ-5", "a request does not end"],
         Canary::FetchWithdrawnEarly => &["the base is asked for what has arrived"],
         Canary::StaleReadJoined | Canary::DirtyDataPassedBy => &[STALE],
+        Canary::ReadNotVerified => &[GARBAGE, "come from the base, not"],
+        Canary::LoanNotVerified => &[GARBAGE],
+        Canary::CrcNotedLate => &["has failed without a reason", "wrong checksums"],
+        Canary::RecoveredCrcsForgotten => &["has failed without a reason", "come from the base"],
         Canary::WriteNotHeld => &["acknowledged before the base has it"],
         Canary::DirtyWriteForgotten => &[STALE, LOST],
         Canary::FlushClosesNoEpoch
@@ -289,6 +293,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::SalvageLaidBelow | Canary::ClaimedPagesNotSalvaged => {
             &[CUT, DRAINED, CLEAN, STALE, LOST]
         }
+        Canary::SalvageLeftAtStop => &["a start ends as"],
         Canary::DrainEndsEarly => &[DRAINED],
         Canary::DamagedPayloadWritten => &[CUT, BARRIER, DEGRADED],
         Canary::DirtyDamageReadFromBase => &["fail, not", "is not served at once"],

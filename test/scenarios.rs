@@ -117,4 +117,9 @@ tests! {
     a_block_that_is_lost_with_its_keys_is_not_written_back
     lost_keys_of_several_segments_are_dealt_with_at_once
     keys_are_lost_under_load
+    an_orderly_stop_saves_what_lies_in_segments_without_keys
+    a_flipped_bit_of_clean_data_reaches_no_reader
+    a_flipped_bit_of_dirty_data_fails_what_its_checksum_covers
+    reads_are_verified_from_the_moment_that_says_so
+    what_reclaiming_has_moved_is_verified
 }

@@ -156,7 +156,8 @@ impl<P: Pmem> Background<P> {
         self.writeback.poll_last(&mut context, now, budget, out)
     }
 
-    /// From now on only the batch under way is brought to its end, and given up at the first error.
+    /// From now on only the batch under way, and what has to be saved, are brought to their end, and given up at the first
+    /// error.
     pub fn stop(&mut self) {
         self.stopping = true;
         self.writeback.stop();
@@ -198,7 +199,7 @@ impl<P: Pmem> Background<P> {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         if self.stopping && !self.cache.has_failed() {
-            self.writeback.left_to_stop()
+            self.writeback.left_to_stop(&self.cache)
         } else {
             self.writeback.in_flight()
         }

@@ -9,6 +9,7 @@ use super::grace::Grace;
 use super::health::Health;
 use super::heat::Heat;
 use super::mode::ModeState;
+use super::place_crcs::PlaceCrcs;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::{Segments, Special};
@@ -111,6 +112,7 @@ pub(crate) struct CacheParts<P> {
     pub(crate) tails: Tails,
     pub(crate) base_caps: BaseCaps,
     pub(crate) index: Index,
+    pub(crate) place_crcs: Option<PlaceCrcs>,
     pub(crate) segments: Segments,
     pub(crate) seq_next: Seq,
     pub(crate) epoch: Epoch,
@@ -128,6 +130,8 @@ pub struct Cache<P> {
     pub(crate) base_caps: BaseCaps,
     pub(crate) data_crc: DataCrc,
     pub(crate) index: Index,
+    /// With `data_crc`.
+    pub(crate) place_crcs: Option<PlaceCrcs>,
     pub(crate) segments: Segments,
     /// Those of the cores, then one for each [`Special`], if there is room for them.
     pub(crate) streams: Box<[CachePadded<Mutex<Stream>>]>,
@@ -193,6 +197,7 @@ impl<P: Pmem> Cache<P> {
             base_caps: parts.base_caps,
             data_crc: parts.superblock.data_crc,
             index: parts.index,
+            place_crcs: parts.place_crcs,
             segments: parts.segments,
             stream_floors: (streams.iter())
                 .map(|_| CachePadded::new(AtomicU64::new(u64::MAX)))
@@ -458,7 +463,7 @@ impl<P: Pmem> Cache<P> {
     pub fn change_settings(&self, change: &SettingChange) -> Result<(), SettingError> {
         let mut superblock = lock(&self.superblock);
         let before = superblock.settings.cache_mode();
-        superblock.settings = superblock.settings.with(change)?;
+        superblock.settings = superblock.settings_with(change)?;
         self.settings.publish(&superblock.settings);
         self.mode_asked(before, superblock.settings.cache_mode());
         self.superblock_changed.store(true, Ordering::Release);

@@ -15,7 +15,7 @@ use super::write_path::{Batch, Gathered};
 use crate::canary::{self, Canary};
 use crate::index::{GROUP_PAGES, Version};
 use crate::pmem::{MemSlice, PadMemory, Pads, Pmem};
-use crate::units::{Agent, Lba, Now, Page};
+use crate::units::{Agent, Lba, Now, PAGE_SIZE_BYTES, Page};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -126,6 +126,8 @@ pub(super) struct Core {
     pub(super) misses: Misses,
     /// Of the bucket of each page of the run that a read is gathering.
     pub(super) run_versions: [Version; FILL_PAGES_MAX],
+    /// For a payload that is verified.
+    pub(super) payload_buf: Box<[u8]>,
     /// Base reads that have ended since the last poll.
     pub(super) misses_done: VecDeque<u32>,
     /// Read fills for the next batch; empty between polls.
@@ -271,6 +273,7 @@ impl Core {
             refused: VecDeque::with_capacity(REQUEST_COUNT_MAX),
             misses: Misses::new(pads),
             run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
+            payload_buf: vec![0; PAGE_SIZE_BYTES as usize].into(),
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills_apart: VecDeque::with_capacity(MISS_COUNT_MAX),

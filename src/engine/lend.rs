@@ -8,6 +8,7 @@ use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, Request, RequestId};
 use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
+use crate::canary::{self, Canary};
 use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::{MemSlice, Pmem};
@@ -91,6 +92,10 @@ impl Core {
         let len_bytes = cache.geometry.bytes(len_blocks);
         let off = cache.geometry.place_off(place);
         let segment = cache.geometry.segment_of(place);
+        if !self.is_verified(cache, lba, place, len_blocks) {
+            // Who reads it instead counts that.
+            return Status::NotLent;
+        }
         let slice = cache.pmem.slice(off, len_bytes);
         let Some(loan) = self.loans.insert(Loan { segment, slice }) else {
             return Status::NotLent;
@@ -106,6 +111,29 @@ impl Core {
             .read_pages
             .add(cache.geometry.pages_touched(lba, len_blocks));
         Status::Lent(LoanId(loan))
+    }
+
+    /// Whether all of a piece is what it should be, if reads are to be verified (INV-READ-6).
+    fn is_verified<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        lba: Lba,
+        place: Place,
+        len_blocks: u64,
+    ) -> bool {
+        let Some(crcs) = cache.verifying() else {
+            return true;
+        };
+        let mut done_blocks = 0;
+        while done_blocks < len_blocks && !canary::is(Canary::LoanNotVerified) {
+            let (lba, place) = (Lba(lba.0 + done_blocks), Place(place.0 + done_blocks));
+            let (id, key) = cache.key_at(crcs, lba, place);
+            if self.check_hit(cache, id, &key).is_err() {
+                return false;
+            }
+            done_blocks += key.end().0 - lba.0;
+        }
+        true
     }
 
     pub(super) fn loan(&self, id: LoanId) -> Option<MemSlice> {

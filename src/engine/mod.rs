@@ -26,6 +26,7 @@ mod kset_cursor;
 mod lend;
 mod misses;
 mod mode;
+mod place_crcs;
 mod read_path;
 #[cfg(feature = "heap")]
 mod republish;
@@ -59,6 +60,7 @@ pub use health::Health;
 pub use io::*;
 pub(crate) use kset_cursor::KsetCursor;
 pub use lend::LOAN_COUNT_MAX;
+pub(crate) use place_crcs::PlaceCrcs;
 pub(crate) use segments::{Class, Segment, SegmentStart, SegmentState, Segments, Special};
 pub use settings::{
     SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,

@@ -1,6 +1,8 @@
 //! Reads: hits are copied from the mapping, only what is missing is read from the base, straight into the
 //! caller's memory, and may then be put into the cache.
 
+mod verified;
+
 use super::cache::Cache;
 use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
 use super::config::{CacheMode, ReadAdmission};
@@ -185,6 +187,9 @@ impl Core {
         if let BlockMap::Mapped(place) = map.block((start & in_page) as u32) {
             let off = cache.geometry.place_off(place);
             cache.pmem.prefetch(off, PREFETCH_BYTES);
+            if let Some(crcs) = cache.verifying() {
+                crcs.prefetch(place);
+            }
         }
         Some(WholePage { source, version })
     }
@@ -331,22 +336,51 @@ impl Core {
             // INV-MODE-3.
             return self.read_clean_from_base(reader, run, out);
         }
+        if let Some(crcs) = cache.verifying() {
+            return self.serve_verified(reader, crcs, (run, place), out);
+        }
         let mut cursor = reader.state.cursor;
         let off = cache.geometry.place_off(place);
         if !cache.damage.covers(place, run.len_blocks) {
             if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
-                cache.note_hit(place, run.len_blocks);
-                self.counters(cache).hit_bytes.add(bytes);
-                reader.state.cursor = cursor;
-                reader.state.hit = true;
-                reader.state.done_blocks += run.len_blocks;
+                self.end_hit(reader, run, place, cursor);
                 return Ok(());
             }
             self.counters(cache).poisoned_reads.add(1);
         }
+        self.do_without(reader, (run, place), out)
+    }
+
+    /// A run was copied to the reader, whose cursor is behind it.
+    #[inline]
+    fn end_hit<P: Pmem>(
+        &self,
+        reader: &mut Reader<'_, P>,
+        run: &Run,
+        place: Place,
+        cursor: IovCursor,
+    ) {
+        let cache = reader.cache;
+        cache.note_hit(place, run.len_blocks);
+        let bytes = cache.geometry.bytes(run.len_blocks);
+        self.counters(cache).hit_bytes.add(bytes);
+        reader.state.cursor = cursor;
+        reader.state.hit = true;
+        reader.state.done_blocks += run.len_blocks;
+    }
+
+    /// What the cache has of a run is damaged: it comes from the base, or is lost.
+    fn do_without<P: Pmem>(
+        &mut self,
+        reader: &mut Reader<'_, P>,
+        (run, place): (&Run, Place),
+        out: &mut Outbox,
+    ) -> Result<(), Blocked> {
+        let cache = reader.cache;
         if cache.is_clean(place) || canary::is(Canary::DirtyDamageReadFromBase) {
             return self.read_clean_from_base(reader, run, out);
         }
+        let bytes = cache.geometry.bytes(run.len_blocks);
         reader.state.cursor.advance(bytes as usize);
         reader.state.done_blocks += run.len_blocks;
         reader.state.failed = true;

@@ -4,7 +4,7 @@
 //! their values, and whoever works with one reads it without a lock. Tests hold `rpc/schema.json`, `docs/rpc.md` and
 //! `docs/FORMAT.md` against it.
 
-use super::config::{CacheMode, ReadAdmission, WritebackOrder};
+use super::config::{CacheMode, DataCrc, ReadAdmission, WritebackOrder};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +24,8 @@ pub enum SettingValueKind {
     },
     /// One of these words; its place in the list is the value.
     Words(&'static [&'static str]),
+    /// No (0) or yes (1).
+    Flag,
 }
 
 /// One row of the table.
@@ -62,7 +64,7 @@ macro_rules! settings {
     };
 }
 
-use SettingValueKind::{Number, Words};
+use SettingValueKind::{Flag, Number, Words};
 
 settings! {
     /// Share of used segments, in percent, above which clean ones are reclaimed. 70, as in the kernel's
@@ -100,6 +102,9 @@ settings! {
     /// From how many KiB on a sequence of reads is not put into the cache at all; 0: never. 0, because what is on
     /// probation takes little room, and parts of it are often read again at once.
     SequentialCutoffKib = 14, "sequential_cutoff_kib", 0, Number { min: 0, max: 4_194_304 };
+    /// Whether what a read takes from the cache is compared with its checksum first. Takes `data_crc`. No, because a
+    /// read hit then takes half as long again, and the scrub finds most of what it would find.
+    VerifyReads = 15, "verify_reads", 0, Flag;
 }
 
 impl Setting {
@@ -117,6 +122,7 @@ impl SettingInfo {
         match self.kind {
             Number { min, max } => (min..=max).contains(&value),
             Words(words) => (value as usize) < words.len(),
+            Flag => value <= 1,
         }
     }
 
@@ -147,6 +153,7 @@ impl fmt::Display for SettingValueKind {
                 }
                 Ok(())
             }
+            Flag => f.write_str("true or false"),
         }
     }
 }
@@ -175,6 +182,14 @@ pub enum SettingError {
         high: &'static str,
         /// Its value.
         high_value: u32,
+    },
+    /// Something is to be compared with checksums that are not kept.
+    #[error(
+        "{name} is true and data_crc is false: the cache keeps no checksums to compare with; data_crc is fixed at format"
+    )]
+    NeedsDataCrc {
+        /// Of the setting.
+        name: &'static str,
     },
 }
 
@@ -248,6 +263,19 @@ impl SettingValues {
         self.check_below(Setting::DirtyLowPercent, Setting::DirtyHighPercent)
     }
 
+    /// What must hold between settings and what formatting has fixed.
+    ///
+    /// # Errors
+    /// They do not go together.
+    pub fn check_with(&self, data_crc: DataCrc) -> Result<(), SettingError> {
+        let setting = Setting::VerifyReads;
+        if data_crc == DataCrc::Off && self.get(setting) != 0 {
+            let name = setting.info().name;
+            return Err(SettingError::NeedsDataCrc { name });
+        }
+        Ok(())
+    }
+
     fn check_below(&self, low: Setting, high: Setting) -> Result<(), SettingError> {
         let (low_value, high_value) = (self.get(low), self.get(high));
         if low_value < high_value {
@@ -271,6 +299,7 @@ impl Serialize for SettingValues {
             match info.kind {
                 Number { .. } => map.serialize_entry(info.name, &value)?,
                 Words(words) => map.serialize_entry(info.name, words[value as usize])?,
+                Flag => map.serialize_entry(info.name, &(value != 0))?,
             }
         }
         map.end()
@@ -287,6 +316,7 @@ impl fmt::Display for SettingValues {
             match info.kind {
                 Number { .. } => write!(f, "{value}")?,
                 Words(words) => f.write_str(words[value as usize])?,
+                Flag => write!(f, "{}", value != 0)?,
             }
         }
         Ok(())
@@ -372,6 +402,11 @@ impl Settings {
     pub(crate) fn cache_mode(&self) -> CacheMode {
         CacheMode::from_setting(self.get(Setting::CacheMode))
     }
+
+    #[inline]
+    pub(crate) fn verifies_reads(&self) -> bool {
+        self.get(Setting::VerifyReads) != 0
+    }
 }
 
 #[cfg(test)]
@@ -428,6 +463,21 @@ mod tests {
     }
 
     #[test]
+    fn reads_are_not_verified_without_checksums() {
+        let values = SettingValues::default();
+        let verified = values
+            .with(&SettingChange::of(Setting::VerifyReads, 1))
+            .unwrap();
+        assert_eq!(values.check_with(DataCrc::Off), Ok(()));
+        assert_eq!(verified.check_with(DataCrc::On), Ok(()));
+        assert_eq!(
+            verified.check_with(DataCrc::Off).unwrap_err().to_string(),
+            "verify_reads is true and data_crc is false: the cache keeps no checksums to compare with; \
+             data_crc is fixed at format"
+        );
+    }
+
+    #[test]
     fn what_is_not_known_is_kept() {
         let mut slots = [0; SETTING_SLOT_COUNT];
         slots[SETTING_SLOT_COUNT - 1] = 77;
@@ -441,10 +491,11 @@ mod tests {
     }
 
     #[test]
-    fn words_are_told_as_words() {
+    fn words_and_flags_are_told_as_such() {
         let values = SettingValues::default();
         let json = serde_json::to_value(values).unwrap();
         assert_eq!(json["gc_percent"], 70);
         assert_eq!(json["writeback_order"], "strict");
+        assert_eq!(json["verify_reads"], false);
     }
 }

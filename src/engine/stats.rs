@@ -73,6 +73,8 @@ counters! {
     read_bytes,
     /// Those of them that were copied out of the cache device, or lent there.
     hit_bytes,
+    /// Those of them that were compared with their checksums, with what had to be read to do so.
+    verified_bytes,
     /// Pages of 4 KiB that read requests touched, each counted once for a request.
     read_pages,
     /// Those of them of which at least one block had to come from the base.

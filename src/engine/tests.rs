@@ -43,7 +43,10 @@ fn options(block_size_bytes: u32, data_crc: Option<DataCrc>) -> OpenOptions {
         data_crc,
         segment_size_bytes: Some(64 << 10),
         base_growth: BaseGrowth::Refuse,
-        settings: SettingChange::default(),
+        settings: match data_crc {
+            Some(DataCrc::On) => SettingChange::of(Setting::VerifyReads, 1),
+            _ => SettingChange::default(),
+        },
         stream_count_max: 2,
     }
 }
@@ -270,8 +273,9 @@ proptest! {
     #[test]
     fn a_cache_behaves_like_a_disk_with_4096_byte_blocks(
         steps in prop::collection::vec(step(), 1..120),
+        crc in prop_oneof![Just(DataCrc::Off), Just(DataCrc::On)],
     ) {
-        check(&steps, 4096, DataCrc::Off, simulated());
+        check(&steps, 4096, crc, simulated());
     }
 }
 

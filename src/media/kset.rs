@@ -117,6 +117,14 @@ pub struct Key {
     pub crc: u32,
 }
 
+impl Key {
+    /// The block behind the last one.
+    #[must_use]
+    pub fn end(&self) -> Lba {
+        Lba(self.lba.0 + u64::from(self.len_blocks))
+    }
+}
+
 /// Keys that a line has room for, rounded up: so many behind the last one are part of its padding.
 const KEYS_PER_LINE: usize = (LINE_SIZE_BYTES as usize).div_ceil(KEY_SIZE_BYTES);
 

@@ -8,7 +8,7 @@ use super::layout::{SEGMENTS_START_MIN_BYTES, SUPERBLOCK_OFFS};
 use super::pair::{PairHeaderOnMedia, PairRecord, load_pair, persist_pair};
 use super::{Checksums, Copies, Geometry, GeometryError, PairError};
 use crate::engine::{
-    BaseIdentity, DataCrc, SETTING_SLOT_COUNT, Setting, SettingError, SettingValues,
+    BaseIdentity, DataCrc, SETTING_SLOT_COUNT, Setting, SettingChange, SettingError, SettingValues,
 };
 use crate::pmem::{Durable, Pmem, PmemRead, Poisoned};
 use crate::units::{Agent, PmemOff};
@@ -97,6 +97,18 @@ pub struct Superblock {
     pub features_compat: u64,
     /// Number of the last update.
     pub update: u64,
+}
+
+impl Superblock {
+    /// The settings, with what is to be changed.
+    ///
+    /// # Errors
+    /// A value is out of range, or does not go with the others, or with what is fixed.
+    pub fn settings_with(&self, change: &SettingChange) -> Result<SettingValues, SettingError> {
+        let settings = self.settings.with(change)?;
+        settings.check_with(self.data_crc)?;
+        Ok(settings)
+    }
 }
 
 /// What the header area of a device holds.
@@ -379,16 +391,19 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
         .and_then(|len| media.base_name.get(..len));
     let name = name.and_then(|name| std::str::from_utf8(name).ok());
     let name = name.ok_or_else(|| field("base_name_len", u64::from(len)))?;
+    let data_crc = if options & OPTION_DATA_CRC != 0 {
+        DataCrc::On
+    } else {
+        DataCrc::Off
+    };
+    let settings = decode_settings(media)?;
+    settings.check_with(data_crc)?;
     Ok(Superblock {
         uuid: media.uuid,
         device_size_bytes: expected,
         geometry,
-        data_crc: if options & OPTION_DATA_CRC != 0 {
-            DataCrc::On
-        } else {
-            DataCrc::Off
-        },
-        settings: decode_settings(media)?,
+        data_crc,
+        settings,
         base: BaseIdentity {
             uuid: media.base_uuid,
             name: name.to_owned(),

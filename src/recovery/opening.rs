@@ -286,7 +286,7 @@ impl<P: Pmem> Opening<P> {
         let superblock = &mut self.superblock;
         superblock.features_compat |= FEATURES_COMPAT;
         superblock.base = self.options.base.clone();
-        superblock.settings = superblock.settings.with(&self.options.settings)?;
+        superblock.settings = superblock.settings_with(&self.options.settings)?;
         self.superblock_changed |= *superblock != before;
         Ok(())
     }
@@ -331,6 +331,7 @@ impl<P: Pmem> Opening<P> {
             tails: found.tails,
             base_caps: self.options.base_caps,
             index: found.index,
+            place_crcs: found.place_crcs,
             segments: found.segments,
             seq_next: found.seq_next,
             epoch: found.epoch,
@@ -379,12 +380,15 @@ fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock
     let segment = options
         .segment_size_bytes
         .unwrap_or_else(|| Geometry::segment_size_default_bytes(device));
+    let data_crc = options.data_crc.unwrap_or_default();
+    let settings = SettingValues::default().with(&options.settings)?;
+    settings.check_with(data_crc)?;
     Ok(Superblock {
         uuid: options.new_uuid,
         device_size_bytes: device,
         geometry: Geometry::plan(device, segment, options.base.block_size_bytes)?,
-        data_crc: options.data_crc.unwrap_or_default(),
-        settings: SettingValues::default().with(&options.settings)?,
+        data_crc,
+        settings,
         base: options.base.clone(),
         features_compat: FEATURES_COMPAT,
         update: 0,
@@ -422,7 +426,7 @@ pub(crate) fn check_base(
     Ok(())
 }
 
-/// Whether the options that formatting has fixed are those that are asked for.
+/// Whether the options that formatting has fixed are those that are asked for, and go with the settings.
 fn check_fixed_options(superblock: &Superblock, options: &OpenOptions) -> Result<(), OpenError> {
     let mismatch =
         |name, media: String, asked: String| Err(OpenError::OptionMismatch { name, media, asked });
@@ -439,5 +443,6 @@ fn check_fixed_options(superblock: &Superblock, options: &OpenOptions) -> Result
         let media = superblock.geometry.segment_size_bytes();
         return mismatch("segment_size_kib", kib(media), kib(asked));
     }
+    superblock.settings_with(&options.settings)?;
     Ok(())
 }

@@ -10,6 +10,7 @@ use super::recovered::Recovered;
 use super::seqs::SeqSet;
 use super::walk::load_info;
 use super::witness::WitnessPages;
+use crate::engine::{DataCrc, PlaceCrcs};
 use crate::index::{Index, Newest};
 use crate::media::{Copies, SegmentInfo, Superblock, Tails};
 use crate::pmem::Pmem;
@@ -73,6 +74,8 @@ pub(super) struct Pass<P> {
     pub(super) known: Known,
     pub(super) index: Index,
     pub(super) newest: Newest,
+    /// Of the keys that were found, if they have checksums.
+    pub(super) place_crcs: Option<PlaceCrcs>,
     pub(super) seqs: SeqSet,
     pub(super) witness_pages: WitnessPages,
     index_factor: u64,
@@ -114,6 +117,8 @@ impl<P: Pmem> Pass<P> {
         let segments = 0..geometry.segment_count();
         Self {
             newest: Newest::new(&index),
+            place_crcs: (known.superblock.data_crc == DataCrc::On)
+                .then(|| PlaceCrcs::new(geometry)),
             index,
             index_factor,
             seqs: SeqSet::new(geometry, known.tails.key_tail),
@@ -266,7 +271,7 @@ impl<P: Pmem> Pass<P> {
 
     fn again(self, index_factor: u64, segments: &[FoundSegment]) -> Verdict<P> {
         // The old index goes before there is a new one.
-        drop((self.index, self.newest, self.seqs));
+        drop((self.index, self.newest, self.place_crcs, self.seqs));
         let mut next = Self::new(self.pmem, self.known, index_factor);
         for (id, found) in segments.iter().enumerate().filter(|(_, f)| f.given_up) {
             let _ = next.found[id].set(Ok(*found));
@@ -291,6 +296,7 @@ impl<P: Pmem> Pass<P> {
             known: self.known,
             segments,
             index: self.index,
+            place_crcs: self.place_crcs,
             witness,
             dirty_bytes: self.dirty_bytes.into_inner(),
             seq_max: Seq(self.seq_max.into_inner()),

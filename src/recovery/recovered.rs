@@ -4,7 +4,7 @@ use super::error::OpenError;
 use super::opening::OpenStep;
 use super::pass::{FoundSegment, Known};
 use crate::canary::{self, Canary};
-use crate::engine::{BACKGROUND_AGENT, SegmentStart, SegmentState, Segments};
+use crate::engine::{BACKGROUND_AGENT, PlaceCrcs, SegmentStart, SegmentState, Segments};
 use crate::index::Index;
 use crate::media::{
     Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT,
@@ -20,6 +20,7 @@ const REPAIRS_PER_POLL: usize = 64;
 pub(super) struct Found {
     pub(super) tails: Tails,
     pub(super) index: Index,
+    pub(super) place_crcs: Option<PlaceCrcs>,
     pub(super) segments: Segments,
     pub(super) seq_next: Seq,
     pub(super) epoch: Epoch,
@@ -31,6 +32,7 @@ pub(super) struct Recovered {
     pub(super) known: Known,
     pub(super) segments: Vec<FoundSegment>,
     pub(super) index: Index,
+    pub(super) place_crcs: Option<PlaceCrcs>,
     /// Without the entries that dirty data are about to overwrite on the base, or have already.
     pub(super) witness: [Witness; WITNESS_COUNT],
     pub(super) dirty_bytes: u64,
@@ -158,6 +160,7 @@ impl Recovered {
             epoch: Epoch((self.epoch_max.0 + 1).max(tails.epoch_min)),
             tails,
             index: self.index,
+            place_crcs: self.place_crcs,
             dirty_bytes: self.dirty_bytes,
         }
     }

@@ -347,6 +347,7 @@ impl<P: Pmem> Scanning<P> {
         {
             if kset.next_lba.is_none() {
                 self.count(kset.seq, key);
+                self.note_crc(key);
             }
             let (page, part, next_lba) = self.part(kset, key);
             kset.next_lba = next_lba;
@@ -406,6 +407,17 @@ impl<P: Pmem> Scanning<P> {
             {
                 self.counts.witness_dropped |= overwritten(&known.tails.witness, key);
             }
+        }
+    }
+
+    /// Before the index names the place (INV-CRC-2).
+    fn note_crc(&self, key: &Key) {
+        if let Some(crcs) = &self.pass.place_crcs
+            && key.kind.has_payload()
+            && !canary::is(Canary::RecoveredCrcsForgotten)
+        {
+            let geometry = &self.pass.known.superblock.geometry;
+            crcs.note(geometry.place(self.id, key.payload_off), key);
         }
     }
 

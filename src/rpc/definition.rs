@@ -219,6 +219,7 @@ impl Definition {
             let say = |value| match info.kind {
                 SettingValueKind::Number { .. } => Value::from(value),
                 SettingValueKind::Words(words) => Value::from(words[value as usize]),
+                SettingValueKind::Flag => Value::from(value != 0),
             };
             put(info.name, value.map(say));
         }
@@ -240,6 +241,7 @@ pub(super) fn settings(params: &mut Params) -> Result<SettingChange, RpcError> {
                 let choices: Vec<_> = words.iter().copied().zip(0..).collect();
                 params.choice(info.name, &choices)?
             }
+            SettingValueKind::Flag => params.flag(info.name)?.map(u32::from),
         };
         if let Some(value) = value {
             change = change.and(info.setting, value);
@@ -331,6 +333,7 @@ mod tests {
             ),
             (r#""format": true"#, "format is true"),
             (r#""data_crc": 1"#, "data_crc is 1"),
+            (r#""verify_reads": "yes""#, "verify_reads is \"yes\""),
             (r#""base_growth": "yes""#, "base_growth is \"yes\""),
             (r#""mode": "wb""#, "mode"),
         ] {
@@ -359,6 +362,9 @@ mod tests {
                         let default = words[info.default as usize];
                         let words = words.join(", ");
                         ("string", format!(": {words}. Default: {default}"))
+                    }
+                    SettingValueKind::Flag => {
+                        ("boolean", format!(". Default: {}", info.default != 0))
                     }
                 };
                 let param = params.iter().find(|param| param["name"] == info.name);
@@ -410,6 +416,10 @@ mod tests {
                 SettingValueKind::Words(words) => {
                     let default = words[info.default as usize];
                     format!("| `{}` | {default} | {} | ", info.name, words.join(", "))
+                }
+                SettingValueKind::Flag => {
+                    let default = info.default != 0;
+                    format!("| `{}` | {default} | true, false | ", info.name)
                 }
             };
             assert!(text.contains(&row), "OPERATIONS.md lacks {row:?}");

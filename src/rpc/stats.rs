@@ -20,6 +20,7 @@ pub(crate) struct Statistics {
     writeback: Writeback,
     gc: Gc,
     scrub: Scrub,
+    verify: Verify,
     latency: Latency,
 }
 
@@ -54,6 +55,9 @@ impl Statistics {
                 bytes: stats.scrubbed_bytes,
                 passes: stats.scrub_passes,
                 repairs: stats.scrub_repairs,
+            },
+            verify: Verify {
+                rd_bytes: stats.verified_bytes,
             },
             latency: Latency::new(&stats),
         }
@@ -226,6 +230,12 @@ struct Scrub {
     bytes: u64,
     passes: u64,
     repairs: u64,
+}
+
+/// What reads have compared with checksums.
+#[derive(Debug, Serialize)]
+struct Verify {
+    rd_bytes: u64,
 }
 
 /// How long the phases take.

@@ -1,10 +1,10 @@
 //! Looks into a cache without a channel: what a read of a block would return, and from where.
 
-use crate::engine::Cache;
+use crate::engine::{Cache, Depth, Flaw};
 use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::{Pmem, Poisoned};
-use crate::units::{Lba, Page};
+use crate::units::{Lba, PAGE_SIZE_BYTES, Page};
 
 /// Where a block's content comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +35,23 @@ impl<P: Pmem> Cache<P> {
                 block.fill(0);
                 Ok(self.cached(place))
             }
+            BlockMap::Mapped(place) if self.is_flawed(lba, place) && self.is_clean(place) => {
+                Ok(Peek::Base)
+            }
             BlockMap::Mapped(place) => {
                 self.pmem.read(self.geometry.place_off(place), block)?;
                 Ok(self.cached(place))
             }
         }
+    }
+
+    /// Whether a read that is verified finds a wrong checksum.
+    fn is_flawed(&self, lba: Lba, place: Place) -> bool {
+        self.verifying().is_some_and(|crcs| {
+            let (id, key) = self.key_at(crcs, lba, place);
+            let mut payload = [0; PAGE_SIZE_BYTES as usize];
+            self.check_payload(id, &key, &mut payload, Depth::Read) == Err(Flaw::Checksum)
+        })
     }
 
     fn cached(&self, place: Place) -> Peek {

@@ -67,6 +67,8 @@ pub enum Step {
     Heal,
     /// Memory goes bad where the keys of dirty data lie; dice. Once in a life of the cache.
     LoseKeys(u64),
+    /// A bit flips in clean data, if reads are verified; dice.
+    FlipBit(u64),
     /// The base gets its full size, if it has not got it yet.
     Grow,
     /// Power cut; dice; cores afterwards.
@@ -218,6 +220,7 @@ pub fn apply(machine: Machine, step: Step) -> Result<Machine, Violation> {
         }),
         Step::Heal => heal(&machine),
         Step::LoseKeys(dice) => machine.lose_keys(dice),
+        Step::FlipBit(dice) => machine.flip_bit(dice),
         Step::Grow => machine.grow(),
         Step::CutPower(dice, cores) => {
             return machine.cut_power(dice, |setup| setup.core_count = cores);
@@ -410,6 +413,9 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
     };
     // Not drawn: what the fuzzers have found would mean something else.
     setup.pad_count = [4, 4, 1, 0][setup.recovered_by.seed as usize % 4];
+    if setup.data_crc == DataCrc::On && setup.recovered_by.seed & 4 != 0 {
+        setup.settings = setup.settings.and(Setting::VerifyReads, 1);
+    }
     setup
 }
 

@@ -4,6 +4,7 @@ use super::machine::Setup;
 use super::model::Violation;
 use super::prng::{Prng, mix};
 use super::script::{self, Outcome, Step, Weights};
+use crate::engine::Setting;
 
 /// A history that broke a promise.
 #[derive(Clone, Debug)]
@@ -46,6 +47,13 @@ pub fn history(seed: u64) -> (Setup, Vec<Step>) {
         for _ in 0..prng.between(1, 3) {
             let at = prng.index(steps.len() + 1);
             steps.splice(at..at, crowd_of_readers(&mut prng, &setup));
+        }
+    }
+    if setup.settings.get(Setting::VerifyReads) == Some(1) {
+        let mut prng = Prng::new(mix(seed, 8));
+        for _ in 0..prng.pick(&[0, 4, 20]) {
+            let at = prng.index(steps.len() + 1);
+            steps.insert(at, Step::FlipBit(prng.below(1 << 32)));
         }
     }
     (setup, steps)

@@ -193,12 +193,13 @@ impl Writeback {
         }
     }
 
-    /// From now on no batch is begun.
+    /// From now on no batch is begun, but for a salvage.
     pub(crate) fn stop(&mut self) {
         self.stopping = true;
     }
 
-    /// After a stop: ends the batch under way, so that the base is an exact past state, unless it fails.
+    /// After a stop: ends the batch under way, so that the base is an exact past state, and a salvage, so that the keys which
+    /// are lost are not missed at the next start; unless something fails.
     pub(crate) fn poll_last<P: Pmem>(
         &mut self,
         context: &mut Context<'_, P>,
@@ -206,16 +207,20 @@ impl Writeback {
         budget: Budget,
         out: &mut Outbox,
     ) -> Progress {
-        if self.state == State::Writing {
-            self.go_on(context, now, budget, out)
-        } else {
-            Progress::Idle
+        match self.state {
+            State::Writing => self.go_on(context, now, budget, out),
+            State::Idle if self.salvages_last(context.cache) => self.salvage_last(context, now),
+            State::Idle | State::Flushing | State::Backoff(_) | State::Damaged(_) => Progress::Idle,
         }
     }
 
     /// After a stop: operations still to end, or to be started.
-    pub(crate) fn left_to_stop(&self) -> usize {
-        let unfinished = self.state == State::Writing && !self.batch.failed;
+    pub(crate) fn left_to_stop<P>(&self, cache: &Cache<P>) -> usize {
+        let unfinished = match self.state {
+            State::Writing => !self.batch.failed,
+            State::Idle => self.salvages_last(cache),
+            State::Flushing | State::Backoff(_) | State::Damaged(_) => false,
+        };
         self.in_flight().max(usize::from(unfinished))
     }
 

@@ -33,22 +33,27 @@
 //! content. Nor is it known which blocks are clean: a lost one counts as dirty.
 
 use super::log::Limits;
-use super::lost::{Lost, RANGES_NAMED};
+use super::lost::{Lost, RANGES_NAMED, damage_text};
 use super::next::{Next, Step};
-use super::{Context, State, Writeback};
+use super::{Context, DAMAGE_LOOK_NS, State, Writeback};
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, Flaw, Health, Segment, SegmentState, Stream};
+use crate::engine::{
+    Cache, CheckpointNeed, Counters, Flaw, Health, Progress, Segment, SegmentState, Stream,
+};
 use crate::index::{BlockMap, PageMap};
 use crate::media::{Key, KeyKind, Place};
 use crate::pmem::Pmem;
 use crate::sched;
-use crate::units::{Lba, Now, PAGE_SIZE_BYTES, Page, SegId, Seq};
+use crate::units::{Lba, NS_PER_S, Now, PAGE_SIZE_BYTES, Page, SegId, Seq};
 use std::mem;
 use std::sync::atomic::Ordering;
 
 /// Buckets of the index that one poll goes through, at most: some microseconds. In simulations others get their turns
 /// in between.
 const BUCKETS_PER_POLL: usize = if cfg!(feature = "sim") { 4 } else { 64 };
+
+/// After a stop, a salvage that others keep from going on is given up when it has waited for so long.
+const STAND_NS_MAX: u64 = NS_PER_S;
 
 /// What a batch is, and how far it is if it is a salvage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +77,10 @@ pub(super) struct Salvage {
     is_due: bool,
     /// One has begun, and has not got to its end.
     is_begun: bool,
+    /// After a stop: it gets nowhere.
+    is_given_up: bool,
+    /// After a stop: since when nothing could be done.
+    stands_since: Option<Now>,
     /// How many dirty bytes there are is not known for sure: what was overwritten in X was never counted off.
     pub(super) is_miscounted: bool,
 }
@@ -123,6 +132,46 @@ impl Writeback {
         }
         // What is being written gets to its end before, or fails.
         self.state == State::Idle && self.begin_salvage(context, now)
+    }
+
+    /// After a stop: whether there is something to be saved first, or may be.
+    pub(super) fn salvages_last<P>(&self, cache: &Cache<P>) -> bool {
+        let is_news = self.salvage.heard != cache.segments.key_losses();
+        let is_left = self.salvage.is_given_up || canary::is(Canary::SalvageLeftAtStop);
+        (self.salvage.is_pending() || is_news) && !is_left
+    }
+
+    /// After a stop, with no batch under way: goes on with a salvage, and begins its batch when it is ready. It is given up
+    /// if nothing can be done for a while, or a checkpoint holds the base.
+    pub(super) fn salvage_last<P: Pmem>(
+        &mut self,
+        context: &mut Context<'_, P>,
+        now: Now,
+    ) -> Progress {
+        let prepared = self.prepare(context, now);
+        if !self.salvage.is_pending() {
+            return Progress::Busy;
+        }
+        if self.next.is_damaged() {
+            let state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+            self.stand_still(context.cache, state, damage_text(context.cache));
+            return Progress::Idle;
+        }
+        let is_held = matches!(
+            self.checkpoint_need(context.cache, now),
+            CheckpointNeed::Hold
+        );
+        if self.next.is_ready() && !is_held {
+            self.begin(context, now);
+            return Progress::Busy;
+        }
+        if prepared == Progress::Busy && !is_held {
+            self.salvage.stands_since = None;
+        } else {
+            let since = *self.salvage.stands_since.get_or_insert(now);
+            self.salvage.is_given_up = is_held || now.since_ns(since) > STAND_NS_MAX;
+        }
+        prepared
     }
 
     /// The log cannot be read on as it was.
@@ -195,7 +244,7 @@ fn tell<P: Pmem>(cache: &Cache<P>) {
     if !named.is_empty() {
         cache.set_health(Health::WritebackFailing(format!(
             "the keys of segments {} cannot be read; what lies there is found by the index and written to the base; \
-             nothing is lost unless the application ends before that",
+             nothing is lost unless the application crashes before that",
             named.join(", ")
         )));
     }

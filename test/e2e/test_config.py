@@ -123,7 +123,8 @@ def test_command_line(host: Host, media: Path, seed: int):
     bdevs = json.loads(spdk_rpc(app, "bdev_pcache_get_bdevs"))
     assert [bdev["name"] for bdev in bdevs] == [CACHE]
     assert json.loads(spdk_rpc(app, "bdev_pcache_get_stats", "-b", CACHE))
-    spdk_rpc(app, "bdev_pcache_set_options", "-b", CACHE, "--gc-percent", "30")
+    spdk_rpc(app, "bdev_pcache_set_options", "-b", CACHE, "--gc-percent", "30", "--verify-reads")
+    spdk_rpc(app, "bdev_pcache_set_options", "-b", CACHE, "--no-verify-reads")
     spdk_rpc(app, "bdev_pcache_reset_stats", "-b", CACHE)
     spdk_rpc(app, "bdev_pcache_flush_start", "-b", CACHE)
     assert "in_progress" in json.loads(spdk_rpc(app, "bdev_pcache_flush_status", "-b", CACHE))

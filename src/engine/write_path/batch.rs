@@ -402,9 +402,18 @@ impl Batch {
             let first = (lba.0 & in_page) as u32;
             index.publish(*slot, first, len_blocks, target, lines);
         };
+        let note = |key: &Key| {
+            if let Some(crcs) = &cache.place_crcs {
+                crcs.note(cache.geometry.place(open.id, key.payload_off), key);
+            }
+        };
         for key in &*keys {
             let place = cache.geometry.place(open.id, key.payload_off);
             if key.kind.has_payload() {
+                // Whoever finds the place finds its checksum (INV-CRC-2).
+                if !canary::is(Canary::CrcNotedLate) {
+                    note(key);
+                }
                 // Such a key lies within a page.
                 publish(key.lba, key.len_blocks, Target::Mapped(place));
                 continue;
@@ -412,6 +421,11 @@ impl Batch {
             for (lba, len_blocks) in page_pieces(cache, key.lba, u64::from(key.len_blocks)) {
                 publish(lba, len_blocks, Target::Zero(place));
             }
+        }
+        if canary::is(Canary::CrcNotedLate) {
+            keys.iter()
+                .filter(|key| key.kind.has_payload())
+                .for_each(note);
         }
     }
 }

@@ -21,6 +21,7 @@ fn settings_are_those_of_the_code() {
                         .collect();
                     (words.join(", "), info.default.to_string())
                 }
+                SettingValueKind::Flag => ("0 false, 1 true".to_owned(), info.default.to_string()),
             };
             let slot = info.slot.to_string();
             vec![slot, info.name.to_owned(), values, default]

@@ -17,11 +17,7 @@ impl Machine {
     /// A promise was broken.
     pub fn restart(self, dice: u64, change: impl FnOnce(&mut Setup)) -> Result<Self, Violation> {
         self.settle()?;
-        lock(&self.shared.driver).background.stop();
-        self.run_until("a stop", || {
-            lock(&self.shared.driver).background.in_flight() == 0
-        })?;
-        self.cache().seal_streams();
+        self.stop()?;
         let mut image = self.shared.pmem.live_image();
         let mut prng = Prng::new(dice);
         if prng.percent(50) {
@@ -35,6 +31,19 @@ impl Machine {
             recover::offer_another_base(&setup, &image, &mut prng)?;
         }
         self.start_again(image, change, dice)
+    }
+
+    /// An orderly stop: the background ends what it has begun. Nothing may be asked of the machine any more.
+    ///
+    /// # Errors
+    /// It does not end, or a promise was broken.
+    pub fn stop(&self) -> Result<(), Violation> {
+        lock(&self.shared.driver).background.stop();
+        self.run_until("a stop", || {
+            lock(&self.shared.driver).background.in_flight() == 0
+        })?;
+        self.cache().seal_streams();
+        Ok(())
     }
 
     /// A crash; `image` is what the cache device holds afterwards, `base` what the base does.

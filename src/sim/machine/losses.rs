@@ -4,9 +4,10 @@ use super::super::pmem::SimState;
 use super::super::prng::Prng;
 use super::Machine;
 use crate::engine::{KsetCursor, SegmentState};
-use crate::media::{KEYS_START_BYTES, KsetReader};
+use crate::index::BlockMap;
+use crate::media::{KEYS_START_BYTES, KsetReader, Place};
 use crate::pmem::LINE_SIZE_BYTES;
-use crate::units::{PAGE_SIZE_BYTES, PmemOff, SegId};
+use crate::units::{PAGE_SIZE_BYTES, Page, PmemOff, SegId};
 
 /// A cache with fewer segments may have no room left without one.
 const SEGMENTS_MIN: usize = 6;
@@ -64,6 +65,36 @@ impl Machine {
         let payloads = keys.iter().filter(|key| key.kind.has_payload());
         let offs = payloads.map(|key| key.payload_off);
         offs.min().unwrap_or(u32::MAX)
+    }
+
+    /// A bit of a payload flips that the base holds, and goes on to hold, and that is not lent; dice. Only if reads are
+    /// verified: all others would see it.
+    pub fn flip_bit(&self, dice: u64) {
+        let (cache, mut prng) = (self.cache(), Prng::new(dice));
+        if cache.verifying().is_none() {
+            return;
+        }
+        let is_clean = |place: &Place| {
+            let segment = cache.segments.get(cache.geometry.segment_of(*place));
+            segment.state() == SegmentState::Sealed
+                && segment.is_on_base(cache.dirty_tail())
+                && !segment.is_pinned()
+        };
+        let per_page = u64::from(cache.geometry.blocks_per_page());
+        let count = cache.block_count();
+        let first = prng.below(count);
+        let place = (first..count).chain(0..first).find_map(|lba| {
+            let found = cache.index.lookup(cache.index.locate(Page(lba / per_page)));
+            match found?.map.block((lba % per_page) as u32) {
+                BlockMap::Mapped(place) => Some(place).filter(is_clean),
+                BlockMap::Absent | BlockMap::Zero(_) => None,
+            }
+        });
+        if let Some(place) = place {
+            let byte = prng.below(cache.geometry.bytes(1));
+            let off = cache.geometry.place_off(place).plus(byte);
+            self.pmem().flip_bit(off, prng.below(8) as u32);
+        }
     }
 
     /// Line number `line` of the keys of a segment cannot be read any more. Returns where it is. What lies in the segment

@@ -22,6 +22,7 @@ mod requests;
 mod rounding;
 mod salvage;
 mod scrub;
+mod verified;
 mod writeback;
 
 use super::base::Faults;
@@ -138,6 +139,11 @@ scenarios! {
     45 salvage::a_block_that_is_lost_with_its_keys_is_not_written_back,
     45 salvage::lost_keys_of_several_segments_are_dealt_with_at_once,
     45 salvage::keys_are_lost_under_load,
+    45 salvage::an_orderly_stop_saves_what_lies_in_segments_without_keys,
+    46 verified::a_flipped_bit_of_clean_data_reaches_no_reader,
+    46 verified::a_flipped_bit_of_dirty_data_fails_what_its_checksum_covers,
+    46 verified::reads_are_verified_from_the_moment_that_says_so,
+    46 verified::what_reclaiming_has_moved_is_verified,
 }
 
 /// What a scenario is given, and where it leaves what it did.

@@ -1,12 +1,14 @@
 //! Reads: misses, fills, media errors. Items 22, 31, 32, 39.
 
 use super::{Context, apply, check, in_order, is_cached, place_of};
-use crate::engine::{Fua, HostIo, IoToken, Op, Outbox, Status};
+use crate::engine::{Cache, Fua, HostIo, IoToken, Op, Outbox, Status};
 use crate::pmem::IovBuf;
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
+use crate::sim::pmem::SimPmem;
 use crate::sim::script::{self, Step};
 use crate::units::{Lba, Now};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// When a write comes, as seen from a miss of core 0.
@@ -197,8 +199,17 @@ pub(super) fn read_aside(
     lba: u64,
     len_blocks: u64,
 ) -> Result<Status, Violation> {
-    let mut channel = machine.cache().channel().expect("there are few channels");
-    let buf = IovBuf::zeroed((len_blocks * u64::from(machine.setup().block_size_bytes)) as usize);
+    read_of(machine.cache(), lba, len_blocks)
+}
+
+/// The same, of a cache that is no machine's.
+pub(super) fn read_of(
+    cache: &Arc<Cache<SimPmem>>,
+    lba: u64,
+    len_blocks: u64,
+) -> Result<Status, Violation> {
+    let mut channel = cache.channel().expect("there are few channels");
+    let buf = IovBuf::zeroed(cache.geometry.bytes(len_blocks) as usize);
     let mut out = Outbox::new();
     let io = HostIo {
         token: IoToken(1),

@@ -6,7 +6,9 @@ use crate::engine::{
 };
 use crate::media::KEYS_START_BYTES;
 use crate::pmem::LINE_SIZE_BYTES;
+use crate::recovery::OpenError;
 use crate::sim::base::Faults;
+use crate::sim::image::ImagePmem;
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
 use crate::sim::prng::{Prng, mix};
@@ -192,6 +194,22 @@ pub(super) fn a_scrub_that_finds_keys_lost_has_their_data_written_back(
     script::finish(&machine)
 }
 
+/// A bit flips in the keys of a segment. Not in the last kset: in an open segment that could be a torn one.
+fn flip_a_key(machine: &Machine, id: SegId) {
+    let keys = machine.cache().geometry.segment_off(id);
+    let line = (key_lines(machine, id) - 3) * LINE_SIZE_BYTES;
+    let off = keys.plus(u64::from(KEYS_START_BYTES) + line + 9);
+    machine.pmem().flip_bit(off, 2);
+}
+
+/// A start with what is on the media now.
+fn start(machine: &Machine) -> Result<(), OpenError> {
+    let image = ImagePmem::new(machine.pmem().live_image());
+    let base = machine.with_outside(|outside| outside.base.current_image());
+    let options = machine.setup().options(FormatPolicy::Never);
+    recover::open(image, options, |lba, len| base.blocks(lba, len)).map(|_| ())
+}
+
 /// Bits have flipped, and do not flip back. Before the base has everything a start is refused; then the keys are not
 /// missed.
 pub(super) fn a_start_without_keys_is_refused_until_the_base_has_what_they_named(
@@ -205,17 +223,7 @@ pub(super) fn a_start_without_keys_is_refused_until_the_base_has_what_they_named
     let machine = apply(machine, &mixed())?;
     let lost = segment_of(&machine, 31)?;
     machine.with_outside(|outside| outside.relaxed = true);
-    let keys = machine.cache().geometry.segment_off(lost);
-    // Not in the last kset: in an open segment that could be a torn one.
-    let line = (key_lines(&machine, lost) - 3) * LINE_SIZE_BYTES;
-    let off = keys.plus(u64::from(KEYS_START_BYTES) + line + 9);
-    machine.pmem().flip_bit(off, 2);
-    let open = |machine: &Machine| {
-        let image = crate::sim::image::ImagePmem::new(machine.pmem().live_image());
-        let base = machine.with_outside(|outside| outside.base.current_image());
-        let options = machine.setup().options(FormatPolicy::Never);
-        recover::open(image, options, |lba, len| base.blocks(lba, len)).map(|_| ())
-    };
+    flip_a_key(&machine, lost);
     machine.drain_start();
     let is_told = || matches!(machine.cache().health(), Health::WritebackFailing(_));
     while machine.cache().drain_status().in_progress && !is_told() {
@@ -226,7 +234,7 @@ pub(super) fn a_start_without_keys_is_refused_until_the_base_has_what_they_named
     check_health(&machine, |health| {
         matches!(health, Health::WritebackFailing(_))
     })?;
-    let refused = open(&machine).map_err(|error| error.to_string());
+    let refused = start(&machine).map_err(|error| error.to_string());
     let named = format!("segment {} is damaged", lost.0);
     check(
         refused.as_ref().is_err_and(|text| text.contains(&named)),
@@ -234,7 +242,7 @@ pub(super) fn a_start_without_keys_is_refused_until_the_base_has_what_they_named
     )?;
     let machine = apply(machine, &[Step::Heal, Step::Settle])?;
     check_saved(&machine, &[lost])?;
-    check(open(&machine).is_ok(), || {
+    check(start(&machine).is_ok(), || {
         "the keys are missed although the base has everything".to_owned()
     })?;
     let machine = machine.kill(context.seed, |_| ())?;
@@ -370,6 +378,58 @@ pub(super) fn keys_are_lost_under_load(context: &mut Context) -> Result<(), Viol
         steps.extend(script::draw(&mut prng, &setup, weights, 60));
         let machine = apply(Machine::new(setup, mix(context.seed, round), None)?, &steps)?;
         script::finish(&machine)?;
+    }
+    Ok(())
+}
+
+/// What becomes of an orderly stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    Saved,
+    /// The base fails every write.
+    BySickBase,
+    /// A checkpoint holds the base.
+    ByCheckpoint,
+}
+
+/// An orderly stop in the middle of a salvage ends it, so that the next start misses no keys; unless the base does not take
+/// anything: then it ends as it is. Bits have flipped, and do not flip back.
+pub(super) fn an_orderly_stop_saves_what_lies_in_segments_without_keys(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let setup = Setup {
+        data_crc: DataCrc::On,
+        ..setup()
+    };
+    for stopped in [Stopped::Saved, Stopped::BySickBase, Stopped::ByCheckpoint] {
+        // From before anybody has taken note of the loss, up to the writes of the batch.
+        for turns in 0..12 {
+            let mut machine = apply(begin(context, &setup)?, &mixed())?;
+            if stopped == Stopped::ByCheckpoint {
+                machine = apply(machine, &[Step::CheckpointBegin(1000), Step::Turns(60)])?;
+                let state = machine.cache().checkpoint_status(machine.now()).state;
+                check(state == CheckpointState::Holding, || {
+                    format!("the checkpoint is {state:?}")
+                })?;
+                let again = [Step::Write(0, 31, 1, 0), Step::Settle];
+                machine = apply(machine, &again.repeat(4))?;
+            }
+            let lost = segment_of(&machine, 31)?;
+            machine.with_outside(|outside| outside.relaxed = true);
+            flip_a_key(&machine, lost);
+            check(machine.cache().segments.lose_keys(lost), || {
+                "the keys were lost before".to_owned()
+            })?;
+            if stopped == Stopped::BySickBase {
+                machine.with_outside(|outside| outside.base.faults.write_percent = 100);
+            }
+            (0..turns).for_each(|_| machine.poll_background());
+            machine.stop()?;
+            let started = start(&machine);
+            check(started.is_ok() == (stopped == Stopped::Saved), || {
+                format!("{stopped:?} after {turns} turns: a start ends as {started:?}")
+            })?;
+        }
     }
     Ok(())
 }
