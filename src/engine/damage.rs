@@ -188,10 +188,11 @@ impl<P: Pmem> Cache<P> {
         count_flaw(counters, flaw, u64::from(is_new));
     }
 
-    /// Forgets damage that something newer has taken the place of.
+    /// Forgets damage that something newer has taken the place of, and that of which the base holds all by now: a read that
+    /// meets it does not know whether the block is as young as its segment.
     pub(crate) fn forget_overwritten_damage(&self) {
         self.damage
-            .forget(|lba, place| self.is_overwritten(lba, place));
+            .forget(|lba, place| self.is_clean(place) || self.is_overwritten(lba, place));
     }
 
     /// Whether a block is read from elsewhere. `false` also if its page changes too fast to tell.

@@ -121,19 +121,11 @@ impl Core {
         place: Place,
         len_blocks: u64,
     ) -> bool {
-        let Some(crcs) = cache.verifying() else {
-            return true;
-        };
-        let mut done_blocks = 0;
-        while done_blocks < len_blocks && !canary::is(Canary::LoanNotVerified) {
-            let (lba, place) = (Lba(lba.0 + done_blocks), Place(place.0 + done_blocks));
-            let (id, key) = cache.key_at(crcs, lba, place);
-            if self.check_hit(cache, id, &key).is_err() {
-                return false;
-            }
-            done_blocks += key.end().0 - lba.0;
-        }
-        true
+        cache.verifying().is_none_or(|crcs| {
+            let mut payloads = cache.payloads(crcs, lba, place, len_blocks);
+            payloads.all(|(id, key)| self.check_hit(cache, id, &key).is_ok())
+                || canary::is(Canary::LoanNotVerified)
+        })
     }
 
     pub(super) fn loan(&self, id: LoanId) -> Option<MemSlice> {

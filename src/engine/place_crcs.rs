@@ -13,6 +13,7 @@
 use super::cache::Cache;
 use crate::media::{Geometry, Key, KeyKind, Place};
 use crate::units::{Lba, SegId};
+use std::iter;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use zerocopy::FromZeros;
 
@@ -101,6 +102,23 @@ impl PlaceCrcs {
 }
 
 impl<P> Cache<P> {
+    /// The payloads that an extent of the index lies in, which is in one piece there, with their segment.
+    pub(super) fn payloads(
+        &self,
+        crcs: &PlaceCrcs,
+        lba: Lba,
+        place: Place,
+        len_blocks: u64,
+    ) -> impl Iterator<Item = (SegId, Key)> {
+        let mut done_blocks = 0;
+        iter::from_fn(move || {
+            let (lba, place) = (Lba(lba.0 + done_blocks), Place(place.0 + done_blocks));
+            let found = (done_blocks < len_blocks).then(|| self.key_at(crcs, lba, place))?;
+            done_blocks += found.1.end().0 - lba.0;
+            Some(found)
+        })
+    }
+
     /// What reads are to be compared with; `None`: they are not to be compared.
     #[inline]
     pub(crate) fn verifying(&self) -> Option<&PlaceCrcs> {
@@ -117,8 +135,9 @@ impl<P> Cache<P> {
         let in_page = (lba.0 % u64::from(per_page)) as u32;
         // Where payloads overlap, which no writer lets them, it may be another one's. Then its checksum is wrong, which is all
         // that is to come of it (INV-OPEN-3).
-        let before = ((place.0 - payload.start.0) as u32).min(in_page);
-        let len_blocks = payload.len_blocks.min(per_page + before - in_page);
+        let number = (place.0 - payload.start.0) as u32;
+        let before = number.min(in_page);
+        let len_blocks = (payload.len_blocks - (number - before)).min(per_page + before - in_page);
         let id = self.geometry.segment_of(place);
         let off = (self.geometry).place_off(Place(place.0 - u64::from(before)));
         let payload_off = off.0 - self.geometry.segment_off(id).0;
@@ -137,6 +156,9 @@ impl<P> Cache<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::DataCrc;
+    use crate::engine::invariant_tests::new_cache_of;
+    use crate::sim::machine::Setup;
 
     fn key(len_blocks: u32, crc: u32) -> Key {
         Key {
@@ -174,6 +196,38 @@ mod tests {
                     start += 1;
                 }
             }
+        }
+    }
+
+    /// As a forged device may have it: they leave the segment no more than one of them does (INV-OPEN-3).
+    #[test]
+    fn payloads_that_overlap_lead_to_no_more_than_a_wrong_checksum() {
+        let setup = Setup {
+            data_crc: DataCrc::On,
+            ..Setup::default()
+        };
+        let cache = new_cache_of(&setup);
+        let geometry = &cache.geometry;
+        assert_eq!(geometry.blocks_per_page(), 8);
+        let last = SegId(geometry.segment_count() - 1);
+        let size_bytes = geometry.segment_size_bytes() as u32;
+        let Place(first) = geometry.place(last, size_bytes - 8 * 512);
+        let crcs = PlaceCrcs::new(geometry);
+        for (at, in_page) in (0..8).flat_map(|at| (0..8).map(move |in_page| (at, in_page))) {
+            // One block of another page, and a whole page over it.
+            crcs.note(Place(first + at), &key(1, 5));
+            crcs.note(Place(first), &key(8, 6));
+            let (id, key) = cache.key_at(&crcs, Lba(16 + in_page), Place(first + at));
+            assert_eq!(id, last);
+            assert!(key.lba.0 >= 16 && key.end().0 <= 24, "{key:?}");
+            assert!(
+                (key.lba.0..key.end().0).contains(&(16 + in_page)),
+                "{key:?}"
+            );
+            assert!(
+                key.payload_off + key.len_blocks * 512 <= size_bytes,
+                "{key:?}"
+            );
         }
     }
 

@@ -341,14 +341,16 @@ impl Core {
         }
         let mut cursor = reader.state.cursor;
         let off = cache.geometry.place_off(place);
-        if !cache.damage.covers(place, run.len_blocks) {
-            if cache.pmem.read_to(off, &mut cursor, bytes).is_ok() {
-                self.end_hit(reader, run, place, cursor);
-                return Ok(());
-            }
-            self.counters(cache).poisoned_reads.add(1);
+        if cache.damage.covers(place, run.len_blocks) {
+            return self.do_without(reader, (run, place), out);
         }
-        self.do_without(reader, (run, place), out)
+        if cache.pmem.read_to(off, &mut cursor, bytes).is_err() {
+            self.do_without(reader, (run, place), out)?;
+            self.counters(cache).poisoned_reads.add(1);
+            return Ok(());
+        }
+        self.end_hit(reader, run, place, cursor);
+        Ok(())
     }
 
     /// A run was copied to the reader, whose cursor is behind it.

@@ -200,7 +200,7 @@ impl Walk {
     ) -> bool {
         let per_page = u64::from(cache.geometry.blocks_per_page());
         let first = key.lba.0 / per_page;
-        let end = (key.lba.0 + u64::from(key.len_blocks)).div_ceil(per_page);
+        let end = key.end().0.div_ceil(per_page);
         while first + self.at.page_at < end {
             if *budget == 0 || self.copier.is_full() {
                 return false;

@@ -22,7 +22,7 @@ pub struct Selection {
 
 impl Selection {
     fn takes(&self, key: &Key) -> bool {
-        let end = key.lba.0 + u64::from(key.len_blocks);
+        let end = key.end().0;
         let wanted = self.blocks.as_ref();
         wanted.is_none_or(|wanted| key.lba < wanted.end && wanted.start.0 < end)
     }

@@ -19,8 +19,8 @@ use super::dax::{Backing, Durability, PersistenceDomain};
 use super::load;
 use super::regions::LiveRegion;
 use super::{
-    Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, PROBE_STEP_BYTES, Pmem,
-    PmemRead, Poisoned, bounds, guard,
+    Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned,
+    bounds, guard,
 };
 use crate::units::{Agent, PmemOff};
 
@@ -174,8 +174,9 @@ impl PmemRead for MappedPmem {
         self.map.copy_to(off, buf)
     }
 
-    fn probe(&self, off: PmemOff, len_bytes: u64) -> Result<(), Poisoned> {
-        self.map.probe(off, len_bytes)
+    #[inline]
+    fn look_at(&self, off: PmemOff) -> Result<(), Poisoned> {
+        self.map.look_at(off)
     }
 }
 
@@ -410,21 +411,14 @@ impl Mapping {
         loaded.map_err(|at| self.poisoned(at))
     }
 
-    /// Looks at each of the kernel's pages of the `len_bytes` bytes at `off`.
+    /// Reads the byte at `off`; what it is does not count.
     #[inline]
-    fn probe(&self, off: PmemOff, len_bytes: u64) -> Result<(), Poisoned> {
-        let start = self.at(off, len_bytes);
-        let mut looked = 0;
-        while looked < len_bytes {
-            // SAFETY: `at` has checked that the bytes lie inside the mapping, which lives as long as `self` and is
-            // guarded.
-            let fault = unsafe { load::arch::probe(start.wrapping_add(looked as usize)) };
-            if fault != 0 {
-                return Err(self.poisoned(Unreadable(fault)));
-            }
-            looked = (off.0 + looked + 1).next_multiple_of(PROBE_STEP_BYTES) - off.0;
+    fn look_at(&self, off: PmemOff) -> Result<(), Poisoned> {
+        // SAFETY: `at` checks that the byte lies inside the mapping, which lives as long as `self` and is guarded.
+        match unsafe { load::arch::probe(self.at(off, 1)) } {
+            0 => Ok(()),
+            fault => Err(self.poisoned(Unreadable(fault))),
         }
-        Ok(())
     }
 
     fn poisoned(&self, Unreadable(addr): Unreadable) -> Poisoned {

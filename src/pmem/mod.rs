@@ -79,6 +79,14 @@ pub trait PmemRead: Send + Sync + 'static {
     /// The memory is poisoned; `buf` then holds unspecified bytes.
     fn read(&self, off: PmemOff, buf: &mut [u8]) -> Result<(), Poisoned>;
 
+    /// Whether the byte at `off` can be read.
+    ///
+    /// # Errors
+    /// The memory is poisoned.
+    fn look_at(&self, off: PmemOff) -> Result<(), Poisoned> {
+        self.read(off, &mut [0])
+    }
+
     /// Whether the `len_bytes` bytes at `off` can be read, as far as a look at each page tells: the kernel takes
     /// unreadable memory away by the page. An error that nobody has met yet is not found.
     ///
@@ -88,7 +96,7 @@ pub trait PmemRead: Send + Sync + 'static {
         let end = off.0 + len_bytes;
         let mut at = off.0;
         while at < end {
-            self.read(PmemOff(at), &mut [0])?;
+            self.look_at(PmemOff(at))?;
             at = (at + 1).next_multiple_of(PROBE_STEP_BYTES);
         }
         Ok(())

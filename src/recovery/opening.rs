@@ -11,7 +11,7 @@ use crate::engine::{
     BACKGROUND_AGENT, BaseError, BaseGrowth, BaseIdentity, Cache, CacheParts, DataCrc,
     FormatPolicy, OpenOptions, SettingValues,
 };
-use crate::index::{Index, OWNER_MAX};
+use crate::index::Index;
 use crate::media::{
     Checksums, Copies, FEATURES_COMPAT, Geometry, HeaderState, Superblock, SuperblockError, Tails,
     load_header, persist_superblock,
@@ -154,12 +154,8 @@ impl<P: Pmem> Opening<P> {
 
     /// Another worker, for another thread. Without any, all the work is done by [`Opening::poll`]. Once its work is
     /// over, or the opening is gone, it should be dropped soon: it may have hold of the device.
-    ///
-    /// # Panics
-    /// There are a thousand already.
     pub fn worker(&mut self) -> Worker<P> {
-        assert!(self.worker_count < OWNER_MAX, "there are too many workers");
-        self.worker_count += 1;
+        self.worker_count = self.worker_count.wrapping_add(1);
         self.crew.worker(self.worker_count)
     }
 

@@ -125,7 +125,7 @@ impl Witness {
 
 /// Whether a dirty key is about to overwrite the blocks of an entry on the base, or has already.
 pub(crate) fn is_overwritten(entry: &Witness, key: &Key) -> bool {
-    let (start, end) = (key.lba.0, key.lba.0 + u64::from(key.len_blocks));
+    let (start, end) = (key.lba.0, key.end().0);
     start < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < end
 }
 

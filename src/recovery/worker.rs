@@ -433,7 +433,7 @@ impl<P: Pmem> Scanning<P> {
         let start = kset.next_lba.unwrap_or(key.lba).0;
         let page = geometry.page_of(Lba(start));
         let page_start = geometry.page_start(page).0;
-        let key_end = key.lba.0 + u64::from(key.len_blocks);
+        let key_end = key.end().0;
         let end = key_end.min(page_start + u64::from(geometry.blocks_per_page()));
         let part = PagePart {
             at: self.pass.index.locate(page),

@@ -58,7 +58,7 @@ impl Lost {
 
     /// A newer key takes the place of some.
     pub(super) fn cover(&mut self, key: &Key) {
-        let end = key.lba.0 + u64::from(key.len_blocks);
+        let end = key.end().0;
         self.blocks.retain(|lba| !(key.lba.0..end).contains(&lba.0));
     }
 }

@@ -210,6 +210,10 @@ impl Writeback {
         match self.state {
             State::Writing => self.go_on(context, now, budget, out),
             State::Idle if self.salvages_last(context.cache) => self.salvage_last(context, now),
+            State::Backoff(until) if now >= until && self.retries_last(context.cache) => {
+                self.salvage.has_retried = true;
+                self.write(context, now, budget, out)
+            }
             State::Idle | State::Flushing | State::Backoff(_) | State::Damaged(_) => Progress::Idle,
         }
     }
@@ -219,7 +223,8 @@ impl Writeback {
         let unfinished = match self.state {
             State::Writing => !self.batch.failed,
             State::Idle => self.salvages_last(cache),
-            State::Flushing | State::Backoff(_) | State::Damaged(_) => false,
+            State::Backoff(_) => self.retries_last(cache),
+            State::Flushing | State::Damaged(_) => false,
         };
         self.in_flight().max(usize::from(unfinished))
     }
@@ -403,7 +408,12 @@ impl Writeback {
             context.tails.batch_end
         );
         let (cache, manners) = (context.cache, self.manners(context));
-        let bytes_max = self.throttle.allowance(cache, budget.base_write_bytes, now);
+        let bytes_max = if self.stopping && self.salvage.is_pending() {
+            // Whoever stops waits for it.
+            budget.base_write_bytes
+        } else {
+            self.throttle.allowance(cache, budget.base_write_bytes, now)
+        };
         let started = self
             .batch
             .start_ops(cache, context.tails, manners, bytes_max, out);

@@ -79,6 +79,8 @@ pub(super) struct Salvage {
     is_begun: bool,
     /// After a stop: it gets nowhere.
     is_given_up: bool,
+    /// After a stop: what failed before it was tried once more.
+    pub(super) has_retried: bool,
     /// After a stop: since when nothing could be done.
     stands_since: Option<Now>,
     /// How many dirty bytes there are is not known for sure: what was overwritten in X was never counted off.
@@ -141,6 +143,11 @@ impl Writeback {
         (self.salvage.is_pending() || is_news) && !is_left
     }
 
+    /// After a stop: whether what the base has failed before is to be tried once more, since a salvage waits for it.
+    pub(super) fn retries_last<P>(&self, cache: &Cache<P>) -> bool {
+        !self.salvage.has_retried && self.salvages_last(cache)
+    }
+
     /// After a stop, with no batch under way: goes on with a salvage, and begins its batch when it is ready. It is given up
     /// if nothing can be done for a while, or a checkpoint holds the base.
     pub(super) fn salvage_last<P: Pmem>(
@@ -162,6 +169,7 @@ impl Writeback {
             CheckpointNeed::Hold
         );
         if self.next.is_ready() && !is_held {
+            self.salvage.stands_since = None;
             self.begin(context, now);
             return Progress::Busy;
         }

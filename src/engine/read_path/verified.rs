@@ -25,19 +25,19 @@ impl Core {
         (run, place): (&Run, Place),
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
-        let mut done_blocks = 0;
-        while done_blocks < run.len_blocks {
-            let lba = Lba(run.lba.0 + done_blocks);
-            let place = Place(place.0 + done_blocks);
-            let (id, key) = reader.cache.key_at(crcs, lba, place);
-            let left_blocks = run.len_blocks - done_blocks;
+        let cache = reader.cache;
+        let end = run.lba.0 + run.len_blocks;
+        let mut lba = run.lba;
+        for (id, key) in cache.payloads(crcs, run.lba, place, run.len_blocks) {
+            let place = Place(place.0 + (lba.0 - run.lba.0));
+            let next = Lba(key.end().0.min(end));
             let part = Run {
                 source: BlockMap::Mapped(place),
                 lba,
-                len_blocks: left_blocks.min(key.end().0 - lba.0),
+                len_blocks: next.0 - lba.0,
             };
-            done_blocks += part.len_blocks;
             self.serve_part(reader, (id, &key), (&part, place), out)?;
+            lba = next;
         }
         Ok(())
     }
@@ -51,19 +51,21 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
         let cache = reader.cache;
-        if !cache.damage.covers(place, part.len_blocks) {
-            let Err(flaw) = self.check_hit(cache, id, key) else {
-                // A page at the most.
-                let start = cache.geometry.bytes(part.lba.0 - key.lba.0) as usize;
-                let bytes = cache.geometry.bytes(part.len_blocks) as usize;
-                let mut cursor = reader.state.cursor;
-                cursor.write_from(&self.payload_buf[start..start + bytes]);
-                self.end_hit(reader, part, place, cursor);
-                return Ok(());
-            };
-            self.note_flawed_hit(cache, (id, key), place, flaw);
+        if cache.damage.covers(place, part.len_blocks) {
+            return self.do_without(reader, (part, place), out);
         }
-        self.do_without(reader, (part, place), out)
+        if let Err(flaw) = self.check_hit(cache, id, key) {
+            self.do_without(reader, (part, place), out)?;
+            self.note_flawed_hit(cache, (id, key), place, flaw);
+            return Ok(());
+        }
+        // A page at the most.
+        let start = cache.geometry.bytes(part.lba.0 - key.lba.0) as usize;
+        let bytes = cache.geometry.bytes(part.len_blocks) as usize;
+        let mut cursor = reader.state.cursor;
+        cursor.write_from(&self.payload_buf[start..start + bytes]);
+        self.end_hit(reader, part, place, cursor);
+        Ok(())
     }
 
     /// Copies a payload to the buffer and compares it with its checksum (INV-READ-6).

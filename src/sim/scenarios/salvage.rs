@@ -386,6 +386,8 @@ pub(super) fn keys_are_lost_under_load(context: &mut Context) -> Result<(), Viol
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stopped {
     Saved,
+    /// The base has failed every write until then, and is well again.
+    AfterErrors,
     /// The base fails every write.
     BySickBase,
     /// A checkpoint holds the base.
@@ -401,7 +403,12 @@ pub(super) fn an_orderly_stop_saves_what_lies_in_segments_without_keys(
         data_crc: DataCrc::On,
         ..setup()
     };
-    for stopped in [Stopped::Saved, Stopped::BySickBase, Stopped::ByCheckpoint] {
+    for stopped in [
+        Stopped::Saved,
+        Stopped::AfterErrors,
+        Stopped::BySickBase,
+        Stopped::ByCheckpoint,
+    ] {
         // From before anybody has taken note of the loss, up to the writes of the batch.
         for turns in 0..12 {
             let mut machine = apply(begin(context, &setup)?, &mixed())?;
@@ -420,13 +427,18 @@ pub(super) fn an_orderly_stop_saves_what_lies_in_segments_without_keys(
             check(machine.cache().segments.lose_keys(lost), || {
                 "the keys were lost before".to_owned()
             })?;
-            if stopped == Stopped::BySickBase {
+            if matches!(stopped, Stopped::BySickBase | Stopped::AfterErrors) {
                 machine.with_outside(|outside| outside.base.faults.write_percent = 100);
             }
             (0..turns).for_each(|_| machine.poll_background());
+            if stopped == Stopped::AfterErrors {
+                (0..turns).for_each(|_| machine.poll_background());
+                machine.with_outside(|outside| outside.base.faults.write_percent = 0);
+            }
             machine.stop()?;
             let started = start(&machine);
-            check(started.is_ok() == (stopped == Stopped::Saved), || {
+            let is_saved = matches!(stopped, Stopped::Saved | Stopped::AfterErrors);
+            check(started.is_ok() == is_saved, || {
                 format!("{stopped:?} after {turns} turns: a start ends as {started:?}")
             })?;
         }

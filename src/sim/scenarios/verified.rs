@@ -163,8 +163,39 @@ pub(super) fn a_flipped_bit_of_dirty_data_fails_what_its_checksum_covers(
             "what was overwritten fails".to_owned()
         })?;
         script::finish(&machine)?;
+        a_flipped_bit_beside_dirty_data_is_forgotten(context, size)?;
     }
     Ok(())
+}
+
+/// Of a read fill, whose segment holds dirty data: it cannot be told from them, until the base holds all.
+fn a_flipped_bit_beside_dirty_data_is_forgotten(
+    context: &mut Context,
+    block_size_bytes: u32,
+) -> Result<(), Violation> {
+    let machine = context.machine(&setup(block_size_bytes))?;
+    check(read_each(&machine, 0, &[40])? > 0, || {
+        "it was cached".to_owned()
+    })?;
+    let machine = apply(machine, &[Step::Write(0, 12, 1, 0), Step::Settle])?;
+    let segment = |lba| place(&machine, lba).map(|at| machine.cache().geometry.segment_of(at));
+    check(segment(40)? == segment(12)?, || {
+        "the fill lies elsewhere".to_owned()
+    })?;
+    flip(&machine, 40)?;
+    let found = failing(machine.cache(), &[40])?;
+    check(
+        found == [40] && !machine.cache().info().damaged.is_empty(),
+        || "the read does not fail, or nobody is told".to_owned(),
+    )?;
+    machine.drain()?;
+    check(machine.cache().info().damaged.is_empty(), || {
+        "what the base holds counts as lost".to_owned()
+    })?;
+    check(read_each(&machine, 0, &[40])? == 1, || {
+        "it does not come from the base".to_owned()
+    })?;
+    script::finish(&machine)
 }
 
 /// Of what was [`written`], after a bit of block 12 has flipped.

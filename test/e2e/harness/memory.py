@@ -31,8 +31,9 @@ def meminfo_mib(key: str) -> int:
 
 
 def join_free_memory() -> None:
-    """Gives back what only speeds up files, and moves what lies scattered, so that there are hugepages: those
-    that are reserved, and those that the kernel gives to a tmpfs. Where that is not allowed, nothing changes."""
+    """Gives back what only speeds up files, and moves what lies scattered, so that there are hugepages:
+    those that are reserved, and those that the kernel gives to a tmpfs. Where that is not allowed, nothing
+    changes."""
     os.sync()
     for knob in ("drop_caches", "compact_memory"):
         with contextlib.suppress(OSError):
