@@ -76,8 +76,9 @@ impl Machine {
         }
         let is_clean = |place: &Place| {
             let segment = cache.segments.get(cache.geometry.segment_of(*place));
+            // Of fills alone a segment may lie above the tail, and a start does not know yet that all of it is clean.
             segment.state() == SegmentState::Sealed
-                && segment.is_on_base(cache.dirty_tail())
+                && segment.last_seq() <= cache.dirty_tail()
                 && !segment.is_pinned()
         };
         let per_page = u64::from(cache.geometry.blocks_per_page());
