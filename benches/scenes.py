@@ -283,10 +283,10 @@ class Bench:
         if self.wanted("backlog", "pcache"):
             self._backlog("pcache", self.store.cache_file, self.cache_mib)
         if self.wanted("backlog", "pcache_direct"):
-            # Memory that the base may look at, as that of a device-DAX is: nothing is bounced.
+            # Memory that a base with DMA may look at too, as that of a device-DAX.
             with self.host.hugepages.more(DIRECT_CACHE_MIB) as folder:
                 if folder is None:
-                    self._skip("backlog without bounce buffers", "too few hugepages can be reserved")
+                    self._skip("backlog of a cache on hugetlbfs", "too few hugepages can be reserved")
                     return
                 file = folder / "pcache-bench-direct"
                 try:
