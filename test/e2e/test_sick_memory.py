@@ -12,9 +12,9 @@ from harness.scenario import (
     MIB,
     Storage,
     assert_intact,
+    cache_everything,
     cache_info,
     cache_stats,
-    drain,
     start_session,
 )
 from harness.util import wait_until
@@ -27,17 +27,7 @@ def test_lost_memory_is_an_error_and_not_the_end_of_the_process(host: Host, medi
     storage = Storage(media, base_mib=16, options={"segment_size_kib": 1024, "scrub_mib_s": 0})
     client = storage.client(seed)
     session = start_session(host, [storage.aio_base(), storage.cache()])
-    assert_intact(client.write(session.url, writes=1500, seconds=20))
-    drain(session.rpc)
-
-    def all_cached() -> bool:
-        before = cache_stats(session.rpc)["bytes.core_volume_rd"]
-        assert_intact(client.verify(session.url))
-        return cache_stats(session.rpc)["bytes.core_volume_rd"] == before
-
-    wait_until(all_cached, "nothing that is read is put into the cache anew", timeout_s=20)
-    # What was read lies behind the dirty tail, too.
-    drain(session.rpc)
+    cache_everything(session, client)
     os.truncate(storage.cache_file, HEADER_BYTES)
 
     # Everything is clean: the base has it.

@@ -13,13 +13,12 @@ from harness.scenario import (
     MIB,
     Storage,
     assert_intact,
+    cache_everything,
     cache_info,
     cache_stats,
-    drain,
     start_session,
     wait_online,
 )
-from harness.util import wait_until
 
 INVALID_PARAMS = -32602
 
@@ -53,17 +52,7 @@ def test_a_flipped_bit_of_clean_data_is_read_from_the_base(host: Host, media: Pa
     storage = Storage(media, base_mib=16, options=options)
     client = storage.client(seed)
     session = start_session(host, [storage.aio_base(), storage.cache()])
-    assert_intact(client.write(session.url, writes=1500, seconds=20))
-    drain(session.rpc)
-
-    def all_cached() -> bool:
-        before = cache_stats(session.rpc)["bytes.core_volume_rd"]
-        assert_intact(client.verify(session.url))
-        return cache_stats(session.rpc)["bytes.core_volume_rd"] == before
-
-    wait_until(all_cached, "nothing that is read is put into the cache anew", timeout_s=20)
-    # What was read lies behind the dirty tail, too.
-    drain(session.rpc)
+    cache_everything(session, client)
     session.rpc.bdev_pcache_set_options(name=CACHE, verify_reads=True)
     flip_a_bit_of_each_segment(storage.cache_file)
     assert_intact(client.verify(session.url))

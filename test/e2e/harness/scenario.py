@@ -193,6 +193,21 @@ def drain_and_verify(rpc: Rpc, client: AckClient, storage: Storage) -> None:
     assert_intact(client.verify_file(storage.base_file))
 
 
+def cache_everything(session: Session, client: AckClient) -> None:
+    """Writes, and reads until all of it comes from the cache and is clean there."""
+    assert_intact(client.write(session.url, writes=1500, seconds=20))
+    drain(session.rpc)
+
+    def all_cached() -> bool:
+        before = cache_stats(session.rpc)["bytes.core_volume_rd"]
+        assert_intact(client.verify(session.url))
+        return cache_stats(session.rpc)["bytes.core_volume_rd"] == before
+
+    wait_until(all_cached, "nothing that is read is put into the cache anew", timeout_s=20)
+    # What was read lies behind the dirty tail, too.
+    drain(session.rpc)
+
+
 def make_used_cache(host: Host, storage: Storage, client: AckClient, *, drained: bool) -> None:
     """A cache that has seen writes, and whose application has ended."""
     session = start_session(host, [storage.aio_base(), storage.cache()])
