@@ -63,7 +63,9 @@ canaries! {
     FetchWithdrawnEarly = "fetch_withdrawn_early",
     /// A miss is rounded out to a whole page although the cache holds a part of it.
     KnownPageRounded = "known_page_rounded",
-    /// The memory for the rest of a page is given to the next base read while this one is under way.
+    /// What a base read brings is put into the cache as it stands in the reader's memory later.
+    FilledFromReader = "filled_from_reader",
+    /// The memory of a base read is given to the next one while this one is under way.
     PadFreedInUse = "pad_freed_in_use",
     /// Reads take what they find, whatever its checksum, although they are to be verified.
     ReadNotVerified = "read_not_verified",

@@ -257,6 +257,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         }
         Canary::StaleFillInstalled | Canary::KnownPageRounded => &[STALE, LOST, CLEAN],
         Canary::PadFreedInUse => &[GARBAGE, CLEAN],
+        Canary::FilledFromReader => &[GARBAGE],
         Canary::FetchNotWithdrawn => &["INV-READ-5", "a request does not end"],
         Canary::FetchWithdrawnEarly => &["the base is asked for what has arrived"],
         Canary::StaleReadJoined | Canary::DirtyDataPassedBy => &[STALE],

@@ -14,6 +14,8 @@ use super::place_crcs::PlaceCrcs;
 use super::segments::SegmentState;
 use super::segments::{Segments, Special};
 use super::settings::{SettingChange, SettingError, SettingValues, Settings};
+#[cfg(any(test, feature = "heap"))]
+use super::staging::PADS_SIZE_BYTES;
 use super::stats::{Counter, Counters, Stats};
 use super::stream::{OpenSegment, Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
@@ -22,7 +24,7 @@ use crate::canary::{self, Canary};
 use crate::index::{Index, OWNER_MAX};
 use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
 #[cfg(any(test, feature = "heap"))]
-use crate::pmem::PAD_SIZE_BYTES;
+use crate::pmem::PAD_PAGE_SIZE_BYTES;
 use crate::pmem::{PadMemory, Pmem};
 use crate::sched;
 use crate::units::{Agent, Epoch, PAGE_SIZE_BYTES, Seq};
@@ -239,8 +241,8 @@ impl<P: Pmem> Cache<P> {
         cache
     }
 
-    /// A channel for one thread; `None` if [`CHANNEL_COUNT_MAX`] are open. `pads`: [`Cache::pads_size_bytes`], or less,
-    /// and then fewer misses are rounded out to whole pages.
+    /// A channel for one thread; `None` if [`CHANNEL_COUNT_MAX`] are open. `pads`: [`PADS_SIZE_BYTES`], or less,
+    /// and then less of what is read is kept.
     pub fn channel_with(self: &Arc<Self>, pads: Option<PadMemory>) -> Option<Channel<P>> {
         let id = self.channel_ids.pop()?;
         Some(Channel::new(Arc::clone(self), id, pads))
@@ -249,8 +251,8 @@ impl<P: Pmem> Cache<P> {
     /// As [`Cache::channel_with`], with memory from the heap.
     #[cfg(any(test, feature = "heap"))]
     pub fn channel(self: &Arc<Self>) -> Option<Channel<P>> {
-        let pad_count = self.pads_size_bytes() / PAD_SIZE_BYTES;
-        self.channel_with((pad_count > 0).then(|| PadMemory::from_heap(pad_count)))
+        let pads = PadMemory::from_heap(PADS_SIZE_BYTES / PAD_PAGE_SIZE_BYTES);
+        self.channel_with(Some(pads))
     }
 
     pub(crate) fn put_channel_id(&self, id: u16) {

@@ -221,15 +221,6 @@ impl Miss {
         None
     }
 
-    /// Withdraws pages of which it brings a part only, since there was no memory for the rest.
-    pub(super) fn withdraw_parts<P: Pmem>(&mut self, cache: &Cache<P>) {
-        let end = self.lba.0 + self.len_blocks;
-        let whole = PageSet::whole(&cache.geometry, self.lba.0, end);
-        let parts = self.announced.without(whole);
-        cache.fetches.withdraw(parts);
-        self.announced = self.announced.without(parts);
-    }
-
     /// INV-READ-5: nobody waits for it any more. What it brings is published, or is not going to be.
     pub(super) fn withdraw<P>(&mut self, cache: &Cache<P>) {
         cache.fetches.withdraw(std::mem::take(&mut self.announced));

@@ -8,7 +8,7 @@ use super::channel::{Core, MISS_COUNT_MAX, RequestId, Slab};
 use super::fetches::PageSet;
 use super::io::{BaseError, BaseKind, BaseOpId, BaseRequest, Outbox};
 use super::read_path::FILL_PAGES_MAX;
-use super::rounding::{Asked, Rest};
+use super::staging::Staged;
 use crate::canary::{self, Canary};
 use crate::index::Version;
 use crate::media::Geometry;
@@ -24,7 +24,7 @@ pub(super) struct Miss {
     pub(super) request: RequestId,
     pub(super) lba: Lba,
     pub(super) len_blocks: u64,
-    /// Where in the caller's memory the blocks go.
+    /// Where the base is to bring the blocks: memory of the reader's, or a pad.
     pub(super) cursor: IovCursor,
     /// Of the bucket of each page when it was found missing.
     pub(super) versions: [Version; FILL_PAGES_MAX],
@@ -35,8 +35,8 @@ pub(super) struct Miss {
     /// When its base read was asked for.
     pub(super) asked_at: Now,
     pub(super) result: Option<Result<(), BaseError>>,
-    /// What it was before it was rounded out to whole pages.
-    pub(super) asked: Option<Asked>,
+    /// What is to be kept goes through a pad.
+    pub(super) staged: Option<Staged>,
     /// Pages that others wait for.
     pub(super) announced: PageSet,
     /// The first of those that wait for this one's base read; of such a one, the next.
@@ -61,7 +61,7 @@ impl Miss {
             apart: false,
             asked_at,
             result: None,
-            asked: None,
+            staged: None,
             announced: PageSet::default(),
             followers: None,
             joined_bytes: 0,
@@ -92,7 +92,7 @@ pub(super) struct Misses {
     pub(super) table: Slab<Miss>,
     /// Apart from the rest and closely packed, because every miss looks through all of them.
     joinable: Vec<Joinable>,
-    /// For misses that are rounded out, if there is memory.
+    /// For what is to be kept, if there is memory.
     pub(super) pads: Option<Pads>,
 }
 
@@ -194,19 +194,11 @@ impl Misses {
         version.copied().unwrap_or(Version::UNSTABLE)
     }
 
-    /// A miss with a base read of its own, and the rest that this is to bring too; `None`: the table is full. If it is
-    /// to be joined it has versions.
-    pub(super) fn lead<P: Pmem>(
-        &mut self,
-        cache: &Cache<P>,
-        miss: Miss,
-        rest: Rest,
-    ) -> Option<BaseRequest> {
+    /// A miss with a base read of its own; `None`: the table is full. It is joined if it has versions, and a pad, whose
+    /// content is nobody else's.
+    pub(super) fn lead(&mut self, miss: Miss) -> Option<BaseRequest> {
         let op = self.table.insert(miss)?;
-        let miss = self.table.get_mut(op)?;
-        miss.round_out(&cache.geometry, rest, &mut self.pads);
-        miss.withdraw_parts(cache);
-        if miss.versions[0] != Version::UNSTABLE {
+        if miss.versions[0] != Version::UNSTABLE && miss.staged.is_some() {
             self.joinable.push(Joinable {
                 start: miss.lba.0,
                 end: miss.lba.0 + miss.len_blocks,

@@ -34,6 +34,7 @@ mod rounding;
 mod segments;
 mod sequences;
 mod settings;
+mod staging;
 mod stats;
 mod stream;
 #[cfg(test)]
@@ -66,6 +67,7 @@ pub use settings::{
     SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,
     SettingValueKind, SettingValues,
 };
+pub use staging::PADS_SIZE_BYTES;
 pub(crate) use stats::Counters;
 pub use stats::{Distribution, Distributions, Stats};
 pub(crate) use stream::Stream;

@@ -463,7 +463,8 @@ impl Core {
             // What is announced is asked for.
             return Err(Blocked::Busy);
         }
-        let mut rest = self.misses.rest_of(cache, &miss);
+        let pad = self.misses.take_pad(&cache.geometry, &mut miss);
+        let mut rest = cache.rest_of(&miss);
         // What is not going to be kept is nothing to wait for.
         if miss.admitted
             && cache.has_room_for_fills()
@@ -473,10 +474,12 @@ impl Core {
             let counters = self.counters(cache);
             counters.awaited_reads.add(u64::from(is_first));
             reader.state.awaited_upto = Page(page.0 + 1);
+            self.misses.put_back(pad);
             return Err(Blocked::Awaiting);
         }
         let end = miss.lba.0 + miss.len_blocks;
-        let request = self.misses.lead(cache, miss, rest).ok_or(Blocked::Busy)?;
+        self.misses.stage(&cache.geometry, &mut miss, pad, rest);
+        let request = self.misses.lead(miss).ok_or(Blocked::Busy)?;
         self.ask_base(cache, request, out);
         Ok(end)
     }
@@ -538,7 +541,7 @@ impl Core {
 
     /// A miss is dealt with; so is its request, if it was the last.
     pub(super) fn settle_miss<P: Pmem>(&mut self, cache: &Cache<P>, op: u32, out: &mut Outbox) {
-        let Some(mut miss) = self.misses.remove(op) else {
+        let Some(mut miss) = self.misses.remove(&cache.geometry, op) else {
             return;
         };
         // INV-READ-5: its fill is published, or is not going to be.

@@ -10,28 +10,15 @@ use super::io::{BaseRequest, Outbox};
 use super::misses::{Miss, Misses};
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, PageMap, Version};
-use crate::media::Geometry;
-use crate::pmem::{IovCursor, PAD_SIZE_BYTES, PadId, Pads, Pmem};
+use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES, Page};
 use std::sync::atomic::Ordering;
-
-/// Base reads of a channel that are rounded out at once, at most: enough for the queues of a guest or two.
-const PAD_COUNT: usize = 64;
 
 /// Blocks of the first page of a miss before it, and of the last one behind it, that are to come along.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rest {
     head_blocks: u64,
     tail_blocks: u64,
-}
-
-/// A miss that was rounded out, as it was before.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
-    pad: PadId,
-    lba: Lba,
-    len_blocks: u64,
-    cursor: IovCursor,
 }
 
 impl Rest {
@@ -50,22 +37,14 @@ impl Rest {
     }
 }
 
-impl<P> Cache<P> {
-    /// How much memory a channel needs to round misses out to whole pages; 0 where all blocks are whole pages.
-    #[must_use]
-    pub fn pads_size_bytes(&self) -> usize {
-        match self.geometry.blocks_per_page() {
-            1 => 0,
-            _ => PAD_COUNT * PAD_SIZE_BYTES,
-        }
-    }
-}
-
 impl<P: Pmem> Cache<P> {
-    /// What is to come along with a miss that is to be kept. That nothing is known of a page is asked again, of the same version of its
-    /// bucket as when the miss was found: so it was so then (INV-READ-3).
-    fn rest_of(&self, miss: &Miss) -> Rest {
+    /// What is to come along with a miss, if that is to be kept. That nothing is known of a page is asked again, of the
+    /// same version of its bucket as when the miss was found: so it was so then (INV-READ-3).
+    pub(super) fn rest_of(&self, miss: &Miss) -> Rest {
         let geometry = &self.geometry;
+        if !miss.admitted || geometry.blocks_per_page() == 1 {
+            return Rest::default();
+        }
         let end = miss.lba.0 + miss.len_blocks;
         let first = geometry.page_of(miss.lba);
         let last = geometry.page_of(Lba(end - 1));
@@ -111,82 +90,14 @@ impl<P: Pmem> Cache<P> {
     }
 }
 
-impl Miss {
-    /// Takes the rest along, if there is a pad for it.
-    pub(super) fn round_out(&mut self, geometry: &Geometry, rest: Rest, pads: &mut Option<Pads>) {
-        let Some(pads) = pads.as_mut().filter(|_| rest != Rest::default()) else {
-            return;
-        };
-        let bytes = |blocks| geometry.bytes(blocks) as usize;
-        let lens = (
-            bytes(rest.head_blocks),
-            bytes(self.len_blocks),
-            bytes(rest.tail_blocks),
-        );
-        let Some((pad, cursor)) = pads.wrap(self.cursor, lens) else {
-            return;
-        };
-        if canary::is(Canary::PadFreedInUse) {
-            pads.put_back(pad);
-        }
-        self.asked = Some(Asked {
-            pad,
-            lba: self.lba,
-            len_blocks: self.len_blocks,
-            cursor: self.cursor,
-        });
-        self.lba.0 -= rest.head_blocks;
-        self.len_blocks += rest.head_blocks + rest.tail_blocks;
-        self.cursor = cursor;
-    }
-
-    /// Leaves the rest out again. `false`: there is none.
-    fn round_back(&mut self, pads: &mut Option<Pads>) -> bool {
-        let Some(asked) = self.asked.take() else {
-            return false;
-        };
-        self.lba = asked.lba;
-        self.len_blocks = asked.len_blocks;
-        self.cursor = asked.cursor;
-        put_back(pads, asked.pad);
-        true
-    }
-}
-
-/// The pad of a miss that is over, or that goes on without it (INV-READ-4): its base read has ended.
-fn put_back(pads: &mut Option<Pads>, pad: PadId) {
-    if let Some(pads) = pads
-        && !canary::is(Canary::PadFreedInUse)
-    {
-        pads.put_back(pad);
-    }
-}
-
 impl Misses {
-    /// What is to come along with a miss, if there is a pad for it. What is not kept gains nothing.
-    pub(super) fn rest_of<P: Pmem>(&self, cache: &Cache<P>, miss: &Miss) -> Rest {
-        let has_pad = self.pads.as_ref().is_some_and(Pads::has_free);
-        if miss.admitted && has_pad && cache.geometry.blocks_per_page() > 1 {
-            cache.rest_of(miss)
-        } else {
-            Rest::default()
-        }
-    }
-
-    pub(super) fn remove(&mut self, op: u32) -> Option<Miss> {
-        let miss = self.table.remove(op)?;
-        if let Some(asked) = miss.asked {
-            put_back(&mut self.pads, asked.pad);
-        }
-        Some(miss)
-    }
-
     /// A base read that has failed, without the rest that it had. `None`: it had none.
     fn without_rest<P>(&mut self, cache: &Cache<P>, op: u32) -> Option<BaseRequest> {
-        let miss = self.table.get_mut(op)?;
-        if !matches!(miss.result, Some(Err(_))) || !miss.round_back(&mut self.pads) {
+        let has_failed = matches!(self.table.get(op)?.result, Some(Err(_)));
+        if !has_failed || !self.leave_rest(&cache.geometry, op) {
             return None;
         }
+        let miss = self.table.get_mut(op)?;
         miss.result = None;
         // Others need not wait for a base that has failed once.
         miss.withdraw(cache);

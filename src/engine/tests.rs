@@ -9,6 +9,7 @@ mod lend;
 mod pages;
 mod rounding;
 mod salvage;
+mod staging;
 mod usage;
 
 use super::*;

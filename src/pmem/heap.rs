@@ -12,7 +12,7 @@ use libc::iovec;
 use super::Durable;
 use super::bounds;
 use super::iov::{IovCursor, MemSlice};
-use super::pads::{PAD_ALIGN_BYTES, PAD_SIZE_BYTES, PadMemory};
+use super::pads::{PAD_PAGE_SIZE_BYTES, PadMemory};
 use super::regions::LiveRegion;
 use crate::units::PmemOff;
 
@@ -308,9 +308,9 @@ impl Drop for IovBuf {
 }
 
 /// Blocks that dropped [`PadMemory`] leaves. They are never given back either, and become pads again and nothing else:
-/// a cursor that outlives its pad finds a list, if another one.
+/// a cursor that outlives its pad finds memory, if another one's.
 static SPARE_PADS: Mutex<Vec<Block>> = Mutex::new(Vec::new());
-const _: () = assert!(PAD_ALIGN_BYTES == HEAP_ALIGN_BYTES);
+const _: () = assert!(PAD_PAGE_SIZE_BYTES == HEAP_ALIGN_BYTES);
 
 #[derive(Debug)]
 struct HeapPads {
@@ -319,11 +319,11 @@ struct HeapPads {
 }
 
 impl PadMemory {
-    /// Memory from the heap for `count` pads.
+    /// Memory from the heap for pads of so many pages in all.
     #[must_use]
-    pub fn from_heap(count: usize) -> Self {
+    pub fn from_heap(page_count: usize) -> Self {
         let shape = BlockShape {
-            data_size_bytes: count * PAD_SIZE_BYTES,
+            data_size_bytes: page_count * PAD_PAGE_SIZE_BYTES,
             iovec_slots: 0,
         };
         let mut spare = SPARE_PADS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +338,7 @@ impl PadMemory {
         let owner = Box::new(HeapPads { block: Some(block) });
         // SAFETY: the block is that long, came zeroed and aligned from `allocate`, is never freed, and is given to
         // nobody else before `owner` is dropped. It is never a part of a cache device. A cursor that is used later
-        // finds the block all the same, with lists of blocks that are never freed.
+        // finds the block all the same.
         unsafe { Self::new(start, shape.data_size_bytes, owner) }
     }
 }

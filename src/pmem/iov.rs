@@ -144,6 +144,19 @@ impl IovCursor {
         cursor
     }
 
+    /// A cursor at the start of one piece of memory.
+    ///
+    /// # Safety
+    /// As for [`IovCursor::new`], of a list whose one element it is.
+    pub(super) unsafe fn of_piece(ptr: *mut u8, len_bytes: usize) -> Self {
+        Self {
+            ptr,
+            left: len_bytes,
+            next: ptr::null(),
+            next_count: 0,
+        }
+    }
+
     /// Bytes from the cursor to the end of the list. Walks all elements.
     #[must_use]
     pub fn remaining(&self) -> usize {

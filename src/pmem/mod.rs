@@ -36,7 +36,7 @@ pub use heap::{HeapRegion, IovBuf};
 pub(crate) use hint::{advise_huge_pages, prefetch_line};
 pub use iov::{IovCursor, MemSlice, SliceError};
 pub use mapped::{MappedPmem, PopulateProgress};
-pub use pads::{PAD_ALIGN_BYTES, PAD_SIZE_BYTES, PadMemory};
+pub use pads::{PAD_PAGE_SIZE_BYTES, PadMemory};
 pub(crate) use pads::{PadId, Pads};
 pub use range_lock::LockRange;
 pub use read_only::ReadOnlyPmem;

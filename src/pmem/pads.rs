@@ -1,28 +1,16 @@
-//! Pads: memory for what a base read brings beside what its reader has room for.
+//! Pads: memory of a channel's own for what base reads bring that is to be kept, or given to other readers.
 //!
-//! A pad is two pages. What comes before the reader's blocks ends where the first page of it does, what comes
-//! behind them begins with the second: a device that wants whole pages between the ends of a transfer finds them,
-//! as far as the reader's own memory has them. The scatter list lies at the very start, where no rest of a page
-//! reaches: it has a block less than a page.
+//! A pad is some pages in a row. Blocks lie in it as they lie in their pages, so that a device that wants whole pages
+//! between the ends of a transfer finds them.
 
 use std::fmt::Debug;
 use std::ptr::NonNull;
 
-use libc::iovec;
-
 use super::iov::IovCursor;
 use crate::units::PAGE_SIZE_BYTES;
 
-/// Size of a pad.
-pub const PAD_SIZE_BYTES: usize = 2 * HALF_SIZE_BYTES;
-/// Alignment of [`PadMemory`].
-pub const PAD_ALIGN_BYTES: usize = HALF_SIZE_BYTES;
-const HALF_SIZE_BYTES: usize = PAGE_SIZE_BYTES as usize;
-/// Of a pad, from its start; the smallest block.
-const LIST_SIZE_BYTES: usize = 512;
-const LIST_LEN_MAX: usize = LIST_SIZE_BYTES / size_of::<iovec>();
-/// What has room on either side.
-const REST_SIZE_BYTES_MAX: usize = HALF_SIZE_BYTES - LIST_SIZE_BYTES;
+/// Size of the pages of which pads are made, and alignment of [`PadMemory`].
+pub const PAD_PAGE_SIZE_BYTES: usize = PAGE_SIZE_BYTES as usize;
 
 /// Memory for the pads of a channel, from whoever makes the channel.
 #[derive(Debug)]
@@ -41,7 +29,7 @@ impl PadMemory {
     ///
     /// # Safety
     /// As long as `owner` lives, wherever it is moved to, the memory is valid for reads and writes on every thread,
-    /// initialised, aligned to [`PAD_ALIGN_BYTES`], reachable for the base device, no part of a cache device, and
+    /// initialised, aligned to [`PAD_PAGE_SIZE_BYTES`], reachable for the base device, no part of a cache device, and
     /// nobody else's. The channel that gets it is not dropped while a base read that it has asked for is under way
     /// ([`crate::engine::Channel::abandon_pads`] otherwise), and no [`IovCursor`] of such a base read is used
     /// afterwards.
@@ -57,186 +45,156 @@ impl PadMemory {
 
 /// Names a pad that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PadId(usize);
+pub(crate) struct PadId {
+    first_page: usize,
+    page_count: usize,
+}
 
 /// The pads of a channel.
 #[derive(Debug)]
 pub(crate) struct Pads {
     memory: PadMemory,
-    count: usize,
-    free: Vec<PadId>,
+    /// For each page.
+    in_use: Vec<bool>,
+    /// Behind the pad that was taken last: what was put back long ago comes first.
+    next: usize,
 }
 
 impl Pads {
     pub(crate) fn new(memory: PadMemory) -> Self {
-        let count = memory.len_bytes / PAD_SIZE_BYTES;
+        let page_count = memory.len_bytes / PAD_PAGE_SIZE_BYTES;
         Self {
             memory,
-            count,
-            free: (0..count).rev().map(PadId).collect(),
+            in_use: vec![false; page_count],
+            next: 0,
         }
     }
 
-    pub(crate) fn has_free(&self) -> bool {
-        !self.free.is_empty()
+    /// Takes a pad of so many pages, from 1. `None`: there are not so many in a row that nobody uses.
+    pub(crate) fn take(&mut self, page_count: usize) -> Option<PadId> {
+        let behind = self.find(self.next, page_count);
+        let first_page = behind.or_else(|| self.find(0, page_count))?;
+        self.next = first_page + page_count;
+        self.in_use[first_page..self.next].fill(true);
+        Some(PadId {
+            first_page,
+            page_count,
+        })
     }
 
-    /// Takes a pad for a scatter list: `head_bytes` of the pad, the next `len_bytes` at `reader`, `tail_bytes` of the
-    /// pad. `None`: no pad is free, or the reader's memory is in too many pieces. The cursor is good until the pad is
-    /// put back, and for as long as `reader` is.
+    fn find(&self, from: usize, page_count: usize) -> Option<usize> {
+        let mut free_from = from;
+        for (page, in_use) in self.in_use.iter().enumerate().skip(from) {
+            if *in_use {
+                free_from = page + 1;
+            } else if page + 1 - free_from == page_count {
+                return Some(free_from);
+            }
+        }
+        None
+    }
+
+    /// The `len_bytes` bytes of a pad behind the first `offset_bytes`. Good until the pad is put back.
     ///
     /// # Panics
-    /// Head or tail is longer than a rest of a page, or the reader's list ends before.
-    pub(crate) fn wrap(
-        &mut self,
-        reader: IovCursor,
-        (head_bytes, len_bytes, tail_bytes): (usize, usize, usize),
-    ) -> Option<(PadId, IovCursor)> {
+    /// The pad is not so long.
+    pub(crate) fn cursor(&self, id: PadId, offset_bytes: usize, len_bytes: usize) -> IovCursor {
+        let size_bytes = id.page_count * PAD_PAGE_SIZE_BYTES;
         assert!(
-            head_bytes.max(tail_bytes) <= REST_SIZE_BYTES_MAX,
-            "a pad has no room for {head_bytes} bytes before, or {tail_bytes} behind"
+            offset_bytes + len_bytes <= size_bytes,
+            "{len_bytes} bytes at {offset_bytes} of a pad of {size_bytes}"
         );
-        let id = *self.free.last()?;
-        let start = self
-            .memory
-            .start
-            .as_ptr()
-            .wrapping_add(id.0 * PAD_SIZE_BYTES);
-        let middle = start.wrapping_add(HALF_SIZE_BYTES);
-        let list = start.cast::<iovec>();
-        let mut len = 0;
-        let mut push = |ptr: *mut u8, len_bytes: usize| {
-            if len_bytes > 0 && len < LIST_LEN_MAX {
-                let element = iovec {
-                    iov_base: ptr.cast(),
-                    iov_len: len_bytes,
-                };
-                // SAFETY: `id` is below the number of pads, so all of this one is valid memory by the contract of
-                // `PadMemory::new`, and `len` below the number of elements that fit before anything else in it. The
-                // pad is free: nobody has a cursor over it.
-                unsafe { list.wrapping_add(len).write(element) };
-            }
-            len += usize::from(len_bytes > 0);
-        };
-        push(middle.wrapping_sub(head_bytes), head_bytes);
-        let mut reader = reader;
-        reader.chunks(len_bytes, &mut push);
-        push(middle, tail_bytes);
-        if len > LIST_LEN_MAX {
-            return None;
-        }
-        self.free.pop();
-        // SAFETY: `len` elements were written just now, and stay until the pad is put back, which is when the base
-        // read that the list describes is dealt with. They name memory of the pad, valid by the contract of
-        // `PadMemory::new`, and of the reader, by the contract under which its cursor was made; by both no cursor is
-        // used later.
-        Some((id, unsafe { IovCursor::new(list, len) }))
+        let start = id.first_page * PAD_PAGE_SIZE_BYTES + offset_bytes;
+        let start = self.memory.start.as_ptr().wrapping_add(start);
+        // SAFETY: the pages of `id` lie in the memory, which is valid by the contract of `PadMemory::new`, and the part
+        // lies in them (asserted). They are one base read's until the pad is put back, which is when it has been dealt with;
+        // by the contract no cursor is used later.
+        unsafe { IovCursor::of_piece(start, len_bytes) }
     }
 
     /// The base read for which the pad was taken has ended, and what it has brought is not needed any more.
     ///
     /// # Panics
-    /// More pads are put back than were taken.
+    /// It is put back already.
     pub(crate) fn put_back(&mut self, id: PadId) {
+        let pages = &mut self.in_use[id.first_page..][..id.page_count];
         assert!(
-            self.free.len() < self.count,
+            pages.iter().all(|in_use| *in_use),
             "INV-READ-4: a pad is put back once"
         );
-        self.free.push(id);
+        pages.fill(false);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::IovBuf;
     use super::*;
 
-    fn pads(count: usize) -> Pads {
-        Pads::new(PadMemory::from_heap(count))
+    fn pads(page_count: usize) -> Pads {
+        Pads::new(PadMemory::from_heap(page_count))
     }
 
-    #[test]
-    fn a_list_goes_through_the_pad_the_reader_and_the_pad() {
-        let mut pads = pads(2);
-        let buf = IovBuf::new(&[0xee; 1100], &[100, 600]);
-        let mut reader = buf.cursor();
-        reader.advance(50);
-        let lens = (3584, 1000, 3584);
-        let (_, cursor) = pads.wrap(reader, lens).unwrap();
-        let bytes: Vec<u8> = (0..8168).map(|at| (at % 251) as u8).collect();
-        cursor.clone().write_from(&bytes);
-        let mut expected = vec![0xee; 1100];
-        expected[50..1050].copy_from_slice(&bytes[3584..4584]);
-        assert_eq!(buf.bytes(), expected);
-        let mut got = vec![0; 8168];
-        cursor.clone().read_into(&mut got);
-        assert_eq!(got, bytes);
-        assert_eq!(cursor.remaining(), 8168);
-    }
-
-    #[test]
-    fn rests_meet_the_reader_at_the_border_of_a_page() {
-        let mut pads = pads(1);
-        let buf = IovBuf::zeroed(4096);
-        let (_, cursor) = pads.wrap(buf.cursor(), (3584, 4096, 512)).unwrap();
+    fn address(cursor: IovCursor, len_bytes: usize) -> usize {
         let mut list = Vec::new();
-        cursor.fill_iovecs(8192, &mut list);
-        let start = |at: usize| list[at].iov_base.addr();
-        assert_eq!((start(0) + 3584) % PAD_ALIGN_BYTES, 0);
-        assert_eq!(start(1) % PAD_ALIGN_BYTES, 0);
-        assert_eq!(start(2) % PAD_ALIGN_BYTES, 0);
+        cursor.fill_iovecs(len_bytes, &mut list);
+        assert_eq!(list.len(), 1, "one piece");
+        list[0].iov_base.addr()
     }
 
     #[test]
-    fn a_side_without_a_rest_has_no_element() {
-        let mut pads = pads(2);
-        let buf = IovBuf::zeroed(512);
-        let mut lens = |head, tail| {
-            let (_, cursor) = pads.wrap(buf.cursor(), (head, 512, tail)).unwrap();
-            let mut list = Vec::new();
-            cursor.fill_iovecs(head + 512 + tail, &mut list);
-            list.iter()
-                .map(|element| element.iov_len)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(lens(1024, 0), [1024, 512]);
-        assert_eq!(lens(0, 3584), [512, 3584]);
-    }
-
-    #[test]
-    fn there_are_as_many_pads_as_the_memory_has_room_for() {
-        let mut pads = pads(2);
-        let buf = IovBuf::zeroed(512);
-        let take = |pads: &mut Pads| pads.wrap(buf.cursor(), (512, 512, 0)).map(|(id, _)| id);
-        let (first, second) = (take(&mut pads).unwrap(), take(&mut pads).unwrap());
-        assert_ne!(first, second);
-        assert_eq!(take(&mut pads), None);
-        pads.put_back(second);
-        assert_eq!(take(&mut pads), Some(second));
-    }
-
-    #[test]
-    fn memory_in_too_many_pieces_takes_no_pad() {
-        let mut pads = pads(1);
-        let pieces = |count: usize| {
-            let cuts: Vec<usize> = (1..count).map(|piece| piece * 8).collect();
-            IovBuf::new(&[0; 512], &cuts)
-        };
-        let most = LIST_LEN_MAX - 2;
-        let (fits, does_not) = (pieces(most), pieces(most + 1));
+    fn what_is_written_to_a_part_of_a_pad_is_found_there() {
+        let mut pads = pads(3);
+        let id = pads.take(2).unwrap();
+        let bytes: Vec<u8> = (0..4096).map(|at| (at % 251) as u8).collect();
+        pads.cursor(id, 512, 4096).write_from(&bytes);
+        let mut got = vec![0; 1000];
+        pads.cursor(id, 1512, 1000).read_into(&mut got);
+        assert_eq!(got, bytes[1000..2000]);
         assert_eq!(
-            pads.wrap(does_not.cursor(), (512, 512, 512)).map(|_| ()),
-            None
+            address(pads.cursor(id, 0, 512), 512) % PAD_PAGE_SIZE_BYTES,
+            0
         );
-        assert!(pads.wrap(fits.cursor(), (512, 512, 512)).is_some());
+    }
+
+    #[test]
+    fn pads_in_use_have_no_page_in_common() {
+        let mut pads = pads(7);
+        let place = |pads: &Pads, id| address(pads.cursor(id, 0, 1), 1);
+        let taken = [1, 3, 2].map(|page_count| pads.take(page_count).unwrap());
+        let start = place(&pads, taken[0]);
+        let at = |pages: usize| start + pages * PAD_PAGE_SIZE_BYTES;
+        assert_eq!(taken.map(|id| place(&pads, id)), [at(0), at(1), at(4)]);
+        assert_eq!(pads.take(2), None);
+        pads.put_back(taken[0]);
+        assert_eq!(pads.take(2), None, "two are free, and not in a row");
+        pads.put_back(taken[1]);
+        let large = pads.take(4).unwrap();
+        assert_eq!(place(&pads, large), at(0));
+        let last = pads.take(1).unwrap();
+        assert_eq!(place(&pads, last), at(6));
+        assert_eq!(pads.take(1), None);
+    }
+
+    #[test]
+    fn a_pad_is_no_larger_than_the_memory() {
+        let mut pads = pads(2);
+        assert_eq!(pads.take(3), None);
+        assert!(pads.take(2).is_some());
+    }
+
+    #[test]
+    #[should_panic(expected = "of a pad of 4096")]
+    fn nothing_lies_behind_the_end_of_a_pad() {
+        let mut pads = pads(2);
+        let id = pads.take(1).unwrap();
+        pads.cursor(id, 512, 4096);
     }
 
     #[test]
     #[should_panic(expected = "INV-READ-4")]
     fn a_pad_is_not_put_back_twice() {
         let mut pads = pads(1);
-        let buf = IovBuf::zeroed(512);
-        let (id, _) = pads.wrap(buf.cursor(), (512, 512, 0)).unwrap();
+        let id = pads.take(1).unwrap();
         pads.put_back(id);
         pads.put_back(id);
     }

@@ -12,7 +12,7 @@ mod setup;
 mod turns;
 
 pub use checkpoint::Watch;
-pub use setup::Setup;
+pub use setup::{Readers, Setup};
 
 use super::base::{BaseImage, SimBase};
 use super::model::{BaseRule, Model, Violation, WriteId, WriteKind};
@@ -121,7 +121,7 @@ fn fence_hook(observer: &SharedObserver, outside: &Arc<Mutex<Outside>>) -> Crash
 
 /// A channel with as many pads as wanted.
 fn channel_of(cache: &Arc<Cache<SimPmem>>, setup: &Setup) -> Channel<SimPmem> {
-    let pads = (setup.pad_count > 0).then(|| PadMemory::from_heap(setup.pad_count));
+    let pads = (setup.pad_pages > 0).then(|| PadMemory::from_heap(setup.pad_pages));
     let channel = cache.channel_with(pads);
     channel.expect("fewer cores than channels")
 }

@@ -2,7 +2,7 @@
 //! failure needs. Each step carries its own dice, so that leaving one out does not change the others.
 
 use super::base::Faults;
-use super::machine::{Machine, Setup, SharedObserver};
+use super::machine::{Machine, Readers, Setup, SharedObserver};
 use super::model::Violation;
 use super::prng::Prng;
 use super::recover::Crew;
@@ -412,7 +412,10 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
         seed: prng.next_u64(),
     };
     // Not drawn: what the fuzzers have found would mean something else.
-    setup.pad_count = [4, 4, 1, 0][setup.recovered_by.seed as usize % 4];
+    setup.pad_pages = [64, 64, 6, 1][setup.recovered_by.seed as usize % 4];
+    if setup.recovered_by.seed & 8 != 0 {
+        setup.readers = Readers::Scribbling;
+    }
     if setup.data_crc == DataCrc::On && setup.recovered_by.seed & 4 != 0 {
         setup.settings = setup.settings.and(Setting::VerifyReads, 1);
     }

@@ -20,7 +20,9 @@ use super::node::Node;
 use super::thread::{Polled, Poller, Turns};
 use super::trampoline::guard;
 use super::zcopy::{Loans, get_zcopy_buf};
-use crate::engine::{Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, Progress, Status};
+use crate::engine::{
+    Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, PADS_SIZE_BYTES, Progress, Status,
+};
 use crate::pmem::{IovCursor, MappedPmem};
 use crate::units::Lba;
 
@@ -193,13 +195,14 @@ unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
 
 impl ChannelState {
     fn new(node: Arc<Node>) -> Option<Box<Self>> {
-        let pads_size_bytes = node.cache.pads_size_bytes();
         // SAFETY: `close` abandons the pads if base reads are under way, and nothing else drops a channel that was in
         // use.
-        let pads = unsafe { DmaBuf::pads(pads_size_bytes) };
-        if pads_size_bytes > 0 && pads.is_none() {
-            let name = &node.name;
-            log::warn!("{name}: no memory for {pads_size_bytes} bytes: parts of pages are cached");
+        let pads = unsafe { DmaBuf::pads(PADS_SIZE_BYTES) };
+        if pads.is_none() {
+            let (name, kib) = (&node.name, PADS_SIZE_BYTES >> 10);
+            log::warn!(
+                "{name}: no {kib} KiB for base reads: a channel puts nothing that it reads into the cache"
+            );
         }
         let engine = node.cache.channel_with(pads)?;
         // Reads go straight to the caller's memory: nothing is bounced.

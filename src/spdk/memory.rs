@@ -12,7 +12,7 @@ use std::ptr::{self, NonNull};
 use spdk_sys as sys;
 
 use super::base::BaseFacts;
-use crate::pmem::{Backing, MemSlice, PAD_ALIGN_BYTES, PadMemory};
+use crate::pmem::{Backing, MemSlice, PAD_PAGE_SIZE_BYTES, PadMemory};
 
 /// Size of a bounce buffer, and so of the largest base write through one.
 pub(super) const BOUNCE_SIZE_BYTES: usize = 1 << 20;
@@ -154,7 +154,7 @@ pub(super) struct DmaBuf {
 // SAFETY: the memory is the process's and not a thread's, and SPDK takes it back on any thread.
 unsafe impl Send for DmaBuf {}
 
-const _: () = assert!(DMA_ALIGN_BYTES.is_multiple_of(PAD_ALIGN_BYTES));
+const _: () = assert!(DMA_ALIGN_BYTES.is_multiple_of(PAD_PAGE_SIZE_BYTES));
 
 impl DmaBuf {
     /// `None`: there is not enough.
@@ -172,14 +172,14 @@ impl DmaBuf {
         Some(buf)
     }
 
-    /// Memory for the pads of a channel. `None`: none is needed, or there is not enough.
+    /// Memory for the pads of a channel. `None`: there is not enough.
     ///
     /// # Safety
     /// The channel is dropped when no base read that it has asked for is under way, or after
     /// [`crate::engine::Channel::abandon_pads`].
     pub(super) unsafe fn pads(len_bytes: usize) -> Option<PadMemory> {
         // Zeroed: a base that does not fill what it is given shows nobody what was here before.
-        let buf = (len_bytes > 0).then(|| Self::zeroed(len_bytes))??;
+        let buf = Self::zeroed(len_bytes)?;
         let start = buf.start;
         // SAFETY: so many bytes, initialised, aligned (asserted above) and reachable for devices, are the buffer's
         // alone until it is dropped. Base reads end before the channel (contract); the engine has no other use for

@@ -17,7 +17,7 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    pub(super) fn new(settings: SettingChange, pad_count: usize) -> Self {
+    pub(super) fn new(settings: SettingChange, pad_pages: usize) -> Self {
         static BASE: [u8; BLOCKS as usize * 512] = [7; BLOCKS as usize * 512];
         let options = OpenOptions {
             settings,
@@ -27,16 +27,16 @@ impl Asking {
         let cache = recover::open(pmem, options, |lba, len| {
             &BASE[lba as usize * 512..][..len as usize * 512]
         });
-        Self::of(cache.unwrap(), pad_count)
+        Self::of(cache.unwrap(), pad_pages)
     }
 
     /// Another channel of the same cache.
-    pub(super) fn beside(&self, pad_count: usize) -> Self {
-        Self::of(Arc::clone(&self.cache), pad_count)
+    pub(super) fn beside(&self, pad_pages: usize) -> Self {
+        Self::of(Arc::clone(&self.cache), pad_pages)
     }
 
-    fn of(cache: Arc<Cache<SimPmem>>, pad_count: usize) -> Self {
-        let pads = (pad_count > 0).then(|| PadMemory::from_heap(pad_count));
+    fn of(cache: Arc<Cache<SimPmem>>, pad_pages: usize) -> Self {
+        let pads = (pad_pages > 0).then(|| PadMemory::from_heap(pad_pages));
         Self {
             channel: cache.channel_with(pads).unwrap(),
             cache,

@@ -11,9 +11,9 @@ use std::rc::Rc;
 const NOTHING: [(u64, u64); 0] = [];
 
 /// Two channels of one cache.
-fn two(settings: SettingChange, pad_count: usize) -> (Asking, Asking) {
-    let one = Asking::new(settings, pad_count);
-    let other = one.beside(pad_count);
+fn two(settings: SettingChange, pad_pages: usize) -> (Asking, Asking) {
+    let one = Asking::new(settings, pad_pages);
+    let other = one.beside(pad_pages);
     (one, other)
 }
 
@@ -32,7 +32,7 @@ fn assert_read(asking: &Asking, count: usize, len_blocks: usize, fill: u8) {
 
 #[test]
 fn a_miss_of_what_another_channel_is_fetching_asks_nothing() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
     assert_eq!(one.read(16, 16), [(16, 16)]);
     // All of it, a page of it, a part of a page.
     assert_eq!(other.read(16, 16), NOTHING);
@@ -61,12 +61,12 @@ fn a_miss_of_what_another_channel_is_fetching_asks_nothing() {
 
 #[test]
 fn a_read_asks_for_what_comes_before_a_page_that_another_fetches() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
     assert_eq!(one.read(32, 8), [(32, 8)]);
     assert_eq!(other.read(18, 28), [(16, 16)], "rounded out at its start");
     let before = std::mem::take(&mut other.out.base);
     // What is behind is nobody's meanwhile.
-    let mut third = one.beside(4);
+    let mut third = one.beside(64);
     assert_eq!(third.read(40, 8), [(40, 8)]);
     assert_eq!(answer(&mut third, Ok(())), NOTHING);
     assert_eq!(answer(&mut one, Ok(())), NOTHING);
@@ -83,7 +83,7 @@ fn a_read_asks_for_what_comes_before_a_page_that_another_fetches() {
 
 #[test]
 fn channels_of_which_each_waits_for_the_other_go_on() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
     assert_eq!(one.read(16, 8), [(16, 8)]);
     let mut base_of_one = std::mem::take(&mut one.out.base);
     assert_eq!(other.read(32, 8), [(32, 8)]);
@@ -107,8 +107,8 @@ fn channels_of_which_each_waits_for_the_other_go_on() {
 
 #[test]
 fn who_has_waited_for_a_base_read_that_fails_asks_for_itself() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
-    let mut third = one.beside(4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
+    let mut third = one.beside(64);
     assert_eq!(one.read(16, 8), [(16, 8)]);
     assert_eq!(other.read(16, 8), NOTHING);
     assert_eq!(third.read(16, 8), NOTHING);
@@ -126,8 +126,8 @@ fn who_has_waited_for_a_base_read_that_fails_asks_for_itself() {
 
 #[test]
 fn nobody_looks_on_while_a_page_is_fetched_in_vain_again_and_again() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
-    let mut third = one.beside(4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
+    let mut third = one.beside(64);
     assert_eq!(one.read(16, 8), [(16, 8)]);
     assert_eq!(other.read(16, 8), NOTHING);
     assert_eq!(answer(&mut one, Err(BaseError::Io)), NOTHING);
@@ -147,7 +147,7 @@ fn nobody_looks_on_while_a_page_is_fetched_in_vain_again_and_again() {
 
 #[test]
 fn a_base_read_that_is_repeated_without_its_rest_is_not_waited_for() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
     assert_eq!(one.read(17, 2), [(16, 8)]);
     assert_eq!(other.read(19, 2), NOTHING);
     assert_eq!(answer(&mut one, Err(BaseError::Io)), [(17, 2)]);
@@ -161,8 +161,8 @@ fn a_base_read_that_is_repeated_without_its_rest_is_not_waited_for() {
 
 #[test]
 fn a_read_that_has_waited_finds_what_was_written_meanwhile() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
-    let mut writer = one.beside(4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
+    let mut writer = one.beside(64);
     assert_eq!(one.read(16, 8), [(16, 8)]);
     assert_eq!(other.read(16, 8), NOTHING);
     writer.write(16, 8, 9);
@@ -175,8 +175,8 @@ fn a_read_that_has_waited_finds_what_was_written_meanwhile() {
 
 #[test]
 fn what_is_not_kept_is_not_waited_for() {
-    let both = |settings: SettingChange, pad_count, lba, len_blocks| {
-        let (mut one, mut other) = two(settings, pad_count);
+    let both = |settings: SettingChange, pad_pages, lba, len_blocks| {
+        let (mut one, mut other) = two(settings, pad_pages);
         let asked = one.read(lba, len_blocks);
         assert_eq!(asked.len(), 1);
         let waits = other.read(lba, len_blocks).is_empty();
@@ -186,30 +186,28 @@ fn what_is_not_kept_is_not_waited_for() {
     for mode in CacheMode::ALL {
         let keeps = !matches!(mode, CacheMode::Passthrough | CacheMode::Writeonly);
         let settings = SettingChange::of(Setting::CacheMode, mode as u32);
-        assert_eq!(both(settings, 4, 16, 8), keeps, "{mode:?}");
+        assert_eq!(both(settings, 64, 16, 8), keeps, "{mode:?}");
     }
-    // Too large for a fill; a part of a page alone; part of a long sequence.
-    assert!(!both(SettingChange::default(), 4, 16, 40));
-    assert!(!both(SettingChange::default(), 0, 17, 2));
+    // Too large for a fill; no memory for it; part of a long sequence.
+    assert!(!both(SettingChange::default(), 64, 16, 40));
+    assert!(!both(SettingChange::default(), 0, 16, 8));
     let cutoff = SettingChange::of(Setting::SequentialCutoffKib, 4);
-    assert!(!both(cutoff, 4, 16, 8));
+    assert!(!both(cutoff, 64, 16, 8));
 }
 
 #[test]
 fn a_page_of_which_only_a_part_can_be_fetched_is_nobodys() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
-    let cuts: Vec<usize> = (1..64).map(|cut| cut * 8).collect();
-    let shredded = IovBuf::new(&[0; 12 * 512], &cuts);
-    // Too many pieces for a pad: the first page is not rounded out, the second is whole.
-    one.submit(&shredded, 20, 12);
-    assert_eq!(one.poll(), [(20, 12)]);
-    assert_eq!(other.read(17, 1), [(16, 8)]);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
+    // Something of the first page is known: it is not rounded out. The second is whole.
+    one.write(16, 1, 9);
+    assert_eq!(one.read(20, 12), [(20, 12)]);
+    assert_eq!(other.read(17, 1), [(17, 1)]);
     assert_eq!(other.read(25, 1), NOTHING);
 }
 
 #[test]
 fn a_read_that_waits_can_be_given_up() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
     assert_eq!(one.read(16, 8), [(16, 8)]);
     for _ in 0..2 {
         assert_eq!(other.read(16, 8), NOTHING);
@@ -225,7 +223,7 @@ fn a_read_that_waits_can_be_given_up() {
 
 #[test]
 fn nobody_waits_when_the_cache_has_failed() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
     assert_eq!(one.read(16, 8), [(16, 8)]);
     assert_eq!(other.read(16, 8), NOTHING);
     assert_eq!(other.read(8, 16), [(8, 8)], "and waits for the second page");
@@ -242,7 +240,7 @@ fn nobody_waits_when_the_cache_has_failed() {
 
 #[test]
 fn a_channel_that_goes_leaves_nobody_waiting() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
     assert_eq!(one.read(16, 8), [(16, 8)]);
     assert_eq!(other.read(16, 8), NOTHING);
     one.channel.abandon_pads();
@@ -253,8 +251,8 @@ fn a_channel_that_goes_leaves_nobody_waiting() {
 
 #[test]
 fn each_of_many_reads_that_wait_has_its_turn() {
-    let (mut one, mut other) = two(SettingChange::default(), 4);
-    let mut third = one.beside(4);
+    let (mut one, mut other) = two(SettingChange::default(), 64);
+    let mut third = one.beside(64);
     assert_eq!(one.read(16, 8), [(16, 8)]);
     assert_eq!(third.read(32, 8), [(32, 8)]);
     for _ in 0..500 {
@@ -309,7 +307,7 @@ fn finish(asking: &mut Asking) -> usize {
 fn a_read_amid_the_end_of_another_ones_fetch_asks_nothing() {
     let mut points = 0;
     loop {
-        let (mut one, other) = two(SettingChange::default(), 4);
+        let (mut one, other) = two(SettingChange::default(), 64);
         assert_eq!(one.read(16, 8), [(16, 8)]);
         one.answer(Ok(()));
         let other = Rc::new(RefCell::new(other));
@@ -334,7 +332,7 @@ fn a_fetch_that_ends_amid_a_read_leaves_it_neither_waiting_nor_wrong() {
     let mut points = 0;
     let mut asked = [0; 2];
     loop {
-        let (mut one, mut other) = two(SettingChange::default(), 4);
+        let (mut one, mut other) = two(SettingChange::default(), 64);
         assert_eq!(one.read(16, 8), [(16, 8)]);
         one.answer(Ok(()));
         let one = Rc::new(RefCell::new(one));

@@ -32,8 +32,10 @@ pub struct Setup {
     pub base_caps: BaseCaps,
     /// Channels.
     pub core_count: usize,
-    /// Base reads of a channel that are rounded out to whole pages at once, at most.
-    pub pad_count: usize,
+    /// Memory of a channel for base reads that are to be kept.
+    pub pad_pages: usize,
+    /// Whose memory changes while it is being read into.
+    pub readers: Readers,
     /// Streams, at most.
     pub stream_count_max: u32,
     /// How often somebody else gets a turn in the middle of something, in percent of the accesses.
@@ -44,6 +46,15 @@ pub struct Setup {
     pub recovered_by: Crew,
     /// The device held another cache before, whose segments are full.
     pub used_before: bool,
+}
+
+/// What readers do with their memory meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// Nothing.
+    Patient,
+    /// Every other one writes to it all the time. What it gets is its own affair.
+    Scribbling,
 }
 
 impl Default for Setup {
@@ -63,7 +74,8 @@ impl Default for Setup {
                 unmap: true,
             },
             core_count: 2,
-            pad_count: 4,
+            pad_pages: 64,
+            readers: Readers::Patient,
             stream_count_max: 2,
             yield_percent: 5,
             uuid: *b"simulated cache.",

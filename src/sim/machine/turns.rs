@@ -6,7 +6,7 @@ use super::super::model::{Time, Violation, WriteId};
 use super::super::pmem::{SimPmem, SimState};
 use super::super::prng::{Prng, mix};
 use super::super::stamp::{self, Stamp};
-use super::{Moment, Outside, Setup, SharedObserver};
+use super::{Moment, Outside, Readers, Setup, SharedObserver};
 use crate::engine::{
     Background, Budget, Cache, Channel, Completion, IoToken, LoanId, Outbox, Status,
 };
@@ -23,6 +23,8 @@ const YIELD_DEPTH_MAX: u32 = 3;
 /// core may be stopped for long at any place.
 const LONG_YIELD_PERCENT: u8 = 5;
 const LONG_YIELD_TURNS_MAX: u64 = 60;
+/// What a host writes to the memory of its reads. No block looks like that.
+const SCRIBBLED: u8 = 0xcc;
 
 #[derive(Debug)]
 pub(super) enum Asked {
@@ -95,7 +97,23 @@ pub(super) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
+impl Pending {
+    /// A reader whose memory changes while it is read into.
+    fn scribbles(&self, setup: &Setup) -> bool {
+        let is_read = matches!(self.asked, Asked::Read { .. });
+        is_read && setup.readers == Readers::Scribbling && self.token.0 % 2 == 1
+    }
+}
+
 impl Core {
+    /// Hosts change the memory of their reads.
+    fn scribble(&self, setup: &Setup) {
+        let scribbling = self.pending.iter().filter(|read| read.scribbles(setup));
+        for buf in scribbling.filter_map(|read| read.buf.as_ref()) {
+            buf.cursor().write_from(&vec![SCRIBBLED; buf.len_bytes()]);
+        }
+    }
+
     /// Gives back the loans that `due` names.
     pub(super) fn give_back(
         &mut self,
@@ -167,6 +185,7 @@ impl Shared {
             self.fail(violation);
         }
         core.out.clear();
+        core.scribble(&self.setup);
         self.with_turns(|| core.channel.poll(self.now(), &mut core.out));
         if !core.out.completions.is_empty() {
             self.check_fenced(core);
@@ -323,7 +342,9 @@ pub(super) fn complete(
         let token = completion.token;
         return Err(Violation(format!("{token:?} completes twice")));
     };
-    let Pending { asked, buf, .. } = core.pending.swap_remove(at);
+    let pending = core.pending.swap_remove(at);
+    let scribbles = pending.scribbles(setup);
+    let Pending { asked, buf, .. } = pending;
     let model = &mut outside.model;
     match (asked, completion.status) {
         (Asked::Write(id), Status::Success) => {
@@ -335,6 +356,9 @@ pub(super) fn complete(
             return Err(Violation("a write has failed".to_owned()));
         }
         (Asked::Flush(begin), Status::Success) => model.end_flush(begin),
+        (Asked::Read { begin, .. }, Status::Success) if scribbles => {
+            model.end_read(begin, 0, None)?;
+        }
         (Asked::Read { begin, lba, .. }, Status::Success) => {
             let bytes = buf.map(|buf| buf.bytes()).unwrap_or_default();
             model.end_read(begin, lba, Some(&stamps_of(&bytes, lba, setup)?))?;

@@ -97,19 +97,19 @@ pub(super) fn every_overlap_of_two_requests_reads_right(
             for after in after {
                 // Fills of parts of pages, and of whole ones where that is possible.
                 let fills = [before, after].contains(&Over::Fill);
-                for pad_count in if fills { &[0, 4][..] } else { &[0][..] } {
+                for pad_pages in if fills { &[0, 64][..] } else { &[0][..] } {
                     let setup = Setup {
                         block_count: GROUP * ranges.len() as u64,
                         segment_size_bytes: 64 << 10,
                         segment_count: 24,
-                        pad_count: *pad_count,
+                        pad_pages: *pad_pages,
                         ..in_order()
                     };
                     let machine = context.machine(&setup)?;
                     overlap(machine, context.seed, (before, first), (after, &ranges)).map_err(
                         |violation| {
                             let told = format!("{before:?} at {first:?}, then {after:?}");
-                            Violation(format!("{told}, {pad_count} pads: {violation}"))
+                            Violation(format!("{told}, {pad_pages} pages of pads: {violation}"))
                         },
                     )?;
                 }
