@@ -16,7 +16,7 @@ fn missing(asking: &mut Asking) -> Vec<(u64, u64)> {
 
 #[test]
 fn fills_of_neighbours_do_not_refuse_each_other() {
-    let mut asking = Asking::new(SettingChange::default(), 0);
+    let mut asking = Asking::new(SettingChange::default(), 64);
     let bufs: Vec<_> = (0..4).map(|_| IovBuf::zeroed(4096)).collect();
     // The second two are answered with a poll of their own, when the first two are cached.
     for (number, buf) in (0..).zip(&bufs) {
@@ -35,7 +35,7 @@ fn fills_of_neighbours_do_not_refuse_each_other() {
 
 #[test]
 fn all_holes_of_a_page_are_filled_at_once() {
-    let mut asking = Asking::new(SettingChange::default(), 0);
+    let mut asking = Asking::new(SettingChange::default(), 64);
     asking.write(2, 1, 9);
     asking.write(5, 1, 9);
     assert_eq!(asking.read(0, 8), [(0, 2), (3, 2), (6, 2)]);
@@ -48,7 +48,7 @@ fn all_holes_of_a_page_are_filled_at_once() {
 #[test]
 fn a_fill_is_dropped_if_a_neighbour_was_written_meanwhile() {
     // It may be the same page: the bucket does not tell.
-    let mut asking = Asking::new(SettingChange::default(), 0);
+    let mut asking = Asking::new(SettingChange::default(), 64);
     assert_eq!(asking.read(0, 8), [(0, 8)]);
     let asked = std::mem::take(&mut asking.out.base);
     asking.write(8, 8, 9);
@@ -62,9 +62,10 @@ fn a_fill_is_dropped_if_a_neighbour_was_written_meanwhile() {
 
 #[test]
 fn what_another_channel_has_brought_is_not_filled_again() {
-    let mut first = Asking::new(SettingChange::default(), 0);
-    let mut second = first.beside(0);
-    // Parts of pages are shared within a channel only.
+    let mut first = Asking::new(SettingChange::default(), 64);
+    let mut second = first.beside(64);
+    // Parts of pages are shared within a channel only. Of this one something is known.
+    first.write(7, 1, 9);
     for asking in [&mut first, &mut second] {
         assert_eq!(asking.read(0, 4), [(0, 4)]);
         asking.answer(Ok(()));
@@ -85,9 +86,9 @@ fn forget(asking: &Asking) {
     assert!(index.with_claim(at, OWNER_MAX, evict).is_some(), "idle");
 }
 
-/// The first half of a page, asked for and brought by another channel.
-fn fill_first_half(asking: &mut Asking) {
-    assert_eq!(asking.read(0, 4), [(0, 4)]);
+/// The first half of a page, asked for and brought by another channel; all of it if nothing is known of it.
+fn fill_first_half(asking: &mut Asking, asked_blocks: u64) {
+    assert_eq!(asking.read(0, 4), [(0, asked_blocks)]);
     asking.answer(Ok(()));
     asking.poll();
     assert_eq!(asking.ended(), [Status::Success]);
@@ -96,20 +97,23 @@ fn fill_first_half(asking: &mut Asking) {
 #[test]
 fn what_was_evicted_and_brought_again_meanwhile_is_not_filled_again() {
     for is_brought_again in [true, false] {
-        let mut late = Asking::new(SettingChange::default(), 0);
-        let mut other = late.beside(0);
+        let mut late = Asking::new(SettingChange::default(), 64);
+        let mut other = late.beside(64);
+        other.write(7, 1, 9);
         assert_eq!(late.read(0, 4), [(0, 4)]);
-        fill_first_half(&mut other);
+        fill_first_half(&mut other, 4);
+        // As if it had been written back before.
         forget(&other);
         if is_brought_again {
-            fill_first_half(&mut other);
+            fill_first_half(&mut other, 8);
         }
         late.answer(Ok(()));
         late.poll();
         assert_eq!(late.ended(), [Status::Success]);
         // Once for each time that it was missing; the page was not written, so what is late is as good.
         let stats = late.cache.stats();
-        assert_eq!(stats.fill_bytes, 2 * 4 * 512, "{is_brought_again}");
+        let filled_blocks = if is_brought_again { 4 + 8 } else { 4 + 4 };
+        assert_eq!(stats.fill_bytes, filled_blocks * 512, "{is_brought_again}");
         assert_eq!(stats.fills_dropped, u64::from(is_brought_again));
         assert_eq!(late.read(0, 4), [], "it is cached");
     }
@@ -117,9 +121,9 @@ fn what_was_evicted_and_brought_again_meanwhile_is_not_filled_again() {
 
 #[test]
 fn a_fill_is_dropped_though_what_was_written_meanwhile_has_left_the_cache() {
-    let mut late = Asking::new(SettingChange::default(), 0);
-    let mut other = late.beside(0);
-    assert_eq!(late.read(0, 4), [(0, 4)]);
+    let mut late = Asking::new(SettingChange::default(), 64);
+    let mut other = late.beside(64);
+    assert_eq!(late.read(0, 4), [(0, 8)]);
     other.write(1, 1, 9);
     // As if it had been written back before.
     forget(&other);
