@@ -5,7 +5,7 @@
 //! segment is pinned ([`super::segments::Segment::pin`]).
 
 use super::cache::Cache;
-use super::channel::{COMPLETIONS_PER_POLL, Core, Request, RequestId};
+use super::channel::{Core, REQUESTS_PER_POLL, Request, RequestId};
 use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
 use crate::canary::{self, Canary};
@@ -51,13 +51,9 @@ impl Core {
     /// Answers reads that need not be copied, [`LENDS_AT_ONCE`] in a turn: all are looked up, then all places are looked
     /// at, so that these wait for memory together, then all are answered.
     pub(super) fn poll_lends<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        let mut left = self.lends.len();
+        let mut left = self.lends.len().min(REQUESTS_PER_POLL);
         while left > 0 {
-            let room = COMPLETIONS_PER_POLL.saturating_sub(out.completions.len());
-            let count = left.min(LENDS_AT_ONCE).min(room);
-            if count == 0 {
-                return;
-            }
+            let count = left.min(LENDS_AT_ONCE);
             left -= count;
             let mut lends = [Lend::default(); LENDS_AT_ONCE];
             let mut filled = 0;

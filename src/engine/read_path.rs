@@ -4,7 +4,7 @@
 mod verified;
 
 use super::cache::Cache;
-use super::channel::{COMPLETIONS_PER_POLL, Core, RequestId};
+use super::channel::{Core, REQUESTS_PER_POLL, RequestId};
 use super::config::{CacheMode, ReadAdmission};
 use super::fetches::Patience;
 use super::io::{Outbox, Status};
@@ -154,10 +154,7 @@ impl<P> Reader<'_, P> {
 impl Core {
     pub(super) fn poll_reads<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         let mut next = None;
-        for _ in 0..self.reads.len() {
-            if out.completions.len() >= COMPLETIONS_PER_POLL {
-                return;
-            }
+        for _ in 0..self.reads.len().min(REQUESTS_PER_POLL) {
             let Some(id) = self.reads.pop_front() else {
                 return;
             };

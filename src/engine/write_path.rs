@@ -16,7 +16,7 @@ mod hold;
 mod split;
 
 use super::cache::Cache;
-use super::channel::{COMPLETIONS_PER_POLL, Core, REQUEST_COUNT_MAX, RequestId};
+use super::channel::{Core, REQUEST_COUNT_MAX, REQUESTS_PER_POLL, RequestId};
 use super::io::{Fua, HostIo, Op, Outbox, Status};
 use super::segments::Special;
 use super::stats::Counters;
@@ -88,9 +88,8 @@ impl Core {
             return;
         }
         if let Some((number, mut stream)) = self.lock_stream(cache) {
-            while self.run_batch(cache, number, &mut stream, out)
-                && out.completions.len() < COMPLETIONS_PER_POLL
-            {}
+            let end = out.completions.len() + REQUESTS_PER_POLL;
+            while self.run_batch(cache, number, &mut stream, out) && out.completions.len() < end {}
         }
         self.drop_fills(cache, out);
         while let Some(id) = self.gathered.conflicted.pop_back() {
