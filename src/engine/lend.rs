@@ -8,6 +8,7 @@ use super::cache::Cache;
 use super::channel::{Core, REQUESTS_PER_POLL, Request, RequestId};
 use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
+use super::read_path::READ_BYTES_PER_POLL;
 use crate::canary::{self, Canary};
 use crate::index::BlockMap;
 use crate::media::Place;
@@ -52,15 +53,20 @@ impl Core {
     /// at, so that these wait for memory together, then all are answered.
     pub(super) fn poll_lends<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         let mut left = self.lends.len().min(REQUESTS_PER_POLL);
-        while left > 0 {
-            let count = left.min(LENDS_AT_ONCE);
-            left -= count;
+        let mut bytes = 0;
+        while left > 0 && bytes < READ_BYTES_PER_POLL {
             let mut lends = [Lend::default(); LENDS_AT_ONCE];
             let mut filled = 0;
-            for id in self.lends.drain(..count) {
+            while left > 0
+                && filled < LENDS_AT_ONCE
+                && bytes < READ_BYTES_PER_POLL
+                && let Some(id) = self.lends.pop_front()
+            {
+                left -= 1;
                 if let Some(Request { io, .. }) = self.requests.get(id) {
                     lends[filled] = Lend::look_up(cache, id, io);
                     filled += 1;
+                    bytes += cache.geometry.bytes(io.len_blocks);
                 }
             }
             let lends = &mut lends[..filled];
