@@ -549,9 +549,10 @@ impl Writeback {
         }
     }
 
-    /// Learns from a batch what the base takes.
+    /// Learns from a batch what the base takes: data that were written, not those that overwrites have absorbed. Of
+    /// zeroes it is not known what they cost; counted as nothing, they make the next batches shorter at worst.
     fn learn_rate(&mut self, now: Now) {
-        let bytes = self.batch.dirty_bytes;
+        let bytes = self.batch.written_bytes;
         if bytes < RATE_BYTES_MIN {
             return;
         }
