@@ -132,6 +132,10 @@ impl<P: Pmem> Background<P> {
     /// A base operation has ended.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>, now: Now) {
         self.stall.heard();
+        if self.cache.has_failed() {
+            // Nothing more is stored. Nor does anything follow from it.
+            return self.writeback.count_off(&self.cache, op);
+        }
         let mut context = context(&self.cache, &mut self.tails);
         self.writeback.on_base_done(&mut context, op, result, now);
     }

@@ -480,6 +480,15 @@ impl Writeback {
         }
     }
 
+    /// An operation has ended after an internal error: the base owes it no more.
+    pub(crate) fn count_off<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) {
+        if op == FLUSH_OP {
+            self.state = State::Idle;
+        } else {
+            self.batch.on_done(cache, op, Ok(()));
+        }
+    }
+
     /// Takes everything behind the dirty tail again. Part of it may be on the base, up to the recorded end of
     /// the batch, where the next one ends as well (INV-WB-2).
     fn start_over<P: Pmem>(&mut self, cache: &Cache<P>) {
