@@ -1,6 +1,6 @@
 //! The background: write-back, reclaiming, scrubbing, and options that are to be persisted. One thread runs it.
 
-use super::cache::{BACKGROUND_AGENT, Cache, lock};
+use super::cache::{BACKGROUND_AGENT, Cache};
 use super::health::{Health, StallWatch};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
 use super::stats::Counters;
@@ -226,12 +226,6 @@ impl<P: Pmem> Background<P> {
             }
             None | Some(_) => {}
         }
-    }
-}
-
-impl<P: Pmem> Drop for Background<P> {
-    fn drop(&mut self) {
-        *lock(&self.cache.background_parts) = Some(self.tails);
     }
 }
 

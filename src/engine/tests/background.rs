@@ -70,3 +70,13 @@ fn nothing_is_stored_when_operations_of_the_base_end_after_an_internal_error() {
         assert!(cache.pmem.live_image() == before);
     }
 }
+
+/// Another one would not know of the segments that this one has heard of, and take what lies in them for clean.
+#[test]
+fn the_background_is_given_out_once() {
+    let (cache, mut background) = dirty();
+    assert!(cache.background().is_none());
+    asked(&mut background);
+    drop(background);
+    assert!(cache.background().is_none());
+}
