@@ -280,15 +280,21 @@ impl Writeback {
             .store(age_ns / NS_PER_MS, Ordering::Relaxed);
     }
 
-    /// Reads of the application come first as long as nothing is short.
+    /// Reads of the application come first as long as nothing is short, and nobody has asked for write-back.
     fn manners<P: Pmem>(&self, context: &Context<'_, P>) -> Manners {
         let cache = context.cache;
-        let pressing =
-            context.urgent || is_urgent(cache) || cache.drain_wanted() || self.salvage.is_pending();
-        if cache.base_reads.load(Ordering::Relaxed) > 0 && !pressing {
-            Manners::Yielding
-        } else {
+        if cache.base_reads.load(Ordering::Relaxed) == 0 {
+            return Manners::Full;
+        }
+        let pressing = context.urgent
+            || is_urgent(cache)
+            || cache.drain_wanted()
+            || self.salvage.is_pending()
+            || cache.checkpoint.is_writing_back();
+        if pressing {
             Manners::Full
+        } else {
+            Manners::Yielding
         }
     }
 

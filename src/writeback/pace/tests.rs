@@ -182,6 +182,17 @@ fn write_back_yields_to_reads_of_the_base_unless_room_is_short() {
 }
 
 #[test]
+fn a_checkpoint_gets_to_its_cut_while_the_application_reads_from_the_base() {
+    let mut rig = Rig::new(&[NO_AGE]);
+    rig.write_pages((0..30).map(|number| number * 2));
+    rig.cache.base_reads.store(1, Ordering::Relaxed);
+    rig.cache.checkpoint_begin(60, rig.now).expect("the first");
+    // The base answers none of them.
+    (0..100).for_each(|_| drop(rig.turn()));
+    assert_eq!(rig.base_writes, 30, "all at once");
+}
+
+#[test]
 fn what_overwrites_have_absorbed_says_nothing_about_the_base() {
     let rig = Rig::new(&[]);
     let mut writeback = Writeback::new(&rig.cache);
