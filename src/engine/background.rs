@@ -76,11 +76,12 @@ pub struct Background<P: Pmem> {
 impl<P: Pmem> Background<P> {
     pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails) -> Self {
         let writeback = Writeback::new(&cache);
+        let gc = Gc::new(cache.segments.count());
         Self {
             cache,
             tails,
             writeback,
-            gc: Gc::default(),
+            gc,
             scrub: Scrub::default(),
             stopping: false,
             stalled_since: None,

@@ -5,7 +5,7 @@ use super::lost::{self, Lost};
 use super::overlay::Overlay;
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, KsetCursor, SegmentState, WritebackOrder};
-use crate::media::{Key, KeyKind, Kset, KsetReader};
+use crate::media::{KSET_KEYS_MAX, Key, KeyKind, Kset, KsetReader};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Generation, Lba, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
@@ -13,6 +13,8 @@ use std::collections::BinaryHeap;
 
 /// Keys that one poll takes, at most; one kset may go beyond.
 const KEYS_PER_POLL: usize = 64;
+/// So many segments have the keys of their next kset at hand: those that are being taken, one for each stream.
+const AT_HAND_MAX: usize = 64;
 
 /// The log cannot be read on: a kset that was there in this segment is not any more.
 #[derive(Clone, Copy, Debug)]
@@ -121,11 +123,13 @@ pub(super) struct LogReader {
     cursors: Vec<KsetCursor>,
     /// Segments with a kset to take, lowest sequence number first.
     ready: BinaryHeap<Reverse<(Seq, u32)>>,
-    /// For each segment that is ready: that kset. It is read once, to learn its number; what it says then
-    /// is what is taken.
+    /// For each segment that is ready: that kset, if it follows one that was taken. Of others nothing is kept but the
+    /// number, since most wait long for their turn; they are read again then.
     next: Vec<Option<Decoded>>,
-    /// Memory for keys, to be used again.
+    /// Memory for the keys of those that are at hand, and of one more that is taken.
     spare: Vec<Vec<Key>>,
+    /// Of a kset that is looked at.
+    looked_at: Vec<Key>,
     /// Segments that may get more.
     watched: Vec<SegId>,
     reader: KsetReader,
@@ -139,7 +143,10 @@ impl LogReader {
             cursors: vec![KsetCursor::start(Generation(0)); segment_count],
             ready: BinaryHeap::with_capacity(segment_count),
             next: (0..segment_count).map(|_| None).collect(),
-            spare: Vec::new(),
+            spare: (0..=segment_count.min(AT_HAND_MAX))
+                .map(|_| Vec::with_capacity(KSET_KEYS_MAX))
+                .collect(),
+            looked_at: Vec::with_capacity(KSET_KEYS_MAX),
             watched: Vec::with_capacity(segment_count),
             reader: KsetReader::default(),
             epoch: Epoch(0),
@@ -212,28 +219,68 @@ impl LogReader {
     /// are left behind.
     fn peek<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<bool, KeysLost> {
         let dirty_tail = cache.dirty_tail();
-        while self.cursors[id.index()].off < cache.segments.get(id).key_end() {
-            let decoded = self.read(cache, id)?;
-            let kset = decoded.kset;
+        let mut cursor = self.cursors[id.index()];
+        while cursor.off < cache.segments.get(id).key_end() {
+            self.looked_at.clear();
+            let read = cursor.read(cache, id, &mut self.reader, &mut self.looked_at);
+            let kset = read.map_err(|_| KeysLost(id))?;
             if kset.seq > dirty_tail {
                 self.ready.push(Reverse((kset.seq, id.0)));
-                self.next[id.index()] = Some(decoded);
                 return Ok(true);
             }
             self.epoch = self.epoch.max(kset.epoch);
-            self.spare.push(decoded.keys);
+            self.cursors[id.index()] = cursor;
         }
         Ok(false)
     }
 
+    /// Behind a kset that was taken: the same for the next one, whose turn is likely to come soon.
+    fn peek_behind<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<bool, KeysLost> {
+        if self.spare.len() < 2 {
+            return self.peek(cache, id);
+        }
+        let is_there = self.cursors[id.index()].off < cache.segments.get(id).key_end();
+        if is_there {
+            let decoded = self.read(cache, id)?;
+            self.ready.push(Reverse((decoded.kset.seq, id.0)));
+            self.next[id.index()] = Some(decoded);
+        }
+        Ok(is_there)
+    }
+
+    /// The kset of a segment that has become ready with this number. What is not at hand is read again; if it is not what
+    /// it was, its keys are lost (INV-WB-1).
+    fn take_next<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        id: SegId,
+        seq: Seq,
+    ) -> Result<Decoded, KeysLost> {
+        let decoded = match self.next[id.index()].take() {
+            Some(decoded) => decoded,
+            None => self.read(cache, id)?,
+        };
+        if decoded.kset.seq != seq {
+            self.spare.push(decoded.keys);
+            return Err(KeysLost(id));
+        }
+        Ok(decoded)
+    }
+
     /// Reads the kset at a segment's cursor, which goes on.
     fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, KeysLost> {
-        let mut keys = self.spare.pop().unwrap_or_default();
+        // There is memory unless what was put back keeps it: then its turn comes next.
+        let keys = self.spare.pop();
+        let mut keys = keys.unwrap_or_else(|| Vec::with_capacity(KSET_KEYS_MAX));
         keys.clear();
         let cursor = &mut self.cursors[id.index()];
-        let read = cursor.read(cache, id, &mut self.reader, &mut keys);
-        let kset = read.map_err(|_| KeysLost(id))?;
-        Ok(Decoded { kset, keys })
+        match cursor.read(cache, id, &mut self.reader, &mut keys) {
+            Ok(kset) => Ok(Decoded { kset, keys }),
+            Err(_) => {
+                self.spare.push(keys);
+                Err(KeysLost(id))
+            }
+        }
     }
 
     /// Takes ksets in order, as many as make a batch or fit into a poll, and lays their keys on `overlay`. A
@@ -265,9 +312,7 @@ impl LogReader {
             if overlay.key_count() >= keys_end {
                 return Ok(Gathered::InPart);
             }
-            let Some(decoded) = self.next[id.index()].take() else {
-                unreachable!("INV-WB-1: a ready segment has its next kset at hand");
-            };
+            let decoded = self.take_next(cache, id, seq)?;
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
             // way while the barrier came, and belongs on either side of it (INV-WB-3).
             let epoch = self.epoch.max(decoded.kset.epoch);
@@ -303,7 +348,7 @@ impl LogReader {
             taken.first_seq.get_or_insert(seq);
             self.ready.pop();
             self.spare.push(decoded.keys);
-            if !self.peek(cache, id)? {
+            if !self.peek_behind(cache, id)? {
                 self.watched.push(id);
             }
         }
@@ -331,3 +376,6 @@ fn take_keys<P: Pmem>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,7 @@ const BATCH_BYTES_MIN_URGENT: u64 = 4 << 20;
 const RATE_BYTES_MIN: u64 = 1 << 20;
 /// A batch takes at most this part of the cache.
 const BATCH_CACHE_PARTS: u64 = 8;
-/// Keys of a batch, at most: bounds the DRAM of both overlays to 16 MiB.
+/// Keys of a batch, at most: bounds the DRAM of both overlays to 18 MiB.
 const BATCH_KEYS_MAX: u64 = 128 << 10;
 /// How often it is looked whether damaged data have been overwritten.
 const DAMAGE_LOOK_NS: u64 = 10 * NS_PER_MS;

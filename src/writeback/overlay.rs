@@ -74,7 +74,7 @@ pub(super) struct Overlay {
     /// The next key to be looked at.
     next: usize,
     /// Keys that cover the current block, by number; the newest on top.
-    active: BinaryHeap<(u32, usize)>,
+    active: BinaryHeap<(u32, u32)>,
     /// Everything before this block has been given out.
     at: u64,
 }
@@ -91,7 +91,7 @@ impl Overlay {
             is_ascending: true,
             block_shift: 0,
             next: 0,
-            active: BinaryHeap::new(),
+            active: BinaryHeap::with_capacity(key_count),
             at: 0,
         }
     }
@@ -218,7 +218,7 @@ impl Overlay {
     pub(super) fn next(&mut self) -> Option<Piece> {
         loop {
             while let Some(&(_, top)) = self.active.peek()
-                && end(&self.keys[top]) <= self.at
+                && end(&self.keys[top as usize]) <= self.at
             {
                 self.active.pop();
             }
@@ -235,7 +235,7 @@ impl Overlay {
                 }
                 continue;
             };
-            let key = self.keys[top];
+            let key = self.keys[top as usize];
             // The top rules until it ends or a newer key starts.
             let mut until = end(&key);
             while let Some(start) = self.next_start()
@@ -269,7 +269,8 @@ impl Overlay {
     /// The next key covers the current block, or will: there is one. Its number.
     fn activate_next(&mut self) -> u32 {
         let number = self.keys[self.next].number;
-        self.active.push((number, self.next));
+        // Fewer than 2^32, as above.
+        self.active.push((number, self.next as u32));
         self.next += 1;
         number
     }

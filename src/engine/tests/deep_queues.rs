@@ -246,3 +246,14 @@ fn a_poll_puts_some_mib_of_what_the_base_has_brought_into_the_cache() {
     assert_eq!(filled, BASE_BYTES);
     assert_eq!(plain.cache.stats().fills_dropped, 0);
 }
+
+#[test]
+fn an_outbox_has_room_for_all_that_can_complete() {
+    let mut crowd = Crowd::new(|buf| Op::Read(buf.cursor()), 4096);
+    let before = crowd.out.completions.capacity();
+    crowd.plain.cache.poison("for a test");
+    let mut out = Outbox::new();
+    crowd.plain.channel_mut(0).poll(Now(1), &mut out);
+    assert_eq!(out.completions.len(), 4096);
+    assert_eq!(out.completions.capacity(), before);
+}
