@@ -319,9 +319,9 @@ impl Writeback {
         now: Now,
     ) -> Result<Progress, KeysLost> {
         if self.next.is_dry() {
-            // Everything below this is in the log before its end is looked for.
-            let settled = context.cache.seq_settled();
-            self.log.refresh(context.cache)?;
+            let Some(settled) = self.log.look(context.cache)? else {
+                return Ok(Progress::Busy);
+            };
             self.settled = settled;
             if !self.next.is_nothing() {
                 self.next.extend(settled);

@@ -7,6 +7,7 @@ use crate::sim::machine::Setup;
 use crate::sim::pmem::SimPmem;
 use crate::units::Now;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 const SEGMENTS: u64 = 100;
 
@@ -16,21 +17,39 @@ fn long_log() -> Arc<Cache<SimPmem>> {
         segment_count: SEGMENTS,
         ..Setup::default()
     });
+    write(&cache, |cache| cache.segments.free_count() > 2, 8);
+    cache
+}
+
+fn write(cache: &Arc<Cache<SimPmem>>, more: impl Fn(&Cache<SimPmem>) -> bool, len_blocks: u64) {
     let mut channel = cache.channel().expect("the first");
     let (buf, mut out) = (IovBuf::new(&[7; 4096], &[]), Outbox::new());
-    while cache.segments.free_count() > 2 {
+    while more(cache) {
         let io = HostIo {
             token: IoToken(1),
             op: Op::Write(buf.cursor(), Fua::No),
             lba: Lba(8),
-            len_blocks: 8,
+            len_blocks,
         };
         channel.submit(io).expect("the table is empty");
         out.clear();
         channel.poll(Now(0), &mut out);
         assert_eq!(out.completions[0].status, Status::Success);
     }
-    cache
+}
+
+/// Looks for what is there. Returns in how many calls.
+fn look(log: &mut LogReader, cache: &Cache<SimPmem>) -> usize {
+    for call in 1..10_000 {
+        let settled = log.look(cache).expect("all can be read");
+        // Until all is known there may be something.
+        assert_eq!(log.has_below(Seq(1)), settled.is_none());
+        if let Some(settled) = settled {
+            assert_eq!(settled, cache.seq_settled());
+            return call;
+        }
+    }
+    panic!("a look does not end");
 }
 
 /// What is taken of the log.
@@ -45,7 +64,7 @@ struct Taking {
 impl Taking {
     fn new(cache: &Cache<SimPmem>) -> Self {
         let mut log = LogReader::new(cache.segments.count());
-        log.refresh(cache).expect("all can be read");
+        look(&mut log, cache);
         Self {
             log,
             limits: Limits {
@@ -90,6 +109,39 @@ fn the_log_is_read_into_memory_that_is_there_from_the_start() {
     }
     assert_eq!(taking.capacity(), capacity);
     assert_eq!(taking.taken.last_seq, Some(Seq(cache.seq_next().0 - 1)));
+}
+
+#[test]
+fn a_look_at_a_long_log_goes_on_over_many_polls() {
+    let cache = long_log();
+    let mut log = LogReader::new(cache.segments.count());
+    let count = SEGMENTS as usize - 2;
+    // For each: it is heard of, it is looked at, and one key.
+    let calls = look(&mut log, &cache);
+    let least = count * 3 / (LOOKED_AT_PER_POLL + 1);
+    assert!((least..=count).contains(&calls), "{calls} calls");
+    assert_eq!(log.ready.len(), count);
+    assert_eq!(look(&mut log, &cache), 1, "nothing has come");
+}
+
+#[test]
+fn what_the_tail_has_passed_is_left_behind_over_many_polls() {
+    // One segment with many ksets.
+    let cache = new_cache_of(&Setup {
+        segment_size_bytes: 256 << 10,
+        ..Setup::default()
+    });
+    write(&cache, |_| cache.seq_next() < Seq(200), 1);
+    let mut log = LogReader::new(cache.segments.count());
+    look(&mut log, &cache);
+    let tail = Seq(cache.seq_next().0 - 2);
+    cache.dirty_tail.store(tail.0, Ordering::Release);
+    log.restart(&cache);
+    let calls = look(&mut log, &cache);
+    let least = tail.0 as usize / LOOKED_AT_PER_POLL;
+    assert!(calls >= least, "{calls} calls instead of {least}");
+    assert_eq!(log.ready.len(), 1);
+    assert!(log.has_below(cache.seq_next()) && !log.has_below(Seq(tail.0 + 1)));
 }
 
 /// INV-WB-1: most segments are ready long before it is their turn.
