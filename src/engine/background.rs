@@ -1,6 +1,6 @@
 //! The background: write-back, reclaiming, scrubbing, and options that are to be persisted. One thread runs it.
 
-use super::cache::{BACKGROUND_AGENT, Cache, lock};
+use super::cache::{BACKGROUND_AGENT, Cache};
 use super::health::{Health, StallWatch};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
 use super::stats::Counters;
@@ -76,11 +76,12 @@ pub struct Background<P: Pmem> {
 impl<P: Pmem> Background<P> {
     pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails) -> Self {
         let writeback = Writeback::new(&cache);
+        let gc = Gc::new(cache.segments.count());
         Self {
             cache,
             tails,
             writeback,
-            gc: Gc::default(),
+            gc,
             scrub: Scrub::default(),
             stopping: false,
             stalled_since: None,
@@ -132,6 +133,10 @@ impl<P: Pmem> Background<P> {
     /// A base operation has ended.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>, now: Now) {
         self.stall.heard();
+        if self.cache.has_failed() {
+            // Nothing more is stored. Nor does anything follow from it.
+            return self.writeback.count_off(&self.cache, op);
+        }
         let mut context = context(&self.cache, &mut self.tails);
         self.writeback.on_base_done(&mut context, op, result, now);
     }
@@ -222,12 +227,6 @@ impl<P: Pmem> Background<P> {
             }
             None | Some(_) => {}
         }
-    }
-}
-
-impl<P: Pmem> Drop for Background<P> {
-    fn drop(&mut self) {
-        *lock(&self.cache.background_parts) = Some(self.tails);
     }
 }
 

@@ -263,7 +263,8 @@ impl<P: Pmem> Cache<P> {
         );
     }
 
-    /// The background work; `None` if it is taken.
+    /// The background work; `None` if it was taken before. It is given out once: with it goes what it knows of the log,
+    /// and the segments that it has begun to reclaim.
     pub fn background(self: &Arc<Self>) -> Option<Background<P>> {
         let tails = lock(&self.background_parts).take()?;
         Some(Background::new(Arc::clone(self), tails))

@@ -25,8 +25,9 @@ use std::sync::{Arc, Mutex};
 pub(super) const REQUEST_COUNT_MAX: usize = 4096;
 /// Base reads that a channel has under way at once, with the misses that wait for those of others.
 pub(super) const MISS_COUNT_MAX: usize = 256;
-/// Completions of one poll, at most; the rest comes with the next.
-pub(super) const COMPLETIONS_PER_POLL: usize = 512;
+/// Requests of one kind that one poll takes up, at most; the rest comes with the next. Each kind has its own share, so that
+/// a deep queue of one keeps no other from its turn.
+pub(super) const REQUESTS_PER_POLL: usize = 512;
 
 /// Never dropped: see [`Channel::abandon_pads`].
 static ABANDONED_PADS: Mutex<Vec<Pads>> = Mutex::new(Vec::new());
@@ -179,7 +180,7 @@ impl<P: Pmem> Channel<P> {
         self.core.requests.used_count()
     }
 
-    /// Runs everything that can run: finished base reads, reads, writes in batches, flushes. Bounded; what is
+    /// Runs everything that can run: flushes, finished base reads, reads, writes in batches. Bounded; what is
     /// left over comes with the next poll.
     /// `now` serves statistics and a limit of a second, and may be some microseconds old.
     pub fn poll(&mut self, now: Now, out: &mut Outbox) -> Progress {
@@ -193,12 +194,12 @@ impl<P: Pmem> Channel<P> {
         if cache.has_failed() {
             core.fail_all(cache, out);
         } else {
+            core.poll_flushes(cache, out);
             core.finish_misses(cache, out);
             core.poll_held(cache, out);
             core.poll_awaiting(cache);
             core.poll_readers(cache, out);
             core.poll_writes(cache, out);
-            core.poll_flushes(cache, out);
         }
         if (out.completions.len(), out.base.len()) == before {
             Progress::Idle
@@ -347,9 +348,10 @@ impl Core {
     }
 
     fn end_refused<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        while out.completions.len() < COMPLETIONS_PER_POLL
-            && let Some((id, status)) = self.refused.pop_front()
-        {
+        for _ in 0..REQUESTS_PER_POLL {
+            let Some((id, status)) = self.refused.pop_front() else {
+                return;
+            };
             self.complete(cache, id, status, out);
         }
     }
@@ -368,7 +370,8 @@ impl Core {
     }
 
     /// A flush has nothing to make durable: whatever completed is. It closes the epoch, so that write-back
-    /// keeps the barrier (INV-EPOCH-2).
+    /// keeps the barrier (INV-EPOCH-2). It waits for none of the requests that are under way, which may come on
+    /// either side of it.
     fn poll_flushes<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         if self.flushes.is_empty() {
             return;
@@ -376,9 +379,10 @@ impl Core {
         if !canary::is(Canary::FlushClosesNoEpoch) {
             cache.close_epoch();
         }
-        while out.completions.len() < COMPLETIONS_PER_POLL
-            && let Some(id) = self.flushes.pop_front()
-        {
+        for _ in 0..REQUESTS_PER_POLL {
+            let Some(id) = self.flushes.pop_front() else {
+                return;
+            };
             self.counters(cache).flushes.add(1);
             self.complete(cache, id, Status::Success, out);
         }

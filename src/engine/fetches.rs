@@ -7,8 +7,8 @@
 //! of it, and one too many costs a wait in vain. A read waits for a page once: if it is missing still, because the base
 //! has failed or the fill was refused, the read asks the base, whoever else is doing so.
 //!
-//! Every wait ends. What is announced waits for a base read, and then for the next poll of its channel, which publishes
-//! the fill or refuses it: a fill waits for no room, no claim, no stream and no other read (`drop_fills`). So no read
+//! Every wait ends. What is announced waits for a base read, and then for one of the next polls of its channel, which
+//! publishes the fill or refuses it: a fill waits for no room, no claim, no stream and no other read (`drop_fills`). So no read
 //! waits for one that waits: one that does may have base reads under way for what comes before, but these end without
 //! it. A channel that goes withdraws everything, and when the cache fails nobody waits any more. And no wait for a page is
 //! longer than [`AWAIT_NS_MAX`], in case one miss follows another with fills that are refused, or another core stands

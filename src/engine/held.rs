@@ -5,7 +5,7 @@
 //! One batch of write-back releases all that wait.
 
 use super::cache::Cache;
-use super::channel::{COMPLETIONS_PER_POLL, Core, REQUEST_COUNT_MAX, RequestId};
+use super::channel::{Core, REQUEST_COUNT_MAX, REQUESTS_PER_POLL, RequestId};
 use super::io::{HostIo, Outbox, Status};
 use super::write_path::pages;
 use crate::canary::{self, Canary};
@@ -67,9 +67,10 @@ impl Core {
         let dirty_tail = cache.dirty_tail();
         let in_vain = cache.writeback_stands.load(Ordering::Relaxed);
         let mut pages_left = PAGES_PER_POLL;
-        while out.completions.len() < COMPLETIONS_PER_POLL
-            && let Some(Waiting { seq, id, since }) = self.held.waiting.front().copied()
-        {
+        for _ in 0..REQUESTS_PER_POLL {
+            let Some(Waiting { seq, id, since }) = self.held.waiting.front().copied() else {
+                return;
+            };
             // INV-MODE-1: what is acknowledged in such a mode is on the base.
             let there = seq <= dirty_tail;
             let status = if there || !mode.holds_writes() {

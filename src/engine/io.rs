@@ -1,5 +1,6 @@
 //! What goes in and out of the engine: host requests, effects, base operations.
 
+use super::channel::{MISS_COUNT_MAX, REQUEST_COUNT_MAX};
 use crate::pmem::{IovCursor, MemSlice};
 use crate::units::Lba;
 
@@ -140,12 +141,12 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty outbox with room for what one poll produces.
+    /// An empty outbox with room for what one poll produces: no more can complete than was submitted.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            completions: Vec::with_capacity(1024),
-            base: Vec::with_capacity(256),
+            completions: Vec::with_capacity(REQUEST_COUNT_MAX),
+            base: Vec::with_capacity(MISS_COUNT_MAX),
             sources: Vec::with_capacity(8192),
         }
     }

@@ -5,9 +5,10 @@
 //! segment is pinned ([`super::segments::Segment::pin`]).
 
 use super::cache::Cache;
-use super::channel::{COMPLETIONS_PER_POLL, Core, Request, RequestId};
+use super::channel::{Core, REQUESTS_PER_POLL, Request, RequestId};
 use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
+use super::read_path::READ_BYTES_PER_POLL;
 use crate::canary::{self, Canary};
 use crate::index::BlockMap;
 use crate::media::Place;
@@ -51,20 +52,21 @@ impl Core {
     /// Answers reads that need not be copied, [`LENDS_AT_ONCE`] in a turn: all are looked up, then all places are looked
     /// at, so that these wait for memory together, then all are answered.
     pub(super) fn poll_lends<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        let mut left = self.lends.len();
-        while left > 0 {
-            let room = COMPLETIONS_PER_POLL.saturating_sub(out.completions.len());
-            let count = left.min(LENDS_AT_ONCE).min(room);
-            if count == 0 {
-                return;
-            }
-            left -= count;
+        let mut left = self.lends.len().min(REQUESTS_PER_POLL);
+        let mut bytes = 0;
+        while left > 0 && bytes < READ_BYTES_PER_POLL {
             let mut lends = [Lend::default(); LENDS_AT_ONCE];
             let mut filled = 0;
-            for id in self.lends.drain(..count) {
+            while left > 0
+                && filled < LENDS_AT_ONCE
+                && bytes < READ_BYTES_PER_POLL
+                && let Some(id) = self.lends.pop_front()
+            {
+                left -= 1;
                 if let Some(Request { io, .. }) = self.requests.get(id) {
                     lends[filled] = Lend::look_up(cache, id, io);
                     filled += 1;
+                    bytes += cache.geometry.bytes(io.len_blocks);
                 }
             }
             let lends = &mut lends[..filled];

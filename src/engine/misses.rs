@@ -18,6 +18,10 @@ use crate::units::{Lba, Now};
 /// One base read serves so many bytes of other misses, at most: they are copied within one poll.
 const JOINED_BYTES_MAX: u64 = 2 << 20;
 
+/// Of what base reads have brought, one poll copies so much to the cache and to those that have joined, at most; the last
+/// base read may go beyond.
+pub(super) const MISS_BYTES_PER_POLL: u64 = 2 << 20;
+
 /// Blocks that are not cached, and that a read waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Miss {
@@ -181,6 +185,19 @@ impl Misses {
         });
         let end = last.map_or(end, |last| last.start);
         Part { end, source }
+    }
+
+    /// What is to be copied when a base read has ended.
+    pub(super) fn bytes_to_copy(&self, geometry: &Geometry, op: u32) -> u64 {
+        let Some(miss) = self.table.get(op) else {
+            return 0;
+        };
+        let fill_bytes = if miss.admitted {
+            geometry.bytes(miss.len_blocks)
+        } else {
+            0
+        };
+        fill_bytes + miss.joined_bytes
     }
 
     fn room_bytes(&self, op: u32) -> u64 {

@@ -16,7 +16,7 @@ mod hold;
 mod split;
 
 use super::cache::Cache;
-use super::channel::{COMPLETIONS_PER_POLL, Core, REQUEST_COUNT_MAX, RequestId};
+use super::channel::{Core, REQUEST_COUNT_MAX, RequestId};
 use super::io::{Fua, HostIo, Op, Outbox, Status};
 use super::segments::Special;
 use super::stats::Counters;
@@ -88,9 +88,7 @@ impl Core {
             return;
         }
         if let Some((number, mut stream)) = self.lock_stream(cache) {
-            while self.run_batch(cache, number, &mut stream, out)
-                && out.completions.len() < COMPLETIONS_PER_POLL
-            {}
+            self.run_batches(cache, number, &mut stream, out);
         }
         self.drop_fills(cache, out);
         while let Some(id) = self.gathered.conflicted.pop_back() {
@@ -139,6 +137,28 @@ impl Core {
         while let Some(op) = self.fills.pop_front() {
             self.counters(cache).fills_dropped.add(1);
             self.settle_miss(cache, op, out);
+        }
+    }
+
+    /// As many batches as come to what one may hold, so one or two as a rule, and in every mode: what completes is
+    /// told when the poll has ended, and waits for all of it. Read fills are all put in: there are no more of them than
+    /// one poll may copy.
+    fn run_batches<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        number: usize,
+        stream: &mut Stream,
+        out: &mut Outbox,
+    ) {
+        let (mut keys, mut pages) = (0, 0);
+        while self.run_batch(cache, number, stream, out) {
+            keys += self.batch.key_count;
+            pages += self.batch.slots.len();
+            // A key has a page of payload at most: so the bytes are bounded too.
+            let is_enough = keys >= KSET_KEYS_MAX || pages >= BATCH_PAGES_MAX;
+            if is_enough && self.fills.is_empty() {
+                return;
+            }
         }
     }
 

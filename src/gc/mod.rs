@@ -56,6 +56,13 @@ pub(crate) struct Gc {
 }
 
 impl Gc {
+    pub(crate) fn new(segment_count: usize) -> Self {
+        Self {
+            lent: Vec::with_capacity(segment_count),
+            ..Self::default()
+        }
+    }
+
     /// Space is wanted, and nothing can be reclaimed before more is written back.
     pub(crate) fn needs_writeback(&self) -> bool {
         self.needs_writeback

@@ -79,6 +79,14 @@ pub(super) enum Health {
     Broken,
 }
 
+/// An abort that was granted. It completes after its target.
+#[derive(Debug)]
+struct Abort {
+    bdev_io: NonNull<sys::spdk_bdev_io>,
+    /// `None`: it has ended, and its number may be another one's.
+    target: Option<IoToken>,
+}
+
 /// What belongs to an SPDK channel. Confined to its SPDK thread.
 #[derive(Debug)]
 pub(super) struct ChannelState {
@@ -91,8 +99,8 @@ pub(super) struct ChannelState {
     /// Whether the poller has anything to look after.
     pub(super) awake: Cell<bool>,
     pub(super) loans: Loans,
-    /// Aborts that were granted; completed after their targets.
-    aborts: RefCell<Vec<NonNull<sys::spdk_bdev_io>>>,
+    /// Aborts that were granted.
+    aborts: RefCell<Vec<Abort>>,
     /// A reset that waits for this channel to run empty.
     reset: Cell<*mut sys::spdk_io_channel_iter>,
     turns: Turns,
@@ -304,8 +312,6 @@ impl ChannelState {
         }
         // Taken out, so that a completion can stage further requests meanwhile.
         let mut outbox = self.outbox.borrow_mut().take().unwrap_or_default();
-        // The targets of these complete with this poll.
-        let abort_count = self.aborts.borrow().len();
         let progress = {
             let mut engine = self.engine.borrow_mut();
             self.base
@@ -328,7 +334,6 @@ impl ChannelState {
         let answered = self.loans.complete_answered();
         outbox.clear();
         *self.outbox.borrow_mut() = Some(outbox);
-        self.complete_aborts(abort_count);
         if self.engine.borrow().outstanding() == 0 {
             self.continue_reset();
             let idle = progress == Progress::Idle && !self.loans.has_answers();
@@ -346,6 +351,13 @@ impl ChannelState {
 
     fn complete(&self, completion: Completion) {
         let found = self.requests.borrow_mut().remove(completion.token);
+        let mut is_aborted = false;
+        for abort in self.aborts.borrow_mut().iter_mut() {
+            if abort.target == Some(completion.token) {
+                abort.target = None;
+                is_aborted = true;
+            }
+        }
         match found {
             Some(bdev_io) => match completion.status {
                 Status::Lent(loan) => self.lend(bdev_io, loan),
@@ -354,25 +366,35 @@ impl ChannelState {
             },
             None => log::error!("{}: a request was completed twice", self.node.name),
         }
+        if is_aborted {
+            self.complete_aborts();
+        }
     }
 
     fn abort(&self, bdev_io: *mut sys::spdk_bdev_io, target: *mut sys::spdk_bdev_io) {
         let token = self.requests.borrow().find(target);
         let granted = self.health.get() == Health::Sound
             && token.is_some_and(|token| self.engine.borrow_mut().abort(token));
-        match NonNull::new(bdev_io).filter(|_| granted) {
-            // After its target, which completes with the next poll.
-            Some(bdev_io) => {
-                self.aborts.borrow_mut().push(bdev_io);
+        match (token, NonNull::new(bdev_io)) {
+            // After its target, which completes with one of the next polls.
+            (Some(token), Some(bdev_io)) if granted => {
+                let target = Some(token);
+                self.aborts.borrow_mut().push(Abort { bdev_io, target });
                 self.awake.set(true);
             }
-            None => complete(bdev_io, Status::Failed),
+            _ => complete(bdev_io, Status::Failed),
         }
     }
 
-    fn complete_aborts(&self, count: usize) {
-        for _ in 0..count {
-            let bdev_io = self.aborts.borrow_mut().remove(0);
+    /// Those whose target has ended.
+    fn complete_aborts(&self) {
+        loop {
+            let mut aborts = self.aborts.borrow_mut();
+            let Some(at) = aborts.iter().position(|abort| abort.target.is_none()) else {
+                return;
+            };
+            let bdev_io = aborts.swap_remove(at).bdev_io;
+            drop(aborts);
             complete(bdev_io.as_ptr(), Status::Success);
         }
     }
@@ -422,8 +444,13 @@ impl ChannelState {
             complete(bdev_io.as_ptr(), Status::Failed);
         }
         self.loans.complete_answered();
-        let abort_count = self.aborts.borrow().len();
-        self.complete_aborts(abort_count);
+        loop {
+            let abort = self.aborts.borrow_mut().pop();
+            let Some(Abort { bdev_io, .. }) = abort else {
+                break;
+            };
+            complete(bdev_io.as_ptr(), Status::Success);
+        }
         self.continue_reset();
         self.awake.set(false);
         Polled::Busy

@@ -20,8 +20,10 @@ const IN_FLIGHT_BYTES_YIELDING: u64 = 256 << 10;
 /// One base write: bytes and separate pieces of memory.
 pub(crate) const BASE_WRITE_BYTES_MAX: u64 = 1 << 20;
 const BASE_WRITE_EXTENTS_MAX: usize = 128;
-/// Pieces of memory that one poll hands out, at most; one operation may go beyond.
+/// Pieces of memory, or of what is cleared, that one poll hands out, at most; one operation may go beyond.
 const PIECES_PER_POLL: usize = 64;
+/// Pieces of one operation that clears; those of a write are limited by its bytes.
+const PIECES_CLEARED_MAX: usize = 128;
 
 /// An operation on the base. Keeps its memory.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(super) struct BaseOp {
     pub(super) len_blocks: u64,
     /// Of a write: its memory.
     pub(super) extents: Vec<(PmemOff, u64)>,
+    /// Of what it was made.
+    piece_count: usize,
     is_in_flight: bool,
 }
 
@@ -74,6 +78,7 @@ impl Batch {
             lba: Lba(0),
             len_blocks: 0,
             extents: Vec::with_capacity(BASE_WRITE_EXTENTS_MAX),
+            piece_count: 0,
             is_in_flight: false,
         };
         Self {
@@ -153,7 +158,7 @@ impl Batch {
             };
             let op = &mut self.ops[number as usize];
             op.is_in_flight = true;
-            pieces += op.extents.len().max(1);
+            pieces += op.pieces_handed_out();
             bytes += op.bytes(cache);
             self.in_flight += 1;
             self.in_flight_bytes += op.bytes(cache);
@@ -172,6 +177,7 @@ impl Batch {
         op.lba = first.lba;
         op.len_blocks = 0;
         op.extents.clear();
+        op.piece_count = 0;
         let mut next = Some(first);
         while let Some(piece) = next
             && op.takes(cache, &piece, bytes_max)
@@ -232,6 +238,13 @@ impl BaseOp {
         }
     }
 
+    fn pieces_handed_out(&self) -> usize {
+        match self.kind {
+            KeyKind::Data | KeyKind::Fill => self.extents.len(),
+            KeyKind::Zeroes | KeyKind::Unmap => self.piece_count,
+        }
+    }
+
     fn takes<P: Pmem>(&self, cache: &Cache<P>, piece: &Piece, bytes_max: u64) -> bool {
         if self.len_blocks == 0 {
             return true;
@@ -239,13 +252,18 @@ impl BaseOp {
         let bytes = cache.geometry.bytes(self.len_blocks + piece.len_blocks);
         self.kind == base_kind(cache, piece)
             && self.lba.0 + self.len_blocks == piece.lba.0
-            && (self.kind != KeyKind::Data
-                || (bytes <= bytes_max && self.extents.len() < BASE_WRITE_EXTENTS_MAX))
+            && match self.kind {
+                KeyKind::Data | KeyKind::Fill => {
+                    bytes <= bytes_max && self.extents.len() < BASE_WRITE_EXTENTS_MAX
+                }
+                KeyKind::Zeroes | KeyKind::Unmap => self.piece_count < PIECES_CLEARED_MAX,
+            }
     }
 
     fn append<P: Pmem>(&mut self, cache: &Cache<P>, piece: &Piece) {
         let bytes = cache.geometry.bytes(piece.len_blocks);
         self.len_blocks += piece.len_blocks;
+        self.piece_count += 1;
         if self.kind != KeyKind::Data {
             return;
         }
@@ -285,4 +303,42 @@ fn hand_out<P: Pmem>(op: &BaseOp, number: u32, cache: &Cache<P>, out: &mut Outbo
         lba: op.lba,
         len_blocks: op.len_blocks,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::invariant_tests::new_cache;
+    use crate::media::Key;
+
+    #[test]
+    fn a_poll_puts_some_pieces_together_that_clear_neighbouring_blocks() {
+        const COUNT: u64 = 1000;
+        let cache = new_cache();
+        let mut batch = Batch::new(COUNT as usize);
+        for lba in 0..COUNT {
+            let key = Key {
+                lba: Lba(lba),
+                len_blocks: 1,
+                kind: KeyKind::Zeroes,
+                payload_off: 0,
+                crc: 0,
+            };
+            batch.overlay.push(&key, PmemOff(0), 9);
+        }
+        while !batch.overlay.sort(100) {}
+        batch.rewind();
+        let (mut cleared, mut out) = (0, Outbox::new());
+        while cleared < COUNT {
+            out.clear();
+            let manners = Manners::Full;
+            let started = batch.start_ops(&cache, &Tails::empty(), manners, 1 << 20, &mut out);
+            assert_eq!(started, Some(0));
+            let pieces: u64 = out.base.iter().map(|request| request.len_blocks).sum();
+            assert!(pieces <= (PIECES_PER_POLL + PIECES_CLEARED_MAX) as u64);
+            assert!(out.base.iter().all(|request| request.lba.0 >= cleared));
+            cleared += pieces;
+        }
+        assert_eq!(cleared, COUNT);
+    }
 }

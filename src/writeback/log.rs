@@ -1,18 +1,26 @@
 //! Reads the log from the dirty tail on: the ksets of all segments whose keys can be read, in the order of their sequence
 //! numbers.
 
+mod watched;
+
 use super::lost::{self, Lost};
 use super::overlay::Overlay;
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, KsetCursor, SegmentState, WritebackOrder};
-use crate::media::{Key, KeyKind, Kset, KsetReader};
+use crate::media::{KSET_KEYS_MAX, Key, KeyKind, Kset, KsetReader};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Generation, Lba, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use watched::Watched;
 
 /// Keys that one poll takes, at most; one kset may go beyond.
 const KEYS_PER_POLL: usize = 64;
+/// Segments, and keys, that one poll looks at in search of ksets that have come, at most; one kset may go beyond. In
+/// simulations others get their turns in between.
+const LOOKED_AT_PER_POLL: usize = if cfg!(feature = "sim") { 8 } else { 512 };
+/// So many segments have the keys of their next kset at hand: those that are being taken, one for each stream.
+const AT_HAND_MAX: usize = 64;
 
 /// The log cannot be read on: a kset that was there in this segment is not any more.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +122,25 @@ struct Decoded {
     keys: Vec<Key>,
 }
 
+/// A search for ksets that have come, under way.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    /// Everything below this was in the log when it began.
+    settled: Seq,
+    /// The next of the watched segments.
+    at: usize,
+}
+
+/// What was found in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// A kset to take.
+    Kset,
+    Nothing,
+    /// There is more to look at.
+    InPart,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct LogReader {
@@ -121,13 +148,18 @@ pub(super) struct LogReader {
     cursors: Vec<KsetCursor>,
     /// Segments with a kset to take, lowest sequence number first.
     ready: BinaryHeap<Reverse<(Seq, u32)>>,
-    /// For each segment that is ready: that kset. It is read once, to learn its number; what it says then
-    /// is what is taken.
+    /// For each segment that is ready: that kset, if it follows one that was taken. Of others nothing is kept but the
+    /// number, since most wait long for their turn; they are read again then.
     next: Vec<Option<Decoded>>,
-    /// Memory for keys, to be used again.
+    /// Memory for the keys of those that are at hand, and of one more that is taken.
     spare: Vec<Vec<Key>>,
+    /// Of a kset that is looked at.
+    looked_at: Vec<Key>,
     /// Segments that may get more.
-    watched: Vec<SegId>,
+    watched: Watched,
+    look: Option<Look>,
+    /// No look has ended since the reader began.
+    begins: bool,
     reader: KsetReader,
     epoch: Epoch,
     payload: Vec<u8>,
@@ -139,26 +171,33 @@ impl LogReader {
             cursors: vec![KsetCursor::start(Generation(0)); segment_count],
             ready: BinaryHeap::with_capacity(segment_count),
             next: (0..segment_count).map(|_| None).collect(),
-            spare: Vec::new(),
-            watched: Vec::with_capacity(segment_count),
+            spare: (0..=segment_count.min(AT_HAND_MAX))
+                .map(|_| Vec::with_capacity(KSET_KEYS_MAX))
+                .collect(),
+            looked_at: Vec::with_capacity(KSET_KEYS_MAX),
+            watched: Watched::new(segment_count),
+            look: None,
+            begins: true,
             reader: KsetReader::default(),
             epoch: Epoch(0),
             payload: vec![0; PAGE_SIZE_BYTES as usize],
         }
     }
 
-    /// Whether there is anything to write back below `seq`.
+    /// Whether there is anything to write back below `seq`, which is not above the point that the last look has told;
+    /// before the first there may be.
     pub(super) fn has_below(&self, seq: Seq) -> bool {
-        self.ready
-            .peek()
-            .is_some_and(|Reverse((next, _))| *next < seq)
+        let first = self.ready.peek();
+        self.begins || first.is_some_and(|Reverse((next, _))| *next < seq)
     }
 
     /// Begins again at the dirty tail: what was taken and not written back is taken again. Segments whose keys are lost
-    /// are left out from now on (`salvage.rs`). To be followed by [`LogReader::refresh`].
+    /// are left out from now on (`salvage.rs`). To be followed by a [`LogReader::look`].
     pub(super) fn restart<P: Pmem>(&mut self, cache: &Cache<P>) {
         self.ready.clear();
         self.watched.clear();
+        self.look = None;
+        self.begins = true;
         self.epoch = Epoch(0);
         let spare = &mut self.spare;
         let taken = self.next.iter_mut().filter_map(Option::take);
@@ -174,66 +213,143 @@ impl LogReader {
             };
             if has_more {
                 self.cursors[id.index()] = KsetCursor::start(segment.generation());
-                self.watched.push(id);
+                self.watched.add(id);
             }
         }
     }
 
-    /// Looks for ksets that have come since.
-    pub(super) fn refresh<P: Pmem>(&mut self, cache: &Cache<P>) -> Result<(), KeysLost> {
-        // Since the last look, while a batch was under way, a segment may have been sealed, reclaimed and
-        // opened again: then it is among the opened ones, and what is known of it is of no use.
-        let generation_of = |id: SegId| cache.segments.get(id).generation();
-        let cursors = &mut self.cursors;
-        self.watched
-            .retain(|id| cursors[id.index()].generation == generation_of(*id));
-        while let Some(id) = cache.segments.next_opened() {
-            // After a restart of the reader it may be known already, with nothing taken from it.
-            if !self.watched.contains(&id) && !cache.segments.get(id).is_keyless() {
-                cursors[id.index()] = KsetCursor::start(generation_of(id));
-                self.watched.push(id);
+    /// Goes on to look for ksets that have come. Some: all segments have been looked at; everything below this number was
+    /// in the log before.
+    pub(super) fn look<P: Pmem>(&mut self, cache: &Cache<P>) -> Result<Option<Seq>, KeysLost> {
+        let begun = self.look.take();
+        let mut look = begun.unwrap_or_else(|| Look {
+            settled: cache.seq_settled(),
+            at: 0,
+        });
+        let mut left = LOOKED_AT_PER_POLL;
+        self.watch_opened(cache, &mut left);
+        while let Some(id) = self.watched.get(look.at) {
+            if left == 0 {
+                self.look = Some(look);
+                return Ok(None);
             }
-        }
-        let mut at = 0;
-        while at < self.watched.len() {
-            let id = self.watched[at];
+            left -= 1;
+            let segment = cache.segments.get(id);
+            // While a batch was under way it may have been sealed and reclaimed. If it is opened again it is among the
+            // opened ones.
+            if self.cursors[id.index()].generation != segment.generation() {
+                self.watched.remove(look.at);
+                continue;
+            }
             // The state is read before the end: a segment that is sealed now gets no more.
-            let open = cache.segments.get(id).state() == SegmentState::Open;
-            if self.peek(cache, id)? || !open {
-                self.watched.swap_remove(at);
-            } else {
-                at += 1;
+            let open = segment.state() == SegmentState::Open;
+            match self.look_at(cache, id, &mut left)? {
+                Found::Nothing if open => look.at += 1,
+                Found::Kset | Found::Nothing => self.watched.remove(look.at),
+                Found::InPart => {
+                    self.look = Some(look);
+                    return Ok(None);
+                }
             }
         }
-        Ok(())
+        self.begins = false;
+        Ok(Some(look.settled))
+    }
+
+    /// Hears of segments that were opened.
+    fn watch_opened<P: Pmem>(&mut self, cache: &Cache<P>, left: &mut usize) {
+        while *left > 0
+            && let Some(id) = cache.segments.next_opened()
+        {
+            *left -= 1;
+            let segment = cache.segments.get(id);
+            if segment.is_keyless() {
+                continue;
+            }
+            // After a restart of the reader it may be known already, with nothing taken from it.
+            let (cursor, generation) = (&mut self.cursors[id.index()], segment.generation());
+            if self.watched.add(id) || cursor.generation != generation {
+                *cursor = KsetCursor::start(generation);
+            }
+        }
     }
 
     /// Puts a segment among the ready ones if it has a kset to take. Those that the tail has passed already
-    /// are left behind.
-    fn peek<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<bool, KeysLost> {
+    /// are left behind. Nothing of the kset is kept but its number: most segments wait long for their turn.
+    fn look_at<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        id: SegId,
+        left: &mut usize,
+    ) -> Result<Found, KeysLost> {
         let dirty_tail = cache.dirty_tail();
-        while self.cursors[id.index()].off < cache.segments.get(id).key_end() {
-            let decoded = self.read(cache, id)?;
-            let kset = decoded.kset;
+        let mut cursor = self.cursors[id.index()];
+        while cursor.off < cache.segments.get(id).key_end() {
+            if *left == 0 {
+                return Ok(Found::InPart);
+            }
+            self.looked_at.clear();
+            let read = cursor.read(cache, id, &mut self.reader, &mut self.looked_at);
+            let kset = read.map_err(|_| KeysLost(id))?;
+            *left = left.saturating_sub(self.looked_at.len());
             if kset.seq > dirty_tail {
                 self.ready.push(Reverse((kset.seq, id.0)));
-                self.next[id.index()] = Some(decoded);
-                return Ok(true);
+                return Ok(Found::Kset);
             }
             self.epoch = self.epoch.max(kset.epoch);
-            self.spare.push(decoded.keys);
+            self.cursors[id.index()] = cursor;
         }
-        Ok(false)
+        Ok(Found::Nothing)
+    }
+
+    /// Behind a kset that was taken: the same for the next one, whose turn is likely to come soon. `false`: there is none.
+    fn look_behind<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<bool, KeysLost> {
+        if self.spare.len() < 2 {
+            // The tail has not passed it: it is one kset.
+            return Ok(self.look_at(cache, id, &mut 1)? == Found::Kset);
+        }
+        let is_there = self.cursors[id.index()].off < cache.segments.get(id).key_end();
+        if is_there {
+            let decoded = self.read(cache, id)?;
+            self.ready.push(Reverse((decoded.kset.seq, id.0)));
+            self.next[id.index()] = Some(decoded);
+        }
+        Ok(is_there)
+    }
+
+    /// The kset of a segment that has become ready with this number. What is not at hand is read again; if it is not what
+    /// it was, its keys are lost (INV-WB-1).
+    fn take_next<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        id: SegId,
+        seq: Seq,
+    ) -> Result<Decoded, KeysLost> {
+        let decoded = match self.next[id.index()].take() {
+            Some(decoded) => decoded,
+            None => self.read(cache, id)?,
+        };
+        if decoded.kset.seq != seq {
+            self.spare.push(decoded.keys);
+            return Err(KeysLost(id));
+        }
+        Ok(decoded)
     }
 
     /// Reads the kset at a segment's cursor, which goes on.
     fn read<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId) -> Result<Decoded, KeysLost> {
-        let mut keys = self.spare.pop().unwrap_or_default();
+        // There is memory unless what was put back keeps it: then its turn comes next.
+        let keys = self.spare.pop();
+        let mut keys = keys.unwrap_or_else(|| Vec::with_capacity(KSET_KEYS_MAX));
         keys.clear();
         let cursor = &mut self.cursors[id.index()];
-        let read = cursor.read(cache, id, &mut self.reader, &mut keys);
-        let kset = read.map_err(|_| KeysLost(id))?;
-        Ok(Decoded { kset, keys })
+        match cursor.read(cache, id, &mut self.reader, &mut keys) {
+            Ok(kset) => Ok(Decoded { kset, keys }),
+            Err(_) => {
+                self.spare.push(keys);
+                Err(KeysLost(id))
+            }
+        }
     }
 
     /// Takes ksets in order, as many as make a batch or fit into a poll, and lays their keys on `overlay`. A
@@ -265,9 +381,7 @@ impl LogReader {
             if overlay.key_count() >= keys_end {
                 return Ok(Gathered::InPart);
             }
-            let Some(decoded) = self.next[id.index()].take() else {
-                unreachable!("INV-WB-1: a ready segment has its next kset at hand");
-            };
+            let decoded = self.take_next(cache, id, seq)?;
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
             // way while the barrier came, and belongs on either side of it (INV-WB-3).
             let epoch = self.epoch.max(decoded.kset.epoch);
@@ -303,8 +417,8 @@ impl LogReader {
             taken.first_seq.get_or_insert(seq);
             self.ready.pop();
             self.spare.push(decoded.keys);
-            if !self.peek(cache, id)? {
-                self.watched.push(id);
+            if !self.look_behind(cache, id)? {
+                self.watched.add(id);
             }
         }
         Ok(Gathered::Dry)
@@ -331,3 +445,6 @@ fn take_keys<P: Pmem>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,7 @@ const BATCH_BYTES_MIN_URGENT: u64 = 4 << 20;
 const RATE_BYTES_MIN: u64 = 1 << 20;
 /// A batch takes at most this part of the cache.
 const BATCH_CACHE_PARTS: u64 = 8;
-/// Keys of a batch, at most: bounds the DRAM of both overlays to 16 MiB.
+/// Keys of a batch, at most: bounds the DRAM of both overlays to 18 MiB.
 const BATCH_KEYS_MAX: u64 = 128 << 10;
 /// How often it is looked whether damaged data have been overwritten.
 const DAMAGE_LOOK_NS: u64 = 10 * NS_PER_MS;
@@ -280,15 +280,21 @@ impl Writeback {
             .store(age_ns / NS_PER_MS, Ordering::Relaxed);
     }
 
-    /// Reads of the application come first as long as nothing is short.
+    /// Reads of the application come first as long as nothing is short, and nobody has asked for write-back.
     fn manners<P: Pmem>(&self, context: &Context<'_, P>) -> Manners {
         let cache = context.cache;
-        let pressing =
-            context.urgent || is_urgent(cache) || cache.drain_wanted() || self.salvage.is_pending();
-        if cache.base_reads.load(Ordering::Relaxed) > 0 && !pressing {
-            Manners::Yielding
-        } else {
+        if cache.base_reads.load(Ordering::Relaxed) == 0 {
+            return Manners::Full;
+        }
+        let pressing = context.urgent
+            || is_urgent(cache)
+            || cache.drain_wanted()
+            || self.salvage.is_pending()
+            || cache.checkpoint.is_writing_back();
+        if pressing {
             Manners::Full
+        } else {
+            Manners::Yielding
         }
     }
 
@@ -313,9 +319,9 @@ impl Writeback {
         now: Now,
     ) -> Result<Progress, KeysLost> {
         if self.next.is_dry() {
-            // Everything below this is in the log before its end is looked for.
-            let settled = context.cache.seq_settled();
-            self.log.refresh(context.cache)?;
+            let Some(settled) = self.log.look(context.cache)? else {
+                return Ok(Progress::Busy);
+            };
             self.settled = settled;
             if !self.next.is_nothing() {
                 self.next.extend(settled);
@@ -480,6 +486,15 @@ impl Writeback {
         }
     }
 
+    /// An operation has ended after an internal error: the base owes it no more.
+    pub(crate) fn count_off<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) {
+        if op == FLUSH_OP {
+            self.state = State::Idle;
+        } else {
+            self.batch.on_done(cache, op, Ok(()));
+        }
+    }
+
     /// Takes everything behind the dirty tail again. Part of it may be on the base, up to the recorded end of
     /// the batch, where the next one ends as well (INV-WB-2).
     fn start_over<P: Pmem>(&mut self, cache: &Cache<P>) {
@@ -549,9 +564,10 @@ impl Writeback {
         }
     }
 
-    /// Learns from a batch what the base takes.
+    /// Learns from a batch what the base takes: data that were written, not those that overwrites have absorbed. Of
+    /// zeroes it is not known what they cost; counted as nothing, they make the next batches shorter at worst.
     fn learn_rate(&mut self, now: Now) {
-        let bytes = self.batch.dirty_bytes;
+        let bytes = self.batch.written_bytes;
         if bytes < RATE_BYTES_MIN {
             return;
         }

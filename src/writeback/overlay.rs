@@ -15,6 +15,9 @@ const DIGIT_BITS_MAX: u32 = 11;
 /// So few keys are sorted in one go. In simulations batches are small, and are to be sorted as large ones are.
 const SMALL_COUNT: usize = if cfg!(feature = "sim") { 4 } else { 256 };
 
+/// Keys that are looked at for one piece, at most, unless more of them start at one block.
+const KEYS_PER_PIECE: usize = 64;
+
 /// A range that comes from one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -55,6 +58,11 @@ enum Order {
         shift: u32,
         at: usize,
     },
+    /// The keys are in order. Of those up to `at` the first `kept` are what is left.
+    Pruning {
+        at: usize,
+        kept: usize,
+    },
     Sorted,
 }
 
@@ -69,12 +77,13 @@ pub(super) struct Overlay {
     order: Order,
     /// Bits in which the addresses differ.
     varying: u64,
+    /// Each starts behind the start of the one before it.
     is_ascending: bool,
     block_shift: u32,
     /// The next key to be looked at.
     next: usize,
     /// Keys that cover the current block, by number; the newest on top.
-    active: BinaryHeap<(u32, usize)>,
+    active: BinaryHeap<(u32, u32)>,
     /// Everything before this block has been given out.
     at: u64,
 }
@@ -91,7 +100,7 @@ impl Overlay {
             is_ascending: true,
             block_shift: 0,
             next: 0,
-            active: BinaryHeap::new(),
+            active: BinaryHeap::with_capacity(key_count),
             at: 0,
         }
     }
@@ -116,7 +125,7 @@ impl Overlay {
         self.block_shift = block_shift;
         if let (Some(first), Some(last)) = (self.keys.first(), self.keys.last()) {
             self.varying |= first.lba.0 ^ key.lba.0;
-            self.is_ascending &= last.lba <= key.lba;
+            self.is_ascending &= last.lba < key.lba;
         }
         let laid = Laid {
             lba: key.lba,
@@ -143,18 +152,19 @@ impl Overlay {
                 Order::Laid if self.is_ascending => Order::Sorted,
                 Order::Laid if self.keys.len() <= SMALL_COUNT => {
                     self.keys.sort_unstable_by_key(|key| (key.lba, key.number));
-                    Order::Sorted
+                    Order::Pruning { at: 0, kept: 0 }
                 }
                 Order::Laid => self.begin_digit(self.varying.trailing_zeros()),
                 Order::Counting { shift, at } => self.count(shift, at, &mut left),
                 Order::Moving { shift, at } => self.move_keys(shift, at, &mut left),
+                Order::Pruning { at, kept } => self.prune(at, kept, &mut left),
             };
         }
     }
 
     fn begin_digit(&mut self, shift: u32) -> Order {
         if self.varying.unbounded_shr(shift) == 0 {
-            return Order::Sorted;
+            return Order::Pruning { at: 0, kept: 0 };
         }
         self.places.fill(0);
         Order::Counting { shift, at: 0 }
@@ -202,6 +212,26 @@ impl Overlay {
         self.begin_digit(shift + bits)
     }
 
+    /// Leaves out what a newer key with the same start covers: a block may have been overwritten any number of times.
+    fn prune(&mut self, at: usize, mut kept: usize, left: &mut usize) -> Order {
+        let end = self.keys.len().min(at + *left);
+        for number in at..end {
+            let key = self.keys[number];
+            let covers = |older: &Laid| older.lba == key.lba && older.len_blocks <= key.len_blocks;
+            while kept > 0 && covers(&self.keys[kept - 1]) {
+                kept -= 1;
+            }
+            self.keys[kept] = key;
+            kept += 1;
+        }
+        *left -= end - at;
+        if end < self.keys.len() {
+            return Order::Pruning { at: end, kept };
+        }
+        self.keys.truncate(kept);
+        Order::Sorted
+    }
+
     /// Starts to give out the pieces, from the first one on. The keys are sorted.
     pub(super) fn rewind(&mut self) {
         debug_assert!(
@@ -218,7 +248,7 @@ impl Overlay {
     pub(super) fn next(&mut self) -> Option<Piece> {
         loop {
             while let Some(&(_, top)) = self.active.peek()
-                && end(&self.keys[top]) <= self.at
+                && end(&self.keys[top as usize]) <= self.at
             {
                 self.active.pop();
             }
@@ -235,15 +265,19 @@ impl Overlay {
                 }
                 continue;
             };
-            let key = self.keys[top];
+            let key = self.keys[top as usize];
             // The top rules until it ends or a newer key starts.
             let mut until = end(&key);
+            let mut looked_at = 0;
             while let Some(start) = self.next_start()
                 && start < until
             {
-                if self.activate_next() > top_number {
+                // Or so far: the rest comes with the next piece.
+                let is_enough = looked_at >= KEYS_PER_PIECE && start > self.at;
+                if is_enough || self.activate_next() > top_number {
                     until = start;
                 }
+                looked_at += 1;
             }
             if until > self.at {
                 return self.give(&key, until);
@@ -266,12 +300,19 @@ impl Overlay {
         self.keys.get(self.next).map(|key| key.lba.0)
     }
 
-    /// The next key covers the current block, or will: there is one. Its number.
+    /// The next key covers the current block, or will: there is one. Its number. If it ends before the top does, which
+    /// is newer, nothing of it comes to light.
     fn activate_next(&mut self) -> u32 {
-        let number = self.keys[self.next].number;
-        self.active.push((number, self.next));
+        let key = self.keys[self.next];
+        let is_hidden = self.active.peek().is_some_and(|&(number, top)| {
+            number > key.number && end(&key) <= end(&self.keys[top as usize])
+        });
+        if !is_hidden {
+            // Fewer than 2^32, as above.
+            self.active.push((key.number, self.next as u32));
+        }
         self.next += 1;
-        number
+        key.number
     }
 }
 
@@ -345,6 +386,36 @@ mod tests {
         }
 
         #[test]
+        fn what_lies_under_much_else_comes_out_as_it_should(
+            small in prop::collection::vec((0u64..300, 1u32..9), 0..600),
+            large in prop::collection::vec((0u64..100, 100u32..250), 1..4),
+            later in prop::collection::vec((0u64..300, 1u32..9), 0..20),
+        ) {
+            // INV-WB-4, with far more keys at a block than one piece takes.
+            let mut overlay = Overlay::new(4);
+            let mut expected = vec![None; 512];
+            let all = small.iter().chain(&large).chain(&later);
+            for (number, &(lba, len)) in all.enumerate() {
+                let payload = PmemOff((number as u64 + 1) << 20);
+                overlay.push(&key(lba, len, KeyKind::Data), payload, 9);
+                for block in 0..u64::from(len) {
+                    expected[(lba + block) as usize] = Some(payload.0 + (block << 9));
+                }
+            }
+            while !overlay.sort(7) {}
+            let mut found = vec![None; 512];
+            let mut last_end = 0;
+            for piece in pieces(&mut overlay) {
+                assert!(piece.len_blocks > 0 && piece.lba.0 >= last_end);
+                last_end = piece.lba.0 + piece.len_blocks;
+                for block in 0..piece.len_blocks {
+                    found[(piece.lba.0 + block) as usize] = Some(piece.payload.0 + (block << 9));
+                }
+            }
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
         fn many_keys_come_out_as_a_stable_sort_has_them_wherever_sorting_is_interrupted(
             seed in 0u64..1000,
             count in 257usize..1500,
@@ -381,5 +452,44 @@ mod tests {
                 prop_assert_eq!(found, expected);
             }
         }
+    }
+
+    #[test]
+    fn a_block_that_was_overwritten_often_makes_one_key_and_few_steps() {
+        const COUNT: usize = 10_000;
+        let mut overlay = Overlay::new(COUNT);
+        for number in 0..COUNT as u64 {
+            overlay.push(&key(8, 1, KeyKind::Data), PmemOff(number << 12), 12);
+        }
+        let mut calls = 1;
+        while !overlay.sort(100) {
+            calls += 1;
+        }
+        assert!(calls >= COUNT / 100, "{calls} calls");
+        assert_eq!(overlay.key_count(), 1);
+        let pieces = pieces(&mut overlay);
+        assert_eq!(pieces.len(), 1);
+        assert_eq!(pieces[0].payload, PmemOff((COUNT as u64 - 1) << 12));
+    }
+
+    #[test]
+    fn keys_below_a_newer_one_are_looked_at_a_few_for_each_piece() {
+        const COUNT: usize = 10_000;
+        let mut overlay = Overlay::new(COUNT);
+        for lba in 0..COUNT as u64 {
+            overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(lba << 12), 12);
+        }
+        overlay.push(&key(0, COUNT as u32, KeyKind::Unmap), PmemOff(0), 12);
+        while !overlay.sort(100) {}
+        overlay.rewind();
+        let (mut before, mut end) = (0, 0);
+        while let Some(piece) = overlay.next() {
+            assert_eq!((piece.kind, piece.lba), (KeyKind::Unmap, Lba(end)));
+            end += piece.len_blocks;
+            assert!(overlay.next - before <= KEYS_PER_PIECE + 2);
+            assert!(overlay.active.len() <= 1, "nothing else comes to light");
+            before = overlay.next;
+        }
+        assert_eq!(end, COUNT as u64);
     }
 }

@@ -8,6 +8,7 @@ use crate::sim::machine::Setup;
 use crate::sim::pmem::SimPmem;
 use crate::sim::recover;
 use crate::units::Lba;
+use crate::writeback::Writeback;
 use std::sync::Arc;
 
 const PAGE_BLOCKS: u64 = 8;
@@ -178,6 +179,39 @@ fn write_back_yields_to_reads_of_the_base_unless_room_is_short() {
     rig.cache.base_reads.store(0, Ordering::Relaxed);
     turns(&mut rig);
     assert_eq!(rig.base_writes, 30);
+}
+
+#[test]
+fn a_checkpoint_gets_to_its_cut_while_the_application_reads_from_the_base() {
+    let mut rig = Rig::new(&[NO_AGE]);
+    rig.write_pages((0..30).map(|number| number * 2));
+    rig.cache.base_reads.store(1, Ordering::Relaxed);
+    rig.cache.checkpoint_begin(60, rig.now).expect("the first");
+    // The base answers none of them.
+    (0..100).for_each(|_| drop(rig.turn()));
+    assert_eq!(rig.base_writes, 30, "all at once");
+}
+
+#[test]
+fn what_overwrites_have_absorbed_says_nothing_about_the_base() {
+    let rig = Rig::new(&[]);
+    let mut writeback = Writeback::new(&rig.cache);
+    let mut batch = |dirty_bytes: u64, written_bytes: u64, took_ns: u64| {
+        writeback.batch.dirty_bytes = dirty_bytes;
+        writeback.batch.written_bytes = written_bytes;
+        writeback.learn_rate(Now(took_ns));
+        writeback.base_rate
+    };
+    // 8 MiB in 40 ms.
+    let rate = batch(8 << 20, 8 << 20, 40 * NS_PER_MS);
+    assert_eq!(rate, (8 << 20) / 40 / 2);
+    // 16 MiB to one block: one base write.
+    assert_eq!(batch(16 << 20, 4096, NS_PER_MS / 10), rate);
+    // Many blocks, each several times; the base is as fast as before.
+    let rate = batch(64 << 20, 2 << 20, 10 * NS_PER_MS);
+    assert!(rate <= (8 << 20) / 40, "{rate} bytes in a millisecond");
+    // Zeroes alone.
+    assert_eq!(batch(16 << 20, 0, NS_PER_MS), rate);
 }
 
 #[test]

@@ -1,0 +1,163 @@
+use super::*;
+use crate::engine::invariant_tests::new_cache_of;
+use crate::engine::{Fua, HostIo, IoToken, Op, Outbox, Status};
+use crate::media::KEYS_START_BYTES;
+use crate::pmem::IovBuf;
+use crate::sim::machine::Setup;
+use crate::sim::pmem::SimPmem;
+use crate::units::Now;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+const SEGMENTS: u64 = 100;
+
+/// A cache whose log goes through many segments.
+fn long_log() -> Arc<Cache<SimPmem>> {
+    let cache = new_cache_of(&Setup {
+        segment_count: SEGMENTS,
+        ..Setup::default()
+    });
+    write(&cache, |cache| cache.segments.free_count() > 2, 8);
+    cache
+}
+
+fn write(cache: &Arc<Cache<SimPmem>>, more: impl Fn(&Cache<SimPmem>) -> bool, len_blocks: u64) {
+    let mut channel = cache.channel().expect("the first");
+    let (buf, mut out) = (IovBuf::new(&[7; 4096], &[]), Outbox::new());
+    while more(cache) {
+        let io = HostIo {
+            token: IoToken(1),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba(8),
+            len_blocks,
+        };
+        channel.submit(io).expect("the table is empty");
+        out.clear();
+        channel.poll(Now(0), &mut out);
+        assert_eq!(out.completions[0].status, Status::Success);
+    }
+}
+
+/// Looks for what is there. Returns in how many calls.
+fn look(log: &mut LogReader, cache: &Cache<SimPmem>) -> usize {
+    for call in 1..10_000 {
+        let settled = log.look(cache).expect("all can be read");
+        // Until all is known there may be something.
+        assert_eq!(log.has_below(Seq(1)), settled.is_none());
+        if let Some(settled) = settled {
+            assert_eq!(settled, cache.seq_settled());
+            return call;
+        }
+    }
+    panic!("a look does not end");
+}
+
+/// What is taken of the log.
+struct Taking {
+    log: LogReader,
+    limits: Limits,
+    taken: Taken,
+    overlay: Overlay,
+    lost: Lost,
+}
+
+impl Taking {
+    fn new(cache: &Cache<SimPmem>) -> Self {
+        let mut log = LogReader::new(cache.segments.count());
+        look(&mut log, cache);
+        Self {
+            log,
+            limits: Limits {
+                settled: cache.seq_settled(),
+                bytes: u64::MAX,
+                key_count: usize::MAX,
+                ..Limits::NONE
+            },
+            taken: Taken::NOTHING,
+            overlay: Overlay::new(10_000),
+            lost: Lost::default(),
+        }
+    }
+
+    fn gather(&mut self, cache: &Cache<SimPmem>) -> Result<Gathered, KeysLost> {
+        let batch = Gathering {
+            limits: &self.limits,
+            taken: &mut self.taken,
+            overlay: &mut self.overlay,
+            lost: &mut self.lost,
+        };
+        self.log.gather(cache, cache.background_counters(), batch)
+    }
+
+    /// Keys that there is memory for.
+    fn capacity(&self) -> usize {
+        let at_hand = self.log.next.iter().flatten().map(|next| &next.keys);
+        let vectors = at_hand.chain(&self.log.spare).chain([&self.log.looked_at]);
+        vectors.map(Vec::capacity).sum()
+    }
+}
+
+#[test]
+fn the_log_is_read_into_memory_that_is_there_from_the_start() {
+    let cache = long_log();
+    let mut taking = Taking::new(&cache);
+    assert_eq!(taking.log.ready.len() as u64, SEGMENTS - 2);
+    let capacity = taking.capacity();
+    assert!(capacity >= (AT_HAND_MAX + 2) * KSET_KEYS_MAX);
+    while taking.gather(&cache).expect("all can be read") == Gathered::InPart {
+        assert_eq!(taking.capacity(), capacity);
+    }
+    assert_eq!(taking.capacity(), capacity);
+    assert_eq!(taking.taken.last_seq, Some(Seq(cache.seq_next().0 - 1)));
+}
+
+#[test]
+fn a_look_at_a_long_log_goes_on_over_many_polls() {
+    let cache = long_log();
+    let mut log = LogReader::new(cache.segments.count());
+    let count = SEGMENTS as usize - 2;
+    // For each: it is heard of, it is looked at, and one key.
+    let calls = look(&mut log, &cache);
+    let least = count * 3 / (LOOKED_AT_PER_POLL + 1);
+    assert!((least..=count).contains(&calls), "{calls} calls");
+    assert_eq!(log.ready.len(), count);
+    assert_eq!(look(&mut log, &cache), 1, "nothing has come");
+}
+
+#[test]
+fn what_the_tail_has_passed_is_left_behind_over_many_polls() {
+    // One segment with many ksets.
+    let cache = new_cache_of(&Setup {
+        segment_size_bytes: 256 << 10,
+        ..Setup::default()
+    });
+    write(&cache, |_| cache.seq_next() < Seq(200), 1);
+    let mut log = LogReader::new(cache.segments.count());
+    look(&mut log, &cache);
+    let tail = Seq(cache.seq_next().0 - 2);
+    cache.dirty_tail.store(tail.0, Ordering::Release);
+    log.restart(&cache);
+    let calls = look(&mut log, &cache);
+    let least = tail.0 as usize / LOOKED_AT_PER_POLL;
+    assert!(calls >= least, "{calls} calls instead of {least}");
+    assert_eq!(log.ready.len(), 1);
+    assert!(log.has_below(cache.seq_next()) && !log.has_below(Seq(tail.0 + 1)));
+}
+
+/// INV-WB-1: most segments are ready long before it is their turn.
+#[test]
+fn a_kset_that_is_lost_before_its_turn_counts_as_lost() {
+    let cache = long_log();
+    let mut taking = Taking::new(&cache);
+    let hit = SegId(50);
+    let keys = cache.geometry.segment_off(hit);
+    let keys = keys.plus(u64::from(KEYS_START_BYTES));
+    cache.pmem.flip_bit(keys, 3);
+    let lost = loop {
+        match taking.gather(&cache) {
+            Ok(gathered) => assert_eq!(gathered, Gathered::InPart),
+            Err(KeysLost(id)) => break id,
+        }
+    };
+    assert_eq!(lost, hit);
+}
