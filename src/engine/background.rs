@@ -104,10 +104,10 @@ impl<P: Pmem> Background<P> {
             return self.poll_last(now, budget, out);
         }
         self.held_seen = self.cache.mode.held_upto();
-        self.cache.persist_changes();
         self.watch_base(now);
         self.note_stall(now);
         let reclaimed = self.gc.poll(
+        self.cache.persist_changes();
             &self.cache,
             &mut self.tails,
             BACKGROUND_AGENT,

@@ -4,6 +4,7 @@
 mod asking;
 mod background;
 mod deep_queues;
+mod changes;
 mod fetches;
 mod fills;
 mod held;

@@ -416,6 +416,7 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
     if setup.recovered_by.seed & 8 != 0 {
         setup.readers = Readers::Scribbling;
     }
+    setup.base_fails_unmaps = setup.recovered_by.seed & 0x18 == 0x18;
     if setup.data_crc == DataCrc::On && setup.recovered_by.seed & 4 != 0 {
         setup.settings = setup.settings.and(Setting::VerifyReads, 1);
     }

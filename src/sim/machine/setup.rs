@@ -30,6 +30,8 @@ pub struct Setup {
     pub settings: SettingChange,
     /// What the base can do.
     pub base_caps: BaseCaps,
+    /// The base fails each unmap, although it claims them.
+    pub base_fails_unmaps: bool,
     /// Channels.
     pub core_count: usize,
     /// Memory of a channel for base reads that are to be kept.
@@ -73,6 +75,7 @@ impl Default for Setup {
                 flush: true,
                 unmap: true,
             },
+            base_fails_unmaps: false,
             core_count: 2,
             pad_pages: 64,
             readers: Readers::Patient,
