@@ -1,6 +1,7 @@
 //! The background: write-back, reclaiming, scrubbing, and options that are to be persisted. One thread runs it.
 
-use super::cache::{BACKGROUND_AGENT, Cache, lock};
+use super::cache::{BACKGROUND_AGENT, Cache};
+use super::cache_memory::BackgroundMemory;
 use super::health::{Health, StallWatch};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
 use super::stats::Counters;
@@ -74,13 +75,12 @@ pub struct Background<P: Pmem> {
 }
 
 impl<P: Pmem> Background<P> {
-    pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails) -> Self {
-        let writeback = Writeback::new(&cache);
+    pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails, memory: BackgroundMemory) -> Self {
         Self {
             cache,
             tails,
-            writeback,
-            gc: Gc::default(),
+            writeback: memory.writeback,
+            gc: memory.gc,
             scrub: Scrub::default(),
             stopping: false,
             stalled_since: None,
@@ -222,12 +222,6 @@ impl<P: Pmem> Background<P> {
             }
             None | Some(_) => {}
         }
-    }
-}
-
-impl<P: Pmem> Drop for Background<P> {
-    fn drop(&mut self) {
-        *lock(&self.cache.background_parts) = Some(self.tails);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The cache: what its channels and its background share.
 
+use super::cache_memory::BackgroundMemory;
 use super::checkpoint::Checkpoint;
 use super::config::{BaseCaps, CacheMode, DataCrc};
 use super::damage::{Damage, DamagedRange};
@@ -114,6 +115,8 @@ pub(crate) struct CacheParts<P> {
     pub(crate) index: Index,
     pub(crate) place_crcs: Option<PlaceCrcs>,
     pub(crate) segments: Segments,
+    pub(crate) heat: Heat,
+    pub(crate) background: BackgroundMemory,
     pub(crate) seq_next: Seq,
     pub(crate) epoch: Epoch,
     pub(crate) dirty_bytes: u64,
@@ -164,7 +167,7 @@ pub struct Cache<P> {
     /// As it is to be persisted, by the background.
     pub(crate) superblock: Mutex<Superblock>,
     pub(crate) superblock_changed: AtomicBool,
-    pub(crate) background_parts: Mutex<Option<Tails>>,
+    background_parts: Mutex<Option<(Tails, BackgroundMemory)>>,
     pub(super) health: Mutex<Health>,
     pub(super) health_changes: AtomicU64,
     channel_ids: ArrayQueue<u16>,
@@ -204,7 +207,7 @@ impl<P: Pmem> Cache<P> {
                 .collect(),
             streams: streams.into(),
             core_stream_count,
-            heat: Heat::new(&geometry),
+            heat: parts.heat,
             seq_next: CachePadded::new(AtomicU64::new(parts.seq_next.0)),
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
@@ -224,7 +227,7 @@ impl<P: Pmem> Cache<P> {
             settings: Settings::new(&parts.superblock.settings),
             superblock: Mutex::new(parts.superblock),
             superblock_changed: AtomicBool::new(false),
-            background_parts: Mutex::new(Some(parts.tails)),
+            background_parts: Mutex::new(Some((parts.tails, parts.background))),
             health: Mutex::default(),
             health_changes: AtomicU64::new(0),
             channel_ids,
@@ -261,10 +264,10 @@ impl<P: Pmem> Cache<P> {
         );
     }
 
-    /// The background work; `None` if it is taken.
+    /// The background work; `None` if it was taken.
     pub fn background(self: &Arc<Self>) -> Option<Background<P>> {
-        let tails = lock(&self.background_parts).take()?;
-        Some(Background::new(Arc::clone(self), tails))
+        let (tails, memory) = lock(&self.background_parts).take()?;
+        Some(Background::new(Arc::clone(self), tails, memory))
     }
 
     pub(crate) fn stream_context(&self, agent: Agent) -> StreamContext<'_, P> {

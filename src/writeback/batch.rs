@@ -6,6 +6,7 @@ use super::witness::WitnessUpdate;
 use crate::canary::{self, Canary};
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Outbox};
 use crate::media::{KeyKind, Tails};
+use crate::memory::NoMemory;
 use crate::pmem::Pmem;
 use crate::units::{Lba, PmemOff, Seq};
 use std::mem;
@@ -68,7 +69,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(key_count: usize) -> Self {
+    pub(super) fn new(key_count: usize) -> Result<Self, NoMemory> {
         let op = || BaseOp {
             kind: KeyKind::Data,
             lba: Lba(0),
@@ -76,8 +77,8 @@ impl Batch {
             extents: Vec::with_capacity(BASE_WRITE_EXTENTS_MAX),
             is_in_flight: false,
         };
-        Self {
-            overlay: Overlay::new(key_count),
+        Ok(Self {
+            overlay: Overlay::new(key_count)?,
             ops: (0..IN_FLIGHT_MAX).map(|_| op()).collect(),
             free: Vec::with_capacity(IN_FLIGHT_MAX),
             again: Vec::with_capacity(IN_FLIGHT_MAX),
@@ -91,7 +92,7 @@ impl Batch {
             dirty_bytes: 0,
             written_bytes: 0,
             witness: WitnessUpdate::default(),
-        }
+        })
     }
 
     pub(super) fn in_flight(&self) -> usize {

@@ -6,6 +6,7 @@
 
 use crate::canary::{self, Canary};
 use crate::media::{Key, KeyKind};
+use crate::memory::{self, NoMemory};
 use crate::units::{Lba, PmemOff};
 use std::collections::BinaryHeap;
 use std::mem;
@@ -81,10 +82,11 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// With room for so many keys; more are taken too.
-    pub(super) fn new(key_count: usize) -> Self {
-        Self {
-            keys: Vec::with_capacity(key_count),
-            moved: Vec::with_capacity(key_count),
+    pub(super) fn new(key_count: usize) -> Result<Self, NoMemory> {
+        let what = "the keys of a batch of write-back";
+        Ok(Self {
+            keys: memory::with_room(what, key_count)?,
+            moved: memory::with_room(what, key_count)?,
             places: vec![0; 1 << DIGIT_BITS_MAX],
             order: Order::Laid,
             varying: 0,
@@ -93,7 +95,7 @@ impl Overlay {
             next: 0,
             active: BinaryHeap::new(),
             at: 0,
-        }
+        })
     }
 
     pub(super) fn clear(&mut self) {
@@ -319,7 +321,7 @@ mod tests {
             keys in prop::collection::vec((0u64..40, 1u32..12), 0..24),
         ) {
             // INV-WB-4.
-            let mut overlay = Overlay::new(4);
+            let mut overlay = Overlay::new(4).unwrap();
             let mut expected = vec![None; 64];
             for (number, &(lba, len)) in keys.iter().enumerate() {
                 let payload = PmemOff((number as u64 + 1) << 20);
@@ -360,7 +362,7 @@ mod tests {
             let lbas: Vec<u64> = (0..count)
                 .map(|_| (random() & ((1 << range_bits) - 1)) << align_bits)
                 .collect();
-            let mut overlay = Overlay::new(count);
+            let mut overlay = Overlay::new(count).unwrap();
             // Twice: what the first batch leaves behind does not show in the second.
             for _ in 0..2 {
                 overlay.clear();
