@@ -87,6 +87,8 @@ canaries! {
     /// Blocks that the base has grown by are taken before the superblock says so.
     GrowthNotPersisted = "growth_not_persisted",
 
+    /// A device is formatted before it is known whether there is memory for the cache.
+    FormattedWithoutMemory = "formatted_without_memory",
     /// The second copy of metadata is never written.
     SecondCopyNotWritten = "second_copy_not_written",
     /// Both copies of metadata are written before one fence.

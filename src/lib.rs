@@ -14,6 +14,7 @@ pub mod index;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod media;
+mod memory;
 #[expect(
     unsafe_code,
     reason = "mapping, non-temporal stores, caller's memory: island 1 of 2"

@@ -124,4 +124,5 @@ tests! {
     a_flipped_bit_of_dirty_data_fails_what_its_checksum_covers
     reads_are_verified_from_the_moment_that_says_so
     what_reclaiming_has_moved_is_verified
+    a_lack_of_memory_is_an_error_and_changes_nothing
 }

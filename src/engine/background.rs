@@ -1,6 +1,7 @@
 //! The background: write-back, reclaiming, scrubbing, and options that are to be persisted. One thread runs it.
 
 use super::cache::{BACKGROUND_AGENT, Cache};
+use super::cache_memory::BackgroundMemory;
 use super::health::{Health, StallWatch};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
 use super::stats::Counters;
@@ -74,14 +75,12 @@ pub struct Background<P: Pmem> {
 }
 
 impl<P: Pmem> Background<P> {
-    pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails) -> Self {
-        let writeback = Writeback::new(&cache);
-        let gc = Gc::new(cache.segments.count());
+    pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails, memory: BackgroundMemory) -> Self {
         Self {
             cache,
             tails,
-            writeback,
-            gc,
+            writeback: memory.writeback,
+            gc: memory.gc,
             scrub: Scrub::default(),
             stopping: false,
             stalled_since: None,
@@ -100,6 +99,7 @@ impl<P: Pmem> Background<P> {
         if self.cache.has_failed() {
             return Progress::Idle;
         }
+        self.cache.persist_changes();
         if self.stopping {
             return self.poll_last(now, budget, out);
         }
@@ -107,7 +107,6 @@ impl<P: Pmem> Background<P> {
         self.watch_base(now);
         self.note_stall(now);
         let reclaimed = self.gc.poll(
-        self.cache.persist_changes();
             &self.cache,
             &mut self.tails,
             BACKGROUND_AGENT,
@@ -135,7 +134,7 @@ impl<P: Pmem> Background<P> {
         self.stall.heard();
         if self.cache.has_failed() {
             // Nothing more is stored. Nor does anything follow from it.
-            return self.writeback.count_off(&self.cache, op);
+            return self.writeback.count_off(&self.cache, op, now);
         }
         let mut context = context(&self.cache, &mut self.tails);
         self.writeback.on_base_done(&mut context, op, result, now);

@@ -1,5 +1,6 @@
 //! The cache: what its channels and its background share.
 
+use super::cache_memory::BackgroundMemory;
 use super::checkpoint::Checkpoint;
 use super::config::{BaseCaps, CacheMode, DataCrc};
 use super::damage::{Damage, DamagedRange};
@@ -116,6 +117,8 @@ pub(crate) struct CacheParts<P> {
     pub(crate) index: Index,
     pub(crate) place_crcs: Option<PlaceCrcs>,
     pub(crate) segments: Segments,
+    pub(crate) heat: Heat,
+    pub(crate) background: BackgroundMemory,
     pub(crate) seq_next: Seq,
     pub(crate) epoch: Epoch,
     pub(crate) dirty_bytes: u64,
@@ -166,7 +169,7 @@ pub struct Cache<P> {
     /// As it is to be persisted, by the background.
     pub(crate) superblock: Mutex<Superblock>,
     pub(crate) superblock_changed: AtomicBool,
-    pub(crate) background_parts: Mutex<Option<Tails>>,
+    background_parts: Mutex<Option<(Tails, BackgroundMemory)>>,
     pub(super) health: Mutex<Health>,
     pub(super) health_changes: AtomicU64,
     channel_ids: ArrayQueue<u16>,
@@ -206,7 +209,7 @@ impl<P: Pmem> Cache<P> {
                 .collect(),
             streams: streams.into(),
             core_stream_count,
-            heat: Heat::new(&geometry),
+            heat: parts.heat,
             seq_next: CachePadded::new(AtomicU64::new(parts.seq_next.0)),
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
@@ -226,7 +229,7 @@ impl<P: Pmem> Cache<P> {
             settings: Settings::new(&parts.superblock.settings),
             superblock: Mutex::new(parts.superblock),
             superblock_changed: AtomicBool::new(false),
-            background_parts: Mutex::new(Some(parts.tails)),
+            background_parts: Mutex::new(Some((parts.tails, parts.background))),
             health: Mutex::default(),
             health_changes: AtomicU64::new(0),
             channel_ids,
@@ -266,8 +269,8 @@ impl<P: Pmem> Cache<P> {
     /// The background work; `None` if it was taken before. It is given out once: with it goes what it knows of the log,
     /// and the segments that it has begun to reclaim.
     pub fn background(self: &Arc<Self>) -> Option<Background<P>> {
-        let tails = lock(&self.background_parts).take()?;
-        Some(Background::new(Arc::clone(self), tails))
+        let (tails, memory) = lock(&self.background_parts).take()?;
+        Some(Background::new(Arc::clone(self), tails, memory))
     }
 
     pub(crate) fn stream_context(&self, agent: Agent) -> StreamContext<'_, P> {
@@ -309,8 +312,8 @@ impl<P: Pmem> Cache<P> {
             let mut stream = lock(stream);
             // What holds nothing stays free.
             if stream.open.is_some_and(|open| open.kset_index > 0) {
-        // The background may have had no turn since.
-        self.persist_changes();
+                // The background may have had no turn since.
+                self.persist_changes();
                 stream.seal(&self.stream_context(BACKGROUND_AGENT));
             }
         }

@@ -9,10 +9,10 @@
 use super::cache::Cache;
 use super::segments::SegmentState;
 use crate::media::{Geometry, Place};
+use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::SegId;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use zerocopy::FromZeros;
 
 /// The highest count.
 const HEAT_MAX: u8 = 3;
@@ -22,7 +22,7 @@ const HEAT_MAX: u8 = 3;
 pub(crate) struct Heat {
     counts: Vec<AtomicU8>,
     /// For each segment, whether anything in it was counted: of most, nothing is.
-    is_warm: Box<[AtomicBool]>,
+    is_warm: Vec<AtomicBool>,
     /// Blocks of a page, as a power of two.
     page_shift: u32,
     pages_per_segment: usize,
@@ -30,21 +30,19 @@ pub(crate) struct Heat {
 
 impl Heat {
     /// Nothing was read again.
-    pub(crate) fn new(geometry: &Geometry) -> Self {
+    pub(crate) fn new(geometry: &Geometry) -> Result<Self, NoMemory> {
         let blocks_per_page = u64::from(geometry.blocks_per_page());
         let page_bytes = geometry.bytes(blocks_per_page);
         // A segment has 1 GiB at the most.
         let pages_per_segment = (geometry.segment_size_bytes() / page_bytes) as usize;
-        let count = pages_per_segment * geometry.segment_count() as usize;
-        Self {
-            // Without memory for it nothing is hot.
-            counts: AtomicU8::new_vec_zeroed(count).unwrap_or_default(),
-            is_warm: (0..geometry.segment_count())
-                .map(|_| AtomicBool::new(false))
-                .collect(),
+        let segment_count = geometry.segment_count() as usize;
+        let what = "what is read often";
+        Ok(Self {
+            counts: memory::zeroed(what, pages_per_segment * segment_count)?,
+            is_warm: memory::zeroed(what, segment_count)?,
             page_shift: blocks_per_page.trailing_zeros(),
             pages_per_segment,
-        }
+        })
     }
 
     #[inline]
@@ -132,7 +130,7 @@ mod tests {
     #[test]
     fn heat_is_counted_by_page_and_goes_with_the_segment() {
         let geometry = Geometry::plan(1 << 20, 16 << 10, 512).unwrap();
-        let heat = Heat::new(&geometry);
+        let heat = Heat::new(&geometry).unwrap();
         let second = geometry.place(SegId(1), 8 << 10);
         heat.note(SegId(1), second, 8);
         heat.note(SegId(1), Place(second.0 + 7), 2);

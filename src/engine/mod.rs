@@ -8,6 +8,7 @@
 
 mod background;
 mod cache;
+mod cache_memory;
 mod channel;
 mod checkpoint;
 mod config;
@@ -45,6 +46,7 @@ mod write_path;
 pub use background::{Background, Budget, Pressure};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
 pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, WRITE_SIZE_MAX_BYTES};
+pub(crate) use cache_memory::{BackgroundMemory, CacheMemory};
 pub use channel::Channel;
 pub(crate) use checkpoint::CheckpointNeed;
 pub use checkpoint::{
@@ -58,6 +60,7 @@ pub use drain::DrainStatus;
 pub(crate) use grace::Ticket;
 pub use growth::GrowError;
 pub use health::Health;
+pub(crate) use heat::Heat;
 pub use io::*;
 pub(crate) use kset_cursor::KsetCursor;
 pub use lend::LOAN_COUNT_MAX;

@@ -12,10 +12,10 @@
 
 use super::cache::Cache;
 use crate::media::{Geometry, Key, KeyKind, Place};
+use crate::memory::{self, NoMemory};
 use crate::units::{Lba, SegId};
 use std::iter;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use zerocopy::FromZeros;
 
 /// Bits for the number of a block in its payload, below those for its length: a page has 8 blocks at most.
 const BLOCK_BITS: u32 = 3;
@@ -40,21 +40,15 @@ pub(crate) struct PlaceCrcs {
 
 impl PlaceCrcs {
     /// Of nothing yet.
-    ///
-    /// # Panics
-    /// There is no memory.
-    pub(crate) fn new(geometry: &Geometry) -> Self {
+    pub(crate) fn new(geometry: &Geometry) -> Result<Self, NoMemory> {
         let end = u64::from(geometry.segment_count()) * geometry.segment_size_bytes();
         let count = usize::try_from(end >> geometry.block_shift()).unwrap_or(usize::MAX);
         let is_split = geometry.blocks_per_page() > 1;
-        let crcs = AtomicU32::new_vec_zeroed(count).unwrap_or_default();
-        let parts = AtomicU8::new_vec_zeroed(if is_split { count } else { 0 });
-        let parts = parts.unwrap_or_default();
-        assert!(
-            crcs.len() == count && (parts.len() == count || !is_split),
-            "no memory for the checksums of {count} blocks"
-        );
-        Self { crcs, parts }
+        let what = "the checksums of data_crc";
+        Ok(Self {
+            crcs: memory::zeroed(what, count)?,
+            parts: memory::zeroed(what, if is_split { count } else { 0 })?,
+        })
     }
 
     /// The payload of a key lies here. To be said before the index names the place.
@@ -174,7 +168,7 @@ mod tests {
     fn every_block_of_a_payload_leads_to_all_of_it() {
         // INV-CRC-2.
         let geometry = Geometry::plan(1 << 20, 16 << 10, 512).unwrap();
-        let crcs = PlaceCrcs::new(&geometry);
+        let crcs = PlaceCrcs::new(&geometry).unwrap();
         let Place(first) = geometry.place(SegId(1), 8 << 10);
         // Twice, so that something else was said of each place before.
         for lens in [[8, 1, 2, 5], [1, 7, 5, 3]] {
@@ -212,7 +206,7 @@ mod tests {
         let last = SegId(geometry.segment_count() - 1);
         let size_bytes = geometry.segment_size_bytes() as u32;
         let Place(first) = geometry.place(last, size_bytes - 8 * 512);
-        let crcs = PlaceCrcs::new(geometry);
+        let crcs = PlaceCrcs::new(geometry).unwrap();
         for (at, in_page) in (0..8).flat_map(|at| (0..8).map(move |in_page| (at, in_page))) {
             // One block of another page, and a whole page over it.
             crcs.note(Place(first + at), &key(1, 5));
@@ -234,7 +228,7 @@ mod tests {
     #[test]
     fn a_page_of_one_block_has_a_word_alone() {
         let geometry = Geometry::plan(1 << 20, 16 << 10, 4096).unwrap();
-        let crcs = PlaceCrcs::new(&geometry);
+        let crcs = PlaceCrcs::new(&geometry).unwrap();
         assert!(crcs.parts.is_empty());
         let place = geometry.place(SegId(geometry.segment_count() - 1), 12 << 10);
         crcs.note(place, &key(1, 77));

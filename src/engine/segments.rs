@@ -1,6 +1,7 @@
 //! What is known of each segment while the cache is in use.
 
 use crate::media::{Geometry, SegmentInfo};
+use crate::memory::{self, NoMemory};
 use crate::sched;
 use crate::units::{Generation, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
@@ -298,7 +299,7 @@ impl Segment {
 #[derive(Debug)]
 pub(crate) struct Segments {
     /// Readers of one do not meet those who append to its neighbour.
-    table: Box<[CachePadded<Segment>]>,
+    table: Vec<CachePadded<Segment>>,
     free: ArrayQueue<SegId>,
     opened: ArrayQueue<SegId>,
     /// Suspect ones that are still in use.
@@ -310,24 +311,72 @@ pub(crate) struct Segments {
     clock: AtomicU64,
 }
 
+/// Of a segment, in both queues.
+const QUEUES_BYTES: usize = 2 * 2 * size_of::<usize>();
+
+/// Gives those that hold something their ages, by their last numbers.
+fn date(table: &[CachePadded<Segment>], mut in_order: Vec<usize>) {
+    in_order.extend(0..table.len());
+    in_order.sort_unstable_by_key(|number| table[*number].last_seq());
+    for (born, number) in (1..).zip(in_order) {
+        table[number].born.store(born, Ordering::Relaxed);
+    }
+}
+
+/// The memory of [`Segments`], before it is known how they are.
+#[derive(Debug)]
+pub(crate) struct SegmentsMemory {
+    table: Vec<CachePadded<Segment>>,
+    in_order: Vec<usize>,
+    free: ArrayQueue<SegId>,
+    opened: ArrayQueue<SegId>,
+}
+
+impl SegmentsMemory {
+    pub(crate) fn new(geometry: &Geometry) -> Result<Self, NoMemory> {
+        let what = "the table of segments";
+        let count = geometry.segment_count() as usize;
+        let (table, in_order) = (
+            memory::with_room(what, count)?,
+            memory::with_room(what, count)?,
+        );
+        let queues = || (ArrayQueue::new(count), ArrayQueue::new(count));
+        let (free, opened) = memory::rehearsed(what, count * QUEUES_BYTES, queues)?;
+        Ok(Self {
+            table,
+            in_order,
+            free,
+            opened,
+        })
+    }
+}
+
 impl Segments {
     /// From how they were found, one for each segment. Those with ksets behind the dirty tail count as newly
     /// opened.
-    pub(crate) fn new(geometry: &Geometry, starts: &[SegmentStart], dirty_tail: Seq) -> Self {
-        let capacity = geometry.segment_count() as usize;
+    pub(crate) fn new(
+        memory: SegmentsMemory,
+        starts: impl ExactSizeIterator<Item = SegmentStart>,
+        dirty_tail: Seq,
+    ) -> Self {
+        let SegmentsMemory {
+            mut table,
+            in_order,
+            free,
+            opened,
+        } = memory;
+        debug_assert!(starts.len() <= table.capacity(), "there is room for each");
+        table.extend(starts.map(|start| CachePadded::new(Segment::new(&start))));
+        date(&table, in_order);
         let segments = Self {
-            table: starts
-                .iter()
-                .map(|start| CachePadded::new(Segment::new(start)))
-                .collect(),
-            free: ArrayQueue::new(capacity),
-            opened: ArrayQueue::new(capacity),
+            clock: AtomicU64::new(table.len() as u64),
+            table,
+            free,
+            opened,
             suspects: AtomicUsize::new(0),
             quarantined: AtomicUsize::new(0),
             key_losses: AtomicUsize::new(0),
-            clock: AtomicU64::new(u64::from(geometry.segment_count())),
         };
-        segments.date(starts);
         for id in segments.ids() {
             let segment = segments.get(id);
             match segment.state() {
@@ -340,15 +389,6 @@ impl Segments {
             }
         }
         segments
-    }
-
-    /// Gives those that hold something their ages, by their last numbers.
-    fn date(&self, starts: &[SegmentStart]) {
-        let mut in_order: Vec<usize> = (0..starts.len()).collect();
-        in_order.sort_unstable_by_key(|number| starts[*number].last_seq);
-        for (born, number) in (1..).zip(in_order) {
-            self.table[number].born.store(born, Ordering::Relaxed);
-        }
     }
 
     /// How many segments were opened so far; since a restart, with those that were there.

@@ -3,8 +3,8 @@
 
 mod asking;
 mod background;
-mod deep_queues;
 mod changes;
+mod deep_queues;
 mod fetches;
 mod fills;
 mod held;

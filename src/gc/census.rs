@@ -4,6 +4,7 @@
 
 use super::BUCKETS_PER_POLL;
 use crate::engine::Cache;
+use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{PAGE_SIZE_BYTES, SegId};
 
@@ -33,7 +34,7 @@ impl Count {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Census {
     /// The last count that was finished, and the clock of the segments when it began.
     counts: Vec<Count>,
@@ -49,6 +50,20 @@ pub(super) struct Census {
 }
 
 impl Census {
+    /// Nothing was counted yet.
+    pub(super) fn new(segment_count: usize) -> Result<Self, NoMemory> {
+        let what = "counts of what is in use";
+        Ok(Self {
+            counts: memory::with_room(what, segment_count)?,
+            began_at: 0,
+            next: memory::with_room(what, segment_count)?,
+            next_began_at: 0,
+            bucket: 0,
+            stride: 0,
+            begun: 0,
+        })
+    }
+
     /// What is known of a sealed segment; `None`: it was not yet sealed when the last count began.
     pub(super) fn get<P: Pmem>(&self, cache: &Cache<P>, id: SegId) -> Option<Count> {
         let sealed_at = cache.segments.get(id).sealed_at();
@@ -106,7 +121,6 @@ impl Census {
     }
 
     fn begin<P: Pmem>(&mut self, cache: &Cache<P>) {
-        // Allocated by the first two counts.
         self.next.clear();
         self.next.resize(cache.segments.count(), Count::default());
         self.next_began_at = cache.segments.clock();
@@ -170,7 +184,7 @@ mod tests {
             .collect();
         // What was sealed when the last segment was opened is known.
         cache.segments.open_next(None).expect("most are free");
-        let mut census = Census::default();
+        let mut census = Census::new(cache.segments.count()).unwrap();
         // Each count looks at other buckets.
         for begun in 0..6 {
             assert!(census.poll(&cache), "count {begun} has begun");

@@ -19,7 +19,8 @@ use crate::canary::{self, Canary};
 use crate::engine::{
     Cache, Class, Counters, Progress, Segment, SegmentState, Setting, Special, Stream, Ticket,
 };
-use crate::media::{SegmentInfo, Tails};
+use crate::media::{Geometry, SegmentInfo, Tails};
+use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Generation, SegId, Seq};
 use census::Census;
@@ -30,9 +31,8 @@ use walk::{Step, Walk};
 /// Buckets of the index that one poll goes through, at most: some microseconds.
 const BUCKETS_PER_POLL: usize = 64;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 enum State {
-    #[default]
     Idle,
     /// Its pages leave.
     Emptying(SegId),
@@ -43,7 +43,7 @@ enum State {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Gc {
     state: State,
     walk: Walk,
@@ -56,11 +56,16 @@ pub(crate) struct Gc {
 }
 
 impl Gc {
-    pub(crate) fn new(segment_count: usize) -> Self {
-        Self {
-            lent: Vec::with_capacity(segment_count),
-            ..Self::default()
-        }
+    /// For a cache of this geometry.
+    pub(crate) fn new(geometry: &Geometry) -> Result<Self, NoMemory> {
+        Ok(Self {
+            state: State::Idle,
+            walk: Walk::default(),
+            census: Census::new(geometry.segment_count() as usize)?,
+            lent: memory::with_room("reclaiming", geometry.segment_count() as usize)?,
+            is_needed: false,
+            needs_writeback: false,
+        })
     }
 
     /// Space is wanted, and nothing can be reclaimed before more is written back.

@@ -1,5 +1,6 @@
 //! Memory in lines of eight words.
 
+use crate::memory::{self, NoMemory};
 use zerocopy::FromZeros;
 
 const LINE_WORDS: usize = 8;
@@ -12,30 +13,24 @@ pub(super) struct Lines<T> {
 }
 
 impl<T: FromZeros> Lines<T> {
-    /// Zeroed memory; the system provides it when it is first touched.
-    ///
-    /// # Panics
-    /// There is none.
-    pub(super) fn new(line_count: usize) -> Self {
-        let words = T::new_vec_zeroed((line_count + 1) * LINE_WORDS).unwrap_or_default();
-        assert!(
-            !words.is_empty(),
-            "no memory for an index of {line_count} lines"
-        );
+    /// Zeroed memory, for `what`; the system provides it when it is first touched.
+    pub(super) fn new(what: &'static str, line_count: usize) -> Result<Self, NoMemory> {
+        let word_count = line_count.saturating_add(1).saturating_mul(LINE_WORDS);
+        let words: Vec<T> = memory::zeroed(what, word_count)?;
         let misaligned_bytes = words.as_ptr() as usize % size_of::<[T; LINE_WORDS]>();
         let misaligned_words = misaligned_bytes / size_of::<T>();
-        Self {
+        Ok(Self {
             words,
             start: (LINE_WORDS - misaligned_words) % LINE_WORDS,
-        }
+        })
     }
 
     /// As [`Lines::new`], for lines all of which will be touched: in huge pages, if the system has them, which are
     /// provided far sooner than as many small ones.
-    pub(super) fn new_dense(line_count: usize) -> Self {
-        let lines = Self::new(line_count);
+    pub(super) fn new_dense(what: &'static str, line_count: usize) -> Result<Self, NoMemory> {
+        let lines = Self::new(what, line_count)?;
         crate::pmem::advise_huge_pages(&lines.words);
-        lines
+        Ok(lines)
     }
 
     #[inline]

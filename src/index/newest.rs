@@ -8,6 +8,7 @@ use super::side::LineStock;
 use super::table::{EarlierParts, Index, IndexFull, SlotRef};
 use crate::canary::{self, Canary};
 use crate::media::Place;
+use crate::memory::NoMemory;
 use crate::sched;
 use crate::units::Seq;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -61,18 +62,20 @@ pub(crate) struct Newest {
 
 impl Newest {
     /// For an index that is empty.
-    pub(crate) fn new(index: &Index) -> Self {
+    pub(crate) fn new(index: &Index) -> Result<Self, NoMemory> {
         let blocks_per_page = index.geometry().blocks_per_page();
         let buckets = index.bucket_count();
         let range_shift = buckets.div_ceil(RANGES_MAX).next_power_of_two().ilog2();
         let ranges = 0..buckets.div_ceil(1 << range_shift);
-        Self {
+        let what = "the numbers of what recovery finds";
+        let blocks = (blocks_per_page > 1).then(|| Lines::new(what, buckets * BUCKET_WORDS));
+        Ok(Self {
             claims: ranges.map(|_| AtomicBool::new(false)).collect(),
             range_shift,
-            pages: Lines::new_dense(buckets),
-            blocks: (blocks_per_page > 1).then(|| Lines::new(buckets * BUCKET_WORDS)),
+            pages: Lines::new_dense(what, buckets)?,
+            blocks: blocks.transpose()?,
             blocks_per_page,
-        }
+        })
     }
 
     pub(crate) fn range_count(&self) -> usize {

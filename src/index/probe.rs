@@ -3,10 +3,22 @@
 use super::table::{Claim, EarlierParts, Index};
 use super::{BlockMap, Change, LineStock, Target};
 use crate::media::{Geometry, GeometryError, Place};
+use crate::memory::NoMemory;
 use crate::units::Page;
 
 const SEGMENT_SIZE_BYTES: u64 = 16 << 20;
 const OWNER: u16 = 1;
+
+/// Why there is no such index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeError {
+    /// There is no such cache.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// It is too large.
+    #[error(transparent)]
+    NoMemory(#[from] NoMemory),
+}
 
 /// An index that nobody else uses.
 #[derive(Debug)]
@@ -19,18 +31,18 @@ impl Probe {
     /// For a cache with room for `cache_page_count` pages, in front of a base with `base_page_count`.
     ///
     /// # Errors
-    /// There is no such cache.
+    /// There is no such cache, or no memory.
     pub fn new(
         cache_page_count: u64,
         base_page_count: u64,
         block_size_bytes: u32,
-    ) -> Result<Self, GeometryError> {
+    ) -> Result<Self, ProbeError> {
         // All but 8 KiB of a segment is room.
         let segments = cache_page_count.div_ceil(SEGMENT_SIZE_BYTES / 4096 - 2);
         let device_size_bytes = (segments + 1) * SEGMENT_SIZE_BYTES;
         let geometry = Geometry::plan(device_size_bytes, SEGMENT_SIZE_BYTES, block_size_bytes)?;
         Ok(Self {
-            index: Index::new(geometry, base_page_count, 1),
+            index: Index::new(geometry, base_page_count, 1)?,
             lines: LineStock::new(1),
         })
     }

@@ -6,6 +6,7 @@
 use super::lines::Lines;
 use super::map::{BlockMap, Blocks, PAGE_BLOCKS_MAX, Run};
 use crate::media::Place;
+use crate::memory::NoMemory;
 use crate::sched;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -125,19 +126,20 @@ pub(super) struct SideTable {
 
 impl SideTable {
     /// `line_count` lines or a little fewer, for places of `place_bits` bits.
-    pub(super) fn new(line_count: u64, place_bits: u32) -> Self {
+    pub(super) fn new(line_count: u64, place_bits: u32) -> Result<Self, NoMemory> {
         let line_count = line_count.min(LINE_COUNT_MAX);
         let lines = usize::try_from(line_count).unwrap_or(usize::MAX);
-        Self {
+        let what = "the parts of pages in the index";
+        Ok(Self {
             words: if place_bits <= NARROW_PLACE_BITS {
-                Words::Narrow(Lines::new(lines))
+                Words::Narrow(Lines::new(what, lines)?)
             } else {
-                Words::Wide(Lines::new(lines))
+                Words::Wide(Lines::new(what, lines)?)
             },
             line_count,
             fresh: AtomicU64::new(0),
             returned: AtomicU64::new(0),
-        }
+        })
     }
 
     /// DRAM that was ever used, in bytes.
@@ -373,7 +375,7 @@ mod tests {
         let mut written = [0; 2];
         for (seed, place_bits) in (0..20_000).zip([30, 40].into_iter().cycle()) {
             let mut prng = Prng::new(seed);
-            let side = SideTable::new(1, place_bits);
+            let side = SideTable::new(1, place_bits).unwrap();
             let mut before = [BlockMap::Absent; PAGE_BLOCKS_MAX];
             let mut last = BlockMap::Absent;
             for block in &mut before {

@@ -15,6 +15,7 @@ use super::map::{BlockMap, Blocks, PageMap};
 use super::side::SideTable;
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
+use crate::memory::NoMemory;
 use crate::sched;
 use crate::units::Page;
 pub(crate) use change::EarlierParts;
@@ -92,9 +93,16 @@ impl Index {
     /// An empty index for a base of `base_page_count` pages. `factor` enlarges it beyond what the cache device
     /// has room for.
     ///
+    /// # Errors
+    /// There is no memory.
+    ///
     /// # Panics
-    /// The base has more pages than [`Index::page_count_max_of`] says, or there is no memory.
-    pub(crate) fn new(geometry: Geometry, base_page_count: u64, factor: u64) -> Self {
+    /// The base has more pages than [`Index::page_count_max_of`] says.
+    pub(crate) fn new(
+        geometry: Geometry,
+        base_page_count: u64,
+        factor: u64,
+    ) -> Result<Self, NoMemory> {
         let sizes = Sizes::new(&geometry, base_page_count, factor);
         assert!(
             base_page_count <= sizes.page_count_max(),
@@ -103,18 +111,21 @@ impl Index {
         let bucket_lines = usize::try_from(sizes.bucket_count).unwrap_or(usize::MAX);
         let tag_bits = sizes.tag_bits();
         let hash_shift = 64 - (sizes.page_bits - GROUP_BITS);
-        Self {
-            buckets: Lines::new_dense(bucket_lines),
+        let buckets = Lines::new_dense("the index", bucket_lines)?;
+        let side = (sizes.line_count > 0)
+            .then(|| SideTable::new(sizes.line_count, geometry.place_bits()))
+            .transpose()?;
+        Ok(Self {
+            buckets,
             bucket_count: sizes.bucket_count,
-            side: (sizes.line_count > 0)
-                .then(|| SideTable::new(sizes.line_count, geometry.place_bits())),
+            side,
             layout: SlotLayout::new(sizes.payload, tag_bits),
             page_count_max: sizes.page_count_max(),
             multiplier: (GOLDEN >> hash_shift | 1) << hash_shift,
             tag_shift: 63 - (tag_bits - GROUP_BITS),
             blocks_per_page: geometry.blocks_per_page(),
             geometry,
-        }
+        })
     }
 
     /// How many pages a base may have with an index that is made for `base_page_count`; fewer than that, if

@@ -25,7 +25,7 @@ fn large_geometry() -> Geometry {
 }
 
 fn index(block_size_bytes: u32) -> Index {
-    Index::new(geometry(block_size_bytes), PAGES, 1)
+    Index::new(geometry(block_size_bytes), PAGES, 1).unwrap()
 }
 
 /// A part of a page, or all of it, and what it is set to.
@@ -121,7 +121,7 @@ fn no_two_pages_share_an_entry() {
         .into_iter()
         .flat_map(|pages| geometries.map(|geometry| (pages, geometry)))
     {
-        let index = Index::new(geometry, pages, 1);
+        let index = Index::new(geometry, pages, 1).unwrap();
         // Those that there are, and the last that there may come to be.
         let max = index.page_count_max();
         let mut seen = BTreeSet::new();
@@ -234,7 +234,7 @@ fn a_page_is_not_split_without_a_line() {
 fn a_line_is_taken_only_for_a_page_in_several_pieces() {
     let index = index(512);
     let lines = |index: &Index| {
-        (index.used_bytes() - Index::new(geometry(512), PAGES, 1).used_bytes()) / 32
+        (index.used_bytes() - Index::new(geometry(512), PAGES, 1).unwrap().used_bytes()) / 32
     };
     for page in 0..20 {
         set(&index, page, 3, 2, Target::Mapped(Place(page * 16)));
@@ -330,7 +330,7 @@ fn no_two_threads_get_the_same_line() {
 fn a_base_may_grow_far_beyond_its_size_while_the_index_is_in_use() {
     let sizes = [geometry(4096), geometry(512), large_geometry()];
     for geometry in sizes {
-        let index = Index::new(geometry, PAGES, 1);
+        let index = Index::new(geometry, PAGES, 1).unwrap();
         let max = index.page_count_max();
         assert_eq!(max, Index::page_count_max_of(&geometry, PAGES));
         assert!(max >= PAGES << 10, "2^{} pages", max.ilog2());
@@ -361,7 +361,7 @@ fn a_base_that_is_too_large_is_known_before() {
 fn away_percent(stride: u64) -> u64 {
     let geometry = Geometry::plan(64 << 20, 1 << 20, 4096).expect("a small device");
     let count = u64::from(geometry.segment_count()) * (geometry.segment_room_bytes() / 4096);
-    let index = Index::new(geometry, count * stride, 1);
+    let index = Index::new(geometry, count * stride, 1).unwrap();
     let is_away = |page: u64| {
         let at = index.locate(Page(page * stride));
         index
@@ -494,7 +494,7 @@ proptest! {
         large in any::<bool>(),
     ) {
         let geometry = if large { large_geometry() } else { geometry(512) };
-        let index = Index::new(geometry, PAGES, 1);
+        let index = Index::new(geometry, PAGES, 1).unwrap();
         let mut model = BTreeMap::new();
         for (batch, (segment, first, len)) in batches.iter().zip(evicted) {
             Batch::begin(&index, batch).run(&index);
@@ -569,7 +569,7 @@ proptest! {
 #[test]
 fn a_sample_tells_how_much_is_cached() {
     let geometry = Geometry::plan(64 << 20, 1 << 20, 4096).expect("a device of some size");
-    let index = Index::new(geometry, 1 << 20, 1);
+    let index = Index::new(geometry, 1 << 20, 1).unwrap();
     // In a row, and in steps.
     let pages = (0..6000).chain((1..4000).map(|number| 8192 + number * 64));
     for page in pages.clone() {

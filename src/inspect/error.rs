@@ -77,6 +77,7 @@ pub fn exit_status(result: &Result<Option<Severity>, InspectError>) -> u8 {
         Ok(None) => 0,
         Ok(Some(Severity::Repairable | Severity::Clean)) => 1,
         Ok(Some(Severity::Dirty | Severity::Refused)) => 2,
+        Err(InspectError::Open(OpenError::NoMemory(_))) => 3,
         Err(InspectError::Open(_) | InspectError::NoCache(_) | InspectError::Damaged { .. }) => 2,
         Err(_) => 3,
     }

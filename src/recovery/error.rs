@@ -2,6 +2,7 @@
 
 use crate::engine::{BaseError, SettingError};
 use crate::media::{GeometryError, PairError, SuperblockError};
+use crate::memory::NoMemory;
 use crate::pmem::Poisoned;
 use crate::units::Lba;
 
@@ -135,6 +136,9 @@ pub enum OpenError {
     /// The cache's memory cannot be read.
     #[error(transparent)]
     Poisoned(#[from] Poisoned),
+    /// The host has not enough memory.
+    #[error(transparent)]
+    NoMemory(#[from] NoMemory),
 }
 
 fn growth_hint(expected: u64, found: u64) -> &'static str {
@@ -156,6 +160,7 @@ impl OpenError {
             | OpenError::OptionMismatch { .. }
             | OpenError::BaseTooLarge { .. } => libc::EINVAL,
             OpenError::Blank => libc::ENOMEDIUM,
+            OpenError::NoMemory(_) => libc::ENOMEM,
             OpenError::Superblock(error) => match error {
                 SuperblockError::Foreign | SuperblockError::NotBlank { .. } => libc::EEXIST,
                 SuperblockError::Geometry(_) => libc::EINVAL,

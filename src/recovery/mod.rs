@@ -13,6 +13,7 @@ pub(crate) mod opening;
 #[cfg(test)]
 mod order_tests;
 mod pass;
+mod pass_memory;
 mod recovered;
 mod seqs;
 pub(crate) mod tails;
@@ -21,6 +22,7 @@ pub(crate) mod walk;
 pub(crate) mod witness;
 mod worker;
 
+pub use crate::memory::NoMemory;
 pub use error::OpenError;
 pub use opening::{OpenStep, Opening};
 pub use pass::RecoveryProgress;

@@ -3,10 +3,12 @@
 use super::error::OpenError;
 use super::format::Formatting;
 use super::pass::{Known, Pass, RecoveryProgress, Verdict};
+use super::pass_memory::PassMemory;
 use super::recovered::Recovered;
 use super::tails::tails_out_of_range;
 use super::witness::{WitnessCheck, WitnessStep};
 use super::worker::{Lead, Worker};
+use crate::canary::{self, Canary};
 use crate::engine::{
     BACKGROUND_AGENT, BaseError, BaseGrowth, BaseIdentity, Cache, CacheParts, DataCrc,
     FormatPolicy, OpenOptions, SettingValues,
@@ -81,6 +83,8 @@ pub struct Opening<P: Pmem> {
     worker: Worker<P>,
     worker_count: u16,
     progress: Option<RecoveryProgress>,
+    /// For the first pass, if it was asked for already.
+    memory: Option<PassMemory>,
 }
 
 impl<P: Pmem> std::fmt::Debug for Opening<P> {
@@ -115,7 +119,12 @@ impl<P: Pmem> Opening<P> {
                 let superblock = new_superblock(&pmem, &options)?;
                 check_size(&superblock)?;
                 let check = WitnessCheck::sample(&superblock);
-                Ok(Self::new(pmem, options, superblock, Phase::Sampling(check)))
+                let mut opening = Self::new(pmem, options, superblock, Phase::Sampling(check));
+                if !canary::is(Canary::FormattedWithoutMemory) {
+                    // INV-OPEN-7: whatever the device holds is still there if there is none.
+                    opening.memory = Some(PassMemory::new(&opening.superblock)?);
+                }
+                Ok(opening)
             }
             HeaderState::Cache(mut superblock, copies) => {
                 check_base(&superblock.base, &options.base, options.base_growth)?;
@@ -149,6 +158,7 @@ impl<P: Pmem> Opening<P> {
             crew,
             worker_count: WORKER_NUMBER,
             progress: None,
+            memory: None,
         }
     }
 
@@ -176,13 +186,17 @@ impl<P: Pmem> Opening<P> {
         if let Some(error) = tails_out_of_range(&self.superblock, &tails).next() {
             return Err(error);
         }
+        let memory = match self.memory.take() {
+            Some(memory) => memory,
+            None => PassMemory::new(&self.superblock)?,
+        };
         let known = Known {
             superblock: self.superblock.clone(),
             tails,
             tails_copies,
             tails_changed: false,
         };
-        self.start(Pass::new(Arc::clone(&self.pmem), known, 1));
+        self.start(Pass::new(Arc::clone(&self.pmem), known, memory));
         Ok(())
     }
 
@@ -320,7 +334,7 @@ impl<P: Pmem> Opening<P> {
         let Some(pmem) = Arc::into_inner(self.pmem) else {
             unreachable!("the passes are gone, and nothing else has it")
         };
-        let found = recovered.into_found(&self.superblock.geometry);
+        let found = recovered.into_found();
         Cache::new(CacheParts {
             pmem,
             superblock: self.superblock,
@@ -329,6 +343,8 @@ impl<P: Pmem> Opening<P> {
             index: found.index,
             place_crcs: found.place_crcs,
             segments: found.segments,
+            heat: found.heat,
+            background: found.background,
             seq_next: found.seq_next,
             epoch: found.epoch,
             dirty_bytes: found.dirty_bytes,

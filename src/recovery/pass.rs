@@ -5,14 +5,13 @@
 //! had to be given up, or the index was too small, there is another pass.
 
 use super::error::OpenError;
-use super::opening::base_page_count;
+use super::pass_memory::PassMemory;
 use super::recovered::Recovered;
-use super::seqs::SeqSet;
+use super::waiting::WaitingParts;
 use super::walk::load_info;
 use super::witness::WitnessPages;
-use crate::engine::{DataCrc, PlaceCrcs};
-use crate::index::{Index, Newest};
 use crate::media::{Copies, SegmentInfo, Superblock, Tails};
+use crate::memory::NoMemory;
 use crate::pmem::Pmem;
 use crate::units::{Epoch, SegId, Seq};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -72,13 +71,9 @@ pub(super) struct Counts {
 pub(super) struct Pass<P> {
     pub(super) pmem: Arc<P>,
     pub(super) known: Known,
-    pub(super) index: Index,
-    pub(super) newest: Newest,
-    /// Of the keys that were found, if they have checksums.
-    pub(super) place_crcs: Option<PlaceCrcs>,
-    pub(super) seqs: SeqSet,
+    /// Segments that an earlier pass has given up are in it from the start.
+    pub(super) memory: PassMemory,
     pub(super) witness_pages: WitnessPages,
-    index_factor: u64,
     /// Number of segments that were handed out.
     handed_out: AtomicU32,
     /// How many of these were gone through.
@@ -87,9 +82,9 @@ pub(super) struct Pass<P> {
     done: AtomicU32,
     /// Something is wrong: no more segments are handed out.
     stopped: AtomicBool,
-    /// Of each segment. Those that an earlier pass has given up are there from the start.
-    found: Box<[OnceLock<Result<FoundSegment, OpenError>>]>,
     given_up_before: usize,
+    /// A worker had to do without memory.
+    no_memory: OnceLock<NoMemory>,
     /// The first segment for which the index was too small; `u32::MAX`: none.
     full_at: AtomicU32,
     /// The lowest seq that two ksets have; `u64::MAX`: none.
@@ -110,25 +105,18 @@ pub(super) enum Verdict<P> {
 }
 
 impl<P: Pmem> Pass<P> {
-    pub(super) fn new(pmem: Arc<P>, known: Known, index_factor: u64) -> Self {
+    pub(super) fn new(pmem: Arc<P>, known: Known, mut memory: PassMemory) -> Self {
         let geometry = &known.superblock.geometry;
-        let base_pages = base_page_count(&known.superblock);
-        let index = Index::new(*geometry, base_pages, index_factor);
-        let segments = 0..geometry.segment_count();
+        memory.seqs.set_key_tail(known.tails.key_tail);
         Self {
-            newest: Newest::new(&index),
-            place_crcs: (known.superblock.data_crc == DataCrc::On)
-                .then(|| PlaceCrcs::new(geometry)),
-            index,
-            index_factor,
-            seqs: SeqSet::new(geometry, known.tails.key_tail),
+            memory,
             witness_pages: WitnessPages::new(geometry, &known.tails.witness),
             handed_out: AtomicU32::new(0),
             scanned: AtomicU32::new(0),
             done: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
-            found: segments.map(|_| OnceLock::new()).collect(),
             given_up_before: 0,
+            no_memory: OnceLock::new(),
             full_at: AtomicU32::new(u32::MAX),
             seq_twice: AtomicU64::new(u64::MAX),
             keys: AtomicU64::new(0),
@@ -146,15 +134,23 @@ impl<P: Pmem> Pass<P> {
         let taken = self
             .handed_out
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |number| {
-                let more = (number as usize) < self.found.len();
+                let more = (number as usize) < self.memory.found.len();
                 (more && !self.stopped.load(Ordering::Acquire)).then(|| number + 1)
             });
         taken.ok().map(SegId)
     }
 
+    /// Memory for what a worker lets wait.
+    pub(super) fn waiting_parts(&self) -> Result<WaitingParts, NoMemory> {
+        // Whoever does not get hold of it asks for its own.
+        let first = self.memory.waiting.try_lock().ok();
+        let first = first.and_then(|mut waiting| waiting.take());
+        first.map_or_else(|| WaitingParts::new(&self.memory.newest), Ok)
+    }
+
     /// The info of a segment that was handed out; `None`: it need not be walked.
     pub(super) fn info_of(&self, id: SegId) -> Result<Option<(SegmentInfo, Copies)>, OpenError> {
-        if self.found[id.index()].get().is_some() {
+        if self.memory.found[id.index()].get().is_some() {
             return Ok(None);
         }
         load_info(&*self.pmem, &self.known.superblock, id).map(Some)
@@ -178,7 +174,7 @@ impl<P: Pmem> Pass<P> {
                 self.stopped.store(true, Ordering::Release);
             }
             // It is handed out once.
-            let _ = self.found[id.index()].set(found);
+            let _ = self.memory.found[id.index()].set(found);
         }
         self.scanned.fetch_add(1, Ordering::Relaxed);
     }
@@ -186,6 +182,13 @@ impl<P: Pmem> Pass<P> {
     /// So many segments are done with, each of which has been gone through: the last that a worker tells of them.
     pub(super) fn settle(&self, segment_count: u32) {
         self.done.fetch_add(segment_count, Ordering::AcqRel);
+    }
+
+    /// A worker cannot get on for want of memory.
+    pub(super) fn note_no_memory(&self, error: NoMemory) {
+        // The first of them is told.
+        let _ = self.no_memory.set(error);
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// The index has no room for a key of this segment.
@@ -208,14 +211,14 @@ impl<P: Pmem> Pass<P> {
     pub(super) fn is_over(&self) -> bool {
         let stopped = self.stopped.load(Ordering::Acquire);
         let handed_out = self.handed_out.load(Ordering::Acquire);
-        let no_more = stopped || handed_out as usize == self.found.len();
+        let no_more = stopped || handed_out as usize == self.memory.found.len();
         no_more && self.done.load(Ordering::Acquire) == handed_out
     }
 
     pub(super) fn progress(&self) -> RecoveryProgress {
         RecoveryProgress {
             segments_scanned: self.scanned.load(Ordering::Relaxed),
-            segments_total: self.found.len() as u32,
+            segments_total: self.memory.found.len() as u32,
             keys: self.keys.load(Ordering::Relaxed),
         }
     }
@@ -225,14 +228,18 @@ impl<P: Pmem> Pass<P> {
     /// # Errors
     /// The cache cannot be opened. Of several reasons the one of the first segment counts, whoever found it first.
     pub(super) fn judge(mut self) -> Result<Verdict<P>, OpenError> {
-        let found = std::mem::take(&mut self.found);
+        if let Some(error) = self.no_memory.take() {
+            return Err(error.into());
+        }
+        let mut segments = std::mem::take(&mut self.memory.segments);
+        let found = std::mem::take(&mut self.memory.found);
         // All segments up to the first with an error were scanned.
-        let segments: Result<Vec<_>, _> =
-            found.into_iter().map_while(OnceLock::into_inner).collect();
-        let segments = segments?;
+        for found in found.into_iter().map_while(OnceLock::into_inner) {
+            segments.push(found?);
+        }
+        let factor = self.memory.index_factor;
         if self.give_up(&segments) {
-            let factor = self.index_factor;
-            return Ok(self.again(factor, &segments));
+            return self.again(factor, &segments);
         }
         let seq = *self.seq_twice.get_mut();
         if seq != u64::MAX {
@@ -241,10 +248,7 @@ impl<P: Pmem> Pass<P> {
         let full_at = *self.full_at.get_mut();
         match segments.get(full_at as usize) {
             None => Ok(Verdict::Accepted(Box::new(self.accept(segments)))),
-            Some(_) if self.index_factor < INDEX_FACTOR_MAX => {
-                let factor = self.index_factor * 2;
-                Ok(self.again(factor, &segments))
-            }
+            Some(_) if factor < INDEX_FACTOR_MAX => self.again(factor * 2, &segments),
             Some(found) => Err(OpenError::Segment {
                 segment: full_at,
                 ksets_valid: found.kset_count,
@@ -269,18 +273,19 @@ impl<P: Pmem> Pass<P> {
         true
     }
 
-    fn again(self, index_factor: u64, segments: &[FoundSegment]) -> Verdict<P> {
+    fn again(self, index_factor: u64, segments: &[FoundSegment]) -> Result<Verdict<P>, OpenError> {
         // The old index goes before there is a new one.
-        drop((self.index, self.newest, self.place_crcs, self.seqs));
-        let mut next = Self::new(self.pmem, self.known, index_factor);
+        let cache = self.memory.into_cache();
+        let memory = PassMemory::again(&self.known.superblock, index_factor, cache)?;
+        let mut next = Self::new(self.pmem, self.known, memory);
         for (id, found) in segments.iter().enumerate().filter(|(_, f)| f.given_up) {
-            let _ = next.found[id].set(Ok(*found));
+            let _ = next.memory.found[id].set(Ok(*found));
             next.given_up_before += 1;
         }
         // Their ksets count here, although they are dropped.
         next.seq_max = self.seq_max;
         next.epoch_max = self.epoch_max;
-        Verdict::Again(Box::new(next))
+        Ok(Verdict::Again(Box::new(next)))
     }
 
     fn accept(self, segments: Vec<FoundSegment>) -> Recovered {
@@ -295,8 +300,9 @@ impl<P: Pmem> Pass<P> {
         Recovered {
             known: self.known,
             segments,
-            index: self.index,
-            place_crcs: self.place_crcs,
+            index: self.memory.index,
+            place_crcs: self.memory.place_crcs,
+            memory: self.memory.cache,
             witness,
             dirty_bytes: self.dirty_bytes.into_inner(),
             seq_max: Seq(self.seq_max.into_inner()),

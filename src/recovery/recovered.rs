@@ -4,7 +4,10 @@ use super::error::OpenError;
 use super::opening::OpenStep;
 use super::pass::{FoundSegment, Known};
 use crate::canary::{self, Canary};
-use crate::engine::{BACKGROUND_AGENT, PlaceCrcs, SegmentStart, SegmentState, Segments};
+use crate::engine::{
+    BACKGROUND_AGENT, BackgroundMemory, CacheMemory, Heat, PlaceCrcs, SegmentStart, SegmentState,
+    Segments,
+};
 use crate::index::Index;
 use crate::media::{
     Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT,
@@ -22,6 +25,8 @@ pub(super) struct Found {
     pub(super) index: Index,
     pub(super) place_crcs: Option<PlaceCrcs>,
     pub(super) segments: Segments,
+    pub(super) heat: Heat,
+    pub(super) background: BackgroundMemory,
     pub(super) seq_next: Seq,
     pub(super) epoch: Epoch,
     pub(super) dirty_bytes: u64,
@@ -33,6 +38,8 @@ pub(super) struct Recovered {
     pub(super) segments: Vec<FoundSegment>,
     pub(super) index: Index,
     pub(super) place_crcs: Option<PlaceCrcs>,
+    /// For the cache.
+    pub(super) memory: CacheMemory,
     /// Without the entries that dirty data are about to overwrite on the base, or have already.
     pub(super) witness: [Witness; WITNESS_COUNT],
     pub(super) dirty_bytes: u64,
@@ -121,7 +128,7 @@ impl Recovered {
     }
 
     /// What was found, once everything is repaired.
-    pub(super) fn into_found(mut self, geometry: &Geometry) -> Found {
+    pub(super) fn into_found(mut self) -> Found {
         let tails = self.known.tails;
         assert!(
             self.segments
@@ -136,24 +143,22 @@ impl Recovered {
         if canary::is(Canary::EpochForgotten) {
             self.epoch_max = Epoch(0);
         }
-        let starts: Vec<SegmentStart> = self
-            .segments
-            .iter()
-            .map(|found| SegmentStart {
-                state: if found.quarantined {
-                    SegmentState::Quarantined
-                } else if found.kset_count == 0 {
-                    SegmentState::Free
-                } else {
-                    SegmentState::Sealed
-                },
-                info: found.info,
-                key_end: found.key_end,
-                last_seq: found.last_seq,
-            })
-            .collect();
+        let starts = self.segments.iter().map(|found| SegmentStart {
+            state: if found.quarantined {
+                SegmentState::Quarantined
+            } else if found.kset_count == 0 {
+                SegmentState::Free
+            } else {
+                SegmentState::Sealed
+            },
+            info: found.info,
+            key_end: found.key_end,
+            last_seq: found.last_seq,
+        });
         Found {
-            segments: Segments::new(geometry, &starts, tails.dirty_tail),
+            segments: Segments::new(self.memory.segments, starts, tails.dirty_tail),
+            heat: self.memory.heat,
+            background: self.memory.background,
             seq_next: Seq((self.seq_max.0 + 1)
                 .max(tails.seq_next_min.0)
                 .max(tails.dirty_tail.0 + 1)),

@@ -3,6 +3,7 @@
 
 use crate::index::{Index, Newest, PagePart, RangeId, Target};
 use crate::media::Place;
+use crate::memory::{self, NoMemory};
 use crate::units::{Page, Seq};
 use zerocopy::FromZeros;
 
@@ -72,22 +73,15 @@ pub(super) struct WaitingParts {
 }
 
 impl WaitingParts {
-    /// # Panics
-    /// There is no memory.
-    pub(super) fn new(newest: &Newest) -> Self {
+    pub(super) fn new(newest: &Newest) -> Result<Self, NoMemory> {
         let ranges = newest.range_count();
         let capacity = (newest.buckets_per_range() * PARTS_PER_BUCKET).clamp(PARTS_MIN, PARTS_MAX);
-        let parts = WaitingPart::new_vec_zeroed(ranges * capacity).unwrap_or_default();
-        assert!(
-            !parts.is_empty(),
-            "no memory for {ranges} times {capacity} keys"
-        );
-        Self {
+        Ok(Self {
             capacity,
-            parts,
+            parts: memory::zeroed("a worker of recovery", ranges * capacity)?,
             counts: vec![0; ranges],
             total: 0,
-        }
+        })
     }
 
     /// Adds a part of a page, of a range that is not full. Whether it is now.
@@ -139,9 +133,9 @@ mod tests {
     #[test]
     fn a_part_comes_out_of_its_range_as_it_went_in() {
         let geometry = Geometry::plan(64 << 20, 1 << 20, 512).unwrap();
-        let index = Index::new(geometry, 1 << 20, 1);
-        let newest = Newest::new(&index);
-        let mut waiting = WaitingParts::new(&newest);
+        let index = Index::new(geometry, 1 << 20, 1).unwrap();
+        let newest = Newest::new(&index).unwrap();
+        let mut waiting = WaitingParts::new(&newest).unwrap();
         assert!(newest.range_count() > 1);
         assert_eq!(waiting.next_range(7), None);
         let mut pushed = Vec::new();
@@ -183,9 +177,9 @@ mod tests {
     #[test]
     fn a_range_is_full_after_as_many_parts_as_it_has_room_for() {
         let geometry = Geometry::plan(1 << 20, 16 << 10, 4096).unwrap();
-        let index = Index::new(geometry, 1 << 10, 1);
-        let newest = Newest::new(&index);
-        let mut waiting = WaitingParts::new(&newest);
+        let index = Index::new(geometry, 1 << 10, 1).unwrap();
+        let newest = Newest::new(&index).unwrap();
+        let mut waiting = WaitingParts::new(&newest).unwrap();
         let part = PagePart {
             at: index.locate(Page(9)),
             first: 0,

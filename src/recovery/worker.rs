@@ -183,12 +183,24 @@ impl<P: Pmem> Worker<P> {
         let Some(id) = pass.take_segment() else {
             return self.wind_up();
         };
-        let job = self.job.get_or_insert_with(|| Job {
-            waiting: WaitingParts::new(&pass.newest),
-            pass: Arc::clone(&pass),
-            unsettled: 0,
-        });
-        job.unsettled += 1;
+        if self.job.is_none() {
+            match pass.waiting_parts() {
+                Ok(waiting) => {
+                    self.job = Some(Job {
+                        waiting,
+                        pass: Arc::clone(&pass),
+                        unsettled: 0,
+                    });
+                }
+                Err(error) => {
+                    pass.note_no_memory(error);
+                    pass.end_segment(id, None);
+                    pass.settle(1);
+                    return Some(Work::Done);
+                }
+            }
+        }
+        self.job.iter_mut().for_each(|job| job.unsettled += 1);
         match pass.info_of(id) {
             Ok(Some((info, copies))) => {
                 self.scanning = Some(Scanning {
@@ -244,7 +256,7 @@ impl<P: Pmem> Worker<P> {
     fn install(&mut self, steps_left: &mut usize) -> Option<Work> {
         let ((range, begun), job) = (self.installing?, self.job.as_mut()?);
         let (pass, waiting) = (&job.pass, &mut job.waiting);
-        let is_claimed = pass.newest.claim(range);
+        let is_claimed = pass.memory.newest.claim(range);
         if !is_claimed && !canary::is(Canary::RecoveryClaimsIgnored) {
             return Some(Work::Done);
         }
@@ -252,7 +264,7 @@ impl<P: Pmem> Worker<P> {
         let end = count.min(begun + *steps_left);
         let is_full = pass.is_full() || !install(pass, waiting, range, begun..end, &mut self.lines);
         if is_claimed {
-            pass.newest.release(range);
+            pass.memory.newest.release(range);
         }
         *steps_left -= end - begun;
         self.installing = (end < count && !is_full).then_some((range, end));
@@ -271,7 +283,7 @@ fn install<P: Pmem>(
     numbers: Range<usize>,
     lines: &mut LineStock,
 ) -> bool {
-    let (index, newest) = (&pass.index, &pass.newest);
+    let (index, newest) = (&pass.memory.index, &pass.memory.newest);
     let Some(first) = numbers.clone().next() else {
         return true;
     };
@@ -357,7 +369,7 @@ impl<P: Pmem> Scanning<P> {
                 continue;
             }
             *steps_left -= 1;
-            let range = self.pass.newest.range_of(part.at);
+            let range = self.pass.memory.newest.range_of(part.at);
             if waiting.push(range, page, &part) {
                 return Some(range);
             }
@@ -385,7 +397,10 @@ impl<P: Pmem> Scanning<P> {
     }
 
     fn note(&self, seq: Seq) -> Noted {
-        let noted = self.pass.seqs.note(seq);
+        let noted = self.pass.memory.seqs.note(seq).unwrap_or_else(|error| {
+            self.pass.note_no_memory(error);
+            Noted::New
+        });
         if noted == Noted::Twice {
             self.pass.note_twice(seq);
         }
@@ -412,7 +427,7 @@ impl<P: Pmem> Scanning<P> {
 
     /// Before the index names the place (INV-CRC-2).
     fn note_crc(&self, key: &Key) {
-        if let Some(crcs) = &self.pass.place_crcs
+        if let Some(crcs) = &self.pass.memory.place_crcs
             && key.kind.has_payload()
             && !canary::is(Canary::RecoveredCrcsForgotten)
         {
@@ -436,7 +451,7 @@ impl<P: Pmem> Scanning<P> {
         let key_end = key.end().0;
         let end = key_end.min(page_start + u64::from(geometry.blocks_per_page()));
         let part = PagePart {
-            at: self.pass.index.locate(page),
+            at: self.pass.memory.index.locate(page),
             first: (start - page_start) as u32,
             len_blocks: (end - start) as u32,
             target,

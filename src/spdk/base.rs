@@ -19,6 +19,8 @@ const BASE_SIZE_MIN_BYTES: u64 = 1 << 20;
 pub(super) enum OpenBaseError {
     /// There is no bdev of that name; there may be one later.
     Missing,
+    /// It is there, and somebody else writes to it, or may.
+    InUse(RpcError),
     /// It is there and cannot be used.
     Refused(RpcError),
 }
@@ -94,13 +96,13 @@ impl Base {
         let name = &self.facts.identity.name;
         match -rc {
             0 => Ok(()),
-            libc::EPERM | libc::EBUSY => Err(refused(
+            libc::EPERM | libc::EBUSY => Err(OpenBaseError::InUse(RpcError::errno(
                 libc::EPERM,
                 format!(
                     "the base bdev {name} is in use: another module has claimed it, or it is open for \
                      writing; a cache has to be its only writer"
                 ),
-            )),
+            ))),
             errno => Err(refused(
                 errno,
                 format!("the base bdev {name} cannot be claimed: {}", os_text(errno)),

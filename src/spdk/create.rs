@@ -483,11 +483,8 @@ impl Creation {
         self.end();
         registry::creation_deleted(self.id);
         if let Some(creator) = creator {
-            let message = format!(
-                "{} was deleted while it was being opened",
-                self.definition.name
-            );
-            creator.answer(Err(RpcError::errno(libc::ECANCELED, message)));
+            let error = registry::deleted_meanwhile(&self.definition.name);
+            creator.answer(Err(error));
         }
         for request in requests {
             request.answer(Ok(Json::yes()));

@@ -1,6 +1,8 @@
 //! The caches that were asked for: waiting for their base, being opened, in use, or being closed. App thread
 //! only. No borrow of the registry is held while SPDK or another module of ours is called.
 
+mod attach;
+
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::rc::Rc;
@@ -10,7 +12,6 @@ use serde::Serialize;
 use serde_json::Value;
 use spdk_sys as sys;
 
-use super::base::{Base, OpenBaseError, c_string};
 use super::create::Creation;
 use super::json::{Json, Request};
 use super::node::{Description, Node};
@@ -18,6 +19,8 @@ use super::remove::{self, After};
 use super::thread::AppCell;
 use crate::recovery::RecoveryProgress;
 use crate::rpc::{Definition, Drain, RpcError};
+use attach::{AWAITS_EXAMINATIONS, Awaiting, give_up_awaiting, try_attach, waits_for};
+pub(super) use attach::{create, on_examine};
 
 /// Names an entry; never used twice. Callbacks that may come late carry it instead of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,8 @@ enum State {
     Waiting {
         why: String,
     },
+    /// For a base that is in use, until those who examine it are done.
+    Awaiting(Awaiting),
     Creating(Rc<Creation>),
     Online(Arc<Node>),
     Closing,
@@ -112,103 +117,6 @@ pub(super) fn start() {
     with(|registry| registry.phase = Phase::Running);
 }
 
-/// `bdev_pcache_create`. Answers when the cache is there, or at once if its base is missing.
-pub(super) fn create(definition: Definition, request: Request) {
-    if let Err(error) = check_new(&definition) {
-        return request.answer(Err(error));
-    }
-    let (name, base_name) = (definition.name.clone(), definition.base_bdev_name.clone());
-    let id = with(|registry| {
-        let id = EntryId(registry.next_id);
-        registry.next_id += 1;
-        let state = State::Waiting {
-            why: waits_for(&base_name),
-        };
-        registry.entries.push(Entry {
-            id,
-            definition,
-            state,
-        });
-        id
-    });
-    match Base::open(&base_name, &name, id) {
-        Ok(base) => attach(id, base, Some(request)),
-        Err(OpenBaseError::Missing) => {
-            log::info!("{name}: {}", waits_for(&base_name));
-            request.answer(Ok(Json::of(&name)));
-        }
-        Err(OpenBaseError::Refused(error)) => {
-            forget(id);
-            request.answer(Err(error));
-        }
-    }
-}
-
-fn waits_for(base_name: &str) -> String {
-    format!("waiting for the base bdev {base_name}")
-}
-
-/// Whether there is room for another cache of this name on this cache device.
-fn check_new(definition: &Definition) -> Result<(), RpcError> {
-    if is_shutting_down() {
-        return Err(RpcError::errno(
-            libc::ESHUTDOWN,
-            "the application is ending",
-        ));
-    }
-    let name = &definition.name;
-    with(|registry| {
-        for entry in &registry.entries {
-            let other = &entry.definition;
-            if other.name == *name {
-                return Err(RpcError::errno(
-                    libc::EEXIST,
-                    format!("there is a cache {name} already"),
-                ));
-            }
-            if other.collides_with(definition) {
-                let path = definition.cache_path.display();
-                let message = format!(
-                    "cache_path {path} belongs to the cache {} already: {} is wanted, {} is taken",
-                    other.name,
-                    definition.extent_text(),
-                    other.extent_text()
-                );
-                return Err(RpcError::errno(libc::EEXIST, message));
-            }
-        }
-        Ok(())
-    })?;
-    check_no_bdev(name)
-}
-
-fn check_no_bdev(name: &str) -> Result<(), RpcError> {
-    let c_name = c_string(name);
-    // SAFETY: the name is only read; the result is only compared.
-    if unsafe { sys::spdk_bdev_get_by_name(c_name.as_ptr()).is_null() } {
-        return Ok(());
-    }
-    Err(RpcError::errno(
-        libc::EEXIST,
-        format!("there is a bdev {name} already"),
-    ))
-}
-
-/// The base is there: the cache is opened.
-fn attach(id: EntryId, base: Base, request: Option<Request>) {
-    let Some(definition) = with_entry(id, |entry| entry.definition.clone()) else {
-        return;
-    };
-    // It may have been free when the cache began to wait.
-    if let Err(error) = check_no_bdev(&definition.name) {
-        return creation_failed(id, error, request);
-    }
-    match Creation::start(id, definition, base, request) {
-        Ok(creation) => set_state(id, State::Creating(creation)),
-        Err((error, request)) => creation_failed(id, error, request),
-    }
-}
-
 /// The cache could not be opened. Somebody who waits for it is told, and the definition is gone; a cache
 /// that was opened because its base turned up keeps waiting, and says why.
 pub(super) fn creation_failed(id: EntryId, error: RpcError, request: Option<Request>) {
@@ -248,51 +156,12 @@ pub(super) fn removed(id: EntryId, after: After) {
         }
         After::Nothing => return end_if_idle(),
     }
-    let names = with_entry(id, |entry| {
-        let base_name = entry.definition.base_bdev_name.clone();
-        entry.state = State::Waiting {
-            why: waits_for(&base_name),
-        };
-        (entry.definition.name.clone(), base_name)
+    with_entry(id, |entry| {
+        let why = waits_for(&entry.definition.base_bdev_name);
+        entry.state = State::Waiting { why };
     });
     // It may have come back while the cache was being closed.
-    if let Some((name, base_name)) = names {
-        try_attach(id, &name, &base_name);
-    }
-}
-
-fn try_attach(id: EntryId, name: &str, base_name: &str) {
-    match Base::open(base_name, name, id) {
-        Ok(base) => attach(id, base, None),
-        Err(OpenBaseError::Missing) => {}
-        Err(OpenBaseError::Refused(error)) => creation_failed(id, error, None),
-    }
-}
-
-/// A new bdev: is it what a cache waits for?
-pub(super) fn on_examine(bdev: *const sys::spdk_bdev) {
-    let waiting: Vec<_> = with(|registry| {
-        let running = registry.phase == Phase::Running;
-        registry
-            .entries
-            .iter()
-            .filter(|entry| running && matches!(entry.state, State::Waiting { .. }))
-            .map(|entry| {
-                (
-                    entry.id,
-                    entry.definition.name.clone(),
-                    entry.definition.base_bdev_name.clone(),
-                )
-            })
-            .collect()
-    });
-    for (id, name, base_name) in waiting {
-        let c_name = c_string(&base_name);
-        // SAFETY: the bdev exists during its examination; both are only read.
-        if unsafe { sys::pcache_bdev_is_called(bdev, c_name.as_ptr()) } {
-            try_attach(id, &name, &base_name);
-        }
-    }
+    try_attach(id);
 }
 
 /// Whether the examination of the bdev is to wait until the cache in front of it is there (or failed), so
@@ -370,6 +239,7 @@ pub(super) fn online(name: &str) -> Result<Arc<Node>, RpcError> {
         Some(match &entry.state {
             State::Online(node) => Ok(Arc::clone(node)),
             State::Waiting { why } => Err(format!("the cache {name} is not in use: {why}")),
+            State::Awaiting(_) => Err(format!("the cache {name} is {AWAITS_EXAMINATIONS}")),
             State::Creating(_) => Err(format!("the cache {name} is still being opened")),
             State::Closing => Err(format!("the cache {name} is being closed")),
         })
@@ -394,6 +264,7 @@ pub(super) fn all_online() -> Vec<Arc<Node>> {
 pub(super) fn delete(name: &str, drain: Drain, request: Request) {
     enum Found {
         Waiting(EntryId),
+        Awaiting(EntryId, Option<Request>),
         Creating(Rc<Creation>),
         Online(Arc<Node>),
         Closing,
@@ -401,10 +272,11 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
     let found = with(|registry| {
         let entry = registry
             .entries
-            .iter()
+            .iter_mut()
             .find(|entry| entry.definition.name == name)?;
-        Some(match &entry.state {
+        Some(match &mut entry.state {
             State::Waiting { .. } => Found::Waiting(entry.id),
+            State::Awaiting(awaiting) => Found::Awaiting(entry.id, awaiting.request.take()),
             State::Creating(creation) => Found::Creating(Rc::clone(creation)),
             State::Online(node) => Found::Online(Arc::clone(node)),
             State::Closing => Found::Closing,
@@ -414,6 +286,13 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
         None => request.answer(Err(no_such(name))),
         Some(Found::Waiting(id)) if drain == Drain::No => {
             forget(id);
+            request.answer(Ok(Json::yes()));
+        }
+        Some(Found::Awaiting(id, creator)) => {
+            forget(id);
+            if let Some(creator) = creator {
+                creator.answer(Err(deleted_meanwhile(name)));
+            }
             request.answer(Ok(Json::yes()));
         }
         Some(Found::Waiting(_)) => request.answer(Err(RpcError::errno(
@@ -427,6 +306,12 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             format!("the cache {name} is being closed already"),
         ))),
     }
+}
+
+/// What the creator of a cache is told that was deleted before it was there.
+pub(super) fn deleted_meanwhile(name: &str) -> RpcError {
+    let message = format!("{name} was deleted while it was being opened");
+    RpcError::errno(libc::ECANCELED, message)
 }
 
 /// A creation was cancelled by a delete.
@@ -521,6 +406,7 @@ fn describe_one(entry: &Entry) -> Described<'_> {
     let (state, reason, percent) = match &entry.state {
         State::Online(node) => return Described::Online(Box::new(node.describe())),
         State::Waiting { why } => ("pending", Some(why.as_str()), None),
+        State::Awaiting(_) => ("pending", Some(AWAITS_EXAMINATIONS), None),
         State::Creating(creation) => {
             recovery = creation.recovery();
             match recovery {
@@ -543,15 +429,18 @@ fn describe_one(entry: &Entry) -> Described<'_> {
     }
 }
 
+/// What is refused while the application ends is told this.
+fn ending() -> RpcError {
+    RpcError::errno(libc::ESHUTDOWN, "the application is ending")
+}
+
 /// The application ends. SPDK goes on when `end_if_idle` gives the word.
 pub(super) fn shut_down() {
     with(|registry| registry.phase = Phase::Ending);
     for creation in creations() {
-        creation.cancel(RpcError::errno(
-            libc::ESHUTDOWN,
-            "the application is ending",
-        ));
+        creation.cancel(ending());
     }
+    give_up_awaiting();
     for node in nodes() {
         remove::on_shutdown(&node);
     }

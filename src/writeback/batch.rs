@@ -6,6 +6,7 @@ use super::witness::WitnessUpdate;
 use crate::canary::{self, Canary};
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Outbox};
 use crate::media::{KeyKind, Tails};
+use crate::memory::NoMemory;
 use crate::pmem::Pmem;
 use crate::units::{Lba, NS_PER_S, Now, PmemOff, Seq};
 use std::mem;
@@ -77,7 +78,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(key_count: usize) -> Self {
+    pub(super) fn new(key_count: usize) -> Result<Self, NoMemory> {
         let op = || BaseOp {
             kind: KeyKind::Data,
             lba: Lba(0),
@@ -86,8 +87,8 @@ impl Batch {
             piece_count: 0,
             is_in_flight: false,
         };
-        Self {
-            overlay: Overlay::new(key_count),
+        Ok(Self {
+            overlay: Overlay::new(key_count)?,
             ops: (0..IN_FLIGHT_MAX).map(|_| op()).collect(),
             free: Vec::with_capacity(IN_FLIGHT_MAX),
             again: Vec::with_capacity(IN_FLIGHT_MAX),
@@ -102,7 +103,7 @@ impl Batch {
             written_bytes: 0,
             witness: WitnessUpdate::default(),
             unmaps_from: Now(0),
-        }
+        })
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -349,7 +350,7 @@ mod tests {
     fn a_poll_puts_some_pieces_together_that_clear_neighbouring_blocks() {
         const COUNT: u64 = 1000;
         let cache = new_cache();
-        let mut batch = Batch::new(COUNT as usize);
+        let mut batch = Batch::new(COUNT as usize).unwrap();
         for lba in 0..COUNT {
             let key = Key {
                 lba: Lba(lba),
@@ -366,7 +367,8 @@ mod tests {
         while cleared < COUNT {
             out.clear();
             let manners = Manners::Full;
-            let started = batch.start_ops(&cache, &Tails::empty(), manners, 1 << 20, &mut out);
+            let started =
+                batch.start_ops(&cache, &Tails::empty(), manners, 1 << 20, Now(0), &mut out);
             assert_eq!(started, Some(0));
             let pieces: u64 = out.base.iter().map(|request| request.len_blocks).sum();
             assert!(pieces <= (PIECES_PER_POLL + PIECES_CLEARED_MAX) as u64);

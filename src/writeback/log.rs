@@ -8,6 +8,7 @@ use super::overlay::Overlay;
 use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, KsetCursor, SegmentState, WritebackOrder};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, Kset, KsetReader};
+use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{Epoch, Generation, Lba, PAGE_SIZE_BYTES, SegId, Seq};
 use std::cmp::Reverse;
@@ -166,22 +167,24 @@ pub(super) struct LogReader {
 }
 
 impl LogReader {
-    pub(super) fn new(segment_count: usize) -> Self {
-        Self {
-            cursors: vec![KsetCursor::start(Generation(0)); segment_count],
-            ready: BinaryHeap::with_capacity(segment_count),
-            next: (0..segment_count).map(|_| None).collect(),
+    pub(super) fn new(segment_count: usize) -> Result<Self, NoMemory> {
+        let what = "write-back";
+        let start = || KsetCursor::start(Generation(0));
+        Ok(Self {
+            cursors: memory::filled(what, segment_count, start)?,
+            ready: memory::with_room(what, segment_count)?.into(),
+            next: memory::filled(what, segment_count, || None)?,
             spare: (0..=segment_count.min(AT_HAND_MAX))
                 .map(|_| Vec::with_capacity(KSET_KEYS_MAX))
                 .collect(),
             looked_at: Vec::with_capacity(KSET_KEYS_MAX),
-            watched: Watched::new(segment_count),
+            watched: Watched::new(segment_count)?,
             look: None,
             begins: true,
             reader: KsetReader::default(),
             epoch: Epoch(0),
             payload: vec![0; PAGE_SIZE_BYTES as usize],
-        }
+        })
     }
 
     /// Whether there is anything to write back below `seq`, which is not above the point that the last look has told;

@@ -24,7 +24,8 @@ use crate::engine::{
     BaseError, BaseKind, BaseOpId, BaseRequest, Budget, Cache, CheckpointNeed, Counters, Health,
     Outbox, Progress, WritebackOrder,
 };
-use crate::media::{KEY_SIZE_BYTES, KSET_KEYS_MAX, Tails};
+use crate::media::{Geometry, KEY_SIZE_BYTES, KSET_KEYS_MAX, Tails};
+use crate::memory::NoMemory;
 use crate::pmem::Pmem;
 use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, Seq};
 pub(crate) use batch::BASE_WRITE_BYTES_MAX;
@@ -111,19 +112,19 @@ pub(crate) struct Context<'a, P> {
 }
 
 impl Writeback {
-    pub(crate) fn new<P: Pmem>(cache: &Cache<P>) -> Self {
-        let geometry = &cache.geometry;
+    /// For a cache of this geometry.
+    pub(crate) fn new(geometry: &Geometry) -> Result<Self, NoMemory> {
         let device_bytes = u64::from(geometry.segment_count()) * geometry.segment_size_bytes();
         // A small cache has no room for more keys.
         let keys_max = (device_bytes / KEY_SIZE_BYTES as u64).min(BATCH_KEYS_MAX) as usize;
         let key_count = keys_max + KSET_KEYS_MAX;
-        Self {
+        Ok(Self {
             state: State::Idle,
-            log: LogReader::new(cache.segments.count()),
+            log: LogReader::new(geometry.segment_count() as usize)?,
             salvage: Salvage::default(),
             settled: Seq(0),
-            next: Next::new(key_count),
-            batch: Batch::new(key_count),
+            next: Next::new(key_count)?,
+            batch: Batch::new(key_count)?,
             batch_start: Now(0),
             flush_start: Now(0),
             stopping: false,
@@ -133,7 +134,7 @@ impl Writeback {
             throttle: Throttle::default(),
             target: Seq(0),
             pass_clean_at: Now(0),
-        }
+        })
     }
 
     /// Base operations that were asked for and have not ended.
@@ -488,11 +489,11 @@ impl Writeback {
     }
 
     /// An operation has ended after an internal error: the base owes it no more.
-    pub(crate) fn count_off<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) {
+    pub(crate) fn count_off<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId, now: Now) {
         if op == FLUSH_OP {
             self.state = State::Idle;
         } else {
-            self.batch.on_done(cache, op, Ok(()));
+            self.batch.on_done(cache, op, Ok(()), now);
         }
     }
 

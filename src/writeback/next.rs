@@ -5,6 +5,7 @@ use super::lost::Lost;
 use super::overlay::Overlay;
 use super::salvage::Stage;
 use crate::engine::{Cache, Counters, Progress};
+use crate::memory::NoMemory;
 use crate::pmem::Pmem;
 use crate::units::{Now, Seq};
 
@@ -54,17 +55,17 @@ pub(super) struct Next {
 }
 
 impl Next {
-    pub(super) fn new(key_count: usize) -> Self {
-        Self {
+    pub(super) fn new(key_count: usize) -> Result<Self, NoMemory> {
+        Ok(Self {
             step: Step::Nothing,
-            overlay: Overlay::new(key_count),
+            overlay: Overlay::new(key_count)?,
             taken: Taken::NOTHING,
             lost: Lost::default(),
             limits: Limits::NONE,
             stage: Stage::Ordinary,
             dirty_bytes: 0,
             begun: Now(0),
-        }
+        })
     }
 
     pub(super) fn is_nothing(&self) -> bool {

@@ -6,6 +6,7 @@
 
 use crate::canary::{self, Canary};
 use crate::media::{Key, KeyKind};
+use crate::memory::{self, NoMemory};
 use crate::units::{Lba, PmemOff};
 use std::collections::BinaryHeap;
 use std::mem;
@@ -90,10 +91,11 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// With room for so many keys; more are taken too.
-    pub(super) fn new(key_count: usize) -> Self {
-        Self {
-            keys: Vec::with_capacity(key_count),
-            moved: Vec::with_capacity(key_count),
+    pub(super) fn new(key_count: usize) -> Result<Self, NoMemory> {
+        let what = "the keys of a batch of write-back";
+        Ok(Self {
+            keys: memory::with_room(what, key_count)?,
+            moved: memory::with_room(what, key_count)?,
             places: vec![0; 1 << DIGIT_BITS_MAX],
             order: Order::Laid,
             varying: 0,
@@ -102,7 +104,7 @@ impl Overlay {
             next: 0,
             active: BinaryHeap::with_capacity(key_count),
             at: 0,
-        }
+        })
     }
 
     pub(super) fn clear(&mut self) {
@@ -360,7 +362,7 @@ mod tests {
             keys in prop::collection::vec((0u64..40, 1u32..12), 0..24),
         ) {
             // INV-WB-4.
-            let mut overlay = Overlay::new(4);
+            let mut overlay = Overlay::new(4).unwrap();
             let mut expected = vec![None; 64];
             for (number, &(lba, len)) in keys.iter().enumerate() {
                 let payload = PmemOff((number as u64 + 1) << 20);
@@ -392,7 +394,7 @@ mod tests {
             later in prop::collection::vec((0u64..300, 1u32..9), 0..20),
         ) {
             // INV-WB-4, with far more keys at a block than one piece takes.
-            let mut overlay = Overlay::new(4);
+            let mut overlay = Overlay::new(4).unwrap();
             let mut expected = vec![None; 512];
             let all = small.iter().chain(&large).chain(&later);
             for (number, &(lba, len)) in all.enumerate() {
@@ -431,7 +433,7 @@ mod tests {
             let lbas: Vec<u64> = (0..count)
                 .map(|_| (random() & ((1 << range_bits) - 1)) << align_bits)
                 .collect();
-            let mut overlay = Overlay::new(count);
+            let mut overlay = Overlay::new(count).unwrap();
             // Twice: what the first batch leaves behind does not show in the second.
             for _ in 0..2 {
                 overlay.clear();
@@ -457,7 +459,7 @@ mod tests {
     #[test]
     fn a_block_that_was_overwritten_often_makes_one_key_and_few_steps() {
         const COUNT: usize = 10_000;
-        let mut overlay = Overlay::new(COUNT);
+        let mut overlay = Overlay::new(COUNT).unwrap();
         for number in 0..COUNT as u64 {
             overlay.push(&key(8, 1, KeyKind::Data), PmemOff(number << 12), 12);
         }
@@ -475,7 +477,7 @@ mod tests {
     #[test]
     fn keys_below_a_newer_one_are_looked_at_a_few_for_each_piece() {
         const COUNT: usize = 10_000;
-        let mut overlay = Overlay::new(COUNT);
+        let mut overlay = Overlay::new(COUNT).unwrap();
         for lba in 0..COUNT as u64 {
             overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(lba << 12), 12);
         }

@@ -25,13 +25,7 @@ def test_misses_of_the_same_blocks_share_base_reads(host: Host, need_app, media:
     storage = Storage(media, block_size=BLOCK_SIZE, base_mib=1, cache_mib=64)
     latencies = ("avg_read_latency", "p99_read_latency", "avg_write_latency", "p99_write_latency")
     slow = {"base_bdev_name": BASE, "name": SLOW, **dict.fromkeys(latencies, LATENCY_US)}
-    bdevs = [
-        storage.malloc_base(),
-        {"method": "bdev_delay_create", "params": slow},
-        # Others look at a new bdev, which takes longer here than elsewhere, and may have it open meanwhile.
-        {"method": "bdev_wait_for_examine"},
-        storage.cache(SLOW),
-    ]
+    bdevs = [storage.malloc_base(), {"method": "bdev_delay_create", "params": slow}, storage.cache(SLOW)]
     bdevperf = Bdevperf(host, bdevs)
     before = base_reads(bdevperf.app.rpc)
     result = bdevperf.run("randread", io_size=BLOCK_SIZE, queue_depth=1024, seconds=1)

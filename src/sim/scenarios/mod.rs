@@ -22,6 +22,7 @@ mod requests;
 mod rounding;
 mod salvage;
 mod scrub;
+mod shortage;
 mod unmaps;
 mod verified;
 
@@ -148,6 +149,7 @@ scenarios! {
     46 verified::a_flipped_bit_of_dirty_data_fails_what_its_checksum_covers,
     46 verified::reads_are_verified_from_the_moment_that_says_so,
     46 verified::what_reclaiming_has_moved_is_verified,
+    47 shortage::a_lack_of_memory_is_an_error_and_changes_nothing,
 }
 
 /// What a scenario is given, and where it leaves what it did.

@@ -63,7 +63,7 @@ struct Taking {
 
 impl Taking {
     fn new(cache: &Cache<SimPmem>) -> Self {
-        let mut log = LogReader::new(cache.segments.count());
+        let mut log = LogReader::new(cache.segments.count()).unwrap();
         look(&mut log, cache);
         Self {
             log,
@@ -74,7 +74,7 @@ impl Taking {
                 ..Limits::NONE
             },
             taken: Taken::NOTHING,
-            overlay: Overlay::new(10_000),
+            overlay: Overlay::new(10_000).unwrap(),
             lost: Lost::default(),
         }
     }
@@ -114,7 +114,7 @@ fn the_log_is_read_into_memory_that_is_there_from_the_start() {
 #[test]
 fn a_look_at_a_long_log_goes_on_over_many_polls() {
     let cache = long_log();
-    let mut log = LogReader::new(cache.segments.count());
+    let mut log = LogReader::new(cache.segments.count()).unwrap();
     let count = SEGMENTS as usize - 2;
     // For each: it is heard of, it is looked at, and one key.
     let calls = look(&mut log, &cache);
@@ -132,7 +132,7 @@ fn what_the_tail_has_passed_is_left_behind_over_many_polls() {
         ..Setup::default()
     });
     write(&cache, |_| cache.seq_next() < Seq(200), 1);
-    let mut log = LogReader::new(cache.segments.count());
+    let mut log = LogReader::new(cache.segments.count()).unwrap();
     look(&mut log, &cache);
     let tail = Seq(cache.seq_next().0 - 2);
     cache.dirty_tail.store(tail.0, Ordering::Release);

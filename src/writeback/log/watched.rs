@@ -1,5 +1,6 @@
 //! Segments that may get more ksets.
 
+use crate::memory::{self, NoMemory};
 use crate::units::SegId;
 
 /// See the module. Each is in it once.
@@ -7,15 +8,16 @@ use crate::units::SegId;
 pub(super) struct Watched {
     ids: Vec<SegId>,
     /// For each segment whether it is one of them.
-    has: Box<[bool]>,
+    has: Vec<bool>,
 }
 
 impl Watched {
-    pub(super) fn new(segment_count: usize) -> Self {
-        Self {
-            ids: Vec::with_capacity(segment_count),
-            has: vec![false; segment_count].into(),
-        }
+    pub(super) fn new(segment_count: usize) -> Result<Self, NoMemory> {
+        let what = "write-back";
+        Ok(Self {
+            ids: memory::with_room(what, segment_count)?,
+            has: memory::filled(what, segment_count, || false)?,
+        })
     }
 
     /// `false`: it was there already.

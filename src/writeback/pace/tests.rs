@@ -195,7 +195,7 @@ fn a_checkpoint_gets_to_its_cut_while_the_application_reads_from_the_base() {
 #[test]
 fn what_overwrites_have_absorbed_says_nothing_about_the_base() {
     let rig = Rig::new(&[]);
-    let mut writeback = Writeback::new(&rig.cache);
+    let mut writeback = Writeback::new(&rig.cache.geometry).unwrap();
     let mut batch = |dirty_bytes: u64, written_bytes: u64, took_ns: u64| {
         writeback.batch.dirty_bytes = dirty_bytes;
         writeback.batch.written_bytes = written_bytes;
