@@ -1,7 +1,7 @@
 //! Deep queues: requests of one kind keep none of another from its turn, and a poll stays short.
 
 use super::*;
-use crate::pmem::IovBuf;
+use crate::pmem::{IovBuf, PAD_PAGE_SIZE_BYTES, PadMemory};
 use crate::sim::plain::{BackgroundRuns, Plain};
 use crate::units::{Lba, Now};
 
@@ -213,7 +213,9 @@ fn a_poll_copies_some_mib_of_hits() {
 #[test]
 fn a_poll_puts_some_mib_of_what_the_base_has_brought_into_the_cache() {
     const LEN_BYTES: u64 = 64 << 10;
-    let mut plain = roomy(CacheMode::Writeback);
+    let plain = roomy(CacheMode::Writeback);
+    let pads = PadMemory::from_heap(BASE_BYTES as usize / PAD_PAGE_SIZE_BYTES);
+    let mut channel = plain.cache.channel_with(Some(pads)).unwrap();
     let buf = IovBuf::zeroed(LEN_BYTES as usize);
     let count = BASE_BYTES / LEN_BYTES;
     for number in 0..count {
@@ -224,20 +226,20 @@ fn a_poll_puts_some_mib_of_what_the_base_has_brought_into_the_cache() {
             lba: Lba((count - 1 - number) * LEN_BYTES / PAGE),
             len_blocks: LEN_BYTES / PAGE,
         };
-        plain.channel_mut(0).submit(io).unwrap();
+        channel.submit(io).unwrap();
     }
     let mut out = Outbox::new();
     for _ in 0..4 {
-        plain.channel_mut(0).poll(Now(1), &mut out);
+        channel.poll(Now(1), &mut out);
     }
     assert_eq!(out.base.len() as u64, count);
     for request in &out.base {
-        plain.channel_mut(0).on_base_done(request.op, Ok(()));
+        channel.on_base_done(request.op, Ok(()));
     }
     let mut filled = 0;
     for poll in 2..20 {
         out.clear();
-        plain.channel_mut(0).poll(Now(poll), &mut out);
+        channel.poll(Now(poll), &mut out);
         let bytes = plain.cache.stats().fill_bytes - filled;
         assert!(bytes <= 2 * MIB + LEN_BYTES, "{bytes} bytes in one poll");
         assert_eq!(out.completions.len() as u64, bytes / LEN_BYTES);
