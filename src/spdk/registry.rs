@@ -420,7 +420,11 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             libc::ENXIO,
             format!("the cache {name} cannot be drained: its base bdev is not there"),
         ))),
-        Some(Found::Creating(creation)) => creation.delete(request),
+        Some(Found::Creating(creation)) if drain == Drain::No => creation.delete(request),
+        Some(Found::Creating(_)) => request.answer(Err(RpcError::errno(
+            libc::EBUSY,
+            format!("the cache {name} cannot be drained: it is still being opened"),
+        ))),
         Some(Found::Online(node)) => remove::delete(&node, drain, request),
         Some(Found::Closing) => request.answer(Err(RpcError::errno(
             libc::EBUSY,

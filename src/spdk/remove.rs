@@ -61,8 +61,9 @@ pub(super) struct Removal {
     stage: Stage,
     drain: Drain,
     after: After,
-    /// Who waits for the end.
-    requests: Vec<Request>,
+    /// Who waits for the end, and what he was promised.
+    requests: Vec<(Request, Drain)>,
+    /// What became of the drain.
     outcome: Result<(), RpcError>,
 }
 
@@ -114,35 +115,73 @@ pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
             let mut removal = node.app.get().removal.borrow_mut();
             removal.drain = Drain::Yes;
             removal.stage = Stage::Draining { look: now() };
-            removal.requests.push(request);
+            removal.requests.push((request, drain));
             // `false`: one is running already, which is looked at once more when it ends.
             node.cache.drain_start();
         }
-        (Stage::Draining { .. }, Drain::No) => {
-            let instead = RpcError::errno(
-                libc::ECANCELED,
-                format!(
-                    "the drain of {} was given up: it is deleted without",
-                    node.name
-                ),
-            );
-            answer_all(node, &Err(instead));
-            let mut removal = node.app.get().removal.borrow_mut();
-            removal.drain = Drain::No;
-            removal.requests.push(request);
-            drop(removal);
+        (Stage::Online, Drain::No) => {
+            node.app
+                .get()
+                .removal
+                .borrow_mut()
+                .requests
+                .push((request, drain));
             leave(node, After::Forget);
         }
-        (Stage::Online, Drain::No) => {
-            node.app.get().removal.borrow_mut().requests.push(request);
+        (Stage::Draining { .. }, Drain::No) => {
+            give_up_drain(node);
+            node.app
+                .get()
+                .removal
+                .borrow_mut()
+                .requests
+                .push((request, drain));
             leave(node, After::Forget);
+        }
+        (Stage::Draining { .. }, Drain::Yes) => {
+            node.app
+                .get()
+                .removal
+                .borrow_mut()
+                .requests
+                .push((request, drain));
         }
         // It is on its way out already.
-        _ => {
+        (_, Drain::No) => {
+            if matches!(stage(node), Stage::Leaving | Stage::FinalDrain { .. }) {
+                give_up_drain(node);
+            }
             let mut removal = node.app.get().removal.borrow_mut();
             removal.after = After::Forget;
-            removal.requests.push(request);
+            removal.requests.push((request, drain));
         }
+        (_, Drain::Yes) => {
+            let mut removal = node.app.get().removal.borrow_mut();
+            if removal.drain == Drain::Yes {
+                return removal.requests.push((request, drain));
+            }
+            drop(removal);
+            let message = format!(
+                "{} cannot be drained: it is being closed without; its dirty data stay on the cache device",
+                node.name
+            );
+            request.answer(Err(RpcError::errno(libc::EBUSY, message)));
+        }
+    }
+}
+
+/// Somebody wants the cache deleted as it is, and whoever waits for a drain is told.
+fn give_up_drain(node: &Arc<Node>) {
+    let instead = RpcError::errno(
+        libc::ECANCELED,
+        format!(
+            "the drain of {} was given up: it is deleted without",
+            node.name
+        ),
+    );
+    give_up(node, &instead);
+    if matches!(stage(node), Stage::FinalDrain { .. }) {
+        settle(node);
     }
 }
 
@@ -168,30 +207,49 @@ pub(super) fn on_base_gone(node: &Arc<Node>) {
         "{}: the base bdev {base} is removed; the cache keeps its data and comes back with it",
         node.name
     );
-    let gone = || RpcError::errno(libc::ENODEV, format!("the base bdev {base} was removed"));
+    let gone = || base_gone(node);
     match stage(node) {
         Stage::Online => leave(node, After::WaitForBase),
         Stage::Draining { .. } => {
-            answer_all(node, &Err(gone()));
+            give_up(node, &gone());
             leave(node, After::WaitForBase);
         }
         Stage::FinalDrain { .. } => {
-            node.app.get().removal.borrow_mut().outcome = Err(gone());
-            set_stage(node, Stage::Settling);
+            fail_drain(node, gone(), After::WaitForBase);
+            settle(node);
         }
+        // `on_destruct` sees to a drain.
         Stage::Leaving | Stage::Settling | Stage::Closing => {}
     }
+}
+
+fn base_gone(node: &Node) -> RpcError {
+    let base = &node.base.facts.identity.name;
+    RpcError::errno(
+        libc::ENODEV,
+        format!(
+            "the base bdev {base} was removed; {} keeps its dirty data on the cache device and comes back with it",
+            node.name
+        ),
+    )
+}
+
+/// The drain is over, and the base lacks something.
+fn fail_drain(node: &Node, why: RpcError, after: After) {
+    let mut removal = node.app.get().removal.borrow_mut();
+    removal.outcome = Err(why);
+    removal.after = after;
 }
 
 /// The application ends: a drain is not waited for, since nothing gets lost without.
 pub(super) fn on_shutdown(node: &Arc<Node>) {
     match stage(node) {
         Stage::Draining { .. } => {
-            answer_all(node, &Err(shutdown(node)));
+            give_up(node, &shutdown(node));
             set_stage(node, Stage::Online);
         }
         Stage::FinalDrain { .. } => {
-            node.app.get().removal.borrow_mut().outcome = Err(shutdown(node));
+            fail_drain(node, shutdown(node), After::Forget);
             settle(node);
         }
         _ => {}
@@ -210,27 +268,29 @@ fn shutdown(node: &Node) -> RpcError {
 
 /// SPDK: nobody has the bdev open any more.
 pub(super) fn on_destruct(node: &Arc<Node>) {
-    if matches!(stage(node), Stage::Draining { .. }) {
-        answer_all(node, &Err(shutdown(node)));
-    }
     let drain = {
         let removal = node.app.get().removal.borrow();
         removal.stage == Stage::Leaving && removal.drain == Drain::Yes
     };
-    if drain && !node.base.is_gone() && !registry::is_shutting_down() {
-        // `false`: one is running, and nothing is written any more that it would miss.
-        node.cache.drain_start();
-        let look = now();
-        set_stage(
-            node,
-            Stage::FinalDrain {
-                look,
-                until: Now(look.0 + FINAL_DRAIN_NS),
-            },
-        );
-    } else {
-        settle(node);
+    if !drain {
+        // Somebody else may have had it unregistered.
+        give_up(node, &shutdown(node));
+        return settle(node);
     }
+    // Without a user nothing gets dirty any more.
+    let lacks = node.cache.drain_status().dirty_bytes_left > 0;
+    if node.base.is_gone() || registry::is_shutting_down() {
+        if lacks && node.base.is_gone() {
+            fail_drain(node, base_gone(node), After::WaitForBase);
+        } else if lacks {
+            fail_drain(node, shutdown(node), After::Forget);
+        }
+        return settle(node);
+    }
+    node.cache.drain_everything();
+    let look = now();
+    let until = Now(look.0 + FINAL_DRAIN_NS);
+    set_stage(node, Stage::FinalDrain { look, until });
 }
 
 /// The bdev was not registered; the registry knows already.
@@ -300,8 +360,7 @@ fn look_at_drain(node: &Arc<Node>) {
             "{} cannot be drained: {reason}; it stays as it is, and can be deleted without a drain",
             node.name
         );
-        answer_all(node, &Err(RpcError::errno(libc::EIO, message)));
-        node.app.get().removal.borrow_mut().drain = Drain::No;
+        give_up(node, &RpcError::errno(libc::EIO, message));
         set_stage(node, Stage::Online);
     } else if !node.cache.drain_status().in_progress {
         leave(node, After::Forget);
@@ -323,7 +382,7 @@ fn look_at_final_drain(node: &Arc<Node>, overdue: bool) {
              cache device: create the cache again to go on",
             node.name, status.dirty_bytes_left
         );
-        node.app.get().removal.borrow_mut().outcome = Err(RpcError::errno(libc::EIO, message));
+        fail_drain(node, RpcError::errno(libc::EIO, message), After::Forget);
         settle(node);
     }
 }
@@ -398,7 +457,7 @@ struct Finishing {
     id: EntryId,
     bdev: *mut sys::spdk_bdev,
     after: After,
-    requests: Vec<Request>,
+    requests: Vec<(Request, Drain)>,
     outcome: Result<(), RpcError>,
     unmapping: Option<Job<()>>,
     poller: Option<Poller>,
@@ -429,15 +488,27 @@ impl Finishing {
             sys::pcache_bdev_free(self.bdev);
         }
         registry::removed(self.id, self.after);
-        for request in self.requests.drain(..) {
-            request.answer(self.outcome.clone().map(|()| Json::yes()));
+        for (request, drain) in self.requests.drain(..) {
+            let outcome = match drain {
+                Drain::Yes => self.outcome.clone(),
+                Drain::No => Ok(()),
+            };
+            request.answer(outcome.map(|()| Json::yes()));
         }
     }
 }
 
-fn answer_all(node: &Node, result: &Result<Json, RpcError>) {
-    let requests = mem::take(&mut node.app.get().removal.borrow_mut().requests);
-    for request in requests {
-        request.answer(result.clone());
+/// There is no drain any more, and whoever waits for one is told why.
+fn give_up(node: &Node, why: &RpcError) {
+    let waiting = {
+        let mut removal = node.app.get().removal.borrow_mut();
+        removal.drain = Drain::No;
+        removal
+            .requests
+            .extract_if(.., |(_, drain)| *drain == Drain::Yes)
+            .collect::<Vec<_>>()
+    };
+    for (request, _) in waiting {
+        request.answer(Err(why.clone()));
     }
 }
