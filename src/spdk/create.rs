@@ -6,6 +6,7 @@ use std::ffi::{c_int, c_void};
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use spdk_sys as sys;
 
@@ -435,6 +436,7 @@ impl Creation {
             durability,
             access_text,
             zcopy,
+            sends_away: AtomicBool::new(false),
             app: AppCell::new(app),
         });
         node.publish().ok_or_else(|| no_memory("a bdev"))?;

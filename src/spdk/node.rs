@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_void};
 use std::path::PathBuf;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use spdk_sys as sys;
@@ -38,6 +39,8 @@ pub(super) struct Node {
     /// How the base reaches the cache device's memory, for those who look.
     pub(super) access_text: String,
     pub(super) zcopy: Zcopy,
+    /// Its users are to let go: requests that wait are given up.
+    pub(super) sends_away: AtomicBool,
     pub(super) app: AppCell<NodeApp>,
 }
 
@@ -118,6 +121,16 @@ impl Node {
         };
         // SAFETY: the parameters are copied.
         NonNull::new(unsafe { sys::pcache_bdev_new(self.as_ctx(), &raw const params) })
+    }
+
+    /// From now on no request waits for room, or for the base: it is given up.
+    pub(super) fn give_up_waiting(&self) {
+        self.sends_away.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether requests that wait for room, or for the base, are given up: they might wait for ever.
+    pub(super) fn gives_up_waiting(&self) -> bool {
+        self.sends_away.load(Ordering::Relaxed) || self.base.is_gone()
     }
 
     /// Gives SPDK's reference back. The bdev's memory stays with the caller.

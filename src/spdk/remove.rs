@@ -26,6 +26,9 @@ use crate::units::{NS_PER_MS, NS_PER_S, Now};
 const DRAIN_LOOK_NS: u64 = NS_PER_MS;
 /// How long the last bit of a drain, with the bdev gone already, may meet errors before it is given up.
 const FINAL_DRAIN_NS: u64 = 30 * NS_PER_S;
+/// How long requests may go on once the bdev is unregistered. Those that wait for room, or for the base, are given up then:
+/// some users let go of a bdev only when all that they have asked for is done.
+const LEAVE_NS: u64 = NS_PER_S;
 /// How often the thread that unmaps is looked at.
 const UNMAP_LOOK_US: u64 = 200;
 
@@ -46,7 +49,7 @@ enum Stage {
     /// In use, and being drained in order to be deleted.
     Draining { look: Now },
     /// Unregistered; its users are letting go.
-    Leaving,
+    Leaving { until: Now },
     /// Without users; what they wrote last is being drained.
     FinalDrain { look: Now, until: Now },
     /// Waiting for the base operations under way.
@@ -148,7 +151,10 @@ pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
         }
         // It is on its way out already.
         (_, Drain::No) => {
-            if matches!(stage(node), Stage::Leaving | Stage::FinalDrain { .. }) {
+            if matches!(
+                stage(node),
+                Stage::Leaving { .. } | Stage::FinalDrain { .. }
+            ) {
                 give_up_drain(node);
             }
             let mut removal = node.app.get().removal.borrow_mut();
@@ -189,7 +195,9 @@ fn give_up_drain(node: &Arc<Node>) {
 fn leave(node: &Arc<Node>, after: After) {
     {
         let mut removal = node.app.get().removal.borrow_mut();
-        removal.stage = Stage::Leaving;
+        removal.stage = Stage::Leaving {
+            until: Now(now().0 + LEAVE_NS),
+        };
         removal.after = after;
     }
     let bdev = node.app.get().bdev.get();
@@ -219,7 +227,7 @@ pub(super) fn on_base_gone(node: &Arc<Node>) {
             settle(node);
         }
         // `on_destruct` sees to a drain.
-        Stage::Leaving | Stage::Settling | Stage::Closing => {}
+        Stage::Leaving { .. } | Stage::Settling | Stage::Closing => {}
     }
 }
 
@@ -270,7 +278,7 @@ fn shutdown(node: &Node) -> RpcError {
 pub(super) fn on_destruct(node: &Arc<Node>) {
     let drain = {
         let removal = node.app.get().removal.borrow();
-        removal.stage == Stage::Leaving && removal.drain == Drain::Yes
+        matches!(removal.stage, Stage::Leaving { .. }) && removal.drain == Drain::Yes
     };
     if !drain {
         // Somebody else may have had it unregistered.
@@ -313,7 +321,12 @@ fn stop_background(node: &Node) {
 /// The node's poller looks whether a stage is at its end.
 pub(super) fn tick(node: &Arc<Node>) {
     match stage(node) {
-        Stage::Online | Stage::Leaving | Stage::Closing => {}
+        Stage::Online | Stage::Closing => {}
+        Stage::Leaving { until } => {
+            if !node.gives_up_waiting() && now() >= until {
+                node.give_up_waiting();
+            }
+        }
         Stage::Draining { look } => {
             let time = now();
             if time >= look {

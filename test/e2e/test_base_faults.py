@@ -12,6 +12,7 @@ from harness.ackclient import EXIT_DISCONNECTED, EXIT_DONE, EXIT_TARGET_ERROR
 from harness.scenario import (
     BASE,
     CACHE,
+    SICK,
     Storage,
     assert_intact,
     bdev_info,
@@ -100,6 +101,40 @@ def test_full_cache_waits_for_the_base(host: Host, media: Path, seed: int, ended
     # Those that waited are done, in the end, without an error.
     assert_intact(client.finish_writing())
     assert_intact(client.verify(session.url))
+    session.app.stop()
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "cache_mode"),
+    [("sickness", "writeback"), ("sickness", "writethrough"), ("checkpoint", "writeback")],
+)
+def test_delete_gives_up_writes_that_wait(
+    host: Host, media: Path, seed: int, ended_client, obstacle: str, cache_mode: str
+):
+    """A target lets go of a bdev only when all that was asked for has an answer."""
+    storage = Storage(media, cache_mib=24)
+    client = storage.client(seed)
+    ended_client.append(client)
+    bdevs = [*storage.sick_base()[:-1], storage.cache(SICK, cache_mode=cache_mode)]
+    session = start_session(host, bdevs)
+    if obstacle == "checkpoint":
+        session.rpc.bdev_pcache_checkpoint_begin(name=CACHE, timeout_s=3600)
+    else:
+        make_sick(session.rpc, "write")
+    client.start_writing(session.url, seconds=60, read_percent=0, unmap_percent=0)
+
+    def stalled() -> bool:
+        before = client.writes_acked()
+        time.sleep(1)
+        return client.writes_issued() > before == client.writes_acked()
+
+    wait_until(stalled, "writes wait", timeout_s=30)
+    assert session.rpc.bdev_pcache_delete(name=CACHE) is True
+    assert client.finish_writing().exit_code in (EXIT_DONE, EXIT_TARGET_ERROR, EXIT_DISCONNECTED)
+    heal(session.rpc)
+    session.rpc.bdev_pcache_create(**storage.cache_params(SICK))
+    assert_intact(client.verify(IscsiTarget(session.app, CACHE, number=2).url))
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 
