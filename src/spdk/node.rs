@@ -146,7 +146,8 @@ impl Node {
     /// What `bdev_get_bdevs` and `bdev_pcache_get_bdevs` show.
     pub(super) fn describe(&self) -> Description<'_> {
         let app = on_app_thread().then(|| self.app.get());
-        let removal = app.and_then(|app| app.removal.borrow().state_name());
+        let removal = app.and_then(|app| app.removal.borrow().state());
+        let health = self.cache.health();
         let driver = |app: &NodeApp| app.driver.borrow().as_ref().map(Driver::in_flight);
         Description {
             name: &self.name,
@@ -155,11 +156,17 @@ impl Node {
             cache_offset_mib: self.cache_offset_mib,
             durability: self.durability,
             base_write_path: &self.access_text,
-            state: match removal {
-                Some(state) => Shown::Leaving { state },
-                None => Shown::InUse(self.cache.health()),
+            state_age_s: match removal {
+                Some((_, age_s)) => Some(age_s),
+                None => app.map(|app| app.watch.state_age_s()),
             },
-            state_age_s: app.map(|app| app.watch.state_age_s()),
+            state: match removal {
+                Some((state, _)) => Shown::Leaving {
+                    state,
+                    reason: health.reason().map(str::to_owned),
+                },
+                None => Shown::InUse(health),
+            },
             base_operations: app.and_then(driver),
             info: self.cache.info(),
         }
@@ -193,7 +200,11 @@ pub(super) struct Description<'a> {
 #[serde(untagged)]
 enum Shown {
     InUse(Health),
-    Leaving { state: &'static str },
+    Leaving {
+        state: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
 }
 
 unsafe extern "C" fn poll(ctx: *mut c_void) -> c_int {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use spdk_sys as sys;
 
+use super::background::Driver;
 use super::json::{Json, Request};
 use super::mapping::Job;
 use super::node::Node;
@@ -20,12 +21,12 @@ use super::thread::{Polled, Poller, now};
 use super::trampoline::guard;
 use crate::engine::Health;
 use crate::rpc::{Drain, RpcError};
-use crate::units::{NS_PER_MS, NS_PER_S, Now};
+use crate::units::{NS_PER_MS, NS_PER_S, Now, Seq};
 
 /// How often a drain is looked at.
 const DRAIN_LOOK_NS: u64 = NS_PER_MS;
-/// How long the last bit of a drain, with the bdev gone already, may meet errors before it is given up.
-const FINAL_DRAIN_NS: u64 = 30 * NS_PER_S;
+/// How long a drain may meet errors without getting on before it is given up.
+const DRAIN_PATIENCE_NS: u64 = 30 * NS_PER_S;
 /// How long requests may go on once the bdev is unregistered. Those that wait for room, or for the base, are given up then:
 /// some users let go of a bdev only when all that they have asked for is done.
 const LEAVE_NS: u64 = NS_PER_S;
@@ -47,21 +48,58 @@ enum Stage {
     /// In use.
     Online,
     /// In use, and being drained in order to be deleted.
-    Draining { look: Now },
+    Draining { look: Now, patience: Patience },
     /// Unregistered; its users are letting go.
     Leaving { until: Now },
     /// Without users; what they wrote last is being drained.
-    FinalDrain { look: Now, until: Now },
+    FinalDrain { look: Now, patience: Patience },
     /// Waiting for the base operations under way.
     Settling,
     /// The io_device is being unregistered.
     Closing,
 }
 
+/// How long a drain has got nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Patience {
+    dirty_tail: Seq,
+    since: Now,
+}
+
+impl Patience {
+    fn new(node: &Node, time: Now) -> Self {
+        Self {
+            dirty_tail: node.cache.dirty_tail(),
+            since: time,
+        }
+    }
+
+    /// What keeps the drain from getting to its end, if anything has for too long.
+    fn ends_with(&mut self, node: &Node, time: Now) -> Option<String> {
+        let failing = match node.cache.health() {
+            Health::Online => None,
+            Health::WritebackFailing(reason) => Some(reason),
+            Health::Degraded(reason) | Health::Failed(reason) => return Some(reason),
+        };
+        // A large salvage is one batch, and no failure.
+        let is_salvaging = || {
+            let driver = node.app.get().driver.borrow();
+            driver.as_ref().is_some_and(Driver::is_salvaging)
+        };
+        let now = Self::new(node, time);
+        if failing.is_none() || now.dirty_tail != self.dirty_tail || is_salvaging() {
+            *self = now;
+        }
+        failing.filter(|_| time.since_ns(self.since) >= DRAIN_PATIENCE_NS)
+    }
+}
+
 /// How far a node is on its way out.
 #[derive(Debug)]
 pub(super) struct Removal {
     stage: Stage,
+    /// When it got to the stage, as it is called for those who look.
+    since: Now,
     drain: Drain,
     after: After,
     /// Who waits for the end, and what he was promised.
@@ -74,6 +112,7 @@ impl Removal {
     pub(super) fn none() -> Self {
         Self {
             stage: Stage::Online,
+            since: Now(0),
             drain: Drain::No,
             after: After::Forget,
             requests: Vec::new(),
@@ -81,8 +120,21 @@ impl Removal {
         }
     }
 
-    /// For those who look, if there is anything to tell.
-    pub(super) fn state_name(&self) -> Option<&'static str> {
+    fn enter(&mut self, stage: Stage) {
+        let name = self.state_name();
+        self.stage = stage;
+        if self.state_name() != name {
+            self.since = now();
+        }
+    }
+
+    /// For those who look, if there is anything to tell: a state, and for how many seconds it has been so.
+    pub(super) fn state(&self) -> Option<(&'static str, u64)> {
+        let name = self.state_name()?;
+        Some((name, now().since_ns(self.since) / NS_PER_S))
+    }
+
+    fn state_name(&self) -> Option<&'static str> {
         match self.stage {
             Stage::Online => None,
             Stage::Draining { .. } => Some("draining"),
@@ -96,7 +148,7 @@ fn stage(node: &Node) -> Stage {
 }
 
 fn set_stage(node: &Node, stage: Stage) {
-    node.app.get().removal.borrow_mut().stage = stage;
+    node.app.get().removal.borrow_mut().enter(stage);
 }
 
 /// Whether it is in use and nobody has asked for its end.
@@ -115,9 +167,10 @@ pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
                 );
                 return request.answer(Err(RpcError::errno(libc::EBUSY, message)));
             }
+            let (look, patience) = (now(), Patience::new(node, now()));
             let mut removal = node.app.get().removal.borrow_mut();
             removal.drain = Drain::Yes;
-            removal.stage = Stage::Draining { look: now() };
+            removal.enter(Stage::Draining { look, patience });
             removal.requests.push((request, drain));
             // `false`: one is running already, which is looked at once more when it ends.
             node.cache.drain_start();
@@ -195,9 +248,9 @@ fn give_up_drain(node: &Arc<Node>) {
 fn leave(node: &Arc<Node>, after: After) {
     {
         let mut removal = node.app.get().removal.borrow_mut();
-        removal.stage = Stage::Leaving {
+        removal.enter(Stage::Leaving {
             until: Now(now().0 + LEAVE_NS),
-        };
+        });
         removal.after = after;
     }
     let bdev = node.app.get().bdev.get();
@@ -296,9 +349,8 @@ pub(super) fn on_destruct(node: &Arc<Node>) {
         return settle(node);
     }
     node.cache.drain_everything();
-    let look = now();
-    let until = Now(look.0 + FINAL_DRAIN_NS);
-    set_stage(node, Stage::FinalDrain { look, until });
+    let (look, patience) = (now(), Patience::new(node, now()));
+    set_stage(node, Stage::FinalDrain { look, patience });
 }
 
 /// The bdev was not registered; the registry knows already.
@@ -327,29 +379,22 @@ pub(super) fn tick(node: &Arc<Node>) {
                 node.give_up_waiting();
             }
         }
-        Stage::Draining { look } => {
+        Stage::Draining { look, mut patience } => {
             let time = now();
             if time >= look {
-                set_stage(
-                    node,
-                    Stage::Draining {
-                        look: Now(time.0 + DRAIN_LOOK_NS),
-                    },
-                );
-                look_at_drain(node);
+                let stuck = patience.ends_with(node, time);
+                let look = Now(time.0 + DRAIN_LOOK_NS);
+                set_stage(node, Stage::Draining { look, patience });
+                look_at_drain(node, stuck);
             }
         }
-        Stage::FinalDrain { look, until } => {
+        Stage::FinalDrain { look, mut patience } => {
             let time = now();
             if time >= look {
-                set_stage(
-                    node,
-                    Stage::FinalDrain {
-                        look: Now(time.0 + DRAIN_LOOK_NS),
-                        until,
-                    },
-                );
-                look_at_final_drain(node, time >= until);
+                let stuck = patience.ends_with(node, time);
+                let look = Now(time.0 + DRAIN_LOOK_NS);
+                set_stage(node, Stage::FinalDrain { look, patience });
+                look_at_final_drain(node, stuck);
             }
         }
         Stage::Settling => {
@@ -367,8 +412,8 @@ pub(super) fn tick(node: &Arc<Node>) {
     }
 }
 
-fn look_at_drain(node: &Arc<Node>) {
-    if let Health::Degraded(reason) | Health::Failed(reason) = node.cache.health() {
+fn look_at_drain(node: &Arc<Node>, stuck: Option<String>) {
+    if let Some(reason) = stuck {
         let message = format!(
             "{} cannot be drained: {reason}; it stays as it is, and can be deleted without a drain",
             node.name
@@ -380,13 +425,8 @@ fn look_at_drain(node: &Arc<Node>) {
     }
 }
 
-fn look_at_final_drain(node: &Arc<Node>, overdue: bool) {
+fn look_at_final_drain(node: &Arc<Node>, stuck: Option<String>) {
     let status = node.cache.drain_status();
-    let stuck = match node.cache.health() {
-        Health::Online => None,
-        Health::WritebackFailing(reason) => Some(reason).filter(|_| overdue),
-        Health::Degraded(reason) | Health::Failed(reason) => Some(reason),
-    };
     if !status.in_progress {
         settle(node);
     } else if let Some(reason) = stuck {

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import AckClient, Host, IscsiTarget, NvmfTarget, Rpc, wait_until
+from harness import AckClient, Host, IscsiTarget, NvmfTarget, Rpc, RpcError, wait_until
 from harness.ackclient import EXIT_DISCONNECTED, EXIT_DONE, EXIT_TARGET_ERROR
 from harness.scenario import (
     BASE,
@@ -135,6 +135,32 @@ def test_delete_gives_up_writes_that_wait(
     session.rpc.bdev_pcache_create(**storage.cache_params(SICK))
     assert_intact(client.verify(IscsiTarget(session.app, CACHE, number=2).url))
     drain_and_verify(session.rpc, client, storage)
+    session.app.stop()
+
+
+@pytest.mark.slow
+def test_delete_with_drain_over_a_sick_base_fails(host: Host, media: Path, seed: int, meanwhile):
+    storage = Storage(media)
+    client = storage.client(seed)
+    session = start_session(host, storage.sick_base())
+    make_sick(session.rpc, "write")
+    assert_intact(client.write(session.url, writes=500, io_bytes="512:16384", seconds=20))
+    deleted = meanwhile(session.app, "bdev_pcache_delete", name=CACHE, drain=True)
+    wait_until(lambda: cache_info(session.rpc).get("reason"), "somebody who looks is told", timeout_s=20)
+    info = cache_info(session.rpc)
+    assert info["state"] == "draining"
+    assert "write" in info["reason"]
+    with pytest.raises(RpcError) as error:
+        deleted.result()
+    assert error.value.code == -5
+    info = cache_info(session.rpc)
+    assert info["state"] == "writeback_failing"
+    # It has been so all the time.
+    assert info["state_age_s"] >= 29
+    assert_intact(client.verify(session.url))
+    heal(session.rpc)
+    assert session.rpc.bdev_pcache_delete(name=CACHE, drain=True) is True
+    assert_intact(client.verify_file(storage.base_file))
     session.app.stop()
 
 
