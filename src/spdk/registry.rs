@@ -246,7 +246,7 @@ pub(super) fn removed(id: EntryId, after: After) {
             forget(id);
             return end_if_idle();
         }
-        After::Nothing => return end_if_idle(),
+        After::Refuse(error, request) => return creation_failed(id, error, request),
     }
     let names = with_entry(id, |entry| {
         let base_name = entry.definition.base_bdev_name.clone();
@@ -565,7 +565,12 @@ pub(super) fn shut_down() {
 /// While the application ends: once nothing is being opened or closed, the bdevs can go.
 fn end_if_idle() {
     let ends_now = with(|registry| {
-        let busy = |entry: &Entry| matches!(entry.state, State::Creating(_) | State::Closing);
+        let busy = |entry: &Entry| match &entry.state {
+            State::Waiting { .. } => false,
+            State::Creating(_) | State::Closing => true,
+            // One that is staying is SPDK's to unregister.
+            State::Online(node) => !remove::is_staying(node),
+        };
         let ends = registry.phase == Phase::Ending && !registry.entries.iter().any(busy);
         if ends {
             registry.phase = Phase::Ended;

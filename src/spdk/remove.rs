@@ -13,6 +13,7 @@ use std::sync::Arc;
 use spdk_sys as sys;
 
 use super::background::Driver;
+use super::base::c_string;
 use super::json::{Json, Request};
 use super::mapping::Job;
 use super::node::Node;
@@ -34,13 +35,13 @@ const LEAVE_NS: u64 = NS_PER_S;
 const UNMAP_LOOK_US: u64 = 200;
 
 /// What becomes of the definition when the cache is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum After {
     Forget,
     /// The base was removed: the cache comes back with it.
     WaitForBase,
-    /// That was decided already.
-    Nothing,
+    /// Its bdev was not registered. Who asked for it is told, if anybody did.
+    Refuse(RpcError, Option<Request>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,9 +211,14 @@ pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
             ) {
                 give_up_drain(node);
             }
-            let mut removal = node.app.get().removal.borrow_mut();
-            removal.after = After::Forget;
-            removal.requests.push((request, drain));
+            let after = {
+                let mut removal = node.app.get().removal.borrow_mut();
+                removal.requests.push((request, drain));
+                mem::replace(&mut removal.after, After::Forget)
+            };
+            if let After::Refuse(error, Some(creator)) = after {
+                creator.answer(Err(error));
+            }
         }
         (_, Drain::Yes) => {
             let mut removal = node.app.get().removal.borrow_mut();
@@ -353,10 +359,16 @@ pub(super) fn on_destruct(node: &Arc<Node>) {
     set_stage(node, Stage::FinalDrain { look, patience });
 }
 
-/// The bdev was not registered; the registry knows already.
-pub(super) fn on_register_failed(node: &Arc<Node>) {
-    node.app.get().removal.borrow_mut().after = After::Nothing;
-    settle(node);
+/// The bdev was not registered.
+pub(super) fn on_register_failed(node: &Arc<Node>, refusal: After) {
+    node.app.get().removal.borrow_mut().after = refusal;
+    let name = c_string(&node.name);
+    // SAFETY: the name is only read; the result is only compared.
+    let found = unsafe { sys::spdk_bdev_get_by_name(name.as_ptr()) };
+    // For want of memory SPDK may have registered it and be taking it back: then it destructs it.
+    if !ptr::eq(found, node.app.get().bdev.get()) {
+        settle(node);
+    }
 }
 
 fn settle(node: &Arc<Node>) {

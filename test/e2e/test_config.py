@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import App, Host
+from harness import App, Host, wait_until
 from harness.paths import PLUGIN_DIR
 from harness.scenario import (
     BASE,
@@ -19,6 +19,7 @@ from harness.scenario import (
     assert_intact,
     bdev_info,
     cache_info,
+    cache_state,
     cache_stats,
     drain,
     settle,
@@ -71,6 +72,26 @@ def test_created_before_its_base_appears(host: Host, media: Path, seed: int):
     app.rpc.call(base["method"], base["params"])
     wait_online(app.rpc, CACHE)
     assert cache_info(app.rpc)["state"] == "online"
+    app.stop()
+
+
+def test_name_that_is_taken_while_a_pending_cache_is_opened(host: Host, media: Path, seed: int, meanwhile):
+    # Large enough for its mapping to take a while.
+    storage = Storage(media, cache_mib=2048, options={})
+    storage.client(seed)
+    app = host.start("spdk_tgt")
+    app.rpc.bdev_pcache_create(**storage.cache_params())
+    base = meanwhile(app, "bdev_aio_create", **storage.aio_base()["params"])
+    while cache_state(app.rpc) == "pending":
+        pass
+    app.rpc.bdev_malloc_create(name=CACHE, num_blocks=2048, block_size=512)
+    assert base.result() == BASE
+    wait_until(lambda: cache_state(app.rpc) == "pending", "the cache is given up")
+    assert "registered" in cache_info(app.rpc)["reason"]
+    assert not bdev_info(app.rpc, BASE)["claimed"]
+    assert not storage.cache_file.exists()
+    assert app.rpc.bdev_pcache_delete(name=CACHE) is True
+    assert app.rpc.bdev_pcache_get_bdevs() == []
     app.stop()
 
 
