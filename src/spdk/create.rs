@@ -510,7 +510,10 @@ impl Creation {
         let poller = self.poller.borrow_mut().take();
         drop(poller);
         let base = self.base.borrow_mut().take();
-        drop(base);
+        if let Some(base) = base {
+            drop(base);
+            registry::on_base_closed();
+        }
         if self.hold.replace(Hold::None) == Hold::Examination {
             // SAFETY: `pcache_up_examine_disk` said that this would come; it comes once.
             unsafe { sys::spdk_bdev_module_examine_done(sys::pcache_module()) }

@@ -1,6 +1,8 @@
 //! The caches that were asked for: waiting for their base, being opened, in use, or being closed. App thread
 //! only. No borrow of the registry is held while SPDK or another module of ours is called.
 
+mod look;
+
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::rc::Rc;
@@ -18,6 +20,7 @@ use super::remove::{self, After};
 use super::thread::AppCell;
 use crate::recovery::RecoveryProgress;
 use crate::rpc::{Definition, Drain, RpcError};
+pub(super) use look::on_base_closed;
 
 /// Names an entry; never used twice. Callbacks that may come late carry it instead of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +103,7 @@ fn forget(id: EntryId) {
         Some(registry.entries.remove(index))
     });
     drop(entry);
+    look::note_done(id);
 }
 
 /// Whether the application is ending.
@@ -110,6 +114,7 @@ pub(super) fn is_shutting_down() -> bool {
 /// The module starts (again).
 pub(super) fn start() {
     with(|registry| registry.phase = Phase::Running);
+    look::start();
 }
 
 /// `bdev_pcache_create`. Answers when the cache is there, or at once if its base is missing.
@@ -220,6 +225,7 @@ pub(super) fn creation_failed(id: EntryId, error: RpcError, request: Option<Requ
         None => {
             let name = with_entry(id, |entry| entry.definition.name.clone()).unwrap_or_default();
             log::error!("{name}: {error}");
+            look::note_failed(id, &error);
             set_state(id, State::Waiting { why: error.message });
         }
     }
@@ -230,6 +236,7 @@ pub(super) fn creation_failed(id: EntryId, error: RpcError, request: Option<Requ
 pub(super) fn created(id: EntryId, node: &Arc<Node>) {
     let info = node.cache.info();
     with_entry(id, |entry| entry.definition.settle(&info));
+    look::note_done(id);
     set_state(id, State::Online(Arc::clone(node)));
 }
 
@@ -585,6 +592,7 @@ fn end_if_idle() {
 
 /// The module ends: no bdev is left.
 pub(super) fn clear() {
+    look::stop();
     let entries = with(|registry| std::mem::take(&mut registry.entries));
     drop(entries);
 }

@@ -498,6 +498,7 @@ fn finish(node: Arc<Node>) {
     }
     // Closes the base.
     drop(node);
+    registry::on_base_closed();
     finishing.unmapping = Job::start("pcache-unmap", move || drop(cache));
     let raw = Box::into_raw(finishing);
     // SAFETY: the box is only taken back by `look_at_unmapping`, when it drops the poller.

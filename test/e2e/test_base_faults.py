@@ -17,6 +17,7 @@ from harness.scenario import (
     assert_intact,
     bdev_info,
     cache_info,
+    cache_state,
     cache_stats,
     drain,
     drain_and_verify,
@@ -242,3 +243,21 @@ def test_killed_while_the_base_is_away(host: Host, media: Path, seed: int):
     session = start_session(host, base_with_passthru(storage))
     assert_intact(client.verify(session.url))
     session.app.stop()
+
+
+def test_base_that_is_named_by_an_alias_is_put_back(host: Host, media: Path):
+    """SPDK gives a logical volume its alias when everybody has looked at it already."""
+    storage = Storage(media)
+    storage.client()
+    volume = "Store0/Volume0"
+    base = storage.aio_base()
+    app = host.start("spdk_tgt", bdevs=[base])
+    app.rpc.bdev_lvol_create_lvstore(bdev_name=BASE, lvs_name="Store0", clear_method="none")
+    app.rpc.bdev_lvol_create(lvs_name="Store0", lvol_name="Volume0", size_in_mib=64)
+    app.rpc.bdev_pcache_create(**storage.cache_params(volume))
+    wait_online(app.rpc)
+    app.rpc.bdev_aio_delete(name=BASE)
+    wait_until(lambda: cache_state(app.rpc) == "pending", "the cache goes with its base")
+    app.rpc.call(base["method"], base["params"])
+    wait_online(app.rpc)
+    app.stop()
