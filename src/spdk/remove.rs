@@ -5,7 +5,9 @@
 //! (drain the rest) -> wait for base operations -> unregister the io_device -> close the base, unmap on a
 //! thread of its own -> tell SPDK and whoever asked.
 
-use std::ffi::{c_int, c_void};
+mod finish;
+
+use std::ffi::c_void;
 use std::mem;
 use std::ptr;
 use std::sync::Arc;
@@ -14,11 +16,10 @@ use spdk_sys as sys;
 
 use super::background::Driver;
 use super::base::c_string;
-use super::json::{Json, Request};
-use super::mapping::Job;
+use super::json::Request;
 use super::node::Node;
-use super::registry::{self, EntryId};
-use super::thread::{Polled, Poller, now};
+use super::registry;
+use super::thread::now;
 use super::trampoline::guard;
 use crate::engine::Health;
 use crate::rpc::{Drain, RpcError};
@@ -31,8 +32,6 @@ const DRAIN_PATIENCE_NS: u64 = 30 * NS_PER_S;
 /// How long requests may go on once the bdev is unregistered. Those that wait for room, or for the base, are given up then:
 /// some users let go of a bdev only when all that they have asked for is done.
 const LEAVE_NS: u64 = NS_PER_S;
-/// How often the thread that unmaps is looked at.
-const UNMAP_LOOK_US: u64 = 200;
 
 /// What becomes of the definition when the cache is closed.
 #[derive(Debug)]
@@ -474,94 +473,7 @@ fn close(node: &Arc<Node>) {
 unsafe extern "C" fn closed(ctx: *mut c_void) {
     // SAFETY: SPDK's reference is still there; `retire` takes it back.
     let node = unsafe { Node::from_ctx(ctx) };
-    guard((), || finish(node), |_| ());
-}
-
-fn finish(node: Arc<Node>) {
-    // SAFETY: published, and the io_device is unregistered: this is its callback, which comes once.
-    let bdev = unsafe { node.retire() };
-    let removal = mem::replace(&mut *node.app.get().removal.borrow_mut(), Removal::none());
-    let mut finishing = Box::new(Finishing {
-        id: node.id,
-        bdev,
-        after: removal.after,
-        requests: removal.requests,
-        outcome: removal.outcome,
-        unmapping: None,
-        poller: None,
-    });
-    let cache = Arc::clone(&node.cache);
-    // Memory that has gone bad takes no stores: then the last segments stay open, as after a kill.
-    guard((), || cache.seal_streams(), |why| cache.poison(why));
-    if Arc::strong_count(&node) != 1 {
-        log::error!("{}: something still refers to the closed cache", node.name);
-    }
-    // Closes the base.
-    drop(node);
-    registry::on_base_closed();
-    finishing.unmapping = Job::start("pcache-unmap", move || drop(cache));
-    let raw = Box::into_raw(finishing);
-    // SAFETY: the box is only taken back by `look_at_unmapping`, when it drops the poller.
-    let poller = unsafe {
-        Poller::register(
-            look_at_unmapping,
-            raw.cast(),
-            UNMAP_LOOK_US,
-            c"pcache_unmap",
-        )
-    };
-    if poller.is_none() {
-        log::error!("no poller to wait for the unmapping of a cache device with");
-    }
-    // SAFETY: as above; the poller has not run yet: that takes a return to SPDK.
-    unsafe { (*raw).poller = poller };
-}
-
-/// A cache that only has to be unmapped yet.
-#[derive(Debug)]
-struct Finishing {
-    id: EntryId,
-    bdev: *mut sys::spdk_bdev,
-    after: After,
-    requests: Vec<(Request, Drain)>,
-    outcome: Result<(), RpcError>,
-    unmapping: Option<Job<()>>,
-    poller: Option<Poller>,
-}
-
-unsafe extern "C" fn look_at_unmapping(arg: *mut c_void) -> c_int {
-    let finishing = arg.cast::<Finishing>();
-    // SAFETY: registered with a boxed `Finishing` that only this function takes back, below.
-    let done = unsafe { (*finishing).unmapping.as_ref().is_none_or(Job::is_done) };
-    if done {
-        // SAFETY: made by `Box::into_raw` in `finish`; the poller, which goes with it, does not run again.
-        let finishing = unsafe { Box::from_raw(finishing) };
-        guard((), || finishing.end(), |_| ());
-    }
-    Polled::Idle.code()
-}
-
-impl Finishing {
-    fn end(mut self) {
-        self.poller = None;
-        if let Some(unmapping) = self.unmapping.take() {
-            unmapping.finish();
-        }
-        // SAFETY: its destruction was said to take its time; this is the end of it, told once. Nothing
-        // refers to the bdev afterwards.
-        unsafe {
-            sys::spdk_bdev_destruct_done(self.bdev, 0);
-            sys::pcache_bdev_free(self.bdev);
-        }
-        registry::removed(self.id, self.after);
-        for (request, drain) in self.requests.drain(..) {
-            let outcome = match drain {
-                Drain::Yes => self.outcome.clone(),
-                Drain::No => Ok(()),
-            };
-            request.answer(outcome.map(|()| Json::yes()));
-        }
-    }
+    guard((), || finish::finish(node), |_| ());
 }
 
 /// There is no drain any more, and whoever waits for one is told why.
