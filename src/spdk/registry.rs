@@ -1,6 +1,7 @@
 //! The caches that were asked for: waiting for their base, being opened, in use, or being closed. App thread
 //! only. No borrow of the registry is held while SPDK or another module of ours is called.
 
+mod config;
 mod look;
 
 use std::cell::RefCell;
@@ -9,7 +10,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::Value;
 use spdk_sys as sys;
 
 use super::base::{Base, OpenBaseError, c_string};
@@ -20,6 +20,7 @@ use super::remove::{self, After};
 use super::thread::AppCell;
 use crate::recovery::RecoveryProgress;
 use crate::rpc::{Definition, Drain, RpcError};
+pub(super) use config::{config_of, configs_without_bdev};
 pub(super) use look::on_base_closed;
 
 /// Names an entry; never used twice. Callbacks that may come late carry it instead of an address.
@@ -44,7 +45,9 @@ enum State {
     },
     Creating(Rc<Creation>),
     Online(Arc<Node>),
-    Closing,
+    Closing {
+        stays: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -241,8 +244,9 @@ pub(super) fn created(id: EntryId, node: &Arc<Node>) {
 }
 
 /// The cache is being closed.
-pub(super) fn set_closing(id: EntryId) {
-    set_state(id, State::Closing);
+pub(super) fn set_closing(id: EntryId, after: &After) {
+    let stays = after.stays();
+    set_state(id, State::Closing { stays });
 }
 
 /// Nothing is left of the cache.
@@ -378,7 +382,7 @@ pub(super) fn online(name: &str) -> Result<Arc<Node>, RpcError> {
             State::Online(node) => Ok(Arc::clone(node)),
             State::Waiting { why } => Err(format!("the cache {name} is not in use: {why}")),
             State::Creating(_) => Err(format!("the cache {name} is still being opened")),
-            State::Closing => Err(format!("the cache {name} is being closed")),
+            State::Closing { .. } => Err(format!("the cache {name} is being closed")),
         })
     });
     match found {
@@ -414,7 +418,7 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             State::Waiting { .. } => Found::Waiting(entry.id),
             State::Creating(creation) => Found::Creating(Rc::clone(creation)),
             State::Online(node) => Found::Online(Arc::clone(node)),
-            State::Closing => Found::Closing,
+            State::Closing { .. } => Found::Closing,
         })
     });
     match found {
@@ -444,28 +448,6 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
 pub(super) fn creation_deleted(id: EntryId) {
     forget(id);
     end_if_idle();
-}
-
-/// The call that makes the cache again, with what was changed since it was created.
-pub(super) fn config_of(id: EntryId) -> Option<Value> {
-    let node = node_of(id);
-    with_entry(id, |entry| {
-        if let Some(node) = node {
-            entry.definition.settle(&node.cache.info());
-        }
-        entry.definition.to_config()
-    })
-}
-
-/// The calls that make the caches that have no bdev now.
-pub(super) fn configs_without_bdev() -> Vec<Value> {
-    with(|registry| {
-        let without = registry
-            .entries
-            .iter()
-            .filter(|entry| !matches!(entry.state, State::Online(_)));
-        without.map(|entry| entry.definition.to_config()).collect()
-    })
 }
 
 /// All caches, or the one of this name, in whatever state.
@@ -539,7 +521,7 @@ fn describe_one(entry: &Entry) -> Described<'_> {
                 None => ("opening", None, Some(creation.percent())),
             }
         }
-        State::Closing => ("removing", None, None),
+        State::Closing { .. } => ("removing", None, None),
     };
     let definition = &entry.definition;
     Described::Other {
@@ -574,7 +556,7 @@ fn end_if_idle() {
     let ends_now = with(|registry| {
         let busy = |entry: &Entry| match &entry.state {
             State::Waiting { .. } => false,
-            State::Creating(_) | State::Closing => true,
+            State::Creating(_) | State::Closing { .. } => true,
             // One that is staying is SPDK's to unregister.
             State::Online(node) => !remove::is_staying(node),
         };

@@ -43,6 +43,16 @@ pub(super) enum After {
     Refuse(RpcError, Option<Request>),
 }
 
+impl After {
+    /// Whether there is a definition afterwards.
+    pub(super) fn stays(&self) -> bool {
+        match self {
+            Self::Forget | Self::Refuse(_, Some(_)) => false,
+            Self::WaitForBase | Self::Refuse(_, None) => true,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// In use.
@@ -154,6 +164,23 @@ fn set_stage(node: &Node, stage: Stage) {
 /// Whether it is in use and nobody has asked for its end.
 pub(super) fn is_staying(node: &Node) -> bool {
     matches!(stage(node), Stage::Online)
+}
+
+/// Whether it is being deleted, with or without a bdev yet. One that is drained first may stay.
+pub(super) fn is_leaving_for_good(node: &Node) -> bool {
+    let removal = node.app.get().removal.borrow();
+    let is_leaving = !matches!(removal.stage, Stage::Online | Stage::Draining { .. });
+    is_leaving && !removal.after.stays()
+}
+
+/// Whether SPDK has no bdev of it any more, and the definition is going to stay.
+pub(super) fn stays_without_bdev(node: &Node) -> bool {
+    let removal = node.app.get().removal.borrow();
+    let has_none = matches!(
+        removal.stage,
+        Stage::FinalDrain { .. } | Stage::Settling | Stage::Closing
+    );
+    has_none && removal.after.stays()
 }
 
 /// `bdev_pcache_delete` of a cache in use. Answers when nothing is left of it.
@@ -455,7 +482,7 @@ fn look_at_final_drain(node: &Arc<Node>, stuck: Option<String>) {
 fn close(node: &Arc<Node>) {
     set_stage(node, Stage::Closing);
     let app = node.app.get();
-    registry::set_closing(node.id);
+    registry::set_closing(node.id, &app.removal.borrow().after);
     // Taken out first: dropping them calls SPDK.
     let driver = app.driver.borrow_mut().take();
     drop(driver);
