@@ -101,7 +101,8 @@ def _add_create(subparsers):
     parser.add_argument(
         "--segment-size-kib",
         type=int,
-        help="Size of a segment in KiB, a power of two. Fixed when the cache is formatted. Default: 16384",
+        help="Size of a segment in KiB, a power of two. Fixed when the cache is formatted. "
+        "Default: the largest up to 16384 of which the device holds 32, but not below 256",
     )
     _add_settings(parser)
     parser.add_argument(

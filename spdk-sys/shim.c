@@ -291,6 +291,11 @@ void
 pcache_io_get_zcopy_buf(struct spdk_bdev_io *bdev_io)
 {
 	zcopy_of(bdev_io)->owner = NULL;
+	if (bdev_io->internal.f.has_buf) {
+		/* SPDK submits it once more, having had no room for it: it has kept its memory. */
+		get_zcopy_buf_done(spdk_bdev_io_get_io_channel(bdev_io), bdev_io, true);
+		return;
+	}
 	if (bdev_io->u.bdev.iovs != NULL) {
 		/* An array to be filled: what it holds is left over from other requests. */
 		bdev_io->u.bdev.iovs[0].iov_base = NULL;

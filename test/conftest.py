@@ -7,11 +7,12 @@ import contextlib
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import ROOT, AckClient, Host
+from harness import ROOT, AckClient, Host, Rpc
 from harness.paths import MODULE
 
 LOG_FOLDER = ROOT / "target/test-logs"
@@ -100,6 +101,13 @@ def ended_client() -> Iterator[list[AckClient]]:
     yield clients
     for client in clients:
         client.end()
+
+
+@pytest.fixture
+def meanwhile() -> Iterator[Callable[..., Future]]:
+    """Calls a method of an application, on a connection of its own, while the test goes on."""
+    with ThreadPoolExecutor() as pool:
+        yield lambda app, method, **params: pool.submit(Rpc(app.socket_path).call, method, params)
 
 
 @pytest.fixture

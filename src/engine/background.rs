@@ -173,6 +173,12 @@ impl<P: Pmem> Background<P> {
         self.cache.mode.held_upto() > self.held_seen
     }
 
+    /// Whether what lies in segments without keys is being saved.
+    #[must_use]
+    pub fn is_salvaging(&self) -> bool {
+        self.writeback.is_salvaging()
+    }
+
     /// How badly its work is needed now.
     #[must_use]
     pub fn pressure(&self) -> Pressure {

@@ -66,6 +66,11 @@ impl<P: Pmem> Cache<P> {
         true
     }
 
+    /// As [`Cache::drain_start`], with whatever a drain that is running would leave out.
+    pub fn drain_everything(&self) {
+        self.drain.start(self);
+    }
+
     /// Whether a drain was asked for and is not done.
     pub(crate) fn drain_running(&self) -> bool {
         self.drain.is_running(self.dirty_tail())

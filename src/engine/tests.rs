@@ -17,7 +17,8 @@ mod usage;
 
 use super::*;
 use crate::media::{Checksums, KEYS_START_BYTES, Tails};
-use crate::pmem::{Extent, MapRequest, MappedPmem, Pmem};
+use crate::pmem::{Extent, IovBuf, MapRequest, MappedPmem, Pmem};
+use crate::sim::plain::{BackgroundRuns, Plain};
 use crate::sim::pmem::SimPmem;
 use crate::sim::rig::Rig;
 use crate::sim::tracing::{PmemOp, Trace, TracingPmem};
@@ -303,6 +304,35 @@ fn a_drain_ends_although_a_crash_cut_off_the_last_batches() {
     rig.write(8, &[2; 512], &[], Fua::No);
     rig.drain();
     assert_eq!(rig.base()[8 * 512..9 * 512], [2; 512]);
+}
+
+#[test]
+fn a_drain_of_everything_takes_what_was_written_since_the_last_one_began() {
+    let mut is_left_out = false;
+    for pause in 0..20 {
+        let base = vec![0; BLOCKS as usize * 512];
+        let pmem = SimPmem::new(DEVICE_SIZE_BYTES);
+        let runs = BackgroundRuns::InDrains;
+        let mut plain = Plain::new(pmem, base, options(512, None), runs).unwrap();
+        let write = |plain: &mut Plain<_>, fill: u8| {
+            let buf = IovBuf::new(&[fill; 512], &[]);
+            plain.run(0, Op::Write(buf.cursor(), Fua::No), 3, 1)
+        };
+        assert_eq!(write(&mut plain, 1), Status::Success);
+        assert!(plain.cache.drain_start());
+        (0..pause).for_each(|_| plain.poll_background());
+        assert_eq!(write(&mut plain, 2), Status::Success);
+        // As long as one is running, another does not begin.
+        let is_running = !plain.cache.drain_start();
+        plain.cache.drain_everything();
+        while plain.cache.drain_status().in_progress {
+            plain.poll_background();
+        }
+        assert_eq!(plain.cache.drain_status().dirty_bytes_left, 0, "{pause}");
+        assert_eq!(plain.base[3 * 512..4 * 512], [2; 512], "{pause}");
+        is_left_out |= is_running && pause > 0;
+    }
+    assert!(is_left_out, "one was never running");
 }
 
 #[test]

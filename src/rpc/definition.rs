@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use super::{Params, RpcError};
 #[cfg(feature = "spdk")]
 use crate::engine::CacheInfo;
-use crate::engine::{BaseGrowth, DataCrc, FormatPolicy, SETTINGS, SettingChange, SettingValueKind};
+use crate::engine::{
+    BaseGrowth, DataCrc, FormatPolicy, SETTINGS, Setting, SettingChange, SettingError,
+    SettingValueKind, SettingValues,
+};
 use crate::pmem::PART_ALIGN_BYTES;
 #[cfg(any(test, feature = "spdk"))]
 use crate::pmem::{Extent, Part};
@@ -100,12 +103,30 @@ impl Definition {
             )));
         }
         self.check_part()?;
+        self.check_settings()
+            .map_err(|error| RpcError::invalid_params(error.to_string()))?;
         match self.segment_size_kib {
             Some(size_kib) if !size_kib.is_power_of_two() => Err(RpcError::invalid_params(
                 format!("segment_size_kib is {size_kib}: a power of two is needed"),
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses what contradicts itself. What is not given may be kept by the cache device, and is compared when that is opened.
+    fn check_settings(&self) -> Result<(), SettingError> {
+        let (low, high) = (Setting::DirtyLowPercent, Setting::DirtyHighPercent);
+        if self.settings.get(low).is_some() && self.settings.get(high).is_some() {
+            SettingValues::default().with(&self.settings)?;
+        }
+        let verify_reads = self.settings.get(Setting::VerifyReads);
+        if let (Some(data_crc), Some(verify_reads)) = (self.data_crc, verify_reads) {
+            let change = SettingChange::of(Setting::VerifyReads, verify_reads);
+            SettingValues::default()
+                .with(&change)?
+                .check_with(data_crc)?;
+        }
+        Ok(())
     }
 
     fn check_part(&self) -> Result<(), RpcError> {
@@ -335,6 +356,14 @@ mod tests {
             (r#""data_crc": 1"#, "data_crc is 1"),
             (r#""verify_reads": "yes""#, "verify_reads is \"yes\""),
             (r#""base_growth": "yes""#, "base_growth is \"yes\""),
+            (
+                r#""dirty_low_percent": 40, "dirty_high_percent": 40"#,
+                "dirty_low_percent is 40",
+            ),
+            (
+                r#""verify_reads": true, "data_crc": false"#,
+                "verify_reads is true",
+            ),
             (r#""mode": "wb""#, "mode"),
         ] {
             let mut members = Members::parse(LEAST.as_bytes()).unwrap();
@@ -342,6 +371,21 @@ mod tests {
             members.0.extend(more.0);
             let error = create(members).unwrap_err();
             assert!(error.message.contains(named), "{extra}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn what_goes_with_values_that_are_not_given_is_left_to_the_cache_device() {
+        for extra in [
+            r#""dirty_low_percent": 40"#,
+            r#""dirty_high_percent": 10"#,
+            r#""verify_reads": true"#,
+            r#""verify_reads": true, "data_crc": true"#,
+            r#""verify_reads": false, "data_crc": false"#,
+            r#""dirty_low_percent": 40, "dirty_high_percent": 41"#,
+        ] {
+            let text = format!("{}, {extra}}}", LEAST.trim_end_matches('}'));
+            assert!(parse(&text).is_ok(), "{extra}");
         }
     }
 

@@ -182,6 +182,11 @@ impl Driver {
         self.state.set(DriverState::Broken);
     }
 
+    /// Whether what lies in segments without keys is being saved, which takes its time.
+    pub(super) fn is_salvaging(&self) -> bool {
+        self.state.get() == DriverState::Running && self.engine.borrow().is_salvaging()
+    }
+
     /// Base operations whose end the engine has not heard of.
     pub(super) fn in_flight(&self) -> usize {
         let engine = match self.state.get() {

@@ -319,8 +319,7 @@ impl ChannelState {
             // SAFETY: this runs on the thread that made the channel.
             let now = unsafe { self.turns.began() };
             let progress = engine.poll(now, &mut outbox);
-            if self.node.base.is_gone() && engine.outstanding() > 0 {
-                // Whoever waits for the base to make room would wait for ever.
+            if engine.outstanding() > 0 && self.node.gives_up_waiting() {
                 engine.abort_waiting();
             }
             progress

@@ -6,6 +6,7 @@ use std::ffi::{c_int, c_void};
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use spdk_sys as sys;
 
@@ -17,7 +18,7 @@ use super::memory::Access;
 use super::node::{Node, NodeApp};
 use super::recovery::{Helpers, Watch};
 use super::registry::{self, EntryId};
-use super::remove::{self, Removal};
+use super::remove::{self, After, Removal};
 use super::thread::{AppCell, Polled, Poller};
 use super::trampoline::guard;
 use super::watch::StateWatch;
@@ -43,6 +44,8 @@ pub(super) struct Creation {
     request: RefCell<Option<Request>>,
     hold: Cell<Hold>,
     cancelled: RefCell<Option<Cancel>>,
+    /// Of the cache device, once it is mapped.
+    origin: Cell<Origin>,
     progress: Cell<(u64, u64)>,
     recovery: Cell<Option<RecoveryProgress>>,
     poller: RefCell<Option<Poller>>,
@@ -66,7 +69,6 @@ struct OpeningStage {
     watch: Option<Watch>,
     reads: WitnessReads,
     durability: Durability,
-    origin: Origin,
 }
 
 /// Whether SPDK waits with the end of the base's examination.
@@ -106,6 +108,7 @@ impl Creation {
             request: RefCell::new(request),
             hold: Cell::new(Hold::None),
             cancelled: RefCell::new(None),
+            origin: Cell::new(Origin::Existed),
             progress: Cell::new((0, 1)),
             recovery: Cell::new(None),
             poller: RefCell::new(None),
@@ -180,28 +183,21 @@ impl Creation {
     /// The cache device is there: the engine looks at it.
     fn mapped(self: &Rc<Self>, mapped: Mapped) {
         let Mapped { pmem, origin } = mapped;
+        self.origin.set(origin);
         if self.cancelled.borrow().is_some() {
             drop(pmem);
-            return self.give_up(origin);
+            return self.give_up();
         }
         let Some(base) = self.base.borrow().clone() else {
             return;
         };
-        match self.begin(base, pmem, origin) {
+        match self.begin(base, pmem) {
             Ok(stage) => *self.stage.borrow_mut() = Stage::Opening(Box::new(stage)),
-            Err(error) => {
-                mapping::discard(&self.definition.cache_path, origin);
-                self.fail(error);
-            }
+            Err(error) => self.fail(error),
         }
     }
 
-    fn begin(
-        &self,
-        base: Arc<Base>,
-        pmem: MappedPmem,
-        origin: Origin,
-    ) -> Result<OpeningStage, RpcError> {
+    fn begin(&self, base: Arc<Base>, pmem: MappedPmem) -> Result<OpeningStage, RpcError> {
         let durability = pmem.durability();
         log::info!(
             "{}: {} is {} ({}), stored to with {}",
@@ -235,7 +231,6 @@ impl Creation {
             watch,
             reads,
             durability,
-            origin,
         })
     }
 
@@ -352,15 +347,13 @@ impl Creation {
             *self.stage.borrow_mut() = Stage::Opening(stage);
             return Polled::Idle;
         }
-        let origin = stage.origin;
         drop(stage);
-        self.give_up(origin);
+        self.give_up();
         Polled::Busy
     }
 
     /// Nothing is under way any more.
-    fn give_up(self: &Rc<Self>, origin: Origin) {
-        mapping::discard(&self.definition.cache_path, origin);
+    fn give_up(self: &Rc<Self>) {
         let cancel = self.cancelled.borrow_mut().take();
         match cancel {
             Some(Cancel::Deleted(requests)) => self.deleted(requests),
@@ -375,27 +368,33 @@ impl Creation {
             return;
         };
         match self.put_into_use(stage, base) {
-            Ok(node) => {
-                let base_name = &node.base.facts.identity.name;
-                if !node.base.facts.caps.flush {
-                    log::warn!(
-                        "{}: the base bdev {base_name} has no FLUSH: it is taken for one without a \
-                         volatile cache",
-                        self.definition.name
-                    );
-                }
-                log::info!(
-                    "{}: in front of {base_name}, {}",
-                    node.name,
-                    node.access_text
-                );
-                let request = self.request.borrow_mut().take();
-                self.end();
-                if let Some(request) = request {
-                    request.answer(Ok(Json::of(&node.name)));
-                }
-            }
+            Ok(node) => match self.register(&node) {
+                Ok(()) => self.succeed(&node),
+                Err(errno) => self.take_back(&node, errno),
+            },
             Err(error) => self.fail(error),
+        }
+    }
+
+    fn succeed(&self, node: &Node) {
+        let base_name = &node.base.facts.identity.name;
+        if !node.base.facts.caps.flush {
+            log::warn!(
+                "{}: the base bdev {base_name} has no FLUSH: it is taken for one without a volatile cache",
+                self.definition.name
+            );
+        }
+        log::info!(
+            "{}: in front of {base_name}, {}",
+            node.name,
+            node.access_text
+        );
+        // It may have become larger meanwhile.
+        registry::on_base_resized(self.id);
+        let request = self.request.borrow_mut().take();
+        self.end();
+        if let Some(request) = request {
+            request.answer(Ok(Json::of(&node.name)));
         }
     }
 
@@ -435,6 +434,7 @@ impl Creation {
             durability,
             access_text,
             zcopy,
+            sends_away: AtomicBool::new(false),
             app: AppCell::new(app),
         });
         node.publish().ok_or_else(|| no_memory("a bdev"))?;
@@ -444,42 +444,52 @@ impl Creation {
         if node.start_background().is_none() {
             node.cache.poison("there is no poller for the background");
         }
-        self.register(&node)?;
-        // It may have become larger meanwhile.
-        registry::on_base_resized(self.id);
         Ok(node)
     }
 
-    fn register(&self, node: &Arc<Node>) -> Result<(), RpcError> {
+    /// Lets SPDK have the bdev. Else the number of the error.
+    fn register(&self, node: &Node) -> Result<(), c_int> {
         let bdev = node.app.get().bdev.get();
         // SAFETY: made by `publish` for this and complete; on the app thread.
-        let errno = -unsafe { sys::spdk_bdev_register(bdev) };
-        if errno == 0 {
-            return Ok(());
+        match -unsafe { sys::spdk_bdev_register(bdev) } {
+            0 => Ok(()),
+            errno => Err(errno),
         }
-        // For want of memory SPDK may have registered it and be taking it back: then it destructs it.
-        if errno != libc::ENOMEM {
-            remove::on_register_failed(node);
-        }
-        Err(RpcError::errno(
-            errno,
-            format!(
-                "bdev {} cannot be registered: {}",
-                node.name,
-                os_text(errno)
-            ),
-        ))
+    }
+
+    /// There is no bdev: what was in use for a moment is closed, and whoever waits is told afterwards.
+    fn take_back(&self, node: &Arc<Node>, errno: c_int) {
+        let message = format!(
+            "bdev {} cannot be registered: {}",
+            node.name,
+            os_text(errno)
+        );
+        let refusal = After::Refuse(
+            RpcError::errno(errno, message),
+            self.request.borrow_mut().take(),
+        );
+        self.discard();
+        self.end();
+        remove::on_register_failed(node, refusal);
+    }
+
+    /// Removes a file of which no cache is to be.
+    fn discard(&self) {
+        let origin = self.origin.replace(Origin::Existed);
+        mapping::discard(&self.definition.cache_path, origin);
     }
 
     /// Tells whoever waits that there will be no cache.
     fn fail(self: &Rc<Self>, error: RpcError) {
         let request = self.request.borrow_mut().take();
+        self.discard();
         self.end();
         registry::creation_failed(self.id, error, request);
     }
 
     fn deleted(self: &Rc<Self>, requests: Vec<Request>) {
         let creator = self.request.borrow_mut().take();
+        self.discard();
         self.end();
         registry::creation_deleted(self.id);
         if let Some(creator) = creator {
@@ -497,7 +507,10 @@ impl Creation {
         let poller = self.poller.borrow_mut().take();
         drop(poller);
         let base = self.base.borrow_mut().take();
-        drop(base);
+        if let Some(base) = base {
+            drop(base);
+            registry::on_base_closed();
+        }
         if self.hold.replace(Hold::None) == Hold::Examination {
             // SAFETY: `pcache_up_examine_disk` said that this would come; it comes once.
             unsafe { sys::spdk_bdev_module_examine_done(sys::pcache_module()) }

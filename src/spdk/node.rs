@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_void};
 use std::path::PathBuf;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use spdk_sys as sys;
@@ -38,6 +39,8 @@ pub(super) struct Node {
     /// How the base reaches the cache device's memory, for those who look.
     pub(super) access_text: String,
     pub(super) zcopy: Zcopy,
+    /// Its users are to let go: requests that wait are given up.
+    pub(super) sends_away: AtomicBool,
     pub(super) app: AppCell<NodeApp>,
 }
 
@@ -120,6 +123,16 @@ impl Node {
         NonNull::new(unsafe { sys::pcache_bdev_new(self.as_ctx(), &raw const params) })
     }
 
+    /// From now on no request waits for room, or for the base: it is given up.
+    pub(super) fn give_up_waiting(&self) {
+        self.sends_away.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether requests that wait for room, or for the base, are given up: they might wait for ever.
+    pub(super) fn gives_up_waiting(&self) -> bool {
+        self.sends_away.load(Ordering::Relaxed) || self.base.is_gone()
+    }
+
     /// Gives SPDK's reference back. The bdev's memory stays with the caller.
     ///
     /// # Safety
@@ -133,7 +146,8 @@ impl Node {
     /// What `bdev_get_bdevs` and `bdev_pcache_get_bdevs` show.
     pub(super) fn describe(&self) -> Description<'_> {
         let app = on_app_thread().then(|| self.app.get());
-        let removal = app.and_then(|app| app.removal.borrow().state_name());
+        let removal = app.and_then(|app| app.removal.borrow().state());
+        let health = self.cache.health();
         let driver = |app: &NodeApp| app.driver.borrow().as_ref().map(Driver::in_flight);
         Description {
             name: &self.name,
@@ -142,11 +156,17 @@ impl Node {
             cache_offset_mib: self.cache_offset_mib,
             durability: self.durability,
             base_write_path: &self.access_text,
-            state: match removal {
-                Some(state) => Shown::Leaving { state },
-                None => Shown::InUse(self.cache.health()),
+            state_age_s: match removal {
+                Some((_, age_s)) => Some(age_s),
+                None => app.map(|app| app.watch.state_age_s()),
             },
-            state_age_s: app.map(|app| app.watch.state_age_s()),
+            state: match removal {
+                Some((state, _)) => Shown::Leaving {
+                    state,
+                    reason: health.reason().map(str::to_owned),
+                },
+                None => Shown::InUse(health),
+            },
             base_operations: app.and_then(driver),
             info: self.cache.info(),
         }
@@ -180,7 +200,11 @@ pub(super) struct Description<'a> {
 #[serde(untagged)]
 enum Shown {
     InUse(Health),
-    Leaving { state: &'static str },
+    Leaving {
+        state: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
 }
 
 unsafe extern "C" fn poll(ctx: *mut c_void) -> c_int {

@@ -2,6 +2,8 @@
 //! only. No borrow of the registry is held while SPDK or another module of ours is called.
 
 mod attach;
+mod config;
+mod look;
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -9,7 +11,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::Value;
 use spdk_sys as sys;
 
 use super::create::Creation;
@@ -21,6 +22,8 @@ use crate::recovery::RecoveryProgress;
 use crate::rpc::{Definition, Drain, RpcError};
 use attach::{AWAITS_EXAMINATIONS, Awaiting, give_up_awaiting, try_attach, waits_for};
 pub(super) use attach::{create, on_examine};
+pub(super) use config::{config_of, configs_without_bdev};
+pub(super) use look::on_base_closed;
 
 /// Names an entry; never used twice. Callbacks that may come late carry it instead of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +49,9 @@ enum State {
     Awaiting(Awaiting),
     Creating(Rc<Creation>),
     Online(Arc<Node>),
-    Closing,
+    Closing {
+        stays: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -105,6 +110,7 @@ fn forget(id: EntryId) {
         Some(registry.entries.remove(index))
     });
     drop(entry);
+    look::note_done(id);
 }
 
 /// Whether the application is ending.
@@ -115,6 +121,7 @@ pub(super) fn is_shutting_down() -> bool {
 /// The module starts (again).
 pub(super) fn start() {
     with(|registry| registry.phase = Phase::Running);
+    look::start();
 }
 
 /// The cache could not be opened. Somebody who waits for it is told, and the definition is gone; a cache
@@ -128,6 +135,7 @@ pub(super) fn creation_failed(id: EntryId, error: RpcError, request: Option<Requ
         None => {
             let name = with_entry(id, |entry| entry.definition.name.clone()).unwrap_or_default();
             log::error!("{name}: {error}");
+            look::note_failed(id, &error);
             set_state(id, State::Waiting { why: error.message });
         }
     }
@@ -138,12 +146,14 @@ pub(super) fn creation_failed(id: EntryId, error: RpcError, request: Option<Requ
 pub(super) fn created(id: EntryId, node: &Arc<Node>) {
     let info = node.cache.info();
     with_entry(id, |entry| entry.definition.settle(&info));
+    look::note_done(id);
     set_state(id, State::Online(Arc::clone(node)));
 }
 
 /// The cache is being closed.
-pub(super) fn set_closing(id: EntryId) {
-    set_state(id, State::Closing);
+pub(super) fn set_closing(id: EntryId, after: &After) {
+    let stays = after.stays();
+    set_state(id, State::Closing { stays });
 }
 
 /// Nothing is left of the cache.
@@ -154,7 +164,7 @@ pub(super) fn removed(id: EntryId, after: After) {
             forget(id);
             return end_if_idle();
         }
-        After::Nothing => return end_if_idle(),
+        After::Refuse(error, request) => return creation_failed(id, error, request),
     }
     with_entry(id, |entry| {
         let why = waits_for(&entry.definition.base_bdev_name);
@@ -241,7 +251,7 @@ pub(super) fn online(name: &str) -> Result<Arc<Node>, RpcError> {
             State::Waiting { why } => Err(format!("the cache {name} is not in use: {why}")),
             State::Awaiting(_) => Err(format!("the cache {name} is {AWAITS_EXAMINATIONS}")),
             State::Creating(_) => Err(format!("the cache {name} is still being opened")),
-            State::Closing => Err(format!("the cache {name} is being closed")),
+            State::Closing { .. } => Err(format!("the cache {name} is being closed")),
         })
     });
     match found {
@@ -279,7 +289,7 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             State::Awaiting(awaiting) => Found::Awaiting(entry.id, awaiting.request.take()),
             State::Creating(creation) => Found::Creating(Rc::clone(creation)),
             State::Online(node) => Found::Online(Arc::clone(node)),
-            State::Closing => Found::Closing,
+            State::Closing { .. } => Found::Closing,
         })
     });
     match found {
@@ -299,7 +309,11 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             libc::ENXIO,
             format!("the cache {name} cannot be drained: its base bdev is not there"),
         ))),
-        Some(Found::Creating(creation)) => creation.delete(request),
+        Some(Found::Creating(creation)) if drain == Drain::No => creation.delete(request),
+        Some(Found::Creating(_)) => request.answer(Err(RpcError::errno(
+            libc::EBUSY,
+            format!("the cache {name} cannot be drained: it is still being opened"),
+        ))),
         Some(Found::Online(node)) => remove::delete(&node, drain, request),
         Some(Found::Closing) => request.answer(Err(RpcError::errno(
             libc::EBUSY,
@@ -318,28 +332,6 @@ pub(super) fn deleted_meanwhile(name: &str) -> RpcError {
 pub(super) fn creation_deleted(id: EntryId) {
     forget(id);
     end_if_idle();
-}
-
-/// The call that makes the cache again, with what was changed since it was created.
-pub(super) fn config_of(id: EntryId) -> Option<Value> {
-    let node = node_of(id);
-    with_entry(id, |entry| {
-        if let Some(node) = node {
-            entry.definition.settle(&node.cache.info());
-        }
-        entry.definition.to_config()
-    })
-}
-
-/// The calls that make the caches that have no bdev now.
-pub(super) fn configs_without_bdev() -> Vec<Value> {
-    with(|registry| {
-        let without = registry
-            .entries
-            .iter()
-            .filter(|entry| !matches!(entry.state, State::Online(_)));
-        without.map(|entry| entry.definition.to_config()).collect()
-    })
 }
 
 /// All caches, or the one of this name, in whatever state.
@@ -414,7 +406,7 @@ fn describe_one(entry: &Entry) -> Described<'_> {
                 None => ("opening", None, Some(creation.percent())),
             }
         }
-        State::Closing => ("removing", None, None),
+        State::Closing { .. } => ("removing", None, None),
     };
     let definition = &entry.definition;
     Described::Other {
@@ -450,7 +442,12 @@ pub(super) fn shut_down() {
 /// While the application ends: once nothing is being opened or closed, the bdevs can go.
 fn end_if_idle() {
     let ends_now = with(|registry| {
-        let busy = |entry: &Entry| matches!(entry.state, State::Creating(_) | State::Closing);
+        let busy = |entry: &Entry| match &entry.state {
+            State::Waiting { .. } | State::Awaiting(_) => false,
+            State::Creating(_) | State::Closing { .. } => true,
+            // One that is staying is SPDK's to unregister.
+            State::Online(node) => !remove::is_staying(node),
+        };
         let ends = registry.phase == Phase::Ending && !registry.entries.iter().any(busy);
         if ends {
             registry.phase = Phase::Ended;
@@ -465,6 +462,7 @@ fn end_if_idle() {
 
 /// The module ends: no bdev is left.
 pub(super) fn clear() {
+    look::stop();
     let entries = with(|registry| std::mem::take(&mut registry.entries));
     drop(entries);
 }

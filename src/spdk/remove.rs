@@ -5,38 +5,52 @@
 //! (drain the rest) -> wait for base operations -> unregister the io_device -> close the base, unmap on a
 //! thread of its own -> tell SPDK and whoever asked.
 
-use std::ffi::{c_int, c_void};
+mod finish;
+
+use std::ffi::c_void;
 use std::mem;
 use std::ptr;
 use std::sync::Arc;
 
 use spdk_sys as sys;
 
-use super::json::{Json, Request};
-use super::mapping::Job;
+use super::background::Driver;
+use super::base::c_string;
+use super::json::Request;
 use super::node::Node;
-use super::registry::{self, EntryId};
-use super::thread::{Polled, Poller, now};
+use super::registry;
+use super::thread::now;
 use super::trampoline::guard;
 use crate::engine::Health;
 use crate::rpc::{Drain, RpcError};
-use crate::units::{NS_PER_MS, NS_PER_S, Now};
+use crate::units::{NS_PER_MS, NS_PER_S, Now, Seq};
 
 /// How often a drain is looked at.
 const DRAIN_LOOK_NS: u64 = NS_PER_MS;
-/// How long the last bit of a drain, with the bdev gone already, may meet errors before it is given up.
-const FINAL_DRAIN_NS: u64 = 30 * NS_PER_S;
-/// How often the thread that unmaps is looked at.
-const UNMAP_LOOK_US: u64 = 200;
+/// How long a drain may meet errors without getting on before it is given up.
+const DRAIN_PATIENCE_NS: u64 = 30 * NS_PER_S;
+/// How long requests may go on once the bdev is unregistered. Those that wait for room, or for the base, are given up then:
+/// some users let go of a bdev only when all that they have asked for is done.
+const LEAVE_NS: u64 = NS_PER_S;
 
 /// What becomes of the definition when the cache is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum After {
     Forget,
     /// The base was removed: the cache comes back with it.
     WaitForBase,
-    /// That was decided already.
-    Nothing,
+    /// Its bdev was not registered. Who asked for it is told, if anybody did.
+    Refuse(RpcError, Option<Request>),
+}
+
+impl After {
+    /// Whether there is a definition afterwards.
+    pub(super) fn stays(&self) -> bool {
+        match self {
+            Self::Forget | Self::Refuse(_, Some(_)) => false,
+            Self::WaitForBase | Self::Refuse(_, None) => true,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,25 +58,63 @@ enum Stage {
     /// In use.
     Online,
     /// In use, and being drained in order to be deleted.
-    Draining { look: Now },
+    Draining { look: Now, patience: Patience },
     /// Unregistered; its users are letting go.
-    Leaving,
+    Leaving { until: Now },
     /// Without users; what they wrote last is being drained.
-    FinalDrain { look: Now, until: Now },
+    FinalDrain { look: Now, patience: Patience },
     /// Waiting for the base operations under way.
     Settling,
     /// The io_device is being unregistered.
     Closing,
 }
 
+/// How long a drain has got nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Patience {
+    dirty_tail: Seq,
+    since: Now,
+}
+
+impl Patience {
+    fn new(node: &Node, time: Now) -> Self {
+        Self {
+            dirty_tail: node.cache.dirty_tail(),
+            since: time,
+        }
+    }
+
+    /// What keeps the drain from getting to its end, if anything has for too long.
+    fn ends_with(&mut self, node: &Node, time: Now) -> Option<String> {
+        let failing = match node.cache.health() {
+            Health::Online => None,
+            Health::WritebackFailing(reason) => Some(reason),
+            Health::Degraded(reason) | Health::Failed(reason) => return Some(reason),
+        };
+        // A large salvage is one batch, and no failure.
+        let is_salvaging = || {
+            let driver = node.app.get().driver.borrow();
+            driver.as_ref().is_some_and(Driver::is_salvaging)
+        };
+        let now = Self::new(node, time);
+        if failing.is_none() || now.dirty_tail != self.dirty_tail || is_salvaging() {
+            *self = now;
+        }
+        failing.filter(|_| time.since_ns(self.since) >= DRAIN_PATIENCE_NS)
+    }
+}
+
 /// How far a node is on its way out.
 #[derive(Debug)]
 pub(super) struct Removal {
     stage: Stage,
+    /// When it got to the stage, as it is called for those who look.
+    since: Now,
     drain: Drain,
     after: After,
-    /// Who waits for the end.
-    requests: Vec<Request>,
+    /// Who waits for the end, and what he was promised.
+    requests: Vec<(Request, Drain)>,
+    /// What became of the drain.
     outcome: Result<(), RpcError>,
 }
 
@@ -70,6 +122,7 @@ impl Removal {
     pub(super) fn none() -> Self {
         Self {
             stage: Stage::Online,
+            since: Now(0),
             drain: Drain::No,
             after: After::Forget,
             requests: Vec::new(),
@@ -77,8 +130,21 @@ impl Removal {
         }
     }
 
-    /// For those who look, if there is anything to tell.
-    pub(super) fn state_name(&self) -> Option<&'static str> {
+    fn enter(&mut self, stage: Stage) {
+        let name = self.state_name();
+        self.stage = stage;
+        if self.state_name() != name {
+            self.since = now();
+        }
+    }
+
+    /// For those who look, if there is anything to tell: a state, and for how many seconds it has been so.
+    pub(super) fn state(&self) -> Option<(&'static str, u64)> {
+        let name = self.state_name()?;
+        Some((name, now().since_ns(self.since) / NS_PER_S))
+    }
+
+    fn state_name(&self) -> Option<&'static str> {
         match self.stage {
             Stage::Online => None,
             Stage::Draining { .. } => Some("draining"),
@@ -92,12 +158,29 @@ fn stage(node: &Node) -> Stage {
 }
 
 fn set_stage(node: &Node, stage: Stage) {
-    node.app.get().removal.borrow_mut().stage = stage;
+    node.app.get().removal.borrow_mut().enter(stage);
 }
 
 /// Whether it is in use and nobody has asked for its end.
 pub(super) fn is_staying(node: &Node) -> bool {
     matches!(stage(node), Stage::Online)
+}
+
+/// Whether it is being deleted, with or without a bdev yet. One that is drained first may stay.
+pub(super) fn is_leaving_for_good(node: &Node) -> bool {
+    let removal = node.app.get().removal.borrow();
+    let is_leaving = !matches!(removal.stage, Stage::Online | Stage::Draining { .. });
+    is_leaving && !removal.after.stays()
+}
+
+/// Whether SPDK has no bdev of it any more, and the definition is going to stay.
+pub(super) fn stays_without_bdev(node: &Node) -> bool {
+    let removal = node.app.get().removal.borrow();
+    let has_none = matches!(
+        removal.stage,
+        Stage::FinalDrain { .. } | Stage::Settling | Stage::Closing
+    );
+    has_none && removal.after.stays()
 }
 
 /// `bdev_pcache_delete` of a cache in use. Answers when nothing is left of it.
@@ -111,38 +194,85 @@ pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
                 );
                 return request.answer(Err(RpcError::errno(libc::EBUSY, message)));
             }
+            let (look, patience) = (now(), Patience::new(node, now()));
             let mut removal = node.app.get().removal.borrow_mut();
             removal.drain = Drain::Yes;
-            removal.stage = Stage::Draining { look: now() };
-            removal.requests.push(request);
+            removal.enter(Stage::Draining { look, patience });
+            removal.requests.push((request, drain));
             // `false`: one is running already, which is looked at once more when it ends.
             node.cache.drain_start();
         }
-        (Stage::Draining { .. }, Drain::No) => {
-            let instead = RpcError::errno(
-                libc::ECANCELED,
-                format!(
-                    "the drain of {} was given up: it is deleted without",
-                    node.name
-                ),
-            );
-            answer_all(node, &Err(instead));
-            let mut removal = node.app.get().removal.borrow_mut();
-            removal.drain = Drain::No;
-            removal.requests.push(request);
-            drop(removal);
+        (Stage::Online, Drain::No) => {
+            node.app
+                .get()
+                .removal
+                .borrow_mut()
+                .requests
+                .push((request, drain));
             leave(node, After::Forget);
         }
-        (Stage::Online, Drain::No) => {
-            node.app.get().removal.borrow_mut().requests.push(request);
+        (Stage::Draining { .. }, Drain::No) => {
+            give_up_drain(node);
+            node.app
+                .get()
+                .removal
+                .borrow_mut()
+                .requests
+                .push((request, drain));
             leave(node, After::Forget);
+        }
+        (Stage::Draining { .. }, Drain::Yes) => {
+            node.app
+                .get()
+                .removal
+                .borrow_mut()
+                .requests
+                .push((request, drain));
         }
         // It is on its way out already.
-        _ => {
-            let mut removal = node.app.get().removal.borrow_mut();
-            removal.after = After::Forget;
-            removal.requests.push(request);
+        (_, Drain::No) => {
+            if matches!(
+                stage(node),
+                Stage::Leaving { .. } | Stage::FinalDrain { .. }
+            ) {
+                give_up_drain(node);
+            }
+            let after = {
+                let mut removal = node.app.get().removal.borrow_mut();
+                removal.requests.push((request, drain));
+                mem::replace(&mut removal.after, After::Forget)
+            };
+            if let After::Refuse(error, Some(creator)) = after {
+                creator.answer(Err(error));
+            }
         }
+        (_, Drain::Yes) => {
+            let mut removal = node.app.get().removal.borrow_mut();
+            if removal.drain == Drain::Yes {
+                return removal.requests.push((request, drain));
+            }
+            drop(removal);
+            let message = format!(
+                "{} cannot be drained: it is being closed without; its dirty data stay on the cache device",
+                node.name
+            );
+            request.answer(Err(RpcError::errno(libc::EBUSY, message)));
+        }
+    }
+}
+
+/// Somebody wants the cache deleted as it is, and whoever waits for a drain is told.
+fn give_up_drain(node: &Arc<Node>) {
+    let instead = RpcError::errno(
+        libc::ECANCELED,
+        format!(
+            "the drain of {} was given up: it is deleted without",
+            node.name
+        ),
+    );
+    give_up(node, &instead);
+    if matches!(stage(node), Stage::FinalDrain { .. }) {
+        settle(node);
     }
 }
 
@@ -150,7 +280,9 @@ pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
 fn leave(node: &Arc<Node>, after: After) {
     {
         let mut removal = node.app.get().removal.borrow_mut();
-        removal.stage = Stage::Leaving;
+        removal.enter(Stage::Leaving {
+            until: Now(now().0 + LEAVE_NS),
+        });
         removal.after = after;
     }
     let bdev = node.app.get().bdev.get();
@@ -168,30 +300,49 @@ pub(super) fn on_base_gone(node: &Arc<Node>) {
         "{}: the base bdev {base} is removed; the cache keeps its data and comes back with it",
         node.name
     );
-    let gone = || RpcError::errno(libc::ENODEV, format!("the base bdev {base} was removed"));
+    let gone = || base_gone(node);
     match stage(node) {
         Stage::Online => leave(node, After::WaitForBase),
         Stage::Draining { .. } => {
-            answer_all(node, &Err(gone()));
+            give_up(node, &gone());
             leave(node, After::WaitForBase);
         }
         Stage::FinalDrain { .. } => {
-            node.app.get().removal.borrow_mut().outcome = Err(gone());
-            set_stage(node, Stage::Settling);
+            fail_drain(node, gone(), After::WaitForBase);
+            settle(node);
         }
-        Stage::Leaving | Stage::Settling | Stage::Closing => {}
+        // `on_destruct` sees to a drain.
+        Stage::Leaving { .. } | Stage::Settling | Stage::Closing => {}
     }
+}
+
+fn base_gone(node: &Node) -> RpcError {
+    let base = &node.base.facts.identity.name;
+    RpcError::errno(
+        libc::ENODEV,
+        format!(
+            "the base bdev {base} was removed; {} keeps its dirty data on the cache device and comes back with it",
+            node.name
+        ),
+    )
+}
+
+/// The drain is over, and the base lacks something.
+fn fail_drain(node: &Node, why: RpcError, after: After) {
+    let mut removal = node.app.get().removal.borrow_mut();
+    removal.outcome = Err(why);
+    removal.after = after;
 }
 
 /// The application ends: a drain is not waited for, since nothing gets lost without.
 pub(super) fn on_shutdown(node: &Arc<Node>) {
     match stage(node) {
         Stage::Draining { .. } => {
-            answer_all(node, &Err(shutdown(node)));
+            give_up(node, &shutdown(node));
             set_stage(node, Stage::Online);
         }
         Stage::FinalDrain { .. } => {
-            node.app.get().removal.borrow_mut().outcome = Err(shutdown(node));
+            fail_drain(node, shutdown(node), After::Forget);
             settle(node);
         }
         _ => {}
@@ -210,33 +361,40 @@ fn shutdown(node: &Node) -> RpcError {
 
 /// SPDK: nobody has the bdev open any more.
 pub(super) fn on_destruct(node: &Arc<Node>) {
-    if matches!(stage(node), Stage::Draining { .. }) {
-        answer_all(node, &Err(shutdown(node)));
-    }
     let drain = {
         let removal = node.app.get().removal.borrow();
-        removal.stage == Stage::Leaving && removal.drain == Drain::Yes
+        matches!(removal.stage, Stage::Leaving { .. }) && removal.drain == Drain::Yes
     };
-    if drain && !node.base.is_gone() && !registry::is_shutting_down() {
-        // `false`: one is running, and nothing is written any more that it would miss.
-        node.cache.drain_start();
-        let look = now();
-        set_stage(
-            node,
-            Stage::FinalDrain {
-                look,
-                until: Now(look.0 + FINAL_DRAIN_NS),
-            },
-        );
-    } else {
-        settle(node);
+    if !drain {
+        // Somebody else may have had it unregistered.
+        give_up(node, &shutdown(node));
+        return settle(node);
     }
+    // Without a user nothing gets dirty any more.
+    let lacks = node.cache.drain_status().dirty_bytes_left > 0;
+    if node.base.is_gone() || registry::is_shutting_down() {
+        if lacks && node.base.is_gone() {
+            fail_drain(node, base_gone(node), After::WaitForBase);
+        } else if lacks {
+            fail_drain(node, shutdown(node), After::Forget);
+        }
+        return settle(node);
+    }
+    node.cache.drain_everything();
+    let (look, patience) = (now(), Patience::new(node, now()));
+    set_stage(node, Stage::FinalDrain { look, patience });
 }
 
-/// The bdev was not registered; the registry knows already.
-pub(super) fn on_register_failed(node: &Arc<Node>) {
-    node.app.get().removal.borrow_mut().after = After::Nothing;
-    settle(node);
+/// The bdev was not registered.
+pub(super) fn on_register_failed(node: &Arc<Node>, refusal: After) {
+    node.app.get().removal.borrow_mut().after = refusal;
+    let name = c_string(&node.name);
+    // SAFETY: the name is only read; the result is only compared.
+    let found = unsafe { sys::spdk_bdev_get_by_name(name.as_ptr()) };
+    // For want of memory SPDK may have registered it and be taking it back: then it destructs it.
+    if !ptr::eq(found, node.app.get().bdev.get()) {
+        settle(node);
+    }
 }
 
 fn settle(node: &Arc<Node>) {
@@ -253,30 +411,28 @@ fn stop_background(node: &Node) {
 /// The node's poller looks whether a stage is at its end.
 pub(super) fn tick(node: &Arc<Node>) {
     match stage(node) {
-        Stage::Online | Stage::Leaving | Stage::Closing => {}
-        Stage::Draining { look } => {
-            let time = now();
-            if time >= look {
-                set_stage(
-                    node,
-                    Stage::Draining {
-                        look: Now(time.0 + DRAIN_LOOK_NS),
-                    },
-                );
-                look_at_drain(node);
+        Stage::Online | Stage::Closing => {}
+        Stage::Leaving { until } => {
+            if !node.gives_up_waiting() && now() >= until {
+                node.give_up_waiting();
             }
         }
-        Stage::FinalDrain { look, until } => {
+        Stage::Draining { look, mut patience } => {
             let time = now();
             if time >= look {
-                set_stage(
-                    node,
-                    Stage::FinalDrain {
-                        look: Now(time.0 + DRAIN_LOOK_NS),
-                        until,
-                    },
-                );
-                look_at_final_drain(node, time >= until);
+                let stuck = patience.ends_with(node, time);
+                let look = Now(time.0 + DRAIN_LOOK_NS);
+                set_stage(node, Stage::Draining { look, patience });
+                look_at_drain(node, stuck);
+            }
+        }
+        Stage::FinalDrain { look, mut patience } => {
+            let time = now();
+            if time >= look {
+                let stuck = patience.ends_with(node, time);
+                let look = Now(time.0 + DRAIN_LOOK_NS);
+                set_stage(node, Stage::FinalDrain { look, patience });
+                look_at_final_drain(node, stuck);
             }
         }
         Stage::Settling => {
@@ -294,27 +450,21 @@ pub(super) fn tick(node: &Arc<Node>) {
     }
 }
 
-fn look_at_drain(node: &Arc<Node>) {
-    if let Health::Degraded(reason) | Health::Failed(reason) = node.cache.health() {
+fn look_at_drain(node: &Arc<Node>, stuck: Option<String>) {
+    if let Some(reason) = stuck {
         let message = format!(
             "{} cannot be drained: {reason}; it stays as it is, and can be deleted without a drain",
             node.name
         );
-        answer_all(node, &Err(RpcError::errno(libc::EIO, message)));
-        node.app.get().removal.borrow_mut().drain = Drain::No;
+        give_up(node, &RpcError::errno(libc::EIO, message));
         set_stage(node, Stage::Online);
     } else if !node.cache.drain_status().in_progress {
         leave(node, After::Forget);
     }
 }
 
-fn look_at_final_drain(node: &Arc<Node>, overdue: bool) {
+fn look_at_final_drain(node: &Arc<Node>, stuck: Option<String>) {
     let status = node.cache.drain_status();
-    let stuck = match node.cache.health() {
-        Health::Online => None,
-        Health::WritebackFailing(reason) => Some(reason).filter(|_| overdue),
-        Health::Degraded(reason) | Health::Failed(reason) => Some(reason),
-    };
     if !status.in_progress {
         settle(node);
     } else if let Some(reason) = stuck {
@@ -323,7 +473,7 @@ fn look_at_final_drain(node: &Arc<Node>, overdue: bool) {
              cache device: create the cache again to go on",
             node.name, status.dirty_bytes_left
         );
-        node.app.get().removal.borrow_mut().outcome = Err(RpcError::errno(libc::EIO, message));
+        fail_drain(node, RpcError::errno(libc::EIO, message), After::Forget);
         settle(node);
     }
 }
@@ -332,7 +482,7 @@ fn look_at_final_drain(node: &Arc<Node>, overdue: bool) {
 fn close(node: &Arc<Node>) {
     set_stage(node, Stage::Closing);
     let app = node.app.get();
-    registry::set_closing(node.id);
+    registry::set_closing(node.id, &app.removal.borrow().after);
     // Taken out first: dropping them calls SPDK.
     let driver = app.driver.borrow_mut().take();
     drop(driver);
@@ -350,94 +500,20 @@ fn close(node: &Arc<Node>) {
 unsafe extern "C" fn closed(ctx: *mut c_void) {
     // SAFETY: SPDK's reference is still there; `retire` takes it back.
     let node = unsafe { Node::from_ctx(ctx) };
-    guard((), || finish(node), |_| ());
+    guard((), || finish::finish(node), |_| ());
 }
 
-fn finish(node: Arc<Node>) {
-    // SAFETY: published, and the io_device is unregistered: this is its callback, which comes once.
-    let bdev = unsafe { node.retire() };
-    let removal = mem::replace(&mut *node.app.get().removal.borrow_mut(), Removal::none());
-    let mut finishing = Box::new(Finishing {
-        id: node.id,
-        bdev,
-        after: removal.after,
-        requests: removal.requests,
-        outcome: removal.outcome,
-        unmapping: None,
-        poller: None,
-    });
-    let cache = Arc::clone(&node.cache);
-    // Memory that has gone bad takes no stores: then the last segments stay open, as after a kill.
-    guard((), || cache.seal_streams(), |why| cache.poison(why));
-    if Arc::strong_count(&node) != 1 {
-        log::error!("{}: something still refers to the closed cache", node.name);
-    }
-    // Closes the base.
-    drop(node);
-    finishing.unmapping = Job::start("pcache-unmap", move || drop(cache));
-    let raw = Box::into_raw(finishing);
-    // SAFETY: the box is only taken back by `look_at_unmapping`, when it drops the poller.
-    let poller = unsafe {
-        Poller::register(
-            look_at_unmapping,
-            raw.cast(),
-            UNMAP_LOOK_US,
-            c"pcache_unmap",
-        )
+/// There is no drain any more, and whoever waits for one is told why.
+fn give_up(node: &Node, why: &RpcError) {
+    let waiting = {
+        let mut removal = node.app.get().removal.borrow_mut();
+        removal.drain = Drain::No;
+        removal
+            .requests
+            .extract_if(.., |(_, drain)| *drain == Drain::Yes)
+            .collect::<Vec<_>>()
     };
-    if poller.is_none() {
-        log::error!("no poller to wait for the unmapping of a cache device with");
-    }
-    // SAFETY: as above; the poller has not run yet: that takes a return to SPDK.
-    unsafe { (*raw).poller = poller };
-}
-
-/// A cache that only has to be unmapped yet.
-#[derive(Debug)]
-struct Finishing {
-    id: EntryId,
-    bdev: *mut sys::spdk_bdev,
-    after: After,
-    requests: Vec<Request>,
-    outcome: Result<(), RpcError>,
-    unmapping: Option<Job<()>>,
-    poller: Option<Poller>,
-}
-
-unsafe extern "C" fn look_at_unmapping(arg: *mut c_void) -> c_int {
-    let finishing = arg.cast::<Finishing>();
-    // SAFETY: registered with a boxed `Finishing` that only this function takes back, below.
-    let done = unsafe { (*finishing).unmapping.as_ref().is_none_or(Job::is_done) };
-    if done {
-        // SAFETY: made by `Box::into_raw` in `finish`; the poller, which goes with it, does not run again.
-        let finishing = unsafe { Box::from_raw(finishing) };
-        guard((), || finishing.end(), |_| ());
-    }
-    Polled::Idle.code()
-}
-
-impl Finishing {
-    fn end(mut self) {
-        self.poller = None;
-        if let Some(unmapping) = self.unmapping.take() {
-            unmapping.finish();
-        }
-        // SAFETY: its destruction was said to take its time; this is the end of it, told once. Nothing
-        // refers to the bdev afterwards.
-        unsafe {
-            sys::spdk_bdev_destruct_done(self.bdev, 0);
-            sys::pcache_bdev_free(self.bdev);
-        }
-        registry::removed(self.id, self.after);
-        for request in self.requests.drain(..) {
-            request.answer(self.outcome.clone().map(|()| Json::yes()));
-        }
-    }
-}
-
-fn answer_all(node: &Node, result: &Result<Json, RpcError>) {
-    let requests = mem::take(&mut node.app.get().removal.borrow_mut().requests);
-    for request in requests {
-        request.answer(result.clone());
+    for (request, _) in waiting {
+        request.answer(Err(why.clone()));
     }
 }

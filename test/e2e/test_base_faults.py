@@ -7,15 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import AckClient, Host, IscsiTarget, NvmfTarget, Rpc, wait_until
+from harness import AckClient, Host, IscsiTarget, NvmfTarget, Rpc, RpcError, wait_until
 from harness.ackclient import EXIT_DISCONNECTED, EXIT_DONE, EXIT_TARGET_ERROR
 from harness.scenario import (
     BASE,
     CACHE,
+    SICK,
     Storage,
     assert_intact,
     bdev_info,
     cache_info,
+    cache_state,
     cache_stats,
     drain,
     drain_and_verify,
@@ -126,6 +128,66 @@ def test_full_cache_waits_for_the_base(host: Host, media: Path, seed: int, ended
     session.app.stop()
 
 
+@pytest.mark.parametrize(
+    ("obstacle", "cache_mode"),
+    [("sickness", "writeback"), ("sickness", "writethrough"), ("checkpoint", "writeback")],
+)
+def test_delete_gives_up_writes_that_wait(
+    host: Host, media: Path, seed: int, ended_client, obstacle: str, cache_mode: str
+):
+    """A target lets go of a bdev only when all that was asked for has an answer."""
+    storage = Storage(media, cache_mib=24)
+    client = storage.client(seed)
+    ended_client.append(client)
+    bdevs = [*storage.sick_base()[:-1], storage.cache(SICK, cache_mode=cache_mode)]
+    session = start_session(host, bdevs)
+    if obstacle == "checkpoint":
+        session.rpc.bdev_pcache_checkpoint_begin(name=CACHE, timeout_s=3600)
+    else:
+        make_sick(session.rpc, "write")
+    client.start_writing(session.url, seconds=60, read_percent=0, unmap_percent=0)
+
+    def stalled() -> bool:
+        before = client.writes_acked()
+        time.sleep(1)
+        return client.writes_issued() > before == client.writes_acked()
+
+    wait_until(stalled, "writes wait", timeout_s=30)
+    assert session.rpc.bdev_pcache_delete(name=CACHE) is True
+    assert client.finish_writing().exit_code in (EXIT_DONE, EXIT_TARGET_ERROR, EXIT_DISCONNECTED)
+    heal(session.rpc)
+    session.rpc.bdev_pcache_create(**storage.cache_params(SICK))
+    assert_intact(client.verify(IscsiTarget(session.app, CACHE, number=2).url))
+    drain_and_verify(session.rpc, client, storage)
+    session.app.stop()
+
+
+@pytest.mark.slow
+def test_delete_with_drain_over_a_sick_base_fails(host: Host, media: Path, seed: int, meanwhile):
+    storage = Storage(media)
+    client = storage.client(seed)
+    session = start_session(host, storage.sick_base())
+    make_sick(session.rpc, "write")
+    assert_intact(client.write(session.url, writes=500, io_bytes="512:16384", seconds=20))
+    deleted = meanwhile(session.app, "bdev_pcache_delete", name=CACHE, drain=True)
+    wait_until(lambda: cache_info(session.rpc).get("reason"), "somebody who looks is told", timeout_s=20)
+    info = cache_info(session.rpc)
+    assert info["state"] == "draining"
+    assert "write" in info["reason"]
+    with pytest.raises(RpcError) as error:
+        deleted.result()
+    assert error.value.code == -5
+    info = cache_info(session.rpc)
+    assert info["state"] == "writeback_failing"
+    # It has been so all the time.
+    assert info["state_age_s"] >= 29
+    assert_intact(client.verify(session.url))
+    heal(session.rpc)
+    assert session.rpc.bdev_pcache_delete(name=CACHE, drain=True) is True
+    assert_intact(client.verify_file(storage.base_file))
+    session.app.stop()
+
+
 def test_killed_while_the_base_is_sick(host: Host, media: Path, seed: int, ended_client):
     storage = Storage(media)
     client = storage.client(seed)
@@ -204,3 +266,21 @@ def test_killed_while_the_base_is_away(host: Host, media: Path, seed: int):
     session = start_session(host, base_with_passthru(storage))
     assert_intact(client.verify(session.url))
     session.app.stop()
+
+
+def test_base_that_is_named_by_an_alias_is_put_back(host: Host, media: Path):
+    """SPDK gives a logical volume its alias when everybody has looked at it already."""
+    storage = Storage(media)
+    storage.client()
+    volume = "Store0/Volume0"
+    base = storage.aio_base()
+    app = host.start("spdk_tgt", bdevs=[base])
+    app.rpc.bdev_lvol_create_lvstore(bdev_name=BASE, lvs_name="Store0", clear_method="none")
+    app.rpc.bdev_lvol_create(lvs_name="Store0", lvol_name="Volume0", size_in_mib=64)
+    app.rpc.bdev_pcache_create(**storage.cache_params(volume))
+    wait_online(app.rpc)
+    app.rpc.bdev_aio_delete(name=BASE)
+    wait_until(lambda: cache_state(app.rpc) == "pending", "the cache goes with its base")
+    app.rpc.call(base["method"], base["params"])
+    wait_online(app.rpc)
+    app.stop()

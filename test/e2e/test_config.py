@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import App, Host
+from harness import App, Host, wait_until
 from harness.paths import PLUGIN_DIR
 from harness.scenario import (
     BASE,
@@ -19,6 +19,7 @@ from harness.scenario import (
     assert_intact,
     bdev_info,
     cache_info,
+    cache_state,
     cache_stats,
     drain,
     settle,
@@ -60,10 +61,12 @@ def test_cache_before_its_base_in_the_configuration(host: Host, media: Path, see
     session.app.stop()
 
 
-def test_created_before_its_base_appears(host: Host, media: Path, seed: int):
+@pytest.mark.parametrize("auto_examine", [True, False])
+def test_created_before_its_base_appears(host: Host, media: Path, seed: int, auto_examine: bool):
     storage = Storage(media)
     storage.client(seed)
-    app = host.start("spdk_tgt")
+    options = {"method": "bdev_set_options", "params": {"bdev_auto_examine": auto_examine}}
+    app = host.start("spdk_tgt", bdevs=[options])
     assert app.rpc.bdev_pcache_create(**storage.cache_params()) == CACHE
     assert bdev_info(app.rpc, CACHE) is None
     assert cache_info(app.rpc)["state"] == "pending"
@@ -71,6 +74,40 @@ def test_created_before_its_base_appears(host: Host, media: Path, seed: int):
     app.rpc.call(base["method"], base["params"])
     wait_online(app.rpc, CACHE)
     assert cache_info(app.rpc)["state"] == "online"
+    app.stop()
+
+
+def test_a_base_that_another_cache_cannot_use_is_free(host: Host, media: Path, seed: int):
+    storage = Storage(media)
+    storage.client(seed)
+    app = host.start("spdk_tgt")
+    # The first to wait is the first to try, and its cache device is lost.
+    lost = {"name": "Lost", "cache_path": str(media / "lost.pmem"), "format": "never"}
+    app.rpc.bdev_pcache_create(**storage.cache_params(**lost))
+    app.rpc.bdev_pcache_create(**storage.cache_params())
+    base = storage.aio_base()
+    app.rpc.call(base["method"], base["params"])
+    wait_online(app.rpc, CACHE)
+    assert "lost.pmem" in cache_info(app.rpc, "Lost")["reason"]
+    app.stop()
+
+
+def test_name_that_is_taken_while_a_pending_cache_is_opened(host: Host, media: Path, seed: int, meanwhile):
+    # Large enough for its mapping to take a while.
+    storage = Storage(media, cache_mib=2048, options={})
+    storage.client(seed)
+    app = host.start("spdk_tgt")
+    app.rpc.bdev_pcache_create(**storage.cache_params())
+    base = meanwhile(app, "bdev_aio_create", **storage.aio_base()["params"])
+    wait_until(lambda: cache_state(app.rpc) != "pending", "the cache is being opened", pause_s=0.001)
+    app.rpc.bdev_malloc_create(name=CACHE, num_blocks=2048, block_size=512)
+    assert base.result() == BASE
+    wait_until(lambda: cache_state(app.rpc) == "pending", "the cache is given up")
+    assert "registered" in cache_info(app.rpc)["reason"]
+    assert not bdev_info(app.rpc, BASE)["claimed"]
+    assert not storage.cache_file.exists()
+    assert app.rpc.bdev_pcache_delete(name=CACHE) is True
+    assert app.rpc.bdev_pcache_get_bdevs() == []
     app.stop()
 
 

@@ -43,6 +43,7 @@ BAD_PARAMETERS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("unknown order", {"writeback_order": "fast"}, INVALID_PARAMS, "fast"),
     ("unknown format", {"format": "maybe"}, INVALID_PARAMS, "maybe"),
     ("format is a boolean", {"format": True}, INVALID_PARAMS, "true"),
+    ("low above high", {"dirty_low_percent": 9, "dirty_high_percent": 8}, INVALID_PARAMS, "is 9"),
     ("too few segments", {"segment_size_kib": 1 << 15}, ANY_ERRNO, str(32 << 20)),
     ("larger than the disk", {"cache_size_mib": 1 << 24}, ANY_ERRNO, "cache"),
     ("no file and no size", {"cache_size_mib": None}, ANY_ERRNO, "cache_size_mib"),

@@ -141,6 +141,12 @@ def cache_info(rpc: Rpc, name: str = CACHE) -> dict[str, Any] | None:
     return next((bdev for bdev in rpc.bdev_pcache_get_bdevs() if bdev["name"] == name), None)
 
 
+def cache_state(rpc: Rpc, name: str = CACHE) -> str | None:
+    """Of a cache, if it is known."""
+    info = cache_info(rpc, name)
+    return None if info is None else info["state"]
+
+
 def cache_stats(rpc: Rpc, name: str = CACHE) -> dict[str, int]:
     """The figures of bdev_pcache_get_stats by "group.member", without distributions."""
     (stats,) = rpc.bdev_pcache_get_stats(name=name)
