@@ -110,6 +110,8 @@ canaries! {
     OnlyBaseFlushRepeated = "only_base_flush_repeated",
     /// A write to the base that has failed counts as done.
     FailedBaseWriteIgnored = "failed_base_write_ignored",
+    /// An unmap that the base fails is repeated as an unmap, and as nothing else.
+    FailedUnmapRepeated = "failed_unmap_repeated",
     /// A batch in strict order spans a barrier.
     StrictBatchSpansBarrier = "strict_batch_spans_barrier",
     /// A batch in strict order that spans a barrier, with versions of one block, takes another block too.

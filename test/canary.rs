@@ -284,6 +284,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         | Canary::FailedBaseFlushIgnored
         | Canary::OnlyBaseFlushRepeated
         | Canary::FailedBaseWriteIgnored => &[CUT, BARRIER, CLEAN, WITNESS, DRAINED],
+        Canary::FailedUnmapRepeated => &["a drain does not end"],
         Canary::OldestKeyWins | Canary::UnmapNotWrittenBack => {
             &[CUT, BARRIER, CLEAN, DRAINED, STALE]
         }

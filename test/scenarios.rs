@@ -63,6 +63,8 @@ tests! {
     the_base_alone_is_always_a_state_that_the_barriers_allow
     failing_writes_of_the_base_hold_the_tail_and_heal
     failing_flushes_of_the_base_hold_the_tail_and_heal
+    unmaps_that_the_base_always_fails_go_on_as_zeroes
+    a_base_that_fails_everything_is_not_asked_in_three_ways_again_and_again
     a_recovery_that_is_cut_again_and_again_finds_the_same
     an_orderly_stop_while_everything_is_full_keeps_everything
     a_format_can_be_cut_anywhere

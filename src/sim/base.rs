@@ -85,9 +85,13 @@ pub struct SimBase {
     in_flight: Vec<InFlight>,
     /// What goes wrong from now on.
     pub faults: Faults,
+    /// It claims unmaps and fails each, whatever else is well: what such an unmap has done is random.
+    pub fails_unmaps: bool,
     prng: Prng,
     flush_count: u64,
     failure_count: u64,
+    unmap_count: u64,
+    unmap_failure_count: u64,
 }
 
 impl SimBase {
@@ -105,9 +109,12 @@ impl SimBase {
             written: 0,
             in_flight: Vec::new(),
             faults: Faults::default(),
+            fails_unmaps: false,
             prng,
             flush_count: 0,
             failure_count: 0,
+            unmap_count: 0,
+            unmap_failure_count: 0,
         }
     }
 
@@ -161,7 +168,19 @@ impl SimBase {
         self.flush_count
     }
 
-    /// Operations that failed.
+    /// Unmaps that succeeded.
+    #[must_use]
+    pub fn unmap_count(&self) -> u64 {
+        self.unmap_count
+    }
+
+    /// Unmaps that failed because all of them do.
+    #[must_use]
+    pub fn unmap_failure_count(&self) -> u64 {
+        self.unmap_failure_count
+    }
+
+    /// Operations that failed, but for unmaps that always do: no read fails because of these.
     #[must_use]
     pub fn failure_count(&self) -> u64 {
         self.failure_count
@@ -244,7 +263,13 @@ impl SimBase {
         let at = ready[self.prng.index(ready.len())];
         let op = self.in_flight.swap_remove(at);
         let result = self.run(&op);
-        self.failure_count += u64::from(result.is_err());
+        let is_unmap = matches!(op.request.kind, BaseKind::Unmap);
+        if is_unmap && self.fails_unmaps {
+            self.unmap_failure_count += 1;
+        } else {
+            self.failure_count += u64::from(result.is_err());
+            self.unmap_count += u64::from(is_unmap && result.is_ok());
+        }
         Some(BaseDone {
             client: op.client,
             op: op.request.op,
@@ -295,7 +320,13 @@ impl SimBase {
             }
             BaseKind::Unmap if self.faults.unmap_unsupported => Err(BaseError::Unsupported),
             BaseKind::Write { .. } | BaseKind::Unmap | BaseKind::WriteZeroes => {
-                let result = failed(&mut self.prng, self.faults.write_percent);
+                let always = self.fails_unmaps && matches!(op.request.kind, BaseKind::Unmap);
+                let percent = if always {
+                    100
+                } else {
+                    self.faults.write_percent
+                };
+                let result = failed(&mut self.prng, percent);
                 for block in 0..len {
                     if result.is_ok() || self.prng.percent(50) {
                         let content = self.content_of(op, block);

@@ -139,6 +139,7 @@ impl Machine {
         let mut prng = Prng::new(seed);
         let (size, count) = (setup.block_size_bytes, setup.block_count);
         let mut base = SimBase::new(size, count, setup.base_caps, prng.fork());
+        base.fails_unmaps = setup.base_fails_unmaps;
         base.fill(INITIAL);
         let model = Model::new(count, INITIAL);
         let pmem = if setup.used_before {
@@ -192,6 +193,7 @@ impl Machine {
         let mut prng = Prng::new(seed);
         let (size, count) = (setup.block_size_bytes, setup.block_count);
         let mut device = SimBase::new(size, count, setup.base_caps, prng.fork());
+        device.fails_unmaps = setup.base_fails_unmaps;
         device.restart(base);
         let outside = Outside {
             model,

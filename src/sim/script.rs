@@ -413,6 +413,7 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
     };
     // Not drawn: what the fuzzers have found would mean something else.
     setup.pad_count = [4, 4, 1, 0][setup.recovered_by.seed as usize % 4];
+    setup.base_fails_unmaps = setup.recovered_by.seed & 0x18 == 0x18;
     if setup.data_crc == DataCrc::On && setup.recovered_by.seed & 4 != 0 {
         setup.settings = setup.settings.and(Setting::VerifyReads, 1);
     }

@@ -101,6 +101,8 @@ struct Inner {
     bounce: Vec<DmaBuf>,
     /// Made when the base first fails a WRITE_ZEROES.
     zeroes: Option<DmaBuf>,
+    /// That the base fails unmaps has been told.
+    unmap_failure_told: bool,
     /// Parts that SPDK has completed.
     landed: Vec<(u32, Result<(), BaseError>)>,
     /// Taken by `advance` in exchange for `landed`, so that both keep their memory.
@@ -175,6 +177,9 @@ impl BaseQueue {
             if result.is_err() && self.falls_back_to_data(index) {
                 self.start_part(index);
             } else if self.part_done(index, result) {
+                if result == Err(BaseError::Io) {
+                    self.tell_unmap_failure(index);
+                }
                 let id = self.with_op(index, |op| op.id);
                 self.finish(index);
                 ended(id, result);
@@ -209,6 +214,14 @@ impl BaseQueue {
             op.payload = Payload::Zeroes(at, len_bytes);
         });
         true
+    }
+
+    /// Write-back goes on with zeroes, so that nobody would hear of a base that fails unmaps and nothing else.
+    fn tell_unmap_failure(&self, index: u32) {
+        let is_unmap = self.with_op(index, |op| matches!(op.verb, Verb::Unmap));
+        if is_unmap && !mem::replace(&mut self.inner.borrow_mut().unmap_failure_told, true) {
+            log::warn!("the base device fails UNMAP: zeroes are written to it instead");
+        }
     }
 
     /// Whether the operation is at its end.

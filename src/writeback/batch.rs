@@ -7,7 +7,7 @@ use crate::canary::{self, Canary};
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Outbox};
 use crate::media::{KeyKind, Tails};
 use crate::pmem::Pmem;
-use crate::units::{Lba, PmemOff, Seq};
+use crate::units::{Lba, NS_PER_S, Now, PmemOff, Seq};
 use std::mem;
 
 /// Base operations under way at once: enough for the queues of a fast device if they are small.
@@ -22,6 +22,9 @@ pub(crate) const BASE_WRITE_BYTES_MAX: u64 = 1 << 20;
 const BASE_WRITE_EXTENTS_MAX: usize = 128;
 /// Pieces of memory that one poll hands out, at most; one operation may go beyond.
 const PIECES_PER_POLL: usize = 64;
+/// For so long after the base has failed an unmap they all go to it as zeroes: one that fails each of them is not asked
+/// for thousands, and one that was sick gets them again.
+const UNMAPS_AS_ZEROES_NS: u64 = 60 * NS_PER_S;
 
 /// An operation on the base. Keeps its memory.
 #[derive(Debug)]
@@ -65,6 +68,8 @@ pub(super) struct Batch {
     pub(super) dirty_bytes: u64,
     pub(super) written_bytes: u64,
     pub(super) witness: WitnessUpdate,
+    /// Until then unmaps go to the base as zeroes.
+    unmaps_from: Now,
 }
 
 impl Batch {
@@ -91,6 +96,7 @@ impl Batch {
             dirty_bytes: 0,
             written_bytes: 0,
             witness: WitnessUpdate::default(),
+            unmaps_from: Now(0),
         }
     }
 
@@ -131,6 +137,7 @@ impl Batch {
         tails: &Tails,
         manners: Manners,
         bytes_max: u64,
+        now: Now,
         out: &mut Outbox,
     ) -> Option<u64> {
         let (count_max, in_flight_bytes_max) = match manners {
@@ -138,6 +145,7 @@ impl Batch {
             Manners::Yielding => (IN_FLIGHT_YIELDING, IN_FLIGHT_BYTES_YIELDING),
         };
         let op_bytes_max = bytes_max.min(in_flight_bytes_max).min(BASE_WRITE_BYTES_MAX);
+        let unmap_kind = self.unmap_kind(cache, now);
         let (mut pieces, mut bytes, mut started) = (0, 0, false);
         while pieces < PIECES_PER_POLL
             && bytes < bytes_max
@@ -145,7 +153,7 @@ impl Batch {
             && self.in_flight_bytes < in_flight_bytes_max
         {
             let Some(number) = self.again.pop().or_else(|| {
-                let number = self.make(cache, op_bytes_max)?;
+                let number = self.make(cache, unmap_kind, op_bytes_max)?;
                 self.witness.note(&self.ops[number as usize], cache, tails);
                 Some(number)
             }) else {
@@ -164,17 +172,22 @@ impl Batch {
     }
 
     /// Makes an operation of the next pieces: neighbours go together. Returns its number.
-    fn make<P: Pmem>(&mut self, cache: &Cache<P>, bytes_max: u64) -> Option<u32> {
+    fn make<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        unmap_kind: KeyKind,
+        bytes_max: u64,
+    ) -> Option<u32> {
         let first = self.lookahead?;
         let number = self.free.pop()?;
         let op = &mut self.ops[number as usize];
-        op.kind = base_kind(cache, &first);
+        op.kind = base_kind(&first, unmap_kind);
         op.lba = first.lba;
         op.len_blocks = 0;
         op.extents.clear();
         let mut next = Some(first);
         while let Some(piece) = next
-            && op.takes(cache, &piece, bytes_max)
+            && op.takes(cache, &piece, unmap_kind, bytes_max)
         {
             op.append(cache, &piece);
             next = self.overlay.next();
@@ -182,6 +195,15 @@ impl Batch {
         self.written_bytes += op.bytes(cache);
         self.lookahead = next;
         Some(number)
+    }
+
+    /// As what the base gets an unmap.
+    fn unmap_kind<P>(&self, cache: &Cache<P>, now: Now) -> KeyKind {
+        if cache.base_caps.unmap && now >= self.unmaps_from {
+            KeyKind::Unmap
+        } else {
+            KeyKind::Zeroes
+        }
     }
 
     /// After an error of the base: was it the source that could not be read?
@@ -199,6 +221,7 @@ impl Batch {
         cache: &Cache<P>,
         BaseOpId(number): BaseOpId,
         result: Result<(), BaseError>,
+        now: Now,
     ) -> Option<BaseError> {
         let op = self.ops.get_mut(number as usize)?;
         if !mem::take(&mut op.is_in_flight) {
@@ -208,11 +231,16 @@ impl Batch {
         self.in_flight_bytes -= op.bytes(cache);
         match result {
             Ok(()) => self.free.push(number),
-            Err(BaseError::Unsupported) if op.kind == KeyKind::Unmap => {
+            Err(_) if canary::is(Canary::FailedBaseWriteIgnored) => self.free.push(number),
+            // A base may claim unmaps and fail each of them: SPDK's aio bdev does, on what knows no discard. What follows
+            // tells whether it is the unmap that it fails, or everything (INV-WB-7).
+            Err(BaseError::Unsupported | BaseError::Io)
+                if op.kind == KeyKind::Unmap && !canary::is(Canary::FailedUnmapRepeated) =>
+            {
                 op.kind = KeyKind::Zeroes;
+                self.unmaps_from = Now(now.0 + UNMAPS_AS_ZEROES_NS);
                 self.again.push(number);
             }
-            Err(_) if canary::is(Canary::FailedBaseWriteIgnored) => self.free.push(number),
             Err(error) => {
                 self.again.push(number);
                 self.failed = true;
@@ -232,12 +260,18 @@ impl BaseOp {
         }
     }
 
-    fn takes<P: Pmem>(&self, cache: &Cache<P>, piece: &Piece, bytes_max: u64) -> bool {
+    fn takes<P: Pmem>(
+        &self,
+        cache: &Cache<P>,
+        piece: &Piece,
+        unmap_kind: KeyKind,
+        bytes_max: u64,
+    ) -> bool {
         if self.len_blocks == 0 {
             return true;
         }
         let bytes = cache.geometry.bytes(self.len_blocks + piece.len_blocks);
-        self.kind == base_kind(cache, piece)
+        self.kind == base_kind(piece, unmap_kind)
             && self.lba.0 + self.len_blocks == piece.lba.0
             && (self.kind != KeyKind::Data
                 || (bytes <= bytes_max && self.extents.len() < BASE_WRITE_EXTENTS_MAX))
@@ -257,9 +291,9 @@ impl BaseOp {
     }
 }
 
-fn base_kind<P: Pmem>(cache: &Cache<P>, piece: &Piece) -> KeyKind {
+fn base_kind(piece: &Piece, unmap_kind: KeyKind) -> KeyKind {
     match piece.kind {
-        KeyKind::Unmap if !cache.base_caps.unmap => KeyKind::Zeroes,
+        KeyKind::Unmap => unmap_kind,
         kind => kind,
     }
 }

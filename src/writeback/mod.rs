@@ -416,7 +416,7 @@ impl Writeback {
         };
         let started = self
             .batch
-            .start_ops(cache, context.tails, manners, bytes_max, out);
+            .start_ops(cache, context.tails, manners, bytes_max, now, out);
         self.throttle.take(started.unwrap_or(0));
         if !self.batch.is_done() {
             return match started {
@@ -456,9 +456,10 @@ impl Writeback {
         now: Now,
     ) {
         if op != FLUSH_OP {
-            if let Some(error) = self.batch.on_done(context.cache, op, result) {
+            let errors = &context.counters.base_write_errors;
+            errors.add(u64::from(result.is_err()));
+            if let Some(error) = self.batch.on_done(context.cache, op, result, now) {
                 self.batch.look_for_cause(context.cache, op);
-                context.counters.base_write_errors.add(1);
                 note_error(context, "write", error);
             }
             return;

@@ -82,6 +82,29 @@ def test_base_that_fails_write_zeroes_gets_them_as_data(host: Host, media: Path,
     session.app.stop()
 
 
+def test_base_that_fails_unmaps_gets_zeroes(host: Host, media: Path, seed: int):
+    """SPDK's aio bdev claims UNMAP, which fails where the file system or device knows no discard, every time."""
+    storage = Storage(media)
+    client = storage.client(seed)
+    session = start_session(host, storage.sick_base())
+    make_sick(session.rpc, "unmap")
+    failures = []
+    for _ in range(2):
+        assert_intact(client.write(session.url, writes=400, unmap_percent=30, seconds=10))
+        drain(session.rpc)
+        failures.append(cache_stats(session.rpc)["errors.core_volume_wr"])
+    assert cache_stats(session.rpc)["requests.unmaps"] > 0
+    # It is asked once, and not again for a while. Nothing else is wrong with it.
+    assert failures[0] == failures[1] > 0
+    assert cache_info(session.rpc)["state"] == "online"
+    told = [event["type"] for event in session.rpc.notify_get_notifications() if event["ctx"] == CACHE]
+    assert "bdev_pcache_writeback_failing" not in told
+    assert session.app.log().count("the base device fails UNMAP") == 1
+    assert_intact(client.verify(session.url))
+    assert_intact(client.verify_file(storage.base_file))
+    session.app.stop()
+
+
 def test_full_cache_waits_for_the_base(host: Host, media: Path, seed: int, ended_client):
     storage = Storage(media, cache_mib=24)
     client = storage.client(seed)

@@ -30,6 +30,8 @@ pub struct Setup {
     pub settings: SettingChange,
     /// What the base can do.
     pub base_caps: BaseCaps,
+    /// The base fails each unmap, although it claims them.
+    pub base_fails_unmaps: bool,
     /// Channels.
     pub core_count: usize,
     /// Base reads of a channel that are rounded out to whole pages at once, at most.
@@ -62,6 +64,7 @@ impl Default for Setup {
                 flush: true,
                 unmap: true,
             },
+            base_fails_unmaps: false,
             core_count: 2,
             pad_count: 4,
             stream_count_max: 2,

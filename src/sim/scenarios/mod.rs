@@ -22,7 +22,9 @@ mod requests;
 mod rounding;
 mod salvage;
 mod scrub;
+mod unmaps;
 mod verified;
+
 mod writeback;
 
 use super::base::Faults;
@@ -85,6 +87,8 @@ scenarios! {
     15 writeback::the_base_alone_is_always_a_state_that_the_barriers_allow,
     16 writeback::failing_writes_of_the_base_hold_the_tail_and_heal,
     16 writeback::failing_flushes_of_the_base_hold_the_tail_and_heal,
+    16 unmaps::unmaps_that_the_base_always_fails_go_on_as_zeroes,
+    16 unmaps::a_base_that_fails_everything_is_not_asked_in_three_ways_again_and_again,
     17 metadata::a_recovery_that_is_cut_again_and_again_finds_the_same,
     18 reclaim::an_orderly_stop_while_everything_is_full_keeps_everything,
     19 opening::a_format_can_be_cut_anywhere,
