@@ -99,11 +99,11 @@ impl<P: Pmem> Background<P> {
         if self.cache.has_failed() {
             return Progress::Idle;
         }
+        self.cache.persist_changes();
         if self.stopping {
             return self.poll_last(now, budget, out);
         }
         self.held_seen = self.cache.mode.held_upto();
-        self.cache.persist_changes();
         self.watch_base(now);
         self.note_stall(now);
         let reclaimed = self.gc.poll(

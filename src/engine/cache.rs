@@ -13,7 +13,7 @@ use super::place_crcs::PlaceCrcs;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::{Segments, Special};
-use super::settings::{SettingChange, SettingError, SettingValues, Settings};
+use super::settings::{ChangeError, SettingChange, SettingValues, Settings};
 use super::stats::{Counter, Counters, Stats};
 use super::stream::{OpenSegment, Stream, StreamContext};
 use super::write_path::BATCH_PAGES_MAX;
@@ -294,13 +294,16 @@ impl<P: Pmem> Cache<P> {
         UNMAP_SIZE_MAX_BYTES
     }
 
-    /// An orderly end: seals the open segments, so that damage in the last ksets of the log is told from its
-    /// end (C7). After a kill the last kset of an open segment cannot be told from a torn one. When all
-    /// channels are idle and the background is stopped; nothing may be submitted any more.
+    /// An orderly end: what was changed in the superblock becomes durable, and the open segments are sealed, so that
+    /// damage in the last ksets of the log is told from its end (C7). After a kill the last kset of an open segment
+    /// cannot be told from a torn one. When all channels are idle and the background is stopped; nothing may be
+    /// submitted any more.
     pub fn seal_streams(&self) {
         if self.has_failed() {
             return;
         }
+        // The background may have had no turn since.
+        self.persist_changes();
         for stream in &self.streams {
             let mut stream = lock(stream);
             // What holds nothing stays free.
@@ -456,11 +459,14 @@ impl<P: Pmem> Cache<P> {
         stats
     }
 
-    /// Changes settings while in use. They take effect at once and are persisted by the background.
+    /// Changes settings while in use. They take effect at once and are persisted by the background, or by an orderly end.
     ///
     /// # Errors
-    /// A value is out of range, or does not go with the others; nothing is changed.
-    pub fn change_settings(&self, change: &SettingChange) -> Result<(), SettingError> {
+    /// A value is out of range, or does not go with the others, or the cache has failed; nothing is changed.
+    pub fn change_settings(&self, change: &SettingChange) -> Result<(), ChangeError> {
+        if self.has_failed() {
+            return Err(ChangeError::Failed);
+        }
         let mut superblock = lock(&self.superblock);
         let before = superblock.settings.cache_mode();
         superblock.settings = superblock.settings_with(change)?;

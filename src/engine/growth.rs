@@ -33,6 +33,9 @@ pub enum GrowError {
         /// The most.
         max: u64,
     },
+    /// Nothing is stored to its device any more.
+    #[error("the cache has failed, and does not follow its base device to another size")]
+    Failed,
 }
 
 impl<P: Pmem> Cache<P> {
@@ -48,6 +51,9 @@ impl<P: Pmem> Cache<P> {
     /// # Errors
     /// The cache cannot follow, and stays as it is.
     pub fn grow(&self, block_count: u64) -> Result<(), GrowError> {
+        if self.has_failed() {
+            return Err(GrowError::Failed);
+        }
         let mut superblock = lock(&self.superblock);
         let now = superblock.base.block_count;
         if block_count < now {
@@ -75,7 +81,7 @@ impl<P: Pmem> Cache<P> {
         Ok(())
     }
 
-    /// The background: what was changed in the superblock becomes durable, and then visible.
+    /// The background, or an orderly end after it: what was changed in the superblock becomes durable, and then visible.
     pub(super) fn persist_changes(&self) {
         if !self.superblock_changed.swap(false, Ordering::AcqRel) {
             return;

@@ -63,7 +63,7 @@ pub use lend::LOAN_COUNT_MAX;
 pub(crate) use place_crcs::PlaceCrcs;
 pub(crate) use segments::{Class, Segment, SegmentStart, SegmentState, Segments, Special};
 pub use settings::{
-    SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,
+    ChangeError, SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,
     SettingValueKind, SettingValues,
 };
 pub(crate) use stats::Counters;

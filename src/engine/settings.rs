@@ -193,6 +193,19 @@ pub enum SettingError {
     },
 }
 
+/// Why a cache in use does not change its settings.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// A value is not right.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// Nothing is stored to its device any more, so that a change would be forgotten.
+    #[error(
+        "the cache has failed, and its device stays as it is: no option is changed before the application is started again"
+    )]
+    Failed,
+}
+
 /// The value of every setting, as the superblock keeps it. A slot holds the value and one more, or 0 where the
 /// default holds: a setting that came later, or was never touched, follows its default. What a newer version
 /// keeps in a slot that is unknown here is carried along.

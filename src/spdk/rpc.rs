@@ -10,7 +10,7 @@ use super::registry;
 use super::remove;
 use super::thread::now;
 use super::trampoline::guard;
-use crate::engine::{CheckpointError, CheckpointId, SettingChange};
+use crate::engine::{ChangeError, CheckpointError, CheckpointId, SettingChange};
 use crate::rpc::{Call, Members, Method, RpcError, Statistics};
 
 /// # Safety
@@ -126,9 +126,11 @@ fn flush_status(name: &str) -> Result<Json, RpcError> {
 
 fn set_options(name: &str, change: SettingChange) -> Result<Json, RpcError> {
     let node = registry::online(name)?;
-    node.cache
-        .change_settings(&change)
-        .map_err(|error| RpcError::invalid_params(error.to_string()))?;
+    let changed = node.cache.change_settings(&change);
+    changed.map_err(|error| match error {
+        ChangeError::Setting(error) => RpcError::invalid_params(error.to_string()),
+        ChangeError::Failed => RpcError::errno(libc::EIO, format!("{name}: {error}")),
+    })?;
     Ok(Json::yes())
 }
 
