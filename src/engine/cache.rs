@@ -10,6 +10,7 @@ use super::health::Health;
 use super::heat::Heat;
 use super::mode::ModeState;
 use super::place_crcs::PlaceCrcs;
+use super::room_queue::RoomQueue;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::{Segments, Special};
@@ -153,7 +154,9 @@ pub struct Cache<P> {
     pub(crate) fetches: Fetches,
     pub(crate) damage: Damage,
     pub(crate) grace: Grace,
+    /// A write waits for room that only the background can make.
     pub(crate) space_wanted: AtomicBool,
+    pub(super) room_queue: RoomQueue,
     pub(crate) drain: Drain,
     pub(crate) mode: ModeState,
     /// Write-back stands still because of damage: what waits for the base waits in vain.
@@ -216,6 +219,7 @@ impl<P: Pmem> Cache<P> {
             damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
+            room_queue: RoomQueue::new(usize::from(CHANNEL_COUNT_MAX)),
             drain: Drain::default(),
             mode: ModeState::default(),
             writeback_stands: AtomicBool::new(false),
