@@ -90,9 +90,9 @@ pub struct CacheInfo {
     pub damaged: Vec<DamagedRange>,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
-    /// How old the oldest of them are at the most, in milliseconds.
+    /// How old the oldest of them are at the most, in milliseconds, but for time before the cache was opened.
     pub dirty_age_ms: u64,
-    /// The longest time for which writes have stood still for want of room, in microseconds.
+    /// The longest time for which writes have stood still for want of room, in microseconds, with one under way.
     pub stall_us_max: u64,
     /// Whether requests wait for room in the cache.
     pub requests_wait: bool,

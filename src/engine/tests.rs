@@ -3,6 +3,7 @@
 
 mod asking;
 mod changes;
+mod counts;
 mod fetches;
 mod fills;
 mod held;

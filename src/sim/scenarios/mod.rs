@@ -107,6 +107,7 @@ scenarios! {
     28 waiting::a_late_write_does_not_overtake_those_of_other_cores_that_wait,
     28 waiting::a_core_that_waits_has_one_turn_for_what_it_has_then,
     28 waiting::a_core_that_is_slow_does_not_hold_up_the_others,
+    28 waiting::a_stall_counts_as_long_as_somebody_waits,
     29 reclaim::more_cores_than_segments_do_not_block_each_other,
     31 reads::concurrent_misses_of_the_same_blocks_share_a_base_read,
     31 reads::those_who_share_a_base_read_that_fails_ask_for_themselves,

@@ -126,3 +126,37 @@ pub(super) fn a_core_that_is_slow_does_not_hold_up_the_others(
         Ok(machine)
     })
 }
+
+/// A time for which writes wait counts while it lasts, and not when nobody waits any more because they were given up.
+pub(super) fn a_stall_counts_as_long_as_somebody_waits(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    context.cut(&three_cores(), |machine| {
+        fill_up(&machine)?;
+        let hour = [
+            Step::Background(1),
+            Step::Pass(3_600_000),
+            Step::Background(1),
+        ];
+        let machine = apply(machine, &hour)?;
+        let (info, stats) = (machine.cache().info(), machine.cache().stats());
+        let is_counted = info.requests_wait
+            && info.stall_us_max >= 3_600_000_000
+            && stats.stall_us == info.stall_us_max
+            && stats.stalls == 1;
+        check(is_counted, || format!("{info:?}, {stats:?}"))?;
+        while machine.outstanding() > 0 {
+            machine.abort(0, 0);
+            machine.poll_core(0);
+        }
+        check(!machine.cache().info().requests_wait, || {
+            "nobody waits, and it is said that somebody does".to_owned()
+        })?;
+        let machine = apply(machine, &hour)?;
+        let later = machine.cache().stats();
+        let is_same = (later.stalls, later.stall_us) == (1, stats.stall_us);
+        check(is_same, || format!("{stats:?}, then {later:?}"))?;
+        heal(&machine);
+        Ok(machine)
+    })
+}
