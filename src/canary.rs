@@ -155,6 +155,8 @@ canaries! {
     ReclaimIgnoresReaders = "reclaim_ignores_readers",
     /// Reclaiming puts a copy into the index although its page has changed since.
     StaleCopyInstalled = "stale_copy_installed",
+    /// Who comes first when a segment has become free takes it, whoever has waited for it.
+    LateWriterGoesFirst = "late_writer_goes_first",
     /// Reclaiming frees a segment before the copies of what it keeps are durable.
     ReclaimedWithoutCopies = "reclaimed_without_copies",
     /// The key tail does not pass a segment out of which something was forgotten.

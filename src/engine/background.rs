@@ -58,6 +58,14 @@ impl Pressure {
     }
 }
 
+/// A time in which writes wait for room.
+#[derive(Clone, Copy, Debug)]
+struct Stalled {
+    since: Now,
+    /// How much of it has been counted.
+    counted_us: u64,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Background<P: Pmem> {
@@ -67,8 +75,8 @@ pub struct Background<P: Pmem> {
     gc: Gc,
     scrub: Scrub,
     stopping: bool,
-    /// Since when writes have waited for room.
-    stalled_since: Option<Now>,
+    /// Writes wait for room.
+    stalled: Option<Stalled>,
     /// Up to here writes were known to wait for the base when the last poll began.
     held_seen: Seq,
     stall: StallWatch,
@@ -83,7 +91,7 @@ impl<P: Pmem> Background<P> {
             gc: memory.gc,
             scrub: Scrub::default(),
             stopping: false,
-            stalled_since: None,
+            stalled: None,
             held_seen: Seq(0),
             stall: StallWatch::default(),
         }
@@ -215,22 +223,28 @@ impl<P: Pmem> Background<P> {
         }
     }
 
-    /// Measures for how long writes wait for room.
+    /// Measures for how long writes wait for room, and counts it as time passes: who looks at one that does not end
+    /// sees it grow.
     fn note_stall(&mut self, now: Now) {
         let waiting = self.cache.space_wanted.load(Ordering::Relaxed);
-        match self.stalled_since {
-            None if waiting => self.stalled_since = Some(now),
-            Some(since) if !waiting => {
-                self.stalled_since = None;
-                let stall_us = now.since_ns(since) / NS_PER_US;
-                let counters = self.cache.background_counters();
-                counters.stalls.add(1);
-                counters.stall_us.add(stall_us);
-                self.cache
-                    .stall_us_max
-                    .fetch_max(stall_us, Ordering::Relaxed);
+        if !waiting && self.stalled.is_none() {
+            return;
+        }
+        let counters = self.cache.background_counters();
+        let stalled = self.stalled.get_or_insert_with(|| {
+            counters.stalls.add(1);
+            Stalled {
+                since: now,
+                counted_us: 0,
             }
-            None | Some(_) => {}
+        });
+        let stall_us = (now.since_ns(stalled.since) / NS_PER_US).max(stalled.counted_us);
+        counters.stall_us.add(stall_us - stalled.counted_us);
+        stalled.counted_us = stall_us;
+        let longest = &self.cache.stall_us_max;
+        longest.fetch_max(stall_us, Ordering::Relaxed);
+        if !waiting {
+            self.stalled = None;
         }
     }
 }

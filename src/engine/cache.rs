@@ -11,6 +11,7 @@ use super::health::Health;
 use super::heat::Heat;
 use super::mode::ModeState;
 use super::place_crcs::PlaceCrcs;
+use super::room_queue::RoomQueue;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::{Segments, Special};
@@ -92,9 +93,9 @@ pub struct CacheInfo {
     pub damaged: Vec<DamagedRange>,
     /// Bytes that the base does not hold yet.
     pub dirty_bytes: u64,
-    /// How old the oldest of them are at the most, in milliseconds.
+    /// How old the oldest of them are at the most, in milliseconds, but for time before the cache was opened.
     pub dirty_age_ms: u64,
-    /// The longest time for which writes have stood still for want of room, in microseconds.
+    /// The longest time for which writes have stood still for want of room, in microseconds, with one under way.
     pub stall_us_max: u64,
     /// Whether requests wait for room in the cache.
     pub requests_wait: bool,
@@ -158,7 +159,9 @@ pub struct Cache<P> {
     pub(crate) fetches: Fetches,
     pub(crate) damage: Damage,
     pub(crate) grace: Grace,
+    /// A write waits for room that only the background can make.
     pub(crate) space_wanted: AtomicBool,
+    pub(super) room_queue: RoomQueue,
     pub(crate) drain: Drain,
     pub(crate) mode: ModeState,
     /// Write-back stands still because of damage: what waits for the base waits in vain.
@@ -221,6 +224,7 @@ impl<P: Pmem> Cache<P> {
             damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),
             space_wanted: AtomicBool::new(false),
+            room_queue: RoomQueue::new(usize::from(CHANNEL_COUNT_MAX)),
             drain: Drain::default(),
             mode: ModeState::default(),
             writeback_stands: AtomicBool::new(false),
@@ -308,6 +312,8 @@ impl<P: Pmem> Cache<P> {
         if self.has_failed() {
             return;
         }
+        // The background may have had no turn since.
+        self.persist_changes();
         for stream in &self.streams {
             let mut stream = lock(stream);
             // What holds nothing stays free.

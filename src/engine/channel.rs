@@ -119,6 +119,8 @@ pub(super) struct Core {
     pub(super) loans: Slab<Loan>,
     /// Writes, unmaps and write-zeroes that are not in the log yet, first come first served.
     pub(super) writes: VecDeque<RequestId>,
+    /// How many of those that waited for room when the channel entered the queue for it are left; 0: it is not in there.
+    pub(super) turn: usize,
     /// Writes that are in the log, and wait for the base.
     pub(super) held: Held,
     flushes: VecDeque<RequestId>,
@@ -251,6 +253,7 @@ impl<P: Pmem> Channel<P> {
 impl<P: Pmem> Drop for Channel<P> {
     fn drop(&mut self) {
         self.core.give_back_all(&self.cache);
+        self.core.leave_room_queue(&self.cache);
         self.core.misses.withdraw_all(&self.cache);
         self.cache.put_channel_id(self.core.id);
     }
@@ -269,6 +272,7 @@ impl Core {
             lends: queue(),
             loans: Slab::new(LOAN_COUNT_MAX),
             writes: queue(),
+            turn: 0,
             held: Held::new(),
             flushes: queue(),
             refused: VecDeque::with_capacity(REQUEST_COUNT_MAX),
@@ -415,6 +419,7 @@ impl Core {
         while let Some(id) = self.writes.pop_front() {
             self.complete(cache, id, Status::Failed, out);
         }
+        self.leave_room_queue(cache);
         self.fail_held(cache, out);
         while let Some(id) = self.flushes.pop_front() {
             self.complete(cache, id, Status::Failed, out);

@@ -31,6 +31,7 @@ mod place_crcs;
 mod read_path;
 #[cfg(feature = "heap")]
 mod republish;
+mod room_queue;
 mod rounding;
 mod segments;
 mod sequences;

@@ -572,6 +572,11 @@ impl Core {
         if state.pending > 0 || state.done_blocks < len {
             return;
         }
+        if state.failed {
+            // It has answered nothing: it counts as a request that failed, and as nothing else.
+            self.complete(cache, id, Status::Failed, out);
+            return;
+        }
         let counters = self.counters(cache);
         match (state.hit, state.missed_pages > 0) {
             (true, true) => counters.read_partial_hits.add(1),
@@ -582,12 +587,7 @@ impl Core {
         let pages = cache.geometry.pages_touched(request.io.lba, len);
         counters.read_pages.add(pages);
         counters.read_missed_pages.add(state.missed_pages);
-        let status = if state.failed {
-            Status::Failed
-        } else {
-            Status::Success
-        };
-        self.complete(cache, id, status, out);
+        self.complete(cache, id, Status::Success, out);
     }
 
     /// A read that is not to go on: it ends when its base reads have.

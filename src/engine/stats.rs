@@ -105,9 +105,9 @@ counters! {
     conflicts,
     /// Polls in which a write had to wait for room in the cache.
     space_waits,
-    /// Times in which writes stood still for want of room in the cache.
+    /// Times in which writes stood still for want of room in the cache, counted when they begin.
     stalls,
-    /// How long these were in all, in microseconds.
+    /// How long these were in all, in microseconds, up to now if one is under way.
     stall_us,
     /// Requests that failed.
     failed,

@@ -4,6 +4,7 @@
 mod asking;
 mod background;
 mod changes;
+mod counts;
 mod deep_queues;
 mod fetches;
 mod fills;

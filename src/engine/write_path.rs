@@ -31,7 +31,6 @@ pub(super) use extent::pages;
 use extent::{HasPayload, has_payload};
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
-use std::sync::atomic::Ordering;
 
 /// Pages that a batch claims, at most: one unmap of the largest size, or many writes.
 pub(super) const BATCH_PAGES_MAX: usize = 2048;
@@ -70,6 +69,11 @@ impl Gathered {
             conflicted: VecDeque::with_capacity(REQUEST_COUNT_MAX),
         }
     }
+
+    /// Writes that are put off to the next poll.
+    pub(super) fn conflicted_count(&self) -> usize {
+        self.conflicted.len()
+    }
 }
 
 impl<P> Cache<P> {
@@ -84,8 +88,10 @@ impl Core {
         if !self.fills_apart.is_empty() {
             self.run_fills_apart(cache, out);
         }
-        if self.writes.is_empty() && self.fills.is_empty() {
-            return;
+        let (queued, has_turn) = (self.writes.len(), self.turn > 0);
+        if queued == 0 && self.fills.is_empty() {
+            // What waited was given up.
+            return self.leave_room_queue(cache);
         }
         if let Some((number, mut stream)) = self.lock_stream(cache) {
             self.run_batches(cache, number, &mut stream, out);
@@ -97,6 +103,9 @@ impl Core {
                 continue;
             }
             self.writes.push_front(id);
+        }
+        if has_turn {
+            self.count_turn(cache, queued);
         }
     }
 
@@ -242,7 +251,7 @@ impl Core {
                 Err(Refusal::NoRoom) => {
                     self.counters(cache).space_waits.add(1);
                     self.writes.push_front(id);
-                    cache.space_wanted.store(true, Ordering::Release);
+                    self.wait_for_room(cache);
                     return false;
                 }
             }

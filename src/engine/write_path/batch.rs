@@ -189,13 +189,24 @@ impl Batch {
         if !first {
             return Err(Refusal::BatchFull);
         }
-        // The old segment is sealed even if there is no new one: then it can be reclaimed.
-        if stream.advance(&cache.stream_context(self.agent))
-            && self.fits(stream, need.key_count, need.payload_bytes)
-        {
+        self.open_segment(cache, stream);
+        if self.fits(stream, need.key_count, need.payload_bytes) {
             Ok(())
         } else {
             Err(Refusal::NoRoom)
+        }
+    }
+
+    /// Opens a free segment, if there is one that nobody else waits for. The old segment is sealed in any case: then it
+    /// can be reclaimed.
+    #[inline(never)]
+    fn open_segment<P: Pmem>(&self, cache: &Cache<P>, stream: &mut Stream) {
+        let context = cache.stream_context(self.agent);
+        let free_count = cache.segments.free_count();
+        if cache.room_queue.may_take(self.agent, free_count) {
+            stream.advance(&context);
+        } else {
+            stream.seal(&context);
         }
     }
 

@@ -13,7 +13,8 @@ fn unmaps(machine: &Machine) -> (u64, u64) {
 }
 
 /// A trim of everything, and smaller ones between writes and barriers: write-back gets on, nothing is called sick, what
-/// was cleared is zeroes all the time, and the base is not asked for each of them. When it takes unmaps again it gets them.
+/// was cleared is zeroes all the time, and the base is not asked for each of them. When it takes unmaps again it gets them
+/// (INV-WB-7).
 pub(super) fn unmaps_that_the_base_always_fails_go_on_as_zeroes(
     context: &mut Context,
 ) -> Result<(), Violation> {
