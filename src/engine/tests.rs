@@ -2,6 +2,7 @@
 //! smaller than what is written, it goes through INV-LOG-1, INV-LOG-2, INV-SEG-2 and INV-INDEX-2 all the time.
 
 mod asking;
+mod damage;
 mod fetches;
 mod fills;
 mod held;
