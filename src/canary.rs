@@ -130,8 +130,10 @@ canaries! {
     WitnessNotRenewed = "witness_not_renewed",
     /// Dirty data whose memory is lost or whose checksum is wrong are written to the base all the same.
     DamagedPayloadWritten = "damaged_payload_written",
-    /// Dirty data whose memory is lost are read from the base, which holds something older.
+    /// Dirty data that are damaged are read from the base, which holds something older.
     DirtyDamageReadFromBase = "dirty_damage_read_from_base",
+    /// What is damaged counts as clean if the first key of its kset names clean data.
+    DamageJudgedByNeighbour = "damage_judged_by_neighbour",
     /// What lies in segments whose keys are lost is written back as of before it was looked for.
     SalvageEndsEarly = "salvage_ends_early",
     /// What lies there is taken for older than what the log says.

@@ -18,8 +18,8 @@ use crate::engine::{
 };
 use crate::index::BlockMap;
 use crate::media::{
-    Copies, CopyState, KSET_KEYS_MAX, Key, KeyKind, KsetReader, PairError, Sealed, SegmentInfo,
-    Tails, persist_superblock, superblock_copies,
+    Copies, CopyState, KSET_KEYS_MAX, Key, KsetReader, PairError, Sealed, SegmentInfo, Tails,
+    persist_superblock, superblock_copies,
 };
 use crate::pmem::{LINE_SIZE_BYTES, Pmem};
 use crate::token_bucket::TokenBucket;
@@ -235,9 +235,8 @@ fn look_at_payload<P: Pmem>(
         // Overwritten since: nobody reads it, and write-back looks for itself.
         return Some(len_bytes);
     }
-    let is_clean = walk.seq <= cache.dirty_tail()
-        || key.kind == KeyKind::Fill
-        || canary::is(Canary::ScrubDropsDirtyData);
+    let is_clean =
+        cache.is_key_clean(walk.seq, key.kind) || canary::is(Canary::ScrubDropsDirtyData);
     if !is_clean {
         cache.note_damage(context.counters, walk.id, key, flaw, buf);
         return Some(len_bytes);

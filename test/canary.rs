@@ -298,7 +298,8 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::SalvageLeftAtStop => &["a start ends as"],
         Canary::DrainEndsEarly => &[DRAINED],
         Canary::DamagedPayloadWritten => &[CUT, BARRIER, DEGRADED],
-        Canary::DirtyDamageReadFromBase => &["fail, not", "is not served at once"],
+        Canary::DirtyDamageReadFromBase => &["fail, not", "is not served without the base"],
+        Canary::DamageJudgedByNeighbour => &["is not served without the base"],
         Canary::CheckpointHeldTooEarly => &[CUT],
         Canary::BatchBegunDuringHold => &[HELD],
         Canary::GenerationBeforeKeyTail => &[CLEAN, LOST],
@@ -317,7 +318,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::ScrubDropsDirtyData => &[
             STALE,
             "damaged dirty data are not named",
-            "is not served at once",
+            "is not served without the base",
         ],
         Canary::DirtySegmentReclaimed => &["INV-SEG-5", STALE, LOST],
         Canary::RecoveredInSegmentOrder => &[LOST, IN_PART, MIXED, CLEAN, STALE],

@@ -15,8 +15,8 @@
 //!
 //! - by what a recovery finds after a cut: INV-LOG-3 to INV-LOG-8, INV-TAIL-3, INV-TAIL-4, INV-SEG-6,
 //!   INV-SEG-8, INV-SEG-9;
-//! - by what a read returns: INV-READ-1, INV-READ-6, INV-FILL-1, INV-GRACE-1, INV-INDEX-2, INV-CRC-2, INV-MODE-2,
-//!   INV-MODE-3;
+//! - by what a read returns: INV-READ-1, INV-READ-6, INV-READ-7, INV-FILL-1, INV-GRACE-1, INV-INDEX-2, INV-CRC-2,
+//!   INV-MODE-2, INV-MODE-3;
 //! - by what is on the base, at any moment, between batches and during a checkpoint: INV-EPOCH-1,
 //!   INV-EPOCH-2, INV-WB-1 to INV-WB-3, INV-WB-6, INV-CKPT-1;
 //! - by what is on the base when a write is acknowledged in a mode that holds writes: INV-MODE-1;

@@ -24,7 +24,7 @@ use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::canary::{self, Canary};
 use crate::index::{Index, OWNER_MAX};
-use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, Place, Superblock, Tails};
+use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, KeyKind, Place, Superblock, Tails};
 #[cfg(any(test, feature = "heap"))]
 use crate::pmem::PAD_PAGE_SIZE_BYTES;
 use crate::pmem::{PadMemory, Pmem};
@@ -345,6 +345,12 @@ impl<P: Pmem> Cache<P> {
     pub(crate) fn is_clean(&self, place: Place) -> bool {
         let segment = self.segments.get(self.geometry.segment_of(place));
         segment.is_on_base(self.dirty_tail())
+    }
+
+    /// The same of what a key names, of a kset with the number `seq`: read fills, and copies of what was clean, from the
+    /// start; all else when it was written back (INV-READ-7).
+    pub(crate) fn is_key_clean(&self, seq: Seq, kind: KeyKind) -> bool {
+        kind == KeyKind::Fill || seq <= self.dirty_tail()
     }
 
     /// As [`Cache::is_clean`], before what lies there is taken out of the index: the segment then keeps in mind that

@@ -6,6 +6,7 @@ use super::held::Held;
 use super::io::{
     BaseError, BaseOpId, Completion, HostIo, IoToken, LoanId, Op, Outbox, Progress, Status,
 };
+use super::key_search::KeySearch;
 use super::lend::{LOAN_COUNT_MAX, Loan};
 use super::misses::Misses;
 use super::read_path::{FILL_PAGES_MAX, PREFETCH_PAGES, ReadState};
@@ -129,6 +130,8 @@ pub(super) struct Core {
     pub(super) misses: Misses,
     /// Of the bucket of each page of the run that a read is gathering.
     pub(super) run_versions: [Version; FILL_PAGES_MAX],
+    /// For reads that meet damage.
+    pub(super) key_search: KeySearch,
     /// For a payload that is verified.
     pub(super) payload_buf: Box<[u8]>,
     /// Base reads that have ended since the last poll.
@@ -278,6 +281,7 @@ impl Core {
             refused: VecDeque::with_capacity(REQUEST_COUNT_MAX),
             misses: Misses::new(pads),
             run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
+            key_search: KeySearch::default(),
             payload_buf: vec![0; PAGE_SIZE_BYTES as usize].into(),
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills: VecDeque::with_capacity(MISS_COUNT_MAX),

@@ -1,4 +1,6 @@
-//! Dirty data that are known to be damaged: the cache holds the only copy of them, and it is lost.
+//! Dirty data that are known to be damaged: the cache holds the only copy of them, and it is lost. What is clean is not
+//! among them, whatever lies beside it: the key tells which it is (INV-READ-7), and only where that cannot be read any more
+//! does everything count as dirty.
 //!
 //! Reads of these blocks fail, whatever the memory seems to hold by now. Everything else goes on. A block is
 //! well again as soon as it is overwritten, since a write goes elsewhere.
@@ -188,8 +190,8 @@ impl<P: Pmem> Cache<P> {
         count_flaw(counters, flaw, u64::from(is_new));
     }
 
-    /// Forgets damage that something newer has taken the place of, and that of which the base holds all by now: a read that
-    /// meets it does not know whether the block is as young as its segment.
+    /// Forgets damage that something newer has taken the place of, and that in segments of which the base holds all by now:
+    /// where keys cannot be read, what counted as dirty may have been clean.
     pub(crate) fn forget_overwritten_damage(&self) {
         self.damage
             .forget(|lba, place| self.is_clean(place) || self.is_overwritten(lba, place));

@@ -23,6 +23,7 @@ mod held;
 #[cfg(test)]
 pub(crate) mod invariant_tests;
 mod io;
+mod key_search;
 mod kset_cursor;
 mod lend;
 mod misses;

@@ -1,6 +1,7 @@
 //! Reads: hits are copied from the mapping, only what is missing is read from the base, straight into the
 //! caller's memory, and may then be put into the cache.
 
+mod damaged;
 mod verified;
 
 use super::cache::Cache;
@@ -80,6 +81,11 @@ impl ReadState {
         self.done_blocks > 0 || self.pending > 0
     }
 
+    /// The first block that has not been dealt with, of a read from `first` on.
+    pub(super) fn next_block(&self, first: Lba) -> Lba {
+        Lba(first.0 + self.done_blocks)
+    }
+
     /// The page that it waits for, or has waited for last.
     pub(super) fn awaited(&self) -> Option<Page> {
         self.awaited_upto.0.checked_sub(1).map(Page)
@@ -102,6 +108,15 @@ struct Run {
 }
 
 impl Run {
+    /// What lies in one piece from a place on.
+    fn mapped(lba: Lba, place: Place, len_blocks: u64) -> Self {
+        Self {
+            source: BlockMap::Mapped(place),
+            lba,
+            len_blocks,
+        }
+    }
+
     fn continues(&self, source: BlockMap) -> bool {
         match (self.source, source) {
             (BlockMap::Mapped(first), BlockMap::Mapped(next)) => {
@@ -350,9 +365,7 @@ impl Core {
             return self.do_without(reader, (run, place), out);
         }
         if cache.pmem.read_to(off, &mut cursor, bytes).is_err() {
-            self.do_without(reader, (run, place), out)?;
-            self.counters(cache).poisoned_reads.add(1);
-            return Ok(());
+            return self.serve_poisoned(reader, (run, place), out);
         }
         self.end_hit(reader, run, place, cursor);
         Ok(())
@@ -374,24 +387,6 @@ impl Core {
         reader.state.cursor = cursor;
         reader.state.hit = true;
         reader.state.done_blocks += run.len_blocks;
-    }
-
-    /// What the cache has of a run is damaged: it comes from the base, or is lost.
-    fn do_without<P: Pmem>(
-        &mut self,
-        reader: &mut Reader<'_, P>,
-        (run, place): (&Run, Place),
-        out: &mut Outbox,
-    ) -> Result<(), Blocked> {
-        let cache = reader.cache;
-        if cache.is_clean(place) || canary::is(Canary::DirtyDamageReadFromBase) {
-            return self.read_clean_from_base(reader, run, out);
-        }
-        let bytes = cache.geometry.bytes(run.len_blocks);
-        reader.state.cursor.advance(bytes as usize);
-        reader.state.done_blocks += run.len_blocks;
-        reader.state.failed = true;
-        Ok(())
     }
 
     /// Asks the base for a run of which it holds the same as the cache. Nothing of that is shared or kept.

@@ -1,7 +1,7 @@
 //! What a base read brings that is to be kept goes through memory of the channel's own, a pad ([`Pads`]), and is copied
 //! on from there: into the cache, to the reader, and to others who have joined the read.
 //!
-//! It is not taken from the reader's memory, which may hold something else by then (INV-READ-7): a guest may change its
+//! It is not taken from the reader's memory, which may hold something else by then (INV-READ-8): a guest may change its
 //! memory while the base fills it; two blocks may be read into one place, by two requests or by one whose list names it
 //! twice, as a host does that reads around pages it has; and a hit may be copied there before the fill is stored. To
 //! a disk all that is the reader's own affair. In a cache it would become what everybody reads.

@@ -5,6 +5,7 @@ mod asking;
 mod background;
 mod changes;
 mod counts;
+mod damage;
 mod deep_queues;
 mod fetches;
 mod fills;

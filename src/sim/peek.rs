@@ -1,10 +1,10 @@
 //! Looks into a cache without a channel: what a read of a block would return, and from where.
 
-use crate::engine::{Cache, Depth, Flaw};
+use crate::engine::{Cache, Depth, Flaw, KsetCursor};
 use crate::index::BlockMap;
-use crate::media::Place;
+use crate::media::{Key, KsetReader, Place};
 use crate::pmem::{Pmem, Poisoned};
-use crate::units::{Lba, PAGE_SIZE_BYTES, Page};
+use crate::units::{Lba, PAGE_SIZE_BYTES, Page, SegId, Seq};
 
 /// Where a block's content comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,9 @@ impl<P: Pmem> Cache<P> {
                 block.fill(0);
                 Ok(self.cached(place))
             }
-            BlockMap::Mapped(place) if self.is_flawed(lba, place) && self.is_clean(place) => {
+            BlockMap::Mapped(place)
+                if self.is_flawed(lba, place) && self.is_clean_by_key(lba, place) =>
+            {
                 Ok(Peek::Base)
             }
             BlockMap::Mapped(place) => {
@@ -52,6 +54,32 @@ impl<P: Pmem> Cache<P> {
             let mut payload = [0; PAGE_SIZE_BYTES as usize];
             self.check_payload(id, &key, &mut payload, Depth::Read) == Err(Flaw::Checksum)
         })
+    }
+
+    /// All keys of a segment, with the numbers of their ksets. `None`: not all of them can be read.
+    pub(super) fn keys_of(&self, id: SegId) -> Option<Vec<(Seq, Key)>> {
+        let segment = self.segments.get(id);
+        let (mut reader, mut keys) = (KsetReader::default(), Vec::new());
+        let mut next = KsetCursor::start(segment.generation());
+        let mut found = Vec::new();
+        while next.off < segment.key_end() {
+            let kset = next.read(self, id, &mut reader, &mut keys).ok()?;
+            found.extend(keys.drain(..).map(|key| (kset.seq, key)));
+        }
+        Some(found)
+    }
+
+    /// Whether the base holds what lies at a place that the index names for a block, by what all keys of the segment say.
+    pub(super) fn is_clean_by_key(&self, lba: Lba, place: Place) -> bool {
+        let id = self.geometry.segment_of(place);
+        let names = |key: &Key| {
+            let first = self.geometry.place(id, key.payload_off).0;
+            let is_block = (key.lba.0..key.end().0).contains(&lba.0);
+            key.kind.has_payload() && is_block && first + lba.0 - key.lba.0 == place.0
+        };
+        let keys = self.keys_of(id).unwrap_or_default();
+        let key = keys.iter().find(|(_, key)| names(key));
+        key.is_some_and(|(seq, key)| !key.kind.is_dirty() || *seq <= self.dirty_tail())
     }
 
     fn cached(&self, place: Place) -> Peek {

@@ -405,7 +405,7 @@ impl LogReader {
             );
             let was_whole = lost.is_empty();
             let buf = &mut self.payload;
-            lost::check_kset(cache, counters, id, &decoded.keys, buf, lost);
+            lost::check_kset(cache, counters, (id, seq), &decoded.keys, buf, lost);
             if was_whole && !lost.is_empty() && taken.spread != Spread::Nothing && !must {
                 // What comes before the damage need not wait for it.
                 lost.clear();

@@ -9,7 +9,7 @@ use crate::canary::{self, Canary};
 use crate::engine::{Cache, Counters, Depth};
 use crate::media::{Key, KeyKind};
 use crate::pmem::Pmem;
-use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId};
+use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId, Seq};
 
 /// Damaged ranges, or segments, that are named in the reason for a state.
 pub(super) const RANGES_NAMED: usize = 8;
@@ -67,13 +67,13 @@ impl Lost {
 pub(super) fn check_kset<P: Pmem>(
     cache: &Cache<P>,
     counters: &Counters,
-    id: SegId,
+    (id, seq): (SegId, Seq),
     keys: &[Key],
     buf: &mut [u8],
     lost: &mut Lost,
 ) {
     for key in keys {
-        if !key.kind.is_dirty() {
+        if cache.is_key_clean(seq, key.kind) {
             continue;
         }
         if !lost.is_empty() {

@@ -8,10 +8,9 @@ use super::{Blocked, Reader, Run};
 use crate::canary::{self, Canary};
 use crate::engine::cache::Cache;
 use crate::engine::channel::Core;
-use crate::engine::damage::{Depth, Flaw, count_flaw};
+use crate::engine::damage::{Depth, Flaw};
 use crate::engine::io::Outbox;
 use crate::engine::place_crcs::PlaceCrcs;
-use crate::index::BlockMap;
 use crate::media::{Key, Place};
 use crate::pmem::Pmem;
 use crate::units::{Lba, SegId};
@@ -31,11 +30,7 @@ impl Core {
         for (id, key) in cache.payloads(crcs, run.lba, place, run.len_blocks) {
             let place = Place(place.0 + (lba.0 - run.lba.0));
             let next = Lba(key.end().0.min(end));
-            let part = Run {
-                source: BlockMap::Mapped(place),
-                lba,
-                len_blocks: next.0 - lba.0,
-            };
+            let part = Run::mapped(lba, place, next.0 - lba.0);
             self.serve_part(reader, (id, &key), (&part, place), out)?;
             lba = next;
         }
@@ -55,9 +50,7 @@ impl Core {
             return self.do_without(reader, (part, place), out);
         }
         if let Err(flaw) = self.check_hit(cache, id, key) {
-            self.do_without(reader, (part, place), out)?;
-            self.note_flawed_hit(cache, (id, key), place, flaw);
-            return Ok(());
+            return self.serve_flawed(reader, (id, key, flaw), (part, place), out);
         }
         // A page at the most.
         let start = cache.geometry.bytes(part.lba.0 - key.lba.0) as usize;
@@ -80,23 +73,6 @@ impl Core {
         match cache.check_payload(id, key, &mut self.payload_buf, Depth::Read) {
             Err(Flaw::Checksum) if canary::is(Canary::ReadNotVerified) => Ok(()),
             checked => checked,
-        }
-    }
-
-    /// What is clean is going to be read from the base. Of what is not, the damage is kept in mind if a checksum tells of
-    /// it; memory that cannot be read tells of itself.
-    fn note_flawed_hit<P: Pmem>(
-        &mut self,
-        cache: &Cache<P>,
-        (id, key): (SegId, &Key),
-        place: Place,
-        flaw: Flaw,
-    ) {
-        let counters = &cache.counters[usize::from(self.owner() - 1)];
-        if flaw == Flaw::Checksum && !cache.is_clean(place) {
-            cache.note_damage(counters, id, key, flaw, &mut self.payload_buf);
-        } else {
-            count_flaw(counters, flaw, 1);
         }
     }
 }

@@ -22,7 +22,7 @@ fn scribble(buf: &IovBuf) {
     buf.cursor().write_from(&vec![0xee; buf.len_bytes()]);
 }
 
-/// INV-READ-7.
+/// INV-READ-8.
 #[test]
 fn what_a_reader_does_to_its_memory_is_its_own_affair() {
     let mut asking = Asking::new(SettingChange::default(), 64);
@@ -43,7 +43,7 @@ fn what_a_reader_does_to_its_memory_is_its_own_affair() {
     assert_cached(&mut asking, &[(16, 16)]);
 }
 
-/// INV-READ-7.
+/// INV-READ-8.
 #[test]
 fn reads_into_one_place_bring_to_the_cache_what_is_theirs() {
     let mut asking = Asking::new(SettingChange::default(), 64);

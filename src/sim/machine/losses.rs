@@ -3,11 +3,11 @@
 use super::super::pmem::SimState;
 use super::super::prng::Prng;
 use super::Machine;
-use crate::engine::{KsetCursor, SegmentState};
+use crate::engine::{Depth, Flaw, SegmentState};
 use crate::index::BlockMap;
-use crate::media::{KEYS_START_BYTES, KsetReader, Place};
+use crate::media::{KEYS_START_BYTES, Place};
 use crate::pmem::LINE_SIZE_BYTES;
-use crate::units::{PAGE_SIZE_BYTES, Page, PmemOff, SegId};
+use crate::units::{Lba, PAGE_SIZE_BYTES, Page, PmemOff, SegId};
 
 /// A cache with fewer segments may have no room left without one.
 const SEGMENTS_MIN: usize = 6;
@@ -18,7 +18,7 @@ impl Machine {
     /// The memory of some keys of a segment with dirty data cannot be read any more; dice. It is a line of them, or a
     /// page, as real memory is lost: that only of a sealed segment, since one that is open would be stored to, which
     /// fails the cache (INV-PMEM-4), and only one without payloads, since these would be lost as well. Not if that has
-    /// happened before, or there are few segments. After a crash it reads well again, since no crash image knows of it.
+    /// happened before, or there are few segments; nor where a bit has flipped, which a salvage cannot see. After a crash it reads well again, since no crash image knows of it.
     pub fn lose_keys(&self, dice: u64) {
         let (cache, mut prng) = (self.cache(), Prng::new(dice));
         let segments = &cache.segments;
@@ -31,7 +31,10 @@ impl Machine {
         let is_dirty = |id: &SegId| {
             let segment = segments.get(*id);
             let in_use = matches!(segment.state(), SegmentState::Open | SegmentState::Sealed);
-            in_use && segment.key_end() > KEYS_START_BYTES && !segment.is_on_base(dirty_tail)
+            in_use
+                && segment.key_end() > KEYS_START_BYTES
+                && !segment.is_on_base(dirty_tail)
+                && !self.has_flipped(*id)
         };
         let dirty: Vec<SegId> = segments.ids().filter(is_dirty).collect();
         if dirty.is_empty() {
@@ -54,32 +57,39 @@ impl Machine {
 
     /// Where the payloads of a segment begin whose keys can be read.
     fn payloads_start(&self, id: SegId) -> u32 {
-        let (cache, mut reader, mut keys) = (self.cache(), KsetReader::default(), Vec::new());
-        let segment = cache.segments.get(id);
-        let mut next = KsetCursor::start(segment.generation());
-        while next.off < segment.key_end() {
-            if next.read(cache, id, &mut reader, &mut keys).is_err() {
-                return 0;
-            }
-        }
-        let payloads = keys.iter().filter(|key| key.kind.has_payload());
-        let offs = payloads.map(|key| key.payload_off);
+        let Some(keys) = self.cache().keys_of(id) else {
+            return 0;
+        };
+        let payloads = keys.iter().filter(|(_, key)| key.kind.has_payload());
+        let offs = payloads.map(|(_, key)| key.payload_off);
         offs.min().unwrap_or(u32::MAX)
     }
 
+    /// Whether a bit of a payload has flipped.
+    fn has_flipped(&self, id: SegId) -> bool {
+        let (cache, mut buf) = (self.cache(), [0; PAGE_SIZE_BYTES as usize]);
+        let keys = cache.keys_of(id).unwrap_or_default();
+        let mut payloads = keys.iter().filter(|(_, key)| key.kind.has_payload());
+        payloads.any(|(_, key)| {
+            cache.check_payload(id, key, &mut buf, Depth::Read) == Err(Flaw::Checksum)
+        })
+    }
+
     /// A bit of a payload flips that the base holds, and goes on to hold, and that is not lent; dice. Only if reads are
-    /// verified: all others would see it.
+    /// verified: all others would see it. Not where keys are lost: then nobody knows any more that it is clean.
     pub fn flip_bit(&self, dice: u64) {
         let (cache, mut prng) = (self.cache(), Prng::new(dice));
         if cache.verifying().is_none() {
             return;
         }
-        let is_clean = |place: &Place| {
-            let segment = cache.segments.get(cache.geometry.segment_of(*place));
-            // Of fills alone a segment may lie above the tail, and a start does not know yet that all of it is clean.
-            segment.state() == SegmentState::Sealed
-                && segment.last_seq() <= cache.dirty_tail()
+        let is_clean = |lba: Lba, place: Place| {
+            let id = cache.geometry.segment_of(place);
+            let segment = cache.segments.get(id);
+            let in_use = matches!(segment.state(), SegmentState::Open | SegmentState::Sealed);
+            in_use
                 && !segment.is_pinned()
+                && cache.keys_of(id).is_some()
+                && cache.is_clean_by_key(lba, place)
         };
         let per_page = u64::from(cache.geometry.blocks_per_page());
         let count = cache.block_count();
@@ -87,7 +97,7 @@ impl Machine {
         let place = (first..count).chain(0..first).find_map(|lba| {
             let found = cache.index.lookup(cache.index.locate(Page(lba / per_page)));
             match found?.map.block((lba % per_page) as u32) {
-                BlockMap::Mapped(place) => Some(place).filter(is_clean),
+                BlockMap::Mapped(place) => Some(place).filter(|place| is_clean(Lba(lba), *place)),
                 BlockMap::Absent | BlockMap::Zero(_) => None,
             }
         });

@@ -1,0 +1,137 @@
+//! Hits on damage: what the base holds as well is read from there, what it does not is lost, and fails.
+//!
+//! A segment of which the base holds all says that of everything in it. In any other the key tells, and has to be looked
+//! for ([`crate::engine::key_search`]). Where it cannot be read any more, what it named counts as dirty: better an error
+//! than something older (INV-READ-7).
+
+use super::{Blocked, Reader, Run};
+use crate::canary::{self, Canary};
+use crate::engine::channel::Core;
+use crate::engine::damage::{Flaw, count_flaw};
+use crate::engine::io::Outbox;
+use crate::engine::key_search::Answer;
+use crate::media::{Key, Place};
+use crate::pmem::Pmem;
+use crate::units::{Lba, SegId};
+
+/// What becomes of damaged data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The base holds the same.
+    OnBase,
+    /// The cache held the only copy, or may have.
+    Lost,
+}
+
+impl Core {
+    /// Part of a run is known to be damaged, and counted as dirty when that was found: if the base holds all of the
+    /// segment by now it comes from there, else it is lost.
+    pub(super) fn do_without<P: Pmem>(
+        &mut self,
+        reader: &mut Reader<'_, P>,
+        (run, place): (&Run, Place),
+        out: &mut Outbox,
+    ) -> Result<(), Blocked> {
+        let is_clean = reader.cache.is_clean(place) || canary::is(Canary::DirtyDamageReadFromBase);
+        let fate = if is_clean { Fate::OnBase } else { Fate::Lost };
+        self.serve_judged(reader, run, fate, out)
+    }
+
+    /// Not all of the memory of a run can be read. If the segment is clean all of the run comes from the base; else what
+    /// can be read is served, block by block.
+    #[cold]
+    pub(super) fn serve_poisoned<P: Pmem>(
+        &mut self,
+        reader: &mut Reader<'_, P>,
+        (run, place): (&Run, Place),
+        out: &mut Outbox,
+    ) -> Result<(), Blocked> {
+        let cache = reader.cache;
+        let block_bytes = cache.geometry.bytes(1);
+        let mut rest = *run;
+        while rest.len_blocks > 0 {
+            let place = Place(place.0 + (rest.lba.0 - run.lba.0));
+            let mut cursor = reader.state.cursor;
+            let off = cache.geometry.place_off(place);
+            let part = if !cache.is_clean(place)
+                && cache.pmem.read_to(off, &mut cursor, block_bytes).is_ok()
+            {
+                let part = Run::mapped(rest.lba, place, 1);
+                self.end_hit(reader, &part, place, cursor);
+                part
+            } else {
+                let (fate, len_blocks) = self.judge(reader, &rest, place)?;
+                let part = Run::mapped(rest.lba, place, len_blocks);
+                self.serve_judged(reader, &part, fate, out)?;
+                count_flaw(self.counters(cache), Flaw::Poisoned, 1);
+                part
+            };
+            rest.lba = Lba(rest.lba.0 + part.len_blocks);
+            rest.len_blocks -= part.len_blocks;
+        }
+        Ok(())
+    }
+
+    /// Something is wrong with a payload, of which a part is asked for. If it is lost the damage is kept in mind if a
+    /// checksum tells of it; memory that cannot be read tells of itself.
+    #[cold]
+    pub(super) fn serve_flawed<P: Pmem>(
+        &mut self,
+        reader: &mut Reader<'_, P>,
+        (id, key, flaw): (SegId, &Key, Flaw),
+        (part, place): (&Run, Place),
+        out: &mut Outbox,
+    ) -> Result<(), Blocked> {
+        let cache = reader.cache;
+        let (fate, _) = self.judge(reader, part, place)?;
+        self.serve_judged(reader, part, fate, out)?;
+        let counters = &cache.counters[usize::from(self.owner() - 1)];
+        if flaw == Flaw::Checksum && fate == Fate::Lost {
+            cache.note_damage(counters, id, key, flaw, &mut self.payload_buf);
+        } else {
+            count_flaw(counters, flaw, 1);
+        }
+        Ok(())
+    }
+
+    /// What becomes of the first block of a damaged run, and of how many more of the same key, if that can be told by now.
+    fn judge<P: Pmem>(
+        &mut self,
+        reader: &Reader<'_, P>,
+        run: &Run,
+        place: Place,
+    ) -> Result<(Fate, u64), Blocked> {
+        let cache = reader.cache;
+        if cache.is_clean(place) {
+            return Ok((Fate::OnBase, run.len_blocks));
+        }
+        match self.find_key(cache, reader.id, run.lba, place) {
+            Answer::Later => Err(Blocked::Busy),
+            Answer::Unknown => Ok((Fate::Lost, 1)),
+            Answer::Key(seq, key) => {
+                let is_clean = cache.is_key_clean(seq, key.kind)
+                    || canary::is(Canary::DirtyDamageReadFromBase);
+                let fate = if is_clean { Fate::OnBase } else { Fate::Lost };
+                let len_blocks = key.end().0.saturating_sub(run.lba.0);
+                Ok((fate, len_blocks.clamp(1, run.len_blocks)))
+            }
+        }
+    }
+
+    fn serve_judged<P: Pmem>(
+        &mut self,
+        reader: &mut Reader<'_, P>,
+        run: &Run,
+        fate: Fate,
+        out: &mut Outbox,
+    ) -> Result<(), Blocked> {
+        if fate == Fate::OnBase {
+            return self.read_clean_from_base(reader, run, out);
+        }
+        let bytes = reader.cache.geometry.bytes(run.len_blocks);
+        reader.state.cursor.advance(bytes as usize);
+        reader.state.done_blocks += run.len_blocks;
+        reader.state.failed = true;
+        Ok(())
+    }
+}
