@@ -14,6 +14,8 @@ pub(crate) mod opening;
 mod order_tests;
 mod pass;
 mod recovered;
+#[cfg(test)]
+mod room_tests;
 mod seqs;
 pub(crate) mod tails;
 mod waiting;

@@ -342,6 +342,11 @@ impl<P: Pmem> Scanning<P> {
         waiting: &mut WaitingParts,
         steps_left: &mut usize,
     ) -> Option<RangeId> {
+        if self.pass.is_full() {
+            // Of this pass only the numbers of the ksets count. A key may have very many parts.
+            kset.next_key = keys.len();
+            return None;
+        }
         while let Some(key) = keys.get(kset.next_key)
             && *steps_left > 0
         {
