@@ -91,6 +91,8 @@ canaries! {
     BothCopiesBeforeOneFence = "both_copies_before_one_fence",
     /// A copy of metadata counts whatever its checksum says.
     PairChecksumIgnored = "pair_checksum_ignored",
+    /// A segment without ksets keeps its generation, though there may be the rest of a torn one in it.
+    TornKsetCompleted = "torn_kset_completed",
     /// A kset counts whatever its checksum says: one that was torn too.
     KsetChecksumIgnored = "kset_checksum_ignored",
     /// Ksets of an earlier use of their segment have good checksums.

@@ -122,4 +122,5 @@ tests! {
     a_flipped_bit_of_dirty_data_fails_what_its_checksum_covers
     reads_are_verified_from_the_moment_that_says_so
     what_reclaiming_has_moved_is_verified
+    what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes
 }

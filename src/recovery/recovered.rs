@@ -10,7 +10,7 @@ use crate::media::{
     Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT,
     Witness,
 };
-use crate::pmem::Pmem;
+use crate::pmem::{LINE_SIZE_BYTES, Pmem};
 use crate::units::{Epoch, Generation, SegId, Seq};
 
 /// Segments that one poll repairs.
@@ -80,7 +80,8 @@ impl Recovered {
     }
 
     /// A segment of which nothing counts any more is freed; one that was open is sealed, so that nothing is
-    /// ever appended behind what may be the rest of a torn kset.
+    /// ever appended behind what may be the rest of a torn kset. In one that is empty such a rest may lie where its first
+    /// kset comes, and what a cut leaves of that could make it whole: it gets another generation too.
     fn repair_segment<P: Pmem>(
         &mut self,
         pmem: &P,
@@ -99,7 +100,10 @@ impl Recovered {
             return Ok(());
         }
         found.copies.repair(pmem, BACKGROUND_AGENT)?;
-        if dead {
+        // INV-LOG-9.
+        let torn =
+            !used && !is_blank(pmem, geometry, id)? && !canary::is(Canary::TornKsetCompleted);
+        if dead || torn {
             found.info.generation = Generation(found.info.generation.0 + 1);
             found.info.sealed = None;
             found.kset_count = 0;
@@ -164,4 +168,13 @@ impl Recovered {
             dirty_bytes: self.dirty_bytes,
         }
     }
+}
+
+/// Whether there is nothing in a segment where the first line of its first kset comes. A rest of one can become a kset
+/// again only if that line has something of its checksum.
+fn is_blank<P: Pmem>(pmem: &P, geometry: &Geometry, id: SegId) -> Result<bool, OpenError> {
+    let mut line = [0; LINE_SIZE_BYTES as usize];
+    let start = geometry.segment_off(id);
+    pmem.read(start.plus(u64::from(KEYS_START_BYTES)), &mut line)?;
+    Ok(line == [0; LINE_SIZE_BYTES as usize])
 }
