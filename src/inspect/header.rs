@@ -5,7 +5,7 @@ use super::{Findings, InspectError};
 use crate::media::{Checksums, Copies, HeaderState, Superblock, Tails, load_header};
 use crate::pmem::PmemRead;
 use crate::recovery::OpenError;
-use crate::recovery::tails::tails_out_of_range;
+use crate::recovery::tails::{check_copies, tails_out_of_range};
 
 /// What the header area says.
 #[derive(Debug)]
@@ -42,6 +42,9 @@ pub(super) fn load<P: PmemRead>(
     let tails = match Tails::load(pmem, &Checksums::new(superblock.uuid)) {
         Ok((tails, copies)) => {
             note_copies(findings, "tails", &copies, None)?;
+            if let Err(error) = check_copies("tails", &copies) {
+                note_refusal(findings, "tails", &error, None)?;
+            }
             tails
         }
         Err(error) => {

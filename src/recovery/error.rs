@@ -3,7 +3,7 @@
 use crate::engine::{BaseError, SettingError};
 use crate::media::{GeometryError, PairError, SuperblockError};
 use crate::pmem::Poisoned;
-use crate::units::Lba;
+use crate::units::{Lba, PmemOff};
 
 /// Every text says what was found, what was expected, and what can be done. Nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,6 +104,16 @@ pub enum OpenError {
         /// Its value.
         value: u64,
     },
+    /// One of the two copies of a record that has to be updated cannot be read.
+    #[error(
+        "one copy of the {record} of the cache, at {off}, cannot be read, and nothing is stored where memory is bad; the other copy is good: clear the error (the 4096 bytes there may be overwritten with zeroes), and the cache opens"
+    )]
+    CopyUnreadable {
+        /// Which.
+        record: &'static str,
+        /// Where the copy lies.
+        off: PmemOff,
+    },
     /// The info of a segment.
     #[error("the info of segment {segment} is damaged: {error}")]
     SegmentInfo {
@@ -171,6 +181,7 @@ impl OpenError {
             OpenError::BaseRead { .. }
             | OpenError::Tails(_)
             | OpenError::TailsRange { .. }
+            | OpenError::CopyUnreadable { .. }
             | OpenError::SegmentInfo { .. }
             | OpenError::Segment { .. }
             | OpenError::DuplicateSeq { .. }

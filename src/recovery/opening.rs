@@ -4,7 +4,7 @@ use super::error::OpenError;
 use super::format::Formatting;
 use super::pass::{Known, Pass, RecoveryProgress, Verdict};
 use super::recovered::Recovered;
-use super::tails::tails_out_of_range;
+use super::tails::{check_copies, tails_out_of_range};
 use super::witness::{WitnessCheck, WitnessStep};
 use super::worker::{Lead, Worker};
 use crate::engine::{
@@ -123,6 +123,8 @@ impl<P: Pmem> Opening<P> {
                 let checksums = Checksums::new(superblock.uuid);
                 let (tails, tails_copies) =
                     Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
+                // They have to move.
+                check_copies("tails", &tails_copies)?;
                 // The index is for all that the base has now; the media are told with the repairs.
                 let has_grown = superblock.base.block_count != options.base.block_count;
                 superblock.base.block_count = options.base.block_count;
@@ -251,6 +253,11 @@ impl<P: Pmem> Opening<P> {
             Phase::Checking(mut check, recovered) => match check.poll()? {
                 WitnessStep::Done => {
                     self.adopt_options()?;
+                    if self.superblock_changed
+                        && let Some(copies) = &self.superblock_copies
+                    {
+                        check_copies("superblock", copies)?;
+                    }
                     (Phase::Repairing(recovered), again)
                 }
                 WitnessStep::Step(step) => (Phase::Checking(check, recovered), step),

@@ -45,6 +45,9 @@ pub(super) struct FoundSegment {
     pub(super) given_up: bool,
     /// Part of its memory cannot be read: it is not used, and nothing is stored to it.
     pub(super) quarantined: bool,
+    /// A copy of its info cannot be read: it is used as it is, nothing is stored to it, and it is taken out of service as soon
+    /// as the base holds all of it.
+    pub(super) suspect: bool,
 }
 
 /// What is known before the segments are.

@@ -93,9 +93,15 @@ impl Recovered {
         let found = &mut self.segments[id.index()];
         let used = found.kset_count > 0 || found.info.sealed.is_some();
         let dead = used && (found.given_up || found.last_seq <= key_tail || found.kset_count == 0);
+        let is_lost = found.copies.unreadable().is_some();
+        if is_lost && !canary::is(Canary::UnreadableCopyStored) {
+            // INV-PAIR-3, INV-SEG-7. It stays as it is, so that the next recovery finds the same.
+            (found.quarantined, found.suspect) = (dead || !used, used && !dead);
+            return Ok(());
+        }
         let size_bytes = geometry.segment_size_bytes();
         if dead && pmem.probe(geometry.segment_off(id), size_bytes).is_err() {
-            // INV-SEG-7. It stays as it is, so that the next recovery finds the same.
+            // INV-SEG-7. As above.
             found.quarantined = true;
             return Ok(());
         }
@@ -128,10 +134,9 @@ impl Recovered {
     pub(super) fn into_found(mut self, geometry: &Geometry) -> Found {
         let tails = self.known.tails;
         assert!(
-            self.segments
-                .iter()
-                .all(|found| found.quarantined
-                    || found.info.sealed.is_some() == (found.kset_count > 0)),
+            self.segments.iter().all(|found| found.quarantined
+                || found.suspect
+                || found.info.sealed.is_some() == (found.kset_count > 0)),
             "INV-LOG-6: a segment with ksets is open after recovery, or an empty one is sealed"
         );
         if canary::is(Canary::SeqGivenOutAgain) {
@@ -156,8 +161,13 @@ impl Recovered {
                 last_seq: found.last_seq,
             })
             .collect();
+        let segments = Segments::new(geometry, &starts, tails.dirty_tail);
+        let suspects = segments.ids().zip(&self.segments);
+        for (id, _) in suspects.filter(|(_, found)| found.suspect) {
+            segments.suspect(id);
+        }
         Found {
-            segments: Segments::new(geometry, &starts, tails.dirty_tail),
+            segments,
             seq_next: Seq((self.seq_max.0 + 1)
                 .max(tails.seq_next_min.0)
                 .max(tails.dirty_tail.0 + 1)),

@@ -1,7 +1,15 @@
-//! Whether the tails can be true.
+//! Whether what the header area says can be true, and be updated.
 
 use super::error::OpenError;
-use crate::media::{COUNTER_MAX, Superblock, Tails};
+use crate::media::{COUNTER_MAX, Copies, Superblock, Tails};
+
+/// Whether a record can be updated (INV-PAIR-3).
+pub(crate) fn check_copies(record: &'static str, copies: &Copies) -> Result<(), OpenError> {
+    match copies.unreadable() {
+        Some(off) => Err(OpenError::CopyUnreadable { record, off }),
+        None => Ok(()),
+    }
+}
 
 /// What of the tails cannot be (INV-TAIL-1, INV-OPEN-3).
 pub(crate) fn tails_out_of_range(

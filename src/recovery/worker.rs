@@ -461,6 +461,7 @@ impl<P: Pmem> Scanning<P> {
             last_seq: walk.last_seq(),
             given_up: false,
             quarantined: false,
+            suspect: false,
         };
         if let Some(reason) = walk.find_damage(&*self.pass.pmem, buf)? {
             let Some(last_seq) = walk.end_on_base(self.pass.known.tails.dirty_tail) else {
