@@ -17,8 +17,8 @@ mod tails;
 
 pub use checksum::{ChecksumSeed, Checksums};
 pub use kset::{
-    KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind, Kset, KsetBuilder,
-    KsetContext, KsetError, KsetReader, kset_size_bytes,
+    CLEAR_SIZE_MAX_BYTES, KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind,
+    Kset, KsetBuilder, KsetContext, KsetError, KsetReader, kset_size_bytes,
 };
 pub use layout::{
     Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENT_SIZE_MAX_BYTES,

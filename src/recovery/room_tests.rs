@@ -1,12 +1,19 @@
-//! Logs that name more pages than the index has room for.
+//! Logs that name more pages than the index has room for, and how long it takes to find that out.
 
+use super::{OpenError, OpenStep, Opening};
 use crate::engine::{FormatPolicy, Fua, Op, Status};
-use crate::media::Tails;
-use crate::pmem::IovBuf;
+use crate::media::{
+    CLEAR_SIZE_MAX_BYTES, Checksums, KEYS_START_BYTES, Key, KeyKind, KsetBuilder, Tails,
+};
+use crate::pmem::{IovBuf, Pmem};
+use crate::sim::image::ImagePmem;
 use crate::sim::machine::Setup;
 use crate::sim::plain::{BackgroundRuns, Plain};
 use crate::sim::pmem::SimPmem;
+use crate::sim::recover;
+use crate::units::{Agent, Epoch, Lba, SegId, Seq};
 
+const AGENT: Agent = Agent(9);
 /// More than the largest index of such a cache has room for.
 const BASE_PAGES: u64 = 32 << 10;
 const PAGE: usize = 4096;
@@ -83,5 +90,73 @@ fn a_discard_of_far_more_than_there_is_room_for_leaves_a_cache_that_opens() {
             assert_eq!(tails.key_tail, tails.dirty_tail, "for good");
             base = std::mem::take(&mut after.base);
         }
+    }
+}
+
+/// A cache whose log is one kset with these keys, all dirty; how its opening ends, and after how many polls.
+fn open_with(keys: &[Key]) -> (Result<u64, OpenError>, usize) {
+    let setup = setup(1 << 30);
+    let pmem = ImagePmem::new(vec![0; setup.device_size_bytes() as usize]);
+    let options = || setup.options(FormatPolicy::Auto);
+    let cache = recover::open(pmem.clone(), options(), |_, _| &[0; PAGE]).unwrap();
+    let geometry = cache.geometry;
+    let seed = Checksums::new(setup.uuid).kset(0, 1);
+    let mut builder = KsetBuilder::default();
+    keys.iter()
+        .for_each(|key| builder.push(key, geometry.block_shift()));
+    let start = geometry.segment_off(SegId(0));
+    let kset = builder.finish(seed, 0, Seq(1), Epoch(1));
+    pmem.store(AGENT, start.plus(u64::from(KEYS_START_BYTES)), kset);
+    let mut opening = Opening::begin(pmem, options()).unwrap();
+    for polls in 1..100_000 {
+        match opening.poll() {
+            Ok(OpenStep::Working { .. } | OpenStep::AwaitingBase) => {}
+            Ok(OpenStep::ReadBase { slot, .. }) => opening.on_base_block(slot, Ok(&[0; PAGE])),
+            Ok(OpenStep::Ready) => {
+                let bytes = opening.finish().info().index_bytes;
+                return (Ok(bytes / cache.info().index_bytes), polls);
+            }
+            Err(error) => return (Err(error), polls),
+        }
+    }
+    panic!("the opening does not end");
+}
+
+/// So many keys of zeroes, each over as many pages.
+fn zeroes(key_count: u64, page_count: u32) -> Vec<Key> {
+    let key = |number| Key {
+        lba: Lba(number * 2048),
+        len_blocks: page_count,
+        kind: KeyKind::Zeroes,
+        payload_off: 0,
+        crc: 0,
+    };
+    (0..key_count).map(key).collect()
+}
+
+#[test]
+fn dirty_keys_have_an_index_made_for_them_and_as_soon_as_it_is_too_large_an_error() {
+    let page_max = (CLEAR_SIZE_MAX_BYTES / PAGE as u64) as u32;
+    let (opened, _) = open_with(&zeroes(3, 100));
+    assert_eq!(opened, Ok(1));
+    let (opened, _) = open_with(&zeroes(3, page_max));
+    assert!(
+        opened.as_ref().is_ok_and(|factor| *factor > 4),
+        "{opened:?}"
+    );
+    let (refused, polls) = open_with(&zeroes(512, page_max));
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("more pages than a cache"), "{error}");
+    assert!(polls < 400, "{polls} polls for some 60,000 pages");
+}
+
+#[test]
+fn a_key_of_more_pages_than_anybody_writes_is_refused_at_once() {
+    let page_max = (CLEAR_SIZE_MAX_BYTES / PAGE as u64) as u32;
+    for page_count in [page_max + 1, u32::MAX >> 4] {
+        let (refused, polls) = open_with(&zeroes(1, page_count));
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("a key is out of range"), "{error}");
+        assert!(polls < 20, "{polls} polls");
     }
 }
