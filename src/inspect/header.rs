@@ -5,7 +5,7 @@ use super::{Findings, InspectError};
 use crate::media::{Checksums, Copies, HeaderState, Superblock, Tails, load_header};
 use crate::pmem::PmemRead;
 use crate::recovery::OpenError;
-use crate::recovery::tails::{check_copies, tails_out_of_range};
+use crate::recovery::tails::{check_copies, check_update, tails_out_of_range};
 
 /// What the header area says.
 #[derive(Debug)]
@@ -39,6 +39,9 @@ pub(super) fn load<P: PmemRead>(
 ) -> Result<Header, InspectError> {
     let (superblock, copies) = load_superblock(pmem)?;
     note_copies(findings, "superblock", &copies, None)?;
+    if let Err(error) = check_update(&superblock) {
+        note_refusal(findings, "superblock", &error, None)?;
+    }
     let tails = match Tails::load(pmem, &Checksums::new(superblock.uuid)) {
         Ok((tails, copies)) => {
             note_copies(findings, "tails", &copies, None)?;

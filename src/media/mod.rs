@@ -24,7 +24,7 @@ pub use layout::{
     Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENT_SIZE_MAX_BYTES,
     SEGMENTS_START_MIN_BYTES,
 };
-pub use pair::{COUNTER_MAX, Copies, CopyState, PairError};
+pub use pair::{COUNTER_MAX, COUNTER_START_MAX, Copies, CopyState, PairError};
 #[cfg(any(test, feature = "sim"))]
 pub use seal::Spot;
 pub use segment_info::{Sealed, SegmentInfo};

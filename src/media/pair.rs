@@ -13,6 +13,9 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Numbers that count up by one never get here: such a one is damage, or was made to be.
 pub const COUNTER_MAX: u64 = 1 << 62;
+/// A cache whose counters are above this is not opened: while it is in use none may come to [`COUNTER_MAX`], since nobody
+/// could read what was written then. What is left takes longer to count than any machine runs.
+pub const COUNTER_START_MAX: u64 = COUNTER_MAX / 2;
 
 /// The first 16 bytes of every such record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]

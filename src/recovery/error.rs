@@ -136,6 +136,16 @@ pub enum OpenError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A counter that nobody can have counted so far.
+    #[error(
+        "{counter} is {value}: there are too few numbers left to work with the cache; nobody has counted so far, so the cache device is damaged"
+    )]
+    CountedOut {
+        /// What it counts.
+        counter: String,
+        /// Its value.
+        value: u64,
+    },
     /// Two ksets claim the same place in the order.
     #[error("two segments both hold a kset with number {seq}; pcache-inspect tells which")]
     DuplicateSeq {
@@ -182,6 +192,7 @@ impl OpenError {
             | OpenError::Tails(_)
             | OpenError::TailsRange { .. }
             | OpenError::CopyUnreadable { .. }
+            | OpenError::CountedOut { .. }
             | OpenError::SegmentInfo { .. }
             | OpenError::Segment { .. }
             | OpenError::DuplicateSeq { .. }

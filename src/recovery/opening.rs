@@ -4,7 +4,7 @@ use super::error::OpenError;
 use super::format::Formatting;
 use super::pass::{Known, Pass, RecoveryProgress, Verdict};
 use super::recovered::Recovered;
-use super::tails::{check_copies, tails_out_of_range};
+use super::tails::{check_copies, check_update, tails_out_of_range};
 use super::witness::{WitnessCheck, WitnessStep};
 use super::worker::{Lead, Worker};
 use crate::engine::{
@@ -129,6 +129,7 @@ impl<P: Pmem> Opening<P> {
                 let has_grown = superblock.base.block_count != options.base.block_count;
                 superblock.base.block_count = options.base.block_count;
                 check_size(&superblock)?;
+                check_update(&superblock)?;
                 let mut opening = Self::new(pmem, options, *superblock, Phase::Scanning);
                 opening.superblock_copies = Some(copies);
                 opening.superblock_changed = has_grown;

@@ -2,7 +2,9 @@
 
 use super::{Context, apply, check, in_order};
 use crate::engine::{FormatPolicy, Fua, Op, Setting, SettingChange, Status};
-use crate::media::{COUNTER_MAX, Checksums, SegmentInfo, Superblock, Tails, persist_superblock};
+use crate::media::{
+    COUNTER_START_MAX, Checksums, SegmentInfo, Superblock, Tails, persist_superblock,
+};
 use crate::pmem::IovBuf;
 use crate::sim::base::BaseImage;
 use crate::sim::machine::{Machine, Setup};
@@ -97,7 +99,7 @@ pub(super) fn numbers_near_their_end_still_count(context: &mut Context) -> Resul
         ..in_order()
     };
     context.cut(&setup, |machine| {
-        let near = COUNTER_MAX - LEFT;
+        let near = COUNTER_START_MAX - LEFT;
         let machine = crash_with(machine, |pmem, superblock, checksums| {
             superblock.update = near;
             drop(persist_superblock(pmem, AGENT, superblock));
