@@ -2,7 +2,7 @@
 
 use super::error::OpenError;
 use super::walk::check_counter;
-use crate::media::{COUNTER_START_MAX, Copies, Superblock, Tails};
+use crate::media::{COUNTER_START_MAX, Copies, Superblock, Tails, Witness};
 
 /// Whether the superblock can be updated often enough (INV-OPEN-9).
 pub(crate) fn check_update(superblock: &Superblock) -> Result<(), OpenError> {
@@ -24,8 +24,7 @@ pub(crate) fn tails_out_of_range(
     superblock: &Superblock,
     tails: &Tails,
 ) -> impl Iterator<Item = OpenError> {
-    let (tails, per_page) = (*tails, superblock.geometry.blocks_per_page());
-    let block_count = superblock.base.block_count;
+    let tails = *tails;
     let numbers = [
         ("update", tails.update, COUNTER_START_MAX),
         ("dirty_tail", tails.dirty_tail.0, COUNTER_START_MAX),
@@ -41,12 +40,17 @@ pub(crate) fn tails_out_of_range(
     ];
     let numbers = numbers.into_iter().filter(|&(_, value, max)| value > max);
     // The witness names blocks of the base, a page at most for each entry.
-    let witness = tails.witness.into_iter().filter(move |entry| {
-        let end = entry.lba.0.checked_add(u64::from(entry.len_blocks));
-        entry.len_blocks > per_page || end.is_none_or(|end| end > block_count)
-    });
+    let witness = tails.witness.into_iter();
+    let witness = witness.filter(|entry| !is_in_range(superblock, entry));
     numbers
         .map(|(field, value, _)| (field, value))
         .chain(witness.map(|entry| ("witness", entry.lba.0)))
         .map(|(field, value)| OpenError::TailsRange { field, value })
+}
+
+/// Whether an entry of the witness can be.
+pub(crate) fn is_in_range(superblock: &Superblock, entry: &Witness) -> bool {
+    let end = entry.lba.0.checked_add(u64::from(entry.len_blocks));
+    entry.len_blocks <= superblock.geometry.blocks_per_page()
+        && end.is_some_and(|end| end <= superblock.base.block_count)
 }
