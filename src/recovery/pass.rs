@@ -323,6 +323,7 @@ impl<P: Pmem> Pass<P> {
             seq_max: Seq(self.seq_max.into_inner()),
             epoch_max: Epoch(self.epoch_max.into_inner()),
             next_repair: 0,
+            probed_bytes: 0,
         }
     }
 }

@@ -160,3 +160,44 @@ fn a_key_of_more_pages_than_anybody_writes_is_refused_at_once() {
         assert!(polls < 20, "{polls} polls");
     }
 }
+
+#[test]
+fn a_poll_looks_at_a_part_of_a_segment_that_is_to_be_used_again() {
+    let segment_size_bytes = 16 << 20;
+    let setup = Setup {
+        block_count: 64,
+        segment_size_bytes,
+        segment_count: 4,
+        ..setup(64)
+    };
+    let pmem = ImagePmem::new(vec![0; setup.device_size_bytes() as usize]);
+    let options = || setup.options(FormatPolicy::Auto);
+    let mut plain = Plain::new(
+        pmem.clone(),
+        vec![0; 64 * PAGE],
+        options(),
+        BackgroundRuns::InDrains,
+    )
+    .unwrap();
+    assert_eq!(plain.run(0, Op::Unmap, 0, 1), Status::Success);
+    assert!(plain.drain());
+    plain.cache.seal_streams();
+    let (mut tails, _) = Tails::load(&pmem, &plain.cache.checksums).unwrap();
+    assert!(tails.dirty_tail > Seq(0));
+    tails.key_tail = tails.dirty_tail;
+    drop(tails.persist(&pmem, AGENT, &plain.cache.checksums));
+
+    let mut opening = Opening::begin(pmem, options()).unwrap();
+    let mut repairs = 0;
+    loop {
+        let recovering = opening.is_recovering();
+        match opening.poll().unwrap() {
+            OpenStep::Ready => break,
+            OpenStep::ReadBase { slot, .. } => opening.on_base_block(slot, Ok(&[0; PAGE])),
+            OpenStep::Working { total: 4, .. } => repairs += u32::from(!recovering),
+            OpenStep::Working { .. } | OpenStep::AwaitingBase => {}
+        }
+    }
+    assert!((3..8).contains(&repairs), "{repairs} polls for 16 MiB");
+    assert_eq!(opening.finish().info().segments_free, 4);
+}
