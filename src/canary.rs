@@ -95,6 +95,10 @@ canaries! {
     BothCopiesBeforeOneFence = "both_copies_before_one_fence",
     /// A copy of metadata counts whatever its checksum says.
     PairChecksumIgnored = "pair_checksum_ignored",
+    /// A record is stored to where one of its copies cannot be read.
+    UnreadableCopyStored = "unreadable_copy_stored",
+    /// A segment without ksets keeps its generation, though there may be the rest of a torn one in it.
+    TornKsetCompleted = "torn_kset_completed",
     /// A kset counts whatever its checksum says: one that was torn too.
     KsetChecksumIgnored = "kset_checksum_ignored",
     /// Ksets of an earlier use of their segment have good checksums.

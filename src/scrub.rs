@@ -334,8 +334,7 @@ fn repair<P: Pmem>(context: &Context<'_, P>, mut copies: Copies) {
     if !copies.needs_repair() {
         return;
     }
-    let is_gone = copies.states.contains(&CopyState::Poisoned);
-    if is_gone || copies.repair(&context.cache.pmem, context.agent).is_err() {
+    if copies.unreadable().is_some() || copies.repair(&context.cache.pmem, context.agent).is_err() {
         context.counters.metadata_errors.add(1);
     } else {
         context.counters.scrub_repairs.add(1);

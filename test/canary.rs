@@ -212,10 +212,11 @@ fn hunt_batches(seed: u64) -> Result<u64, Violation> {
     script::run_caught(&setup, seed, &steps, None).map(|outcome| outcome.restarts)
 }
 
-/// What histories that are drawn hardly ever come to, laid on purpose: shared misses, memory that goes bad, or is not to be had.
+/// What histories that are drawn hardly ever come to, laid on purpose: shared misses, memory that goes bad, or is not to be
+/// had, two cuts at the same line.
 fn hunt_scenarios(seed: u64) -> Result<u64, Violation> {
     let mut context = scenarios::Context::new(seed, LIMITS);
-    let laid = |item| matches!(item, 31..=33 | 42 | 45..=47);
+    let laid = |item| matches!(item, 13 | 31..=33 | 42 | 45..=48);
     for scenario in scenarios::ALL.iter().filter(|scenario| laid(scenario.item)) {
         let run = AssertUnwindSafe(|| (scenario.run)(&mut context));
         catch_unwind(run).unwrap_or_else(|panic| {
@@ -276,6 +277,8 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         | Canary::BothCopiesBeforeOneFence
         | Canary::ChecksumWithoutGeneration
         | Canary::SealedOneShort => &[REFUSED],
+        Canary::UnreadableCopyStored => &["INV-PMEM-4"],
+        Canary::TornKsetCompleted => &["a torn kset was completed"],
         Canary::PairChecksumIgnored => &[REFUSED, LOST, CLEAN],
         Canary::KsetChecksumIgnored => &[REFUSED, LOST, TORN],
         Canary::StaleLapAccepted | Canary::ChecksumWithoutUuid => {

@@ -55,6 +55,7 @@ tests! {
     a_drain_ends_though_numbers_were_drawn_and_never_stored
     a_flipped_bit_in_the_log_is_reported_or_harmless
     one_copy_of_any_record_may_be_poisoned_and_both_are_an_error
+    a_record_with_an_unreadable_copy_is_not_updated
     overwrites_there_and_back_reach_the_base_in_order
     a_journal_on_the_base_is_always_consistent
     a_checkpoint_holds_the_base_at_an_exact_cut
@@ -129,4 +130,5 @@ tests! {
     reads_are_verified_from_the_moment_that_says_so
     what_reclaiming_has_moved_is_verified
     a_lack_of_memory_is_an_error_and_changes_nothing
+    what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes
 }

@@ -24,7 +24,9 @@ use super::write_path::BATCH_PAGES_MAX;
 use super::{Background, Channel};
 use crate::canary::{self, Canary};
 use crate::index::{Index, OWNER_MAX};
-use crate::media::{Checksums, Geometry, KSET_KEYS_MAX, KeyKind, Place, Superblock, Tails};
+use crate::media::{
+    CLEAR_SIZE_MAX_BYTES, Checksums, Geometry, KSET_KEYS_MAX, KeyKind, Place, Superblock, Tails,
+};
 #[cfg(any(test, feature = "heap"))]
 use crate::pmem::PAD_PAGE_SIZE_BYTES;
 use crate::pmem::{PadMemory, Pmem};
@@ -40,8 +42,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub const CHANNEL_COUNT_MAX: u16 = 256;
 /// The largest write, in bytes, if the segments are large enough: it is atomic.
 pub const WRITE_SIZE_MAX_BYTES: u64 = 1 << 20;
-/// The largest unmap or write-zeroes request, in bytes.
-const UNMAP_SIZE_MAX_BYTES: u64 = 4 << 20;
+/// The largest unmap or write-zeroes request, in bytes: one key.
+const UNMAP_SIZE_MAX_BYTES: u64 = CLEAR_SIZE_MAX_BYTES;
 /// A write takes at most this part of a segment, so that little is wasted where one ends.
 const WRITE_SEGMENT_PARTS: u64 = 4;
 /// So many segments are kept free besides one for each stream.

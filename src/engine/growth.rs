@@ -6,7 +6,7 @@
 
 use super::cache::{BACKGROUND_AGENT, Cache, lock};
 use crate::canary::{self, Canary};
-use crate::media::persist_superblock;
+use crate::media::{persist_superblock, superblock_copies};
 use crate::pmem::Pmem;
 use std::sync::atomic::Ordering;
 
@@ -87,6 +87,11 @@ impl<P: Pmem> Cache<P> {
             return;
         }
         let mut superblock = lock(&self.superblock);
+        let copies = superblock_copies(&self.pmem);
+        if copies.is_ok_and(|copies| copies.unreadable().is_some()) {
+            // INV-PAIR-3: settings hold until the end, and the cache keeps its size.
+            return self.background_counters().metadata_errors.add(1);
+        }
         // 1. Durable.
         drop(persist_superblock(
             &self.pmem,

@@ -5,7 +5,7 @@ use super::{Findings, InspectError};
 use crate::media::{Checksums, Copies, HeaderState, Superblock, Tails, load_header};
 use crate::pmem::PmemRead;
 use crate::recovery::OpenError;
-use crate::recovery::tails::tails_out_of_range;
+use crate::recovery::tails::{check_copies, check_update, is_in_range, tails_out_of_range};
 
 /// What the header area says.
 #[derive(Debug)]
@@ -39,9 +39,15 @@ pub(super) fn load<P: PmemRead>(
 ) -> Result<Header, InspectError> {
     let (superblock, copies) = load_superblock(pmem)?;
     note_copies(findings, "superblock", &copies, None)?;
-    let tails = match Tails::load(pmem, &Checksums::new(superblock.uuid)) {
+    if let Err(error) = check_update(&superblock) {
+        note_refusal(findings, "superblock", &error, None)?;
+    }
+    let mut tails = match Tails::load(pmem, &Checksums::new(superblock.uuid)) {
         Ok((tails, copies)) => {
             note_copies(findings, "tails", &copies, None)?;
+            if let Err(error) = check_copies("tails", &copies) {
+                note_refusal(findings, "tails", &error, None)?;
+            }
             tails
         }
         Err(error) => {
@@ -52,5 +58,10 @@ pub(super) fn load<P: PmemRead>(
     for error in tails_out_of_range(&superblock, &tails) {
         note_refusal(findings, "tails", &error, None)?;
     }
+    // Nobody compares these, or asks where they end (INV-OPEN-3).
+    let unusable = tails.witness.iter_mut();
+    unusable
+        .filter(|entry| !is_in_range(&superblock, entry))
+        .for_each(|entry| entry.len_blocks = 0);
     Ok(Header { superblock, tails })
 }

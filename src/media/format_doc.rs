@@ -381,6 +381,7 @@ fn constants_are_those_of_the_code() {
         ("SEGMENT_COUNT_MIN", segment_count_min()),
         ("KSET_KEYS_MAX", KSET_KEYS_MAX as u64),
         ("KSET_SIZE_MAX_BYTES", kset_size_bytes(KSET_KEYS_MAX) as u64),
+        ("CLEAR_SIZE_MAX_BYTES", CLEAR_SIZE_MAX_BYTES),
         ("WITNESS_COUNT", WITNESS_COUNT as u64),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_string()))

@@ -14,6 +14,8 @@ pub const KSET_HEADER_SIZE_BYTES: usize = size_of::<KsetHeaderOnMedia>();
 pub const KEY_SIZE_BYTES: usize = size_of::<KeyOnMedia>();
 /// The most keys in a kset. One write of the largest size at any alignment must fit.
 pub const KSET_KEYS_MAX: usize = 512;
+/// The most bytes of the base that a key without payload covers. Recovery goes through all of their pages.
+pub const CLEAR_SIZE_MAX_BYTES: u64 = 4 << 20;
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -411,7 +413,7 @@ fn decode_key(context: &KsetContext, kset: &Kset, media: &KeyOnMedia) -> Option<
         {
             return None;
         }
-    } else if place != 0 {
+    } else if place != 0 || geometry.bytes(len) > CLEAR_SIZE_MAX_BYTES {
         return None;
     }
     Some(Key {

@@ -17,14 +17,14 @@ mod tails;
 
 pub use checksum::{ChecksumSeed, Checksums};
 pub use kset::{
-    KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind, Kset, KsetBuilder,
-    KsetContext, KsetError, KsetReader, kset_size_bytes,
+    CLEAR_SIZE_MAX_BYTES, KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind,
+    Kset, KsetBuilder, KsetContext, KsetError, KsetReader, kset_size_bytes,
 };
 pub use layout::{
     Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENT_SIZE_MAX_BYTES,
     SEGMENTS_START_MIN_BYTES,
 };
-pub use pair::{COUNTER_MAX, Copies, CopyState, PairError};
+pub use pair::{COUNTER_MAX, COUNTER_START_MAX, Copies, CopyState, PairError};
 #[cfg(any(test, feature = "sim"))]
 pub use seal::Spot;
 pub use segment_info::{Sealed, SegmentInfo};

@@ -13,6 +13,9 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Numbers that count up by one never get here: such a one is damage, or was made to be.
 pub const COUNTER_MAX: u64 = 1 << 62;
+/// A cache whose counters are above this is not opened: while it is in use none may come to [`COUNTER_MAX`], since nobody
+/// could read what was written then. What is left takes longer to count than any machine runs.
+pub const COUNTER_START_MAX: u64 = COUNTER_MAX / 2;
 
 /// The first 16 bytes of every such record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -78,13 +81,24 @@ impl Copies {
         self.stale.is_some()
     }
 
+    /// Where a copy lies that cannot be read. A store there may fail, and to the other one alone none may be made, since a
+    /// cut could leave it torn: so the record stays as it is (INV-PAIR-3).
+    #[must_use]
+    pub fn unreadable(&self) -> Option<PmemOff> {
+        let copies = self.states.iter().zip(self.offs);
+        let mut lost = copies.filter(|(state, _)| **state == CopyState::Poisoned);
+        lost.next().map(|(_, off)| off)
+    }
+
     /// Makes a stale copy the same as the other one, which is not touched: a cut in here leaves that
-    /// (INV-PAIR-1). Only then may the record be updated. Durable when it returns.
+    /// (INV-PAIR-1). Only then may the record be updated. One that cannot be read is left alone. Durable when it returns.
     ///
     /// # Errors
     /// The valid copy cannot be read any more.
     pub fn repair<P: Pmem>(&mut self, pmem: &P, agent: Agent) -> Result<(), Poisoned> {
-        if let Some(stale) = self.stale {
+        if let Some(stale) = self.stale
+            && (self.unreadable().is_none() || canary::is(Canary::UnreadableCopyStored))
+        {
             let mut bytes = vec![0; self.len_bytes];
             pmem.read(self.offs[1 - stale], &mut bytes)?;
             pmem.store(agent, self.offs[stale], &bytes);
@@ -159,7 +173,8 @@ fn load_copy<P: PmemRead, R: PairRecord>(
 }
 
 /// Writes both copies, one after the other, under the next update number. Both are valid and the same before:
-/// what recovery found otherwise it has repaired (see [`Copies::repair`]). Durable when it returns.
+/// what recovery found otherwise it has repaired (see [`Copies::repair`]), or it does not come to an update
+/// (see [`Copies::unreadable`]). Durable when it returns.
 pub(super) fn persist_pair<P: Pmem, R: PairRecord>(
     pmem: &P,
     agent: Agent,

@@ -4,7 +4,7 @@ use crate::engine::{BaseError, SettingError};
 use crate::media::{GeometryError, PairError, SuperblockError};
 use crate::memory::NoMemory;
 use crate::pmem::Poisoned;
-use crate::units::Lba;
+use crate::units::{Lba, PmemOff};
 
 /// Every text says what was found, what was expected, and what can be done. Nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +105,16 @@ pub enum OpenError {
         /// Its value.
         value: u64,
     },
+    /// One of the two copies of a record that has to be updated cannot be read.
+    #[error(
+        "one copy of the {record} of the cache, at {off}, cannot be read, and nothing is stored where memory is bad; the other copy is good: clear the error (the 4096 bytes there may be overwritten with zeroes), and the cache opens"
+    )]
+    CopyUnreadable {
+        /// Which.
+        record: &'static str,
+        /// Where the copy lies.
+        off: PmemOff,
+    },
     /// The info of a segment.
     #[error("the info of segment {segment} is damaged: {error}")]
     SegmentInfo {
@@ -126,6 +136,16 @@ pub enum OpenError {
         off: u32,
         /// What is wrong.
         reason: &'static str,
+    },
+    /// A counter that nobody can have counted so far.
+    #[error(
+        "{counter} is {value}: there are too few numbers left to work with the cache; nobody has counted so far, so the cache device is damaged"
+    )]
+    CountedOut {
+        /// What it counts.
+        counter: String,
+        /// Its value.
+        value: u64,
     },
     /// Two ksets claim the same place in the order.
     #[error("two segments both hold a kset with number {seq}; pcache-inspect tells which")]
@@ -176,6 +196,8 @@ impl OpenError {
             OpenError::BaseRead { .. }
             | OpenError::Tails(_)
             | OpenError::TailsRange { .. }
+            | OpenError::CopyUnreadable { .. }
+            | OpenError::CountedOut { .. }
             | OpenError::SegmentInfo { .. }
             | OpenError::Segment { .. }
             | OpenError::DuplicateSeq { .. }

@@ -2,15 +2,17 @@
 //! so, never a panic, and nothing is written (INV-OPEN-3).
 
 use super::compat_tests::IMAGES;
-use crate::engine::FormatPolicy;
+use super::walk::{SegmentWalk, WalkBuf};
+use crate::engine::{FormatPolicy, Fua, Op, Status};
 use crate::media::{
-    COUNTER_MAX, Checksums, FEATURES_COMPAT, SegmentInfo, Spot, Superblock, Tails, Witness,
-    persist_superblock,
+    COUNTER_MAX, COUNTER_START_MAX, Checksums, FEATURES_COMPAT, SegmentInfo, Spot, Superblock,
+    Tails, Witness, persist_superblock,
 };
-use crate::sim::plain::open;
+use crate::pmem::IovBuf;
+use crate::sim::plain::{BackgroundRuns, Plain, open};
 use crate::sim::pmem::SimPmem;
 use crate::sim::recover::superblock_of;
-use crate::units::{Agent, Generation, Lba, SegId};
+use crate::units::{Agent, Generation, Lba, SegId, Seq};
 
 const AGENT: Agent = Agent(9);
 
@@ -75,6 +77,136 @@ fn counters_that_nobody_can_have_reached_are_damage() {
         drop(tails.persist(pmem, AGENT, checksums));
     });
     assert!(error.contains("tails"), "{error}");
+}
+
+/// Sets a counter; all of them begin again from what is found.
+type Count = fn(&SimPmem, Superblock, &Checksums, u64);
+
+const COUNTS: [(&str, Count); 9] = [
+    ("superblock", |pmem, mut superblock, _, value| {
+        superblock.update = value - 1;
+        drop(persist_superblock(pmem, AGENT, &mut superblock));
+    }),
+    ("update", |pmem, _, checksums, value| {
+        edit_tails(pmem, checksums, |tails| tails.update = value - 1);
+    }),
+    ("dirty_tail", |pmem, _, checksums, value| {
+        edit_tails(pmem, checksums, |tails| tails.dirty_tail = Seq(value));
+    }),
+    ("seq_next_min", |pmem, _, checksums, value| {
+        edit_tails(pmem, checksums, |tails| tails.seq_next_min = Seq(value));
+    }),
+    ("epoch_min", |pmem, _, checksums, value| {
+        edit_tails(pmem, checksums, |tails| tails.epoch_min = value);
+    }),
+    ("generation", |pmem, superblock, checksums, value| {
+        edit_free_info(pmem, &superblock, checksums, |info| {
+            info.generation = Generation(value)
+        });
+    }),
+    ("update number", |pmem, superblock, checksums, value| {
+        edit_free_info(pmem, &superblock, checksums, |info| info.update = value - 1);
+    }),
+    // Of a kset, where the seq is and where the epoch is.
+    ("out of range", |pmem, superblock, checksums, value| {
+        edit_last_kset(pmem, &superblock, checksums, 16, value);
+    }),
+    ("out of range", |pmem, superblock, checksums, value| {
+        edit_last_kset(pmem, &superblock, checksums, 24, value);
+    }),
+];
+
+fn edit_tails(pmem: &SimPmem, checksums: &Checksums, change: impl FnOnce(&mut Tails)) {
+    let (mut tails, _) = Tails::load(pmem, checksums).unwrap();
+    change(&mut tails);
+    drop(tails.persist(pmem, AGENT, checksums));
+}
+
+/// Of every segment that holds no ksets.
+fn edit_free_info(
+    pmem: &SimPmem,
+    superblock: &Superblock,
+    checksums: &Checksums,
+    change: impl Fn(&mut SegmentInfo),
+) {
+    let geometry = &superblock.geometry;
+    let mut edited = 0;
+    for id in (0..geometry.segment_count()).map(SegId) {
+        let (mut info, _) = SegmentInfo::load(pmem, geometry, checksums, id).unwrap();
+        let mut walk = SegmentWalk::new(superblock, id, info);
+        if info.sealed.is_none() && walk.next(pmem, &mut WalkBuf::default()).is_none() {
+            change(&mut info);
+            drop(info.persist(pmem, AGENT, geometry, checksums, id));
+            edited += 1;
+        }
+    }
+    assert!(edited > 0);
+}
+
+/// Of the first segment that is open: the number at byte `at`.
+fn edit_last_kset(
+    pmem: &SimPmem,
+    superblock: &Superblock,
+    checksums: &Checksums,
+    at: usize,
+    value: u64,
+) {
+    let geometry = &superblock.geometry;
+    for id in (0..geometry.segment_count()).map(SegId) {
+        let (info, _) = SegmentInfo::load(pmem, geometry, checksums, id).unwrap();
+        let (mut walk, mut buf) = (SegmentWalk::new(superblock, id, info), WalkBuf::default());
+        let last = std::iter::from_fn(|| walk.next(pmem, &mut buf)).last();
+        if let (None, Some(kset)) = (info.sealed, last) {
+            let kset = Spot::kset(pmem, geometry, checksums, (id, info.generation), kset.off);
+            let change = |bytes: &mut [u8]| bytes[at..][..8].copy_from_slice(&value.to_le_bytes());
+            return kset.unwrap().edit(pmem, change);
+        }
+    }
+    panic!("no segment is open");
+}
+
+/// INV-OPEN-9.
+#[test]
+fn a_cache_that_opens_can_be_used_and_opens_again_wherever_its_counters_stand() {
+    for (name, count) in COUNTS {
+        for value in [COUNTER_START_MAX + 1, COUNTER_MAX - 2, COUNTER_MAX - 1] {
+            let error = error_after(|pmem, superblock, checksums| {
+                count(pmem, superblock, checksums, value);
+            });
+            assert!(error.contains(name), "{name} {value:#x}: {error}");
+        }
+        let image = &IMAGES[0];
+        let mut pmem = SimPmem::from_image(image.load());
+        let superblock = superblock_of(&pmem);
+        let checksums = Checksums::new(superblock.uuid);
+        count(&pmem, superblock, &checksums, COUNTER_START_MAX - (1 << 16));
+        let mut base = image.base_content();
+        for round in 0..2 {
+            let runs = BackgroundRuns::Always;
+            let mut plain = Plain::new(pmem.clone(), base, image.options(), runs)
+                .unwrap_or_else(|error| panic!("{name}, start {round}: {error}"));
+            for lba in 0..40 {
+                let buf = IovBuf::new(&[lba as u8 + 1; 512], &[]);
+                let status = plain.run(0, Op::Write(buf.cursor(), Fua::Yes), lba, 1);
+                assert_eq!(status, Status::Success, "{name}, {lba}");
+            }
+            assert!(plain.drain(), "{name}");
+            (0..200).for_each(|_| plain.poll_background());
+            base = std::mem::take(&mut plain.base);
+            drop(plain);
+            pmem = SimPmem::from_image(pmem.live_image());
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_ends_behind_all_numbers_is_refused() {
+    let error = error_after(|pmem, _, checksums| {
+        edit_tails(pmem, checksums, |tails| {
+            tails.batch_end = tails.seq_next_min
+        });
+    });
+    assert!(error.contains("batch_end"), "{error}");
 }
 
 #[test]

@@ -15,6 +15,8 @@ mod order_tests;
 mod pass;
 mod pass_memory;
 mod recovered;
+#[cfg(test)]
+mod room_tests;
 mod seqs;
 pub(crate) mod tails;
 mod waiting;

@@ -5,7 +5,7 @@ use super::format::Formatting;
 use super::pass::{Known, Pass, RecoveryProgress, Verdict};
 use super::pass_memory::PassMemory;
 use super::recovered::Recovered;
-use super::tails::tails_out_of_range;
+use super::tails::{check_copies, check_update, tails_out_of_range};
 use super::witness::{WitnessCheck, WitnessStep};
 use super::worker::{Lead, Worker};
 use crate::canary::{self, Canary};
@@ -132,10 +132,13 @@ impl<P: Pmem> Opening<P> {
                 let checksums = Checksums::new(superblock.uuid);
                 let (tails, tails_copies) =
                     Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
+                // They have to move.
+                check_copies("tails", &tails_copies)?;
                 // The index is for all that the base has now; the media are told with the repairs.
                 let has_grown = superblock.base.block_count != options.base.block_count;
                 superblock.base.block_count = options.base.block_count;
                 check_size(&superblock)?;
+                check_update(&superblock)?;
                 let mut opening = Self::new(pmem, options, *superblock, Phase::Scanning);
                 opening.superblock_copies = Some(copies);
                 opening.superblock_changed = has_grown;
@@ -265,6 +268,11 @@ impl<P: Pmem> Opening<P> {
             Phase::Checking(mut check, recovered) => match check.poll()? {
                 WitnessStep::Done => {
                     self.adopt_options()?;
+                    if self.superblock_changed
+                        && let Some(copies) = &self.superblock_copies
+                    {
+                        check_copies("superblock", copies)?;
+                    }
                     (Phase::Repairing(recovered), again)
                 }
                 WitnessStep::Step(step) => (Phase::Checking(check, recovered), step),

@@ -2,7 +2,8 @@
 //!
 //! Segments are handed out one by one, and keys go into the index in any order: the later one wins there, whichever
 //! is met first. So the order in which segments are scanned, and by whom, changes nothing (INV-OPEN-6). If a segment
-//! had to be given up, or the index was too small, there is another pass.
+//! had to be given up, or the index was too small, there is another pass. If that was because of what the base holds as well,
+//! such as the zeroes of a large discard, the next one leaves all of that out (INV-OPEN-8).
 
 use super::error::OpenError;
 use super::pass_memory::PassMemory;
@@ -43,6 +44,9 @@ pub(super) struct FoundSegment {
     pub(super) given_up: bool,
     /// Part of its memory cannot be read: it is not used, and nothing is stored to it.
     pub(super) quarantined: bool,
+    /// A copy of its info cannot be read: it is used as it is, nothing is stored to it, and it is taken out of service as soon
+    /// as the base holds all of it.
+    pub(super) suspect: bool,
 }
 
 /// What is known before the segments are.
@@ -196,7 +200,7 @@ impl<P: Pmem> Pass<P> {
         self.full_at.fetch_min(id.0, Ordering::AcqRel);
     }
 
-    /// Whether the index is to be built anew, so that keys need not be installed any more.
+    /// Whether there will be another pass, so that keys need not be installed any more.
     pub(super) fn is_full(&self) -> bool {
         self.full_at.load(Ordering::Acquire) != u32::MAX
     }
@@ -248,6 +252,7 @@ impl<P: Pmem> Pass<P> {
         let full_at = *self.full_at.get_mut();
         match segments.get(full_at as usize) {
             None => Ok(Verdict::Accepted(Box::new(self.accept(segments)))),
+            Some(_) if self.leave_out_clean() => self.again(factor, &segments),
             Some(_) if factor < INDEX_FACTOR_MAX => self.again(factor * 2, &segments),
             Some(found) => Err(OpenError::Segment {
                 segment: full_at,
@@ -269,6 +274,19 @@ impl<P: Pmem> Pass<P> {
         for found in given_up {
             tails.key_tail = tails.key_tail.max(found.last_seq);
         }
+        self.known.tails_changed = true;
+        true
+    }
+
+    /// The base holds what is clean, so that no index has to be found room for it: a few keys may discard many times what
+    /// the cache has room for. All or nothing: without the key of a discard, an older copy of its blocks would count. And
+    /// for good, as what is written from now on does not know of it (INV-OPEN-8). `false`: nothing of that was in the index.
+    fn leave_out_clean(&mut self) -> bool {
+        let tails = &mut self.known.tails;
+        if tails.key_tail == tails.dirty_tail {
+            return false;
+        }
+        tails.key_tail = tails.dirty_tail;
         self.known.tails_changed = true;
         true
     }
@@ -308,6 +326,7 @@ impl<P: Pmem> Pass<P> {
             seq_max: Seq(self.seq_max.into_inner()),
             epoch_max: Epoch(self.epoch_max.into_inner()),
             next_repair: 0,
+            probed_bytes: 0,
         }
     }
 }

@@ -13,11 +13,13 @@ use crate::media::{
     Checksums, Geometry, KEYS_START_BYTES, Sealed, SegmentInfo, Superblock, Tails, WITNESS_COUNT,
     Witness,
 };
-use crate::pmem::Pmem;
+use crate::pmem::{LINE_SIZE_BYTES, Pmem};
 use crate::units::{Epoch, Generation, SegId, Seq};
 
 /// Segments that one poll repairs.
 const REPAIRS_PER_POLL: usize = 64;
+/// So much of what is to be used again one poll looks at: a load for each page.
+const PROBED_PER_POLL_BYTES: u64 = 4 << 20;
 
 /// What recovery hands to the cache.
 pub(super) struct Found {
@@ -46,6 +48,24 @@ pub(super) struct Recovered {
     pub(super) seq_max: Seq,
     pub(super) epoch_max: Epoch,
     pub(super) next_repair: usize,
+    /// So much of that segment was looked at.
+    pub(super) probed_bytes: u64,
+}
+
+/// How far a segment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repair {
+    Done,
+    /// There is more of it to look at.
+    Begun,
+}
+
+/// What the look at a segment that is to be used again has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    Readable,
+    Unreadable,
+    Begun,
 }
 
 impl Recovered {
@@ -69,44 +89,86 @@ impl Recovered {
         }
         let total = self.segments.len();
         let end = (self.next_repair + REPAIRS_PER_POLL).min(total);
+        let mut probe_left_bytes = PROBED_PER_POLL_BYTES;
         while self.next_repair < end {
             // 2. Segments, in any order.
-            self.repair_segment(
+            let repair = self.repair_segment(
                 pmem,
                 &superblock.geometry,
                 &checksums,
                 SegId(self.next_repair as u32),
+                &mut probe_left_bytes,
             )?;
+            if repair == Repair::Begun {
+                break;
+            }
             self.next_repair += 1;
         }
         let step = OpenStep::Working {
-            done: end as u64,
+            done: self.next_repair as u64,
             total: total as u64,
         };
-        Ok((end < total).then_some(step))
+        Ok((self.next_repair < total).then_some(step))
+    }
+
+    /// Whether all of the next segment can be read, as far as `left_bytes` go.
+    fn probe<P: Pmem>(&mut self, pmem: &P, geometry: &Geometry, left_bytes: &mut u64) -> Probe {
+        let (size_bytes, begun) = (geometry.segment_size_bytes(), self.probed_bytes);
+        let len_bytes = (size_bytes - begun).min(*left_bytes);
+        *left_bytes -= len_bytes;
+        let start = geometry.segment_off(SegId(self.next_repair as u32));
+        let is_readable = len_bytes == 0 || pmem.probe(start.plus(begun), len_bytes).is_ok();
+        self.probed_bytes = begun + len_bytes;
+        if is_readable && self.probed_bytes < size_bytes {
+            return Probe::Begun;
+        }
+        self.probed_bytes = 0;
+        if is_readable {
+            Probe::Readable
+        } else {
+            Probe::Unreadable
+        }
     }
 
     /// A segment of which nothing counts any more is freed; one that was open is sealed, so that nothing is
-    /// ever appended behind what may be the rest of a torn kset.
+    /// ever appended behind what may be the rest of a torn kset. In one that is empty such a rest may lie where its first
+    /// kset comes, and what a cut leaves of that could make it whole: it gets another generation too.
     fn repair_segment<P: Pmem>(
         &mut self,
         pmem: &P,
         geometry: &Geometry,
         checksums: &Checksums,
         id: SegId,
-    ) -> Result<(), OpenError> {
+        probe_left_bytes: &mut u64,
+    ) -> Result<Repair, OpenError> {
         let key_tail = self.known.tails.key_tail;
-        let found = &mut self.segments[id.index()];
+        let found = self.segments[id.index()];
         let used = found.kset_count > 0 || found.info.sealed.is_some();
         let dead = used && (found.given_up || found.last_seq <= key_tail || found.kset_count == 0);
-        let size_bytes = geometry.segment_size_bytes();
-        if dead && pmem.probe(geometry.segment_off(id), size_bytes).is_err() {
-            // INV-SEG-7. It stays as it is, so that the next recovery finds the same.
-            found.quarantined = true;
-            return Ok(());
+        let is_lost = found.copies.unreadable().is_some();
+        if is_lost && !canary::is(Canary::UnreadableCopyStored) {
+            // INV-PAIR-3, INV-SEG-7. It stays as it is, so that the next recovery finds the same.
+            let found = &mut self.segments[id.index()];
+            (found.quarantined, found.suspect) = (dead || !used, used && !dead);
+            return Ok(Repair::Done);
         }
-        found.copies.repair(pmem, BACKGROUND_AGENT)?;
         if dead {
+            match self.probe(pmem, geometry, probe_left_bytes) {
+                Probe::Readable => {}
+                Probe::Begun => return Ok(Repair::Begun),
+                Probe::Unreadable => {
+                    // INV-SEG-7. As above.
+                    self.segments[id.index()].quarantined = true;
+                    return Ok(Repair::Done);
+                }
+            }
+        }
+        let found = &mut self.segments[id.index()];
+        found.copies.repair(pmem, BACKGROUND_AGENT)?;
+        // INV-LOG-9.
+        let torn =
+            !used && !is_blank(pmem, geometry, id)? && !canary::is(Canary::TornKsetCompleted);
+        if dead || torn {
             found.info.generation = Generation(found.info.generation.0 + 1);
             found.info.sealed = None;
             found.kset_count = 0;
@@ -120,21 +182,20 @@ impl Recovered {
                 last_seq,
             });
         } else {
-            return Ok(());
+            return Ok(Repair::Done);
         }
         let info: &mut SegmentInfo = &mut found.info;
         drop(info.persist(pmem, BACKGROUND_AGENT, geometry, checksums, id));
-        Ok(())
+        Ok(Repair::Done)
     }
 
     /// What was found, once everything is repaired.
     pub(super) fn into_found(mut self) -> Found {
         let tails = self.known.tails;
         assert!(
-            self.segments
-                .iter()
-                .all(|found| found.quarantined
-                    || found.info.sealed.is_some() == (found.kset_count > 0)),
+            self.segments.iter().all(|found| found.quarantined
+                || found.suspect
+                || found.info.sealed.is_some() == (found.kset_count > 0)),
             "INV-LOG-6: a segment with ksets is open after recovery, or an empty one is sealed"
         );
         if canary::is(Canary::SeqGivenOutAgain) {
@@ -155,8 +216,13 @@ impl Recovered {
             key_end: found.key_end,
             last_seq: found.last_seq,
         });
+        let segments = Segments::new(self.memory.segments, starts, tails.dirty_tail);
+        let suspects = segments.ids().zip(&self.segments);
+        for (id, _) in suspects.filter(|(_, found)| found.suspect) {
+            segments.suspect(id);
+        }
         Found {
-            segments: Segments::new(self.memory.segments, starts, tails.dirty_tail),
+            segments,
             heat: self.memory.heat,
             background: self.memory.background,
             seq_next: Seq((self.seq_max.0 + 1)
@@ -169,4 +235,13 @@ impl Recovered {
             dirty_bytes: self.dirty_bytes,
         }
     }
+}
+
+/// Whether there is nothing in a segment where the first line of its first kset comes. A rest of one can become a kset
+/// again only if that line has something of its checksum.
+fn is_blank<P: Pmem>(pmem: &P, geometry: &Geometry, id: SegId) -> Result<bool, OpenError> {
+    let mut line = [0; LINE_SIZE_BYTES as usize];
+    let start = geometry.segment_off(id);
+    pmem.read(start.plus(u64::from(KEYS_START_BYTES)), &mut line)?;
+    Ok(line == [0; LINE_SIZE_BYTES as usize])
 }

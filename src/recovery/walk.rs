@@ -3,7 +3,7 @@
 use super::error::OpenError;
 use crate::canary::{self, Canary};
 use crate::media::{
-    COUNTER_MAX, Checksums, Copies, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext,
+    COUNTER_START_MAX, Checksums, Copies, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext,
     KsetError, KsetReader, SegmentInfo, Superblock, kset_size_bytes,
 };
 use crate::pmem::PmemRead;
@@ -16,12 +16,24 @@ pub(crate) fn load_info<P: PmemRead>(
     id: SegId,
 ) -> Result<(SegmentInfo, Copies), OpenError> {
     let checksums = Checksums::new(superblock.uuid);
-    SegmentInfo::load(pmem, &superblock.geometry, &checksums, id).map_err(|error| {
-        OpenError::SegmentInfo {
-            segment: id.0,
-            error,
-        }
-    })
+    let loaded = SegmentInfo::load(pmem, &superblock.geometry, &checksums, id);
+    let (info, copies) = loaded.map_err(|error| OpenError::SegmentInfo {
+        segment: id.0,
+        error,
+    })?;
+    let name = |what| format!("the {what} of segment {}", id.0);
+    check_counter(info.generation.0, || name("generation"))?;
+    check_counter(info.update, || name("update number"))?;
+    Ok((info, copies))
+}
+
+/// Whether a cache with this counter can be used (INV-OPEN-9).
+pub(crate) fn check_counter(value: u64, name: impl FnOnce() -> String) -> Result<(), OpenError> {
+    if value <= COUNTER_START_MAX {
+        return Ok(());
+    }
+    let counter = name();
+    Err(OpenError::CountedOut { counter, value })
 }
 
 /// The memory that walks need. Allocates once.
@@ -122,12 +134,13 @@ impl SegmentWalk {
         sealed.is_some_and(|sealed| sealed.kset_count == self.kset_count)
     }
 
-    /// INV-LOG-3, and counters that somebody can have reached (INV-OPEN-3).
+    /// INV-LOG-3, and counters that somebody can have reached (INV-OPEN-3, INV-OPEN-9).
     fn is_plausible(&self, kset: &Kset) -> bool {
         let seq_is_next = self.kset_count == 0
             || kset.seq > self.last_seq
             || canary::is(Canary::StaleLapAccepted);
-        seq_is_next && kset.seq.0 > 0 && kset.seq.0 < COUNTER_MAX && kset.epoch.0 < COUNTER_MAX
+        let in_range = kset.seq.0 <= COUNTER_START_MAX && kset.epoch.0 <= COUNTER_START_MAX;
+        seq_is_next && kset.seq.0 > 0 && in_range
     }
 
     /// After the last kset: whether they end where they should not. Each kset is durable before the next is

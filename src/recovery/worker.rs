@@ -354,6 +354,11 @@ impl<P: Pmem> Scanning<P> {
         waiting: &mut WaitingParts,
         steps_left: &mut usize,
     ) -> Option<RangeId> {
+        if self.pass.is_full() {
+            // Of this pass only the numbers of the ksets count. A key may have very many parts.
+            kset.next_key = keys.len();
+            return None;
+        }
         while let Some(key) = keys.get(kset.next_key)
             && *steps_left > 0
         {
@@ -471,6 +476,7 @@ impl<P: Pmem> Scanning<P> {
             last_seq: walk.last_seq(),
             given_up: false,
             quarantined: false,
+            suspect: false,
         };
         if let Some(reason) = walk.find_damage(&*self.pass.pmem, buf)? {
             let Some(last_seq) = walk.end_on_base(self.pass.known.tails.dirty_tail) else {

@@ -31,7 +31,7 @@ use crate::units::{Agent, PmemOff};
 
 pub use state::{
     LineStore, NotDurable, OverlapLint, PendingLine, PendingWord, PersistenceModel, PmemCounters,
-    SimState, WORD_SIZE_BYTES, WordVersion,
+    PoisonedStore, SimState, WORD_SIZE_BYTES, WordVersion,
 };
 
 /// What is about to happen when an enumerator should look.
@@ -114,6 +114,11 @@ impl SimPmem {
     /// Sets what a store to another agent's pending line does.
     pub fn set_overlap_lint(&self, lint: OverlapLint) {
         self.state().overlap_lint = lint;
+    }
+
+    /// Sets what becomes of a store to poisoned memory.
+    pub fn set_poisoned_store(&self, what: PoisonedStore) {
+        self.state().poisoned_store = what;
     }
 
     /// A copy of [`SimState::durable`].

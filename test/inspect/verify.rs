@@ -4,7 +4,7 @@ use crate::rig::{Files, Host, Kind, RELAXED_4096, Ran, STRICT_512, info, open, r
 use pcache::engine::{FormatPolicy, Fua};
 use pcache::inspect::{Findings, OutputFormat, ProgressLine, Severity, verify};
 use pcache::media::{
-    Checksums, HeaderState, Key, KsetBuilder, KsetContext, KsetReader, load_header,
+    Checksums, HeaderState, Key, KsetBuilder, KsetContext, KsetReader, Spot, load_header,
 };
 use pcache::pmem::{Pmem, PmemRead};
 use pcache::sim::image::ImagePmem;
@@ -467,4 +467,29 @@ fn metadata_lines(files: &Files) -> Vec<u64> {
     }
     offs.extend(places.ksets(|_| true));
     offs
+}
+
+#[test]
+fn a_witness_at_the_end_of_all_numbers_is_told_and_harms_nobody() {
+    for kind in [STRICT_512, RELAXED_4096] {
+        let files = Files::new();
+        worked(&files, kind);
+        let pmem = files.map();
+        let Ok(HeaderState::Cache(superblock, _)) = load_header(&pmem) else {
+            panic!("it holds a cache");
+        };
+        let checksums = Checksums::new(superblock.uuid);
+        for copy in [0, 1] {
+            Spot::tails(&checksums, copy).edit(&pmem, |bytes| {
+                bytes[48..56].copy_from_slice(&u64::MAX.to_le_bytes());
+                bytes[56..60].copy_from_slice(&1u32.to_le_bytes());
+            });
+        }
+        drop(pmem);
+        let text = format!("witness {}", u64::MAX);
+        for ran in [run("info", &files.cache, &[]), verified(&files)] {
+            let all = format!("{}{}", ran.out, ran.err);
+            assert!(ran.status != 101 && all.contains(&text), "{all}");
+        }
+    }
 }

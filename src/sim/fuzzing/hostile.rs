@@ -2,7 +2,7 @@
 
 use crate::engine::{Cache, DamagedRange, Fua, Health, Op, OpenOptions, Status};
 use crate::media::{
-    COUNTER_MAX, HeaderState, KEYS_START_BYTES, SegmentInfo, Spot, Tails, load_header,
+    COUNTER_START_MAX, HeaderState, KEYS_START_BYTES, SegmentInfo, Spot, Tails, load_header,
 };
 use crate::pmem::{IovBuf, LINE_SIZE_BYTES, Pmem};
 use crate::sim::image::ImagePmem;
@@ -83,7 +83,7 @@ pub(super) fn exercise(media: &Media, prng: &mut Prng) -> Result<(), String> {
     Ok(())
 }
 
-/// Counters stop short of [`COUNTER_MAX`], behind which a cache is refused. Media that pretend to have counted
+/// Counters stop short of [`COUNTER_START_MAX`], behind which a cache is refused. Media that pretend to have counted
 /// nearly so far can be opened, but not for ever.
 fn has_no_numbers_left(cache: &Cache<ImagePmem>, image: &ImagePmem) -> bool {
     let info = cache.info();
@@ -103,7 +103,7 @@ fn has_no_numbers_left(cache: &Cache<ImagePmem>, image: &ImagePmem) -> bool {
     }
     counters
         .iter()
-        .any(|number| number + NUMBERS_LEFT_MIN > COUNTER_MAX)
+        .any(|number| number + NUMBERS_LEFT_MIN > COUNTER_START_MAX)
 }
 
 /// A generation that was set back brings earlier laps of the segment to life again as soon as it is counted

@@ -32,6 +32,16 @@ pub enum OverlapLint {
     Count,
 }
 
+/// What becomes of a store to poisoned memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PoisonedStore {
+    /// It is as any other, and heals nothing.
+    #[default]
+    Kept,
+    /// It faults, and the next fence panics, as that of a mapping does (INV-PMEM-4).
+    Faults,
+}
+
 /// A store to one line that is not durable yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LineStore {
@@ -115,6 +125,9 @@ pub struct SimState {
     /// The lines that each agent has stored to since its last fence; one may occur twice.
     unfenced: BTreeMap<Agent, Vec<u64>>,
     poisoned: BTreeSet<u64>,
+    pub(super) poisoned_store: PoisonedStore,
+    /// Where a store has faulted.
+    lost_at: Option<PmemOff>,
     store_order: u64,
     pub(super) model: PersistenceModel,
     pub(super) overlap_lint: OverlapLint,
@@ -132,6 +145,8 @@ impl SimState {
             pending: BTreeMap::new(),
             unfenced: BTreeMap::new(),
             poisoned: BTreeSet::new(),
+            poisoned_store: PoisonedStore::default(),
+            lost_at: None,
             store_order: 0,
             model: PersistenceModel::default(),
             overlap_lint: OverlapLint::default(),
@@ -322,6 +337,11 @@ impl SimState {
                 bytes: bytes.to_vec(),
             });
         }
+        let poisoned = self.first_poisoned(PmemOff(at as u64), bytes.len() as u64);
+        if poisoned.is_some() && self.poisoned_store == PoisonedStore::Faults {
+            self.lost_at = self.lost_at.or(poisoned);
+            return;
+        }
         self.live.write(at, bytes);
         if self.model == PersistenceModel::Eadr {
             self.durable[at..at + bytes.len()].copy_from_slice(bytes);
@@ -351,7 +371,13 @@ impl SimState {
     }
 
     /// Makes durable what `agent` has stored, and of each line what it overwrote.
+    ///
+    /// # Panics
+    /// A store has faulted.
     pub(super) fn fence(&mut self, agent: Agent) {
+        if let Some(at) = self.lost_at {
+            panic!("INV-PMEM-4: the cache device has not taken a store at {at}");
+        }
         self.counters.fences += 1;
         if let Some(log) = &mut self.log {
             log.push(PmemOp::Fence { agent });

@@ -1,18 +1,21 @@
-//! The log: stale and forged ksets, changes of segment, damage. Items 5 to 7, and 12.
+//! The log: stale and forged ksets, changes of segment, damage. Items 5 to 7, 12, and 47.
 
 use super::{Context, apply, check, in_order};
-use crate::engine::{FormatPolicy, SegmentState};
+use crate::engine::{FormatPolicy, Fua, Op, SegmentState};
 use crate::media::{
     ChecksumSeed, Checksums, KEYS_START_BYTES, Key, KeyKind, Kset, KsetBuilder, KsetContext,
     KsetReader, SegmentInfo, Superblock,
 };
-use crate::pmem::LINE_SIZE_BYTES;
+use crate::pmem::{IovBuf, LINE_SIZE_BYTES};
 use crate::sim::image::ImagePmem;
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::{Expectation, Violation};
+use crate::sim::plain::{BackgroundRuns, Plain};
+use crate::sim::pmem::{SimPmem, SimState};
 use crate::sim::recover::{self, superblock_of};
 use crate::sim::script::Step;
 use crate::units::{Epoch, Lba, PmemOff, SegId, Seq};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Writes of one block: every kset has one line, so those of the lap before lie exactly where the next ones
 /// come.
@@ -297,4 +300,76 @@ fn flip_and_open(
         }
         Ok(())
     })
+}
+
+/// What is written is told by its bytes.
+const PAGE: usize = 4096;
+
+/// A life of a cache: a page is written, and the power goes when its kset, the first one of a segment, was stored and
+/// is not fenced. Of that line these words get there. Returns the image, and the line that was stored.
+fn life_of_one_write(
+    setup: &Setup,
+    image: Vec<u8>,
+    lba: u64,
+    words: &'static [u64],
+) -> Result<(Vec<u8>, Vec<u8>), Violation> {
+    let pmem = SimPmem::from_image(image);
+    let options = setup.options(FormatPolicy::Auto);
+    let base = vec![0; setup.block_count as usize * PAGE];
+    let plain = Plain::new(pmem.clone(), base, options, BackgroundRuns::InDrains);
+    let mut plain = plain.map_err(|error| Violation(format!("it does not open: {error}")))?;
+    let start = plain.cache.geometry.segment_off(SegId(0)).0 + u64::from(KEYS_START_BYTES);
+    let line = start..start + LINE_SIZE_BYTES;
+    let seen = Arc::new(Mutex::new(None));
+    let cut = Arc::clone(&seen);
+    let hook = move |state: &SimState, _| {
+        let pending = state.pending_words();
+        let is_first_kset = pending.iter().all(|word| line.contains(&word.off.0));
+        if is_first_kset && !pending.is_empty() {
+            let is_kept = |at: usize| words.contains(&((pending[at].off.0 - line.start) / 8));
+            let image = state.crash_image(|at, _| usize::from(is_kept(at)));
+            let stored = state.live_image()[line.start as usize..line.end as usize].to_vec();
+            *cut.lock().unwrap_or_else(PoisonError::into_inner) = Some((image, stored));
+        }
+    };
+    pmem.on_crash_point(Some(Box::new(hook)));
+    let buf = IovBuf::new(&[lba as u8; PAGE], &[]);
+    plain.run(0, Op::Write(buf.cursor(), Fua::No), lba, 1);
+    pmem.on_crash_point(None);
+    let cut = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+    cut.ok_or_else(|| Violation("the write does not begin segment 0".to_owned()))
+}
+
+/// Two power cuts. Of the first kset of a segment the first one leaves checksum and address, the second one all the rest
+/// of the next kset there, which says the same but for these two: the line is then that of the first, whole, and names
+/// what was written for the second.
+pub(super) fn what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes(
+    _context: &mut Context,
+) -> Result<(), Violation> {
+    let setup = Setup {
+        block_size_bytes: PAGE as u32,
+        block_count: 16,
+        core_count: 1,
+        ..in_order()
+    };
+    let (first, second) = (3, 9);
+    let blank = vec![0; setup.device_size_bytes() as usize];
+    let (image, stored) = life_of_one_write(&setup, blank, first, &[0, 4])?;
+    let (image, _) = life_of_one_write(&setup, image, second, &[2, 3, 5, 6])?;
+    let geometry = superblock_of(&ImagePmem::new(image.clone())).geometry;
+    let start = geometry.segment_off(SegId(0)).0 as usize + KEYS_START_BYTES as usize;
+    check(image[start..][..stored.len()] == stored, || {
+        "the two cuts do not leave the first kset whole".to_owned()
+    })?;
+    let options = setup.options(FormatPolicy::Auto);
+    let cache = recover::open(ImagePmem::new(image), options, |_, _| &[0; PAGE])
+        .map_err(|error| Violation(format!("it does not open: {error}")))?;
+    for lba in [first, second] {
+        let mut found = vec![0; PAGE];
+        let read = cache.peek(Lba(lba), &mut found);
+        check(read.is_ok() && found == [0; PAGE], || {
+            format!("a torn kset was completed: block {lba} holds {}", found[0])
+        })?;
+    }
+    Ok(())
 }

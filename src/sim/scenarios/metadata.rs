@@ -1,12 +1,16 @@
 //! Metadata and recoveries: items 10, 11, 13, 17.
 
 use super::{Context, apply, check, in_order};
-use crate::engine::FormatPolicy;
-use crate::media::{COUNTER_MAX, Checksums, SegmentInfo, Superblock, Tails, persist_superblock};
+use crate::engine::{FormatPolicy, Fua, Op, Setting, SettingChange, Status};
+use crate::media::{
+    COUNTER_START_MAX, Checksums, SegmentInfo, Superblock, Tails, persist_superblock,
+};
+use crate::pmem::IovBuf;
 use crate::sim::base::BaseImage;
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::{Expectation, Violation};
-use crate::sim::pmem::SimPmem;
+use crate::sim::plain::{BackgroundRuns, Plain};
+use crate::sim::pmem::{PoisonedStore, SimPmem};
 use crate::sim::recover::{self, superblock_of};
 use crate::sim::script::Step;
 use crate::units::{Agent, Generation, PmemOff, SegId, Seq};
@@ -95,7 +99,7 @@ pub(super) fn numbers_near_their_end_still_count(context: &mut Context) -> Resul
         ..in_order()
     };
     context.cut(&setup, |machine| {
-        let near = COUNTER_MAX - LEFT;
+        let near = COUNTER_START_MAX - LEFT;
         let machine = crash_with(machine, |pmem, superblock, checksums| {
             superblock.update = near;
             drop(persist_superblock(pmem, AGENT, superblock));
@@ -189,7 +193,16 @@ fn records(superblock: &Superblock) -> Vec<(String, [PmemOff; 2])> {
     records
 }
 
-/// Each copy alone, both, and each line of the longer records.
+/// A device of which this place cannot be read, and does not take a store.
+fn poisoned(bytes: &[u8], off: PmemOff) -> SimPmem {
+    let pmem = SimPmem::from_image(bytes.to_vec());
+    pmem.poison(off);
+    pmem.set_poisoned_store(PoisonedStore::Faults);
+    pmem
+}
+
+/// Each copy alone, and both. Tails have to move, which takes two copies: that the other one is whole is all that can be
+/// said then.
 pub(super) fn one_copy_of_any_record_may_be_poisoned_and_both_are_an_error(
     context: &mut Context,
 ) -> Result<(), Violation> {
@@ -197,34 +210,89 @@ pub(super) fn one_copy_of_any_record_may_be_poisoned_and_both_are_an_error(
     let bytes = machine.pmem().live_image();
     let superblock = superblock_of(machine.pmem());
     let expectation = machine.with_outside(|outside| Expectation::of(&outside.model));
+    let refusal = |pmem: SimPmem| {
+        let options = machine.setup().options(FormatPolicy::Auto);
+        let opened = recover::open(pmem.clone(), options, |lba, len| base.blocks(lba, len));
+        let says = opened.err().map(|error| error.to_string());
+        check(pmem.live_image() == bytes, || {
+            format!("written to, and then: {says:?}")
+        })?;
+        Ok::<_, Violation>(says.unwrap_or_default())
+    };
     for (name, offs) in records(&superblock) {
         for off in offs {
-            let pmem = SimPmem::from_image(bytes.clone());
-            pmem.poison(off);
-            recover::judge_with(pmem, machine.setup(), &expectation, &base).map_err(
-                |violation| {
-                    Violation(format!(
-                        "the copy of the {name} at {off} is poisoned: {violation}"
-                    ))
-                },
-            )?;
+            let pmem = poisoned(&bytes, off);
+            let found = if name == "tails" {
+                let says = refusal(pmem)?;
+                let place = format!("{name} of the cache, at {off}, cannot be read");
+                check(says.contains(&place), || {
+                    format!("it is refused, and the error says: {says}")
+                })
+            } else {
+                recover::judge_with(pmem, machine.setup(), &expectation, &base).map(|_| ())
+            };
+            found.map_err(|violation| {
+                Violation(format!(
+                    "the copy of the {name} at {off} is poisoned: {violation}"
+                ))
+            })?;
         }
         let pmem = SimPmem::from_image(bytes.clone());
         offs.iter().for_each(|off| pmem.poison(*off));
-        let options = machine.setup().options(FormatPolicy::Auto);
-        let opened = recover::open(pmem.clone(), options, |lba, len| base.blocks(lba, len));
-        let Err(error) = opened else {
-            return Err(Violation(format!("it opens without any {name}")));
-        };
+        let says = refusal(pmem)?;
         // Where even the kind of the device cannot be read, the error says where.
-        let says = error.to_string();
         check(
             says.contains(&name) || says.contains("cannot be read"),
             || format!("both copies of the {name} are poisoned, and the error says: {says}"),
         )?;
-        check(pmem.live_image() == bytes, || {
-            format!("written to, and then: {says}")
-        })?;
+    }
+    Ok(())
+}
+
+/// Nothing is stored where a copy of a segment's info cannot be read, whatever the segment holds; the cache goes on
+/// without it, and with settings that it cannot keep.
+pub(super) fn a_record_with_an_unreadable_copy_is_not_updated(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let (machine, base) = used_cache(context)?;
+    let bytes = machine.pmem().live_image();
+    let superblock = superblock_of(machine.pmem());
+    let block_count = machine.setup().block_count;
+    for (name, offs) in records(&superblock) {
+        if name == "tails" {
+            continue;
+        }
+        for off in offs {
+            let blocks = base.blocks(0, block_count).to_vec();
+            let options = machine.setup().options(FormatPolicy::Auto);
+            let runs = BackgroundRuns::Always;
+            let plain = Plain::new(poisoned(&bytes, off), blocks, options, runs);
+            let mut plain = plain.map_err(|error| Violation(format!("{name}: {error}")))?;
+            let change = SettingChange::of(Setting::GcPercent, 0);
+            plain
+                .cache
+                .change_settings(&change)
+                .map_err(|error| Violation(error.to_string()))?;
+            // Every segment is wanted several times.
+            for number in 0..60 {
+                let buf = IovBuf::new(&[number as u8; 7 * 512], &[]);
+                let op = Op::Write(buf.cursor(), Fua::No);
+                let status = plain.run(0, op, number * 7 % (block_count - 7), 7);
+                check(status == Status::Success, || format!("{name}: {status:?}"))?;
+            }
+            check(plain.drain(), || format!("{name}: it does not drain"))?;
+            (0..200).for_each(|_| plain.poll_background());
+            plain.cache.check_invariants();
+            let (is_superblock, info) = (name == "superblock", plain.cache.info());
+            check(
+                info.segments_quarantined == u64::from(!is_superblock),
+                || format!("the copy of {name} at {off} cannot be read: {info:?}"),
+            )?;
+            let stats = plain.cache.stats();
+            check(!is_superblock || stats.metadata_errors > 0, || {
+                format!("a setting that is not kept is not counted: {stats:?}")
+            })?;
+        }
     }
     Ok(())
 }

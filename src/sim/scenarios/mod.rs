@@ -81,6 +81,7 @@ scenarios! {
     11 metadata::a_drain_ends_though_numbers_were_drawn_and_never_stored,
     12 log::a_flipped_bit_in_the_log_is_reported_or_harmless,
     13 metadata::one_copy_of_any_record_may_be_poisoned_and_both_are_an_error,
+    13 metadata::a_record_with_an_unreadable_copy_is_not_updated,
     14 writeback::overwrites_there_and_back_reach_the_base_in_order,
     14 writeback::a_journal_on_the_base_is_always_consistent,
     14 checkpoint::a_checkpoint_holds_the_base_at_an_exact_cut,
@@ -155,6 +156,7 @@ scenarios! {
     46 verified::reads_are_verified_from_the_moment_that_says_so,
     46 verified::what_reclaiming_has_moved_is_verified,
     47 shortage::a_lack_of_memory_is_an_error_and_changes_nothing,
+    48 log::what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes,
 }
 
 /// What a scenario is given, and where it leaves what it did.
