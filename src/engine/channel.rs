@@ -29,6 +29,8 @@ pub(super) const MISS_COUNT_MAX: usize = 256;
 /// Requests of one kind that one poll takes up, at most; the rest comes with the next. Each kind has its own share, so that
 /// a deep queue of one keeps no other from its turn.
 pub(super) const REQUESTS_PER_POLL: usize = 512;
+/// Of reads that one poll takes up, at most, and of lends as many; the last of them may go beyond.
+pub(super) const READ_BYTES_PER_POLL: u64 = 4 << 20;
 
 /// Never dropped: see [`Channel::abandon_pads`].
 static ABANDONED_PADS: Mutex<Vec<Pads>> = Mutex::new(Vec::new());

@@ -5,10 +5,9 @@
 //! segment is pinned ([`super::segments::Segment::pin`]).
 
 use super::cache::Cache;
-use super::channel::{Core, REQUESTS_PER_POLL, Request, RequestId};
+use super::channel::{Core, READ_BYTES_PER_POLL, REQUESTS_PER_POLL, Request, RequestId};
 use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
-use super::read_path::READ_BYTES_PER_POLL;
 use crate::canary::{self, Canary};
 use crate::index::BlockMap;
 use crate::media::Place;

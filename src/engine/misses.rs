@@ -20,7 +20,7 @@ const JOINED_BYTES_MAX: u64 = 2 << 20;
 
 /// Of what base reads have brought, one poll copies so much to the cache and to those that have joined, at most; the last
 /// base read may go beyond.
-pub(super) const MISS_BYTES_PER_POLL: u64 = 2 << 20;
+const MISS_BYTES_PER_POLL: u64 = 2 << 20;
 
 /// Blocks that are not cached, and that a read waits for.
 #[derive(Clone, Copy, Debug)]
@@ -188,7 +188,7 @@ impl Misses {
     }
 
     /// What is to be copied when a base read has ended.
-    pub(super) fn bytes_to_copy(&self, geometry: &Geometry, op: u32) -> u64 {
+    fn bytes_to_copy(&self, geometry: &Geometry, op: u32) -> u64 {
         let Some(miss) = self.table.get(op) else {
             return 0;
         };
@@ -237,6 +237,16 @@ impl Misses {
 }
 
 impl Core {
+    /// The next base read that has ended, unless this poll has come to copy enough.
+    pub(super) fn next_done<P: Pmem>(&mut self, cache: &Cache<P>, bytes: &mut u64) -> Option<u32> {
+        if *bytes >= MISS_BYTES_PER_POLL {
+            return None;
+        }
+        let op = self.misses_done.pop_front()?;
+        *bytes += self.misses.bytes_to_copy(&cache.geometry, op);
+        Some(op)
+    }
+
     /// Gives those that wait for a base read what it has brought. If it failed, the error is not theirs: each asks
     /// the base for its own blocks.
     pub(super) fn serve_followers<P: Pmem>(&mut self, cache: &Cache<P>, op: u32, out: &mut Outbox) {

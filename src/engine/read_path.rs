@@ -5,11 +5,11 @@ mod damaged;
 mod verified;
 
 use super::cache::Cache;
-use super::channel::{Core, REQUESTS_PER_POLL, RequestId};
+use super::channel::{Core, READ_BYTES_PER_POLL, REQUESTS_PER_POLL, RequestId};
 use super::config::{CacheMode, ReadAdmission};
 use super::fetches::Patience;
 use super::io::{Outbox, Status};
-use super::misses::{MISS_BYTES_PER_POLL, Miss, Source};
+use super::misses::{Miss, Source};
 use super::settings::Setting;
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, GROUP_PAGES, Lookup, PageMap, Version};
@@ -24,9 +24,6 @@ pub(super) const PREFETCH_PAGES: u64 = 32;
 /// Of the data of the next read, so much is asked for while the last is copied. Behind it the CPU runs ahead by
 /// itself.
 const PREFETCH_BYTES: u64 = 512;
-
-/// Of reads that one poll takes up, at most, and of lends as many; the last of them may go beyond.
-pub(super) const READ_BYTES_PER_POLL: u64 = 4 << 20;
 
 /// What may lie between two reads of a sequence: what others of it have found in the cache.
 const SEQUENCE_GAP_BYTES: u64 = 128 << 10;
@@ -515,10 +512,7 @@ impl Core {
     /// Looks at the base reads that have ended. Those that may be put into the cache wait for the batch.
     pub(super) fn finish_misses<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         let mut bytes = 0;
-        while bytes < MISS_BYTES_PER_POLL
-            && let Some(op) = self.misses_done.pop_front()
-        {
-            bytes += self.misses.bytes_to_copy(&cache.geometry, op);
+        while let Some(op) = self.next_done(cache, &mut bytes) {
             self.serve_followers(cache, op, out);
             if self.ask_without_rest(cache, op, out) {
                 continue;
