@@ -144,6 +144,7 @@ scenarios! {
     46 verified::a_flipped_bit_of_dirty_data_fails_what_its_checksum_covers,
     46 verified::reads_are_verified_from_the_moment_that_says_so,
     46 verified::what_reclaiming_has_moved_is_verified,
+    47 eviction::read_fills_take_no_room_from_writes_while_the_tail_stands_still,
 }
 
 /// What a scenario is given, and where it leaves what it did.
