@@ -173,6 +173,10 @@ canaries! {
     ScrubDropsDirtyData = "scrub_drops_dirty_data",
     /// A segment is reclaimed although the base does not hold all of it.
     DirtySegmentReclaimed = "dirty_segment_reclaimed",
+    /// Read fills go where writes go, where they cannot be reclaimed while the dirty tail stands still.
+    FillsAmongWrites = "fills_among_writes",
+    /// Reclaiming does not look for a victim again when the dirty tail has moved.
+    TailNotWatched = "tail_not_watched",
 
     /// Recovery lets keys take effect as it meets them, whatever their order.
     RecoveredInSegmentOrder = "recovered_in_segment_order",

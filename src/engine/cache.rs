@@ -51,7 +51,7 @@ const FREE_SEGMENTS_EXTRA: usize = 2;
 /// A cache of few segments has fewer streams, so that open segments do not hold all the space.
 const SEGMENTS_PER_STREAM: u32 = 4;
 /// With fewer there are no segments for special purposes: those that are open would hold too much of the space.
-const SPECIAL_SEGMENTS_MIN: u32 = 12;
+const SPECIAL_SEGMENTS_MIN: u32 = 13;
 
 // INV-LOG-8: a request of the largest size, at any alignment, is one kset.
 const _: () = {
@@ -168,6 +168,8 @@ pub struct Cache<P> {
     pub(crate) mode: ModeState,
     /// Write-back stands still because of damage: what waits for the base waits in vain.
     pub(crate) writeback_stands: AtomicBool,
+    /// See [`Cache::tail_stands`].
+    pub(crate) tail_stands: AtomicBool,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) failed: AtomicBool,
     pub(crate) settings: Settings,
@@ -230,6 +232,7 @@ impl<P: Pmem> Cache<P> {
             drain: Drain::default(),
             mode: ModeState::default(),
             writeback_stands: AtomicBool::new(false),
+            tail_stands: AtomicBool::new(false),
             checkpoint: Checkpoint::default(),
             failed: AtomicBool::new(false),
             settings: Settings::new(&parts.superblock.settings),
@@ -393,6 +396,12 @@ impl<P: Pmem> Cache<P> {
 
     pub(crate) fn dirty_tail(&self) -> Seq {
         Seq(self.dirty_tail.load(Ordering::Acquire))
+    }
+
+    /// Whether the dirty tail stands still, for who knows how long: write-back fails, or stands because of damage, or a
+    /// checkpoint holds the base.
+    pub(crate) fn tail_stands(&self) -> bool {
+        self.tail_stands.load(Ordering::Relaxed)
     }
 
     /// Everything below this is in the log, durable, or never will be (INV-LOG-7).

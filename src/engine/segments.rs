@@ -39,12 +39,14 @@ impl SegmentState {
 /// [`Class::Log`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// Writes, and read fills.
+    /// Writes, and read fills for which there was no segment apart.
     Log,
     /// Read fills that are not likely to be read again.
     Probation,
     /// What was read again when its segment was reclaimed.
     Kept,
+    /// Other read fills.
+    Fills,
 }
 
 /// Streams that no core has as its own, in the order of their numbers behind those of the cores.
@@ -56,22 +58,29 @@ pub(crate) enum Special {
     Kept,
     /// For what is left of segments that were overwritten for the most part. They are as old as what is in them.
     Compacted,
+    /// For [`Class::Fills`].
+    Fills,
 }
 
 impl Special {
     /// How many there are.
-    pub(crate) const COUNT: usize = 3;
+    pub(crate) const COUNT: usize = 4;
 
     pub(crate) fn class(self) -> Class {
         match self {
             Special::Probation => Class::Probation,
             Special::Kept => Class::Kept,
             Special::Compacted => Class::Log,
+            Special::Fills => Class::Fills,
         }
     }
 
-    pub(crate) const ALL: [Special; Self::COUNT] =
-        [Special::Probation, Special::Kept, Special::Compacted];
+    pub(crate) const ALL: [Special; Self::COUNT] = [
+        Special::Probation,
+        Special::Kept,
+        Special::Compacted,
+        Special::Fills,
+    ];
 }
 
 /// One segment. Written by whoever owns it (its stream, the background), read by all.
@@ -139,6 +148,7 @@ impl Segment {
         match self.class.load(Ordering::Acquire) {
             1 => Class::Probation,
             2 => Class::Kept,
+            3 => Class::Fills,
             _ => Class::Log,
         }
     }
@@ -151,12 +161,6 @@ impl Segment {
     /// The clock of [`Segments`] when it was sealed; 0: before the start.
     pub(crate) fn sealed_at(&self) -> u64 {
         self.sealed_at.load(Ordering::Acquire)
-    }
-
-    /// Is full, or no longer appended to.
-    pub(crate) fn set_sealed(&self, clock: u64) {
-        self.sealed_at.store(clock, Ordering::Release);
-        self.set_state(SegmentState::Sealed);
     }
 
     /// It holds what was copied from a segment of that age. It is as old as the youngest of these.
@@ -302,6 +306,8 @@ pub(crate) struct Segments {
     table: Vec<CachePadded<Segment>>,
     free: ArrayQueue<SegId>,
     opened: ArrayQueue<SegId>,
+    /// How often a segment was sealed or became suspect.
+    changes: AtomicU64,
     /// Suspect ones that are still in use.
     suspects: AtomicUsize,
     quarantined: AtomicUsize,
@@ -373,6 +379,7 @@ impl Segments {
             table,
             free,
             opened,
+            changes: AtomicU64::new(0),
             suspects: AtomicUsize::new(0),
             quarantined: AtomicUsize::new(0),
             key_losses: AtomicUsize::new(0),
@@ -417,6 +424,19 @@ impl Segments {
         self.quarantined.load(Ordering::Relaxed)
     }
 
+    /// A segment is full, or no longer appended to.
+    pub(crate) fn set_sealed(&self, id: SegId) {
+        let segment = self.get(id);
+        segment.sealed_at.store(self.clock(), Ordering::Release);
+        segment.set_state(SegmentState::Sealed);
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Differs from an earlier value if a segment was sealed since, or became suspect. Who sees that sees the segment so.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     /// Whether a segment in use is to be taken out of service.
     pub(crate) fn has_suspects(&self) -> bool {
         self.suspects.load(Ordering::Relaxed) > 0
@@ -427,6 +447,7 @@ impl Segments {
         let is_new = !self.get(id).is_suspect.swap(true, Ordering::AcqRel);
         if is_new {
             self.suspects.fetch_add(1, Ordering::Relaxed);
+            self.changes.fetch_add(1, Ordering::Release);
         }
         is_new
     }

@@ -123,7 +123,7 @@ impl Stream {
         );
         drop(durable);
         segment.set_info(&info);
-        segment.set_sealed(context.segments.clock());
+        context.segments.set_sealed(open.id);
     }
 
     /// As [`Stream::seal`]; but where the memory of the info is lost nothing is stored, and the segment lies on the device
@@ -135,8 +135,7 @@ impl Stream {
         if context.pmem.probe(start, info_bytes).is_ok() {
             return self.seal(context);
         }
-        let segment = context.segments.get(open.id);
-        segment.set_sealed(context.segments.clock());
+        context.segments.set_sealed(open.id);
         self.open = None;
     }
 }

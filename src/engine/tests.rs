@@ -31,7 +31,7 @@ use proptest::test_runner::TestRunner;
 use std::path::Path;
 
 const BLOCKS: u64 = 512;
-const DEVICE_SIZE_BYTES: u64 = (64 << 10) + 12 * (64 << 10);
+const DEVICE_SIZE_BYTES: u64 = (64 << 10) + 14 * (64 << 10);
 
 fn options(block_size_bytes: u32, data_crc: Option<DataCrc>) -> OpenOptions {
     OpenOptions {

@@ -76,18 +76,17 @@ impl Gathered {
     }
 }
 
-impl<P> Cache<P> {
+impl<P: Pmem> Cache<P> {
     /// Whether a read fill may take of the space that is left.
     pub(super) fn has_room_for_fills(&self) -> bool {
-        self.segments.free_count() >= FILL_FREE_SEGMENTS_MIN
+        let has_place = !self.tail_stands() || self.special_stream(Special::Fills).is_some();
+        has_place && self.segments.free_count() >= FILL_FREE_SEGMENTS_MIN
     }
 }
 
 impl Core {
     pub(super) fn poll_writes<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
-        if !self.fills_apart.is_empty() {
-            self.run_fills_apart(cache, out);
-        }
+        self.run_fills(cache, out);
         let (queued, has_turn) = (self.writes.len(), self.turn > 0);
         if queued == 0 && self.fills.is_empty() {
             // What waited was given up.
@@ -119,26 +118,51 @@ impl Core {
         })
     }
 
-    /// Read fills that are on probation go into segments of their own, in which nothing is dirty (INV-SEG-9). Where there
-    /// is no room for such segments they are as good as others.
-    fn run_fills_apart<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+    /// Read fills go into segments of their own, in which nothing is dirty (INV-SEG-9): they are reclaimed whatever the
+    /// dirty tail does. Where there is no room for such segments they go where writes go, unless the tail stands still: what
+    /// lies behind it would take the room of writes until it moves.
+    fn run_fills<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        if !self.fills_apart.is_empty() {
+            self.run_fills_on_probation(cache, out);
+        }
+        if self.fills.is_empty() {
+            return;
+        }
+        if let Some(number) = cache.special_stream(Special::Fills)
+            && !canary::is(Canary::FillsAmongWrites)
+        {
+            self.run_fills_in(cache, number, out);
+        }
+        // Left are those of a cache with too few segments, or another core is at the stream.
+        if cache.tail_stands() && !canary::is(Canary::FillsAmongWrites) {
+            self.drop_fills(cache, out);
+        }
+    }
+
+    fn run_fills_on_probation<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         let Some(number) = cache.special_stream(Special::Probation) else {
             return self.fills.append(&mut self.fills_apart);
         };
         std::mem::swap(&mut self.fills, &mut self.fills_apart);
-        if let Ok(mut stream) = cache.streams[number].try_lock() {
-            loop {
-                self.batch.clear();
-                let more = self.gather_fills(cache, &mut stream, out);
-                self.end_batch(cache, number, &mut stream, out);
-                if !more {
-                    break;
-                }
-            }
-        }
-        // Another core is at the stream, or there is no room.
+        self.run_fills_in(cache, number, out);
+        // Another core is at the stream.
         self.drop_fills(cache, out);
         std::mem::swap(&mut self.fills, &mut self.fills_apart);
+    }
+
+    /// Deals with all fills, unless another core is at the stream.
+    fn run_fills_in<P: Pmem>(&mut self, cache: &Cache<P>, number: usize, out: &mut Outbox) {
+        let Ok(mut stream) = cache.streams[number].try_lock() else {
+            return;
+        };
+        loop {
+            self.batch.clear();
+            let more = self.gather_fills(cache, &mut stream, out);
+            self.end_batch(cache, number, &mut stream, out);
+            if !more {
+                return;
+            }
+        }
     }
 
     /// Whatever could not be put into the cache is given up: the read has waited long enough.

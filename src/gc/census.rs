@@ -178,7 +178,7 @@ mod tests {
                 let id = cache.segments.open_next(None).expect("most are free");
                 let first = number * PAGES;
                 put(&cache, id, first, first + PAGES - number * PAGES / SEGMENTS);
-                cache.segments.get(id).set_sealed(cache.segments.clock());
+                cache.segments.set_sealed(id);
                 id
             })
             .collect();

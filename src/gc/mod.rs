@@ -14,6 +14,7 @@
 mod census;
 mod victim;
 mod walk;
+mod watch;
 
 use crate::canary::{self, Canary};
 use crate::engine::{
@@ -27,6 +28,7 @@ use census::Census;
 use std::sync::atomic::Ordering;
 use victim::{Plan, Wish};
 use walk::{Step, Walk};
+use watch::Watch;
 
 /// Buckets of the index that one poll goes through, at most: some microseconds.
 const BUCKETS_PER_POLL: usize = 64;
@@ -48,6 +50,7 @@ pub(crate) struct Gc {
     state: State,
     walk: Walk,
     census: Census,
+    watch: Watch,
     /// Out of the index, and still lent: to be freed when the last loan has come back. Nothing waits for them
     /// meanwhile.
     lent: Vec<SegId>,
@@ -65,6 +68,7 @@ impl Gc {
             lent: memory::with_room("reclaiming", geometry.segment_count() as usize)?,
             is_needed: false,
             needs_writeback: false,
+            watch: Watch::default(),
         })
     }
 
@@ -142,13 +146,13 @@ impl Gc {
             is_urgent: wanted,
         };
         let dirty_tail = cache.dirty_tail();
-        let Some((id, plan)) = victim::choose(cache, &self.census, wish) else {
+        let Some((id, plan)) = self.look(cache, wish) else {
             self.needs_writeback = self.is_needed;
             if wanted {
                 seal_special_streams(cache, agent);
             }
-            let is_clean = cache.dirty_bytes.load(Ordering::Relaxed) == 0
-                || dirty_tail.0 + 1 >= cache.seq_settled().0;
+            // An unmap has no bytes, and is dirty.
+            let is_clean = dirty_tail.0 + 1 >= cache.seq_settled().0;
             if self.is_needed && is_clean {
                 // Everything is clean: a writer that waits for the index finds room now.
                 cache.space_wanted.store(false, Ordering::Release);
@@ -167,6 +171,21 @@ impl Gc {
             .add(u64::from(plan == Plan::Compact));
         self.state = State::Emptying(id);
         Progress::Busy
+    }
+
+    /// Looks for a victim, if there can be another answer than at the last look.
+    fn look<P: Pmem>(&mut self, cache: &Cache<P>, wish: Wish) -> Option<(SegId, Plan)> {
+        if !self.watch.is_due(cache, wish) {
+            return None;
+        }
+        let found = victim::look(cache, &self.census);
+        let victim = found.choose(cache, wish);
+        if victim.is_some() {
+            self.watch.forget();
+        } else if found.has_lent() {
+            self.watch.wait_for_loans();
+        }
+        victim
     }
 
     /// Lets the pages of the victim leave it, some in each poll.
@@ -276,7 +295,7 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
 /// freed, and the key tail has passed it and everything older; or it was forgotten and is still there, as new as the
 /// fill, and the key tail passes it when it is freed. What is written later is newer than the fill.
 fn must_be_passed(segment: &Segment) -> bool {
-    let fills_alone = segment.class() == Class::Probation;
+    let fills_alone = matches!(segment.class(), Class::Probation | Class::Fills);
     segment.is_suspect() || (segment.has_forgotten() && !fills_alone)
 }
 
@@ -333,6 +352,47 @@ mod tests {
         assert_eq!(free_one(2, None, true), Seq(2));
         let probation = Some(Special::Probation);
         assert_eq!(free_one(3, probation, true), Seq(2), "read fills alone");
-        assert_eq!(free_one(4, Some(Special::Kept), true), Seq(4));
+        let fills = Some(Special::Fills);
+        assert_eq!(free_one(4, fills, true), Seq(2), "read fills alone");
+        assert_eq!(free_one(5, Some(Special::Kept), true), Seq(5));
+    }
+
+    /// All that is sealed is dirty, and a writer waits.
+    #[test]
+    fn without_a_victim_the_segments_are_looked_at_once() {
+        let cache = new_cache();
+        let id = cache.segments.open_next(None).expect("the cache is empty");
+        cache.segments.get(id).note_seq(Seq(1));
+        cache.segments.set_sealed(id);
+        cache.seq_next.store(2, Ordering::SeqCst);
+        let (mut gc, mut tails) = (Gc::new(&cache.geometry).unwrap(), Tails::empty());
+        let counters = cache.background_counters();
+        let mut poll = |tails: &mut Tails| {
+            cache.space_wanted.store(true, Ordering::Release);
+            gc.poll(&cache, tails, Agent(1), counters);
+            gc.watch.look_count
+        };
+        assert!((0..100).all(|_| poll(&mut tails) == 1));
+        assert_eq!(cache.segments.get(id).state(), SegmentState::Sealed);
+        tails.dirty_tail = Seq(1);
+        cache.persist_tails(&mut tails, Agent(1));
+        assert_eq!(poll(&mut tails), 2);
+        assert_eq!(cache.segments.get(id).state(), SegmentState::Reclaiming);
+    }
+
+    /// An unmap has no bytes.
+    #[test]
+    fn a_writer_waits_as_long_as_unmaps_are_dirty() {
+        let cache = new_cache();
+        let (mut gc, mut tails) = (Gc::new(&cache.geometry).unwrap(), Tails::empty());
+        let counters = cache.background_counters();
+        let mut waits_after_poll = |seq_next| {
+            cache.seq_next.store(seq_next, Ordering::SeqCst);
+            cache.space_wanted.store(true, Ordering::Release);
+            gc.poll(&cache, &mut tails, Agent(1), counters);
+            cache.space_wanted.load(Ordering::Acquire)
+        };
+        assert!(waits_after_poll(2));
+        assert!(!waits_after_poll(1));
     }
 }

@@ -4,9 +4,10 @@
 //! ratio that of a good policy instead of a queue's (docs/adr/0011-eviction.md has the figures):
 //!
 //! - a segment that was overwritten for the most part is compacted: nothing is forgotten for the room that it gives;
-//! - read fills on probation may have a twentieth of the segments, and are reclaimed above that, oldest first;
-//! - of what was read again in its segment's time copies are kept. Their segments and those of the log compete: the
-//!   oldest of either is looked at, and the one is reclaimed in which less was read again since it began.
+//! - read fills on probation may have a thirtieth of the segments, and are reclaimed above that, oldest first;
+//! - of what was read again in its segment's time copies are kept. Their segments, those of other read fills and those of
+//!   the log compete: the oldest of each is looked at, and the one is reclaimed in which least was read again since it
+//!   began, or the oldest if nothing was. So who gets how much of the cache is nobody's setting.
 
 use super::census::{Census, Count};
 use crate::canary::{self, Canary};
@@ -19,7 +20,7 @@ use crate::units::SegId;
 /// (docs/adr/0011-eviction.md).
 const SPARSE_PERCENT: u64 = 70;
 /// Of the segments in service, so many percent may hold read fills on probation.
-const PROBATION_PERCENT: usize = 5;
+const PROBATION_PERCENT: usize = 3;
 /// They may have so many segments in any case: one that is open, one that is sealed.
 const PROBATION_SEGMENTS_MIN: usize = 2;
 
@@ -35,7 +36,7 @@ pub(super) enum Plan {
 }
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wish {
     /// There are too few free segments, or too many that are used. If not, only suspect segments are taken.
     pub(super) is_needed: bool,
@@ -55,40 +56,17 @@ struct Candidate {
 
 /// What one look at all segments finds.
 #[derive(Debug, Default)]
-struct Found {
+pub(super) struct Found {
     suspect: Option<Candidate>,
     /// The one of which the least is in use.
     sparsest: Option<(u64, Candidate)>,
     log: Option<Candidate>,
     probation: Option<Candidate>,
     kept: Option<Candidate>,
+    fills: Option<Candidate>,
     /// What is lent may take long until it is free.
     lent: Option<Candidate>,
     on_probation: usize,
-}
-
-/// The next victim; `None`: nothing can be reclaimed now.
-pub(super) fn choose<P: Pmem>(
-    cache: &Cache<P>,
-    census: &Census,
-    wish: Wish,
-) -> Option<(SegId, Plan)> {
-    let found = look(cache, census);
-    // What is lent comes last. But if requests wait for room it has to do: once it is out of the index, nothing of it
-    // is lent anew. What is suspect comes first, needed or not.
-    if let Some(suspect) = found.suspect
-        && (wish.is_urgent || !suspect.is_lent)
-    {
-        return Some((suspect.id, Plan::Evict));
-    }
-    if !wish.is_needed {
-        return None;
-    }
-    if let Some(chosen) = by_policy(cache, &found, wish) {
-        return Some(chosen);
-    }
-    let lent = found.lent.filter(|_| wish.is_urgent)?;
-    Some((lent.id, Plan::Evict))
 }
 
 fn by_policy<P: Pmem>(cache: &Cache<P>, found: &Found, wish: Wish) -> Option<(SegId, Plan)> {
@@ -105,18 +83,10 @@ fn by_policy<P: Pmem>(cache: &Cache<P>, found: &Found, wish: Wish) -> Option<(Se
     }
     let most = cache.segments_in_service() * PROBATION_PERCENT / 100;
     let much_on_probation = found.on_probation >= most.max(PROBATION_SEGMENTS_MIN);
-    let victim = match (found.probation, found.log, found.kept) {
-        (Some(probation), ..) if much_on_probation => Some(probation),
-        (_, Some(log), Some(kept)) => {
-            let clock = cache.segments.clock();
-            if warmth(&kept, clock) <= warmth(&log, clock) {
-                Some(kept)
-            } else {
-                Some(log)
-            }
-        }
-        (probation, log, kept) => log.or(probation).or(kept),
-    };
+    let surplus = found.probation.filter(|_| much_on_probation);
+    let victim = surplus
+        .or_else(|| found.coldest(cache.segments.clock()))
+        .or(found.probation);
     victim.map(|victim| (victim.id, keep_hot))
 }
 
@@ -127,7 +97,8 @@ fn warmth(candidate: &Candidate, clock: u64) -> u64 {
     (heat << 16) / age
 }
 
-fn look<P: Pmem>(cache: &Cache<P>, census: &Census) -> Found {
+/// Looks at all segments.
+pub(super) fn look<P: Pmem>(cache: &Cache<P>, census: &Census) -> Found {
     let mut found = Found::default();
     let dirty_tail = cache.dirty_tail();
     for id in cache.segments.ids() {
@@ -164,6 +135,36 @@ fn look<P: Pmem>(cache: &Cache<P>, census: &Census) -> Found {
 }
 
 impl Found {
+    /// The next victim; `None`: nothing can be reclaimed now.
+    pub(super) fn choose<P: Pmem>(&self, cache: &Cache<P>, wish: Wish) -> Option<(SegId, Plan)> {
+        // What is lent comes last. But if requests wait for room it has to do: once it is out of the index, nothing of it
+        // is lent anew. What is suspect comes first, needed or not.
+        if let Some(suspect) = self.suspect
+            && (wish.is_urgent || !suspect.is_lent)
+        {
+            return Some((suspect.id, Plan::Evict));
+        }
+        if !wish.is_needed {
+            return None;
+        }
+        if let Some(chosen) = by_policy(cache, self, wish) {
+            return Some(chosen);
+        }
+        let lent = self.lent.filter(|_| wish.is_urgent)?;
+        Some((lent.id, Plan::Evict))
+    }
+
+    /// Whether a loan keeps anything from being a victim.
+    pub(super) fn has_lent(&self) -> bool {
+        self.lent.is_some() || self.suspect.is_some_and(|suspect| suspect.is_lent)
+    }
+
+    /// Of the oldest of each class, but for probation, the one in which least was read again; or the oldest of several.
+    fn coldest(&self, clock: u64) -> Option<Candidate> {
+        let oldest = [self.log, self.fills, self.kept].into_iter().flatten();
+        oldest.min_by_key(|each| (warmth(each, clock), each.born))
+    }
+
     fn add(&mut self, candidate: Candidate) {
         if candidate.is_suspect {
             return keep_older(&mut self.suspect, candidate);
@@ -182,6 +183,7 @@ impl Found {
             Class::Log => &mut self.log,
             Class::Probation => &mut self.probation,
             Class::Kept => &mut self.kept,
+            Class::Fills => &mut self.fills,
         };
         keep_older(oldest, candidate);
     }
@@ -205,4 +207,52 @@ fn is_sparse<P: Pmem>(cache: &Cache<P>, live_blocks: u64) -> bool {
 /// more when the victim is free.
 pub(super) fn hot_bytes_max<P: Pmem>(cache: &Cache<P>) -> u64 {
     cache.geometry.segment_room_bytes() * SPARSE_PERCENT / 100
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(class: Class, born: u64, heat: u64) -> Candidate {
+        Candidate {
+            id: SegId(born as u32),
+            class,
+            born,
+            is_lent: false,
+            is_suspect: false,
+            count: Some(Count {
+                live_blocks: 100,
+                heat,
+            }),
+        }
+    }
+
+    /// Which class loses, of the oldest segments of log, fills and kept data, at a clock of 100.
+    fn coldest(oldest: [(u64, u64); 3]) -> Class {
+        let mut found = Found::default();
+        for (class, (born, heat)) in [Class::Log, Class::Fills, Class::Kept]
+            .into_iter()
+            .zip(oldest)
+        {
+            found.add(candidate(class, born, heat));
+            // The younger ones do not matter.
+            found.add(candidate(class, 90, 0));
+        }
+        found.coldest(100).expect("there are three").class
+    }
+
+    #[test]
+    fn the_class_loses_of_which_the_oldest_was_read_again_least_in_its_time() {
+        assert_eq!(coldest([(1, 10), (51, 10), (81, 10)]), Class::Log);
+        assert_eq!(coldest([(1, 60), (51, 20), (81, 10)]), Class::Fills);
+        assert_eq!(coldest([(1, 60), (51, 40), (81, 1)]), Class::Kept);
+        assert_eq!(coldest([(51, 0), (1, 1), (61, 1)]), Class::Log);
+    }
+
+    #[test]
+    fn where_nothing_was_read_again_the_oldest_loses() {
+        assert_eq!(coldest([(30, 0), (20, 0), (10, 0)]), Class::Kept);
+        assert_eq!(coldest([(30, 0), (10, 0), (20, 0)]), Class::Fills);
+        assert_eq!(coldest([(10, 0), (20, 0), (30, 0)]), Class::Log);
+    }
 }

@@ -117,7 +117,7 @@ impl Walk {
         }
         let victim = cache.segments.get(self.victim);
         let to = match (self.plan, victim.class()) {
-            (Plan::Compact, Class::Log | Class::Probation) => Special::Compacted,
+            (Plan::Compact, Class::Log | Class::Probation | Class::Fills) => Special::Compacted,
             _ => Special::Kept,
         };
         match self.copier.commit(cache, to, victim.born()) {

@@ -385,7 +385,7 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
         block_size_bytes,
         block_count,
         segment_size_bytes,
-        segment_count: prng.between(5, 16),
+        segment_count: prng.between(5, 20),
         data_crc: prng.pick(&[DataCrc::Off, DataCrc::On]),
         order: prng.pick(&[
             WritebackOrder::Strict,

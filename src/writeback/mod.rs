@@ -152,12 +152,16 @@ impl Writeback {
     ) -> Progress {
         self.tell_age(context.cache, now);
         let prepared = self.prepare(context, now);
+        let need = self.checkpoint_need(context.cache, now);
+        let tail_stands = need == CheckpointNeed::Hold || self.is_held_up();
+        let cache = context.cache;
+        cache.tail_stands.store(tail_stands, Ordering::Relaxed);
+        match need {
+            CheckpointNeed::Hold => return prepared,
+            CheckpointNeed::WriteBack(upto) => self.target = self.target.max(upto),
+            CheckpointNeed::Nothing => {}
+        }
         if self.state == State::Idle {
-            match self.checkpoint_need(context.cache, now) {
-                CheckpointNeed::Hold => return prepared,
-                CheckpointNeed::WriteBack(upto) => self.target = self.target.max(upto),
-                CheckpointNeed::Nothing => {}
-            }
             if self.next.is_ready() {
                 self.begin(context, now);
             } else if self.next.is_damaged() {
@@ -253,9 +257,12 @@ impl Writeback {
         less || taken_upto.0 + 1 < self.target.0
     }
 
-    /// What a checkpoint wants now that no batch is under way: the last one has ended, and no other has begun, so
+    /// What a checkpoint wants when no batch is under way: the last one has ended, and no other has begun, so
     /// the base is at a cut (INV-CKPT-1).
     fn checkpoint_need<P: Pmem>(&self, cache: &Cache<P>, now: Now) -> CheckpointNeed {
+        if self.state != State::Idle {
+            return CheckpointNeed::Nothing;
+        }
         let is_on_base = |upto| {
             let gathered = self.next.taken.first_seq;
             upto <= self.settled
@@ -270,7 +277,8 @@ impl Writeback {
     fn tell_age<P: Pmem>(&mut self, cache: &Cache<P>, now: Now) {
         let (dirty_tail, seq_next) = (cache.dirty_tail(), cache.seq_next());
         self.reasons.ages.note(dirty_tail, seq_next, now);
-        let is_dirty = cache.dirty_bytes.load(Ordering::Relaxed) > 0;
+        // An unmap has no bytes.
+        let is_dirty = cache.dirty_bytes.load(Ordering::Relaxed) > 0 || !self.is_all_clean();
         let age_ns = if is_dirty {
             self.reasons.ages.since_ns(dirty_tail, now)
         } else {
@@ -517,6 +525,12 @@ impl Writeback {
         cache.writeback_stands.store(false, Ordering::Relaxed);
         self.start_over(cache);
         Progress::Busy
+    }
+
+    /// Whether an error or damage keeps the batch under way from its end.
+    fn is_held_up(&self) -> bool {
+        let has_failed = self.backoff_ns > BACKOFF_NS_MIN;
+        has_failed || matches!(self.state, State::Backoff(_) | State::Damaged(_))
     }
 
     fn back_off(&mut self, now: Now) {

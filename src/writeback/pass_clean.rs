@@ -14,10 +14,7 @@ impl Writeback {
     /// age and what counts as on the base after a restart, does not depend on when something was written last.
     pub(super) fn pass_clean<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) {
         let upto = Seq(self.settled.0.saturating_sub(1));
-        let all_clean = self.state == State::Idle
-            && !self.salvage.is_pending()
-            && self.next.is_nothing()
-            && !self.log.has_below(self.settled);
+        let all_clean = self.is_all_clean();
         if all_clean && self.salvage.is_miscounted {
             self.count_anew(context.cache);
         }
@@ -27,6 +24,14 @@ impl Writeback {
         self.pass_clean_at = Now(now.0 + PASS_CLEAN_NS);
         context.tails.dirty_tail = upto;
         context.cache.persist_tails(context.tails, context.agent);
+    }
+
+    /// Whether nothing dirty is below the settled point.
+    pub(super) fn is_all_clean(&self) -> bool {
+        self.state == State::Idle
+            && !self.salvage.is_pending()
+            && self.next.is_nothing()
+            && !self.log.has_below(self.settled)
     }
 
     /// Nothing dirty is below the settled point. If that is still the end of the log, nothing is dirty at all.

@@ -2,9 +2,12 @@
 
 use super::asking::Asking;
 use super::*;
-use crate::index::OWNER_MAX;
+use crate::engine::segments::{Class, Special};
+use crate::index::{BlockMap, OWNER_MAX};
 use crate::pmem::IovBuf;
 use crate::units::Page;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Blocks of the first four pages that are not in the cache.
 fn missing(asking: &mut Asking) -> Vec<(u64, u64)> {
@@ -76,6 +79,47 @@ fn what_another_channel_has_brought_is_not_filled_again() {
     }
     let stats = first.cache.stats();
     assert_eq!((stats.fill_bytes, stats.fills_dropped), (4 * 512, 1));
+}
+
+/// What the segment is for in which the first block of a page lies.
+fn class_of(asking: &Asking, page: u64) -> Option<Class> {
+    let cache = &asking.cache;
+    let found = cache.index.lookup(cache.index.locate(Page(page)))?;
+    let BlockMap::Mapped(place) = found.map.block(0) else {
+        return None;
+    };
+    let segment = cache.geometry.segment_of(place);
+    Some(cache.segments.get(segment).class())
+}
+
+/// One fill, of a page of its own, while another core is at the stream of fills.
+fn fill_beside_another_core(asking: &mut Asking, page: u64) -> Option<Class> {
+    let cache = Arc::clone(&asking.cache);
+    let number = cache.special_stream(Special::Fills).expect("there is room");
+    assert_eq!(asking.read(page * 8, 8), [(page * 8, 8)]);
+    let stream = cache.streams[number].try_lock();
+    asking.answer(Ok(()));
+    asking.poll();
+    assert_eq!(asking.ended(), [Status::Success]);
+    drop(stream);
+    class_of(asking, page)
+}
+
+#[test]
+fn fills_go_into_segments_of_their_own() {
+    let mut asking = Asking::new(SettingChange::default(), 0);
+    asking.write(0, 8, 9);
+    assert_eq!(asking.read(8, 8), [(8, 8)]);
+    asking.answer(Ok(()));
+    asking.poll();
+    assert_eq!(class_of(&asking, 0), Some(Class::Log));
+    assert_eq!(class_of(&asking, 1), Some(Class::Fills));
+    let fills = fill_beside_another_core(&mut asking, 10);
+    assert_eq!(fills, Some(Class::Log), "it is not waited for");
+    asking.cache.tail_stands.store(true, Ordering::Relaxed);
+    let fills = fill_beside_another_core(&mut asking, 20);
+    assert_eq!(fills, None, "it could not be reclaimed");
+    assert_eq!(asking.cache.stats().fills_dropped, 1);
 }
 
 /// Pushes the first page out of the cache.

@@ -1,6 +1,7 @@
-//! What reclaiming keeps. Items 43 and 44.
+//! What reclaiming keeps, and what keeps it from reclaiming. Items 43, 44 and 47.
 
-use super::{Context, apply, check, in_order, is_cached};
+use super::{Context, apply, check, heal, in_order, is_cached};
+use crate::engine::Fua;
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
 use crate::sim::script::{self, Step};
@@ -86,4 +87,82 @@ pub(super) fn what_is_read_again_outlives_a_scan(context: &mut Context) -> Resul
         || format!("{count} hot pages are cached: {stats:?}"),
     )?;
     script::finish(&machine)
+}
+
+/// What keeps the dirty tail where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    BaseFails,
+    Checkpoint,
+}
+
+/// One page is dirty and stays so. What is read meanwhile is several times what the cache holds, and then half of what it
+/// holds is written. With so few segments that there are none for fills alone, nothing of it is kept.
+pub(super) fn read_fills_take_no_room_from_writes_while_the_tail_stands_still(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    for (hold, segment_count) in [
+        (Hold::BaseFails, 16),
+        (Hold::Checkpoint, 16),
+        (Hold::BaseFails, 10),
+        (Hold::Checkpoint, 10),
+    ] {
+        let setup = Setup {
+            block_count: 4000,
+            segment_count,
+            ..setup()
+        };
+        let machine = stand_still(context.machine(&setup)?, hold)?;
+        let tail = machine.cache().dirty_tail();
+        // No sequence: nothing is on probation.
+        let read = |number: u64| Step::Read(1, 400 + number * 37 % 225 * 2 * PAGE, 2 * PAGE, 0);
+        let reads = (0..225).flat_map(|number| [read(number), Step::Settle]);
+        let machine = apply(machine, &reads.collect::<Vec<_>>())?;
+        let written = segment_count / 2 * 7;
+        for page in 0..written {
+            machine.write(0, page * PAGE, PAGE, Fua::No, &[]);
+            (0..30).for_each(|_| machine.poll_all());
+            check(machine.outstanding() == 0, || {
+                format!(
+                    "a write waits although little is dirty: {page} of {written} pages, {hold:?}"
+                )
+            })?;
+        }
+        let stats = machine.cache().stats();
+        let are_kept = stats.fill_bytes > 2 * setup.device_size_bytes();
+        check(
+            machine.cache().dirty_tail() == tail && are_kept == (segment_count == 16),
+            || format!("{hold:?}, {segment_count} segments, {tail:?}: {stats:?}"),
+        )?;
+        heal(&machine);
+        if hold == Hold::Checkpoint {
+            machine.checkpoint_end();
+        }
+        script::finish(&machine)?;
+    }
+    Ok(())
+}
+
+/// A page is dirty, and the dirty tail does not get past it.
+fn stand_still(machine: Machine, hold: Hold) -> Result<Machine, Violation> {
+    let page = Step::Write(0, 0, PAGE, 0);
+    let machine = match hold {
+        Hold::BaseFails => apply(
+            machine,
+            &[
+                Step::Faults(100, 0, 0),
+                page,
+                Step::DrainStart,
+                Step::Turns(20),
+            ],
+        )?,
+        Hold::Checkpoint => {
+            let begin = Step::CheckpointBegin(3600);
+            apply(machine, &[begin, Step::Turns(20), page, Step::Turns(20)])?
+        }
+    };
+    check(machine.cache().tail_stands(), || {
+        format!("{hold:?}: the tail does not stand still")
+    })?;
+    Ok(machine)
 }

@@ -342,7 +342,7 @@ fn life_of_one_write(
 
 /// Two power cuts. Of the first kset of a segment the first one leaves checksum and address, the second one all the rest
 /// of the next kset there, which says the same but for these two: the line is then that of the first, whole, and names
-/// what was written for the second.
+/// what was written for the second (INV-LOG-9).
 pub(super) fn what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes(
     _context: &mut Context,
 ) -> Result<(), Violation> {

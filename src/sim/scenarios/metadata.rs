@@ -250,7 +250,7 @@ pub(super) fn one_copy_of_any_record_may_be_poisoned_and_both_are_an_error(
 }
 
 /// Nothing is stored where a copy of a segment's info cannot be read, whatever the segment holds; the cache goes on
-/// without it, and with settings that it cannot keep.
+/// without it, and with settings that it cannot keep (INV-PAIR-3).
 pub(super) fn a_record_with_an_unreadable_copy_is_not_updated(
     context: &mut Context,
 ) -> Result<(), Violation> {

@@ -157,6 +157,7 @@ scenarios! {
     46 verified::what_reclaiming_has_moved_is_verified,
     47 shortage::a_lack_of_memory_is_an_error_and_changes_nothing,
     48 log::what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes,
+    49 eviction::read_fills_take_no_room_from_writes_while_the_tail_stands_still,
 }
 
 /// What a scenario is given, and where it leaves what it did.

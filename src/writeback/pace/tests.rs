@@ -59,18 +59,20 @@ impl Rig {
 
     fn write_pages(&mut self, pages: impl Iterator<Item = u64>) {
         let buf = IovBuf::new(&[7; 4096], &[]);
-        for page in pages {
-            let io = HostIo {
-                token: IoToken(1),
-                op: Op::Write(buf.cursor(), Fua::No),
-                lba: Lba(page * PAGE_BLOCKS),
-                len_blocks: PAGE_BLOCKS,
-            };
-            self.channel.submit(io).expect("the table is empty");
-            self.out.clear();
-            self.channel.poll(self.now, &mut self.out);
-            assert_eq!(self.out.completions[0].status, Status::Success);
-        }
+        pages.for_each(|page| self.change(Op::Write(buf.cursor(), Fua::No), page));
+    }
+
+    fn change(&mut self, op: Op, page: u64) {
+        let io = HostIo {
+            token: IoToken(1),
+            op,
+            lba: Lba(page * PAGE_BLOCKS),
+            len_blocks: PAGE_BLOCKS,
+        };
+        self.channel.submit(io).expect("the table is empty");
+        self.out.clear();
+        self.channel.poll(self.now, &mut self.out);
+        assert_eq!(self.out.completions[0].status, Status::Success);
     }
 
     /// One turn of the background; what it wants of the base.
@@ -152,6 +154,18 @@ fn dirty_data_are_written_back_at_their_age_and_the_age_is_told() {
     rig.write_pages(0..1);
     rig.pass_ms(1_000);
     assert_eq!(rig.base_writes, 1);
+}
+
+#[test]
+fn an_unmap_has_an_age_though_it_has_no_bytes() {
+    let mut rig = Rig::new(&[(Setting::DirtyAgeS, 3)]);
+    rig.change(Op::Unmap, 0);
+    rig.pass_ms(2_900);
+    assert_eq!(rig.cache.info().dirty_bytes, 0);
+    assert_eq!(rig.cache.info().dirty_age_ms, 2_900);
+    rig.pass_ms(200);
+    rig.pass_ms(1);
+    assert_eq!(rig.cache.info().dirty_age_ms, 0);
 }
 
 #[test]
