@@ -85,7 +85,7 @@ def test_base_that_fails_write_zeroes_gets_them_as_data(host: Host, media: Path,
 
 
 def test_base_that_fails_unmaps_gets_zeroes(host: Host, media: Path, seed: int):
-    """SPDK's aio bdev claims UNMAP, which fails where the file system or device knows no discard, every time."""
+    """SPDK's aio bdev claims UNMAP, which fails on what knows no discard, every time."""
     storage = Storage(media)
     client = storage.client(seed)
     session = start_session(host, storage.sick_base())
