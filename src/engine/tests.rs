@@ -4,6 +4,7 @@
 mod asking;
 mod fetches;
 mod fills;
+mod flaws;
 mod held;
 mod lend;
 mod pages;
