@@ -9,6 +9,7 @@ mod damage;
 mod deep_queues;
 mod fetches;
 mod fills;
+mod flaws;
 mod held;
 mod lend;
 mod pages;

@@ -423,7 +423,7 @@ impl Writeback {
             context.tails.batch_end
         );
         let (cache, manners) = (context.cache, self.manners(context));
-        let bytes_max = if self.stopping && self.salvage.is_pending() {
+        let bytes_max = if self.stopping && !canary::is(Canary::StopKeepsToRate) {
             // Whoever stops waits for it.
             budget.base_write_bytes
         } else {

@@ -18,16 +18,24 @@ pub(super) struct Asking {
 
 impl Asking {
     pub(super) fn new(settings: SettingChange, pad_pages: usize) -> Self {
-        static BASE: [u8; BLOCKS as usize * 512] = [7; BLOCKS as usize * 512];
         let options = OpenOptions {
             settings,
             ..options(512, None)
         };
+        Self::of(Self::cache(options), pad_pages)
+    }
+
+    pub(super) fn open(options: OpenOptions) -> Self {
+        Self::of(Self::cache(options), 0)
+    }
+
+    fn cache(options: OpenOptions) -> Arc<Cache<SimPmem>> {
+        static BASE: [u8; BLOCKS as usize * 512] = [7; BLOCKS as usize * 512];
         let pmem = SimPmem::new(DEVICE_SIZE_BYTES);
         let cache = recover::open(pmem, options, |lba, len| {
             &BASE[lba as usize * 512..][..len as usize * 512]
         });
-        Self::of(cache.unwrap(), pad_pages)
+        cache.unwrap()
     }
 
     /// Another channel of the same cache.

@@ -14,6 +14,7 @@ use crate::sim::model::Violation;
 use crate::sim::prng::{Prng, mix};
 use crate::sim::recover;
 use crate::sim::scenarios::reads::read_aside;
+use crate::sim::scenarios::writeback::{lowest_rate, stop_at_once};
 use crate::sim::script::{self, Step, Weights};
 use crate::units::{Lba, SegId};
 
@@ -386,6 +387,8 @@ pub(super) fn keys_are_lost_under_load(context: &mut Context) -> Result<(), Viol
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stopped {
     Saved,
+    /// Although write-back is to be slow.
+    AtOnce,
     /// The base has failed every write until then, and is well again.
     AfterErrors,
     /// The base fails every write.
@@ -405,6 +408,7 @@ pub(super) fn an_orderly_stop_saves_what_lies_in_segments_without_keys(
     };
     for stopped in [
         Stopped::Saved,
+        Stopped::AtOnce,
         Stopped::AfterErrors,
         Stopped::BySickBase,
         Stopped::ByCheckpoint,
@@ -430,14 +434,20 @@ pub(super) fn an_orderly_stop_saves_what_lies_in_segments_without_keys(
             if matches!(stopped, Stopped::BySickBase | Stopped::AfterErrors) {
                 machine.with_outside(|outside| outside.base.faults.write_percent = 100);
             }
+            if stopped == Stopped::AtOnce {
+                machine.change_settings(lowest_rate());
+            }
             (0..turns).for_each(|_| machine.poll_background());
             if stopped == Stopped::AfterErrors {
                 (0..turns).for_each(|_| machine.poll_background());
                 machine.with_outside(|outside| outside.base.faults.write_percent = 0);
             }
-            machine.stop()?;
+            match stopped {
+                Stopped::AtOnce => stop_at_once(&machine)?,
+                _ => machine.stop()?,
+            }
             let started = start(&machine);
-            let is_saved = matches!(stopped, Stopped::Saved | Stopped::AfterErrors);
+            let is_saved = !matches!(stopped, Stopped::BySickBase | Stopped::ByCheckpoint);
             check(started.is_ok() == is_saved, || {
                 format!("{stopped:?} after {turns} turns: a start ends as {started:?}")
             })?;

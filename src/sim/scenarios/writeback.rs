@@ -1,12 +1,12 @@
-//! What reaches the base, in which order, and what if it does not: items 14 to 16, 33, 40.
+//! What reaches the base, in which order, and what if it does not: items 14 to 16, 18, 33, 40.
 
 use super::{Context, apply, check, heal, in_order, place_of};
-use crate::engine::{BaseCaps, DataCrc, Health, WritebackOrder};
+use crate::engine::{BaseCaps, DataCrc, Health, Setting, SettingChange, WritebackOrder};
 use crate::sim::base::Faults;
-use crate::sim::machine::{INITIAL, Setup};
+use crate::sim::machine::{INITIAL, Machine, Setup};
 use crate::sim::model::Violation;
 use crate::sim::script::{self, Step};
-use crate::units::Lba;
+use crate::units::{Lba, NS_PER_MS};
 
 /// The same blocks again and again, in three regions, with barriers between, while write-back is at it.
 pub(super) fn overwrites_there_and_back_reach_the_base_in_order(
@@ -309,4 +309,47 @@ pub(super) fn barriers_between_versions_of_one_block_take_one_flush(
             flushes[0], flushes[1]
         )
     })
+}
+
+/// A second of the rate is needed before anything is written at all.
+pub(super) fn lowest_rate() -> SettingChange {
+    SettingChange::of(Setting::WritebackRateMibS, 1)
+}
+
+/// Stops the machine, and sees to it that the rate of write-back is not waited for.
+pub(super) fn stop_at_once(machine: &Machine) -> Result<(), Violation> {
+    let before = machine.now();
+    machine.stop()?;
+    let took_ms = machine.now().since_ns(before) / NS_PER_MS;
+    check(took_ms < 500, || format!("a stop takes {took_ms} ms"))
+}
+
+/// With dirty data that no batch has taken yet, and in the middle of a batch that waits for its turn.
+pub(super) fn an_orderly_stop_does_not_wait_for_the_rate_of_write_back(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    for is_begun in [false, true] {
+        let setup = Setup {
+            settings: lowest_rate(),
+            ..in_order()
+        };
+        let mut steps: Vec<_> = (0..4).map(|n| Step::Write(0, n * 8, 5, 0)).collect();
+        steps.push(Step::Settle);
+        if is_begun {
+            steps.extend([Step::DrainStart, Step::Turns(30)]);
+        }
+        let machine = apply(context.machine(&setup)?, &steps)?;
+        let info = machine.cache().info();
+        let dirty_bytes = 4 * 5 * 512;
+        check(info.dirty_bytes == dirty_bytes, || {
+            format!("{is_begun}: too fast for the rate: {info:?}")
+        })?;
+        stop_at_once(&machine)?;
+        // A batch takes no more than a part of the cache.
+        let left = machine.cache().info().dirty_bytes;
+        check((left < dirty_bytes) == is_begun, || {
+            format!("{is_begun}: a stop has left {left} dirty bytes")
+        })?;
+    }
+    Ok(())
 }
