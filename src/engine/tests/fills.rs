@@ -109,15 +109,16 @@ fn fill_beside_another_core(asking: &mut Asking, page: u64) -> Option<Class> {
 fn fills_go_into_segments_of_their_own() {
     let mut asking = Asking::new(SettingChange::default(), 0);
     asking.write(0, 8, 9);
-    assert_eq!(asking.read(8, 8), [(8, 8)]);
+    // From the end to the beginning: no sequence, which would be on probation.
+    assert_eq!(asking.read(50 * 8, 8), [(50 * 8, 8)]);
     asking.answer(Ok(()));
     asking.poll();
     assert_eq!(class_of(&asking, 0), Some(Class::Log));
-    assert_eq!(class_of(&asking, 1), Some(Class::Fills));
-    let fills = fill_beside_another_core(&mut asking, 10);
+    assert_eq!(class_of(&asking, 50), Some(Class::Fills));
+    let fills = fill_beside_another_core(&mut asking, 30);
     assert_eq!(fills, Some(Class::Log), "it is not waited for");
     asking.cache.tail_stands.store(true, Ordering::Relaxed);
-    let fills = fill_beside_another_core(&mut asking, 20);
+    let fills = fill_beside_another_core(&mut asking, 10);
     assert_eq!(fills, None, "it could not be reclaimed");
     assert_eq!(asking.cache.stats().fills_dropped, 1);
 }
