@@ -389,6 +389,7 @@ impl Creation {
             node.name,
             node.access_text
         );
+        registry::registered(self.id, node);
         // It may have become larger meanwhile.
         registry::on_base_resized(self.id);
         let request = self.request.borrow_mut().take();

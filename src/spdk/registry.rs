@@ -144,10 +144,14 @@ pub(super) fn creation_failed(id: EntryId, error: RpcError, request: Option<Requ
 
 /// The cache is open; its bdev is about to be registered.
 pub(super) fn created(id: EntryId, node: &Arc<Node>) {
-    let info = node.cache.info();
-    with_entry(id, |entry| entry.definition.settle(&info));
     look::note_done(id);
     set_state(id, State::Online(Arc::clone(node)));
+}
+
+/// Its bdev is registered. Without one the cache might have to be made anew.
+pub(super) fn registered(id: EntryId, node: &Node) {
+    let info = node.cache.info();
+    with_entry(id, |entry| entry.definition.settle(&info));
 }
 
 /// The cache is being closed.

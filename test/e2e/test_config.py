@@ -106,6 +106,11 @@ def test_name_that_is_taken_while_a_pending_cache_is_opened(host: Host, media: P
     assert "registered" in cache_info(app.rpc)["reason"]
     assert not bdev_info(app.rpc, BASE)["claimed"]
     assert not storage.cache_file.exists()
+    # With its name free it comes when the base does.
+    app.rpc.bdev_malloc_delete(name=CACHE)
+    app.rpc.bdev_aio_delete(name=BASE)
+    app.rpc.call("bdev_aio_create", storage.aio_base()["params"])
+    assert wait_online(app.rpc)["product_name"] != "Malloc disk"
     assert app.rpc.bdev_pcache_delete(name=CACHE) is True
     assert app.rpc.bdev_pcache_get_bdevs() == []
     app.stop()
