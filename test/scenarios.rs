@@ -132,4 +132,5 @@ tests! {
     what_reclaiming_has_moved_is_verified
     a_lack_of_memory_is_an_error_and_changes_nothing
     what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes
+    read_fills_take_no_room_from_writes_while_the_tail_stands_still
 }

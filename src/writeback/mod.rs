@@ -34,7 +34,7 @@ use log::{KeysLost, Limits, LogReader};
 use lost::damage_text;
 use next::{Hurry, Next};
 pub(crate) use pace::excess;
-use pace::{Reasons, Throttle, capacity_bytes, is_urgent};
+use pace::{BaseRate, Reasons, Throttle, capacity_bytes, is_urgent};
 use salvage::Salvage;
 use std::mem;
 use std::sync::atomic::Ordering;
@@ -49,8 +49,6 @@ const BATCH_MS_URGENT: u64 = 5;
 /// Payload of a batch: the least limit, and the first.
 const BATCH_BYTES_MIN: u64 = 16 << 20;
 const BATCH_BYTES_MIN_URGENT: u64 = 4 << 20;
-/// The rate of the base is not learnt from shorter batches.
-const RATE_BYTES_MIN: u64 = 1 << 20;
 /// A batch takes at most this part of the cache.
 const BATCH_CACHE_PARTS: u64 = 8;
 /// Keys of a batch, at most: bounds the DRAM of both overlays to 18 MiB.
@@ -86,8 +84,7 @@ pub(crate) struct Writeback {
     batch_start: Now,
     flush_start: Now,
     stopping: bool,
-    /// What the base lately took, in bytes a millisecond, its flushes included.
-    base_rate: u64,
+    base_rate: BaseRate,
     backoff_ns: u64,
     reasons: Reasons,
     throttle: Throttle,
@@ -128,7 +125,7 @@ impl Writeback {
             batch_start: Now(0),
             flush_start: Now(0),
             stopping: false,
-            base_rate: 0,
+            base_rate: BaseRate::default(),
             backoff_ns: BACKOFF_NS_MIN,
             reasons: Reasons::default(),
             throttle: Throttle::default(),
@@ -360,7 +357,7 @@ impl Writeback {
         } else {
             (BATCH_MS, BATCH_BYTES_MIN)
         };
-        let bytes = self.base_rate.saturating_mul(wanted_ms).max(bytes_min);
+        let bytes = self.base_rate.bytes_in(wanted_ms).max(bytes_min);
         let bytes_max = (capacity_bytes(context.cache) / BATCH_CACHE_PARTS).max(1);
         Limits {
             settled,
@@ -583,15 +580,8 @@ impl Writeback {
     /// Learns from a batch what the base takes: data that were written, not those that overwrites have absorbed. Of
     /// zeroes it is not known what they cost; counted as nothing, they make the next batches shorter at worst.
     fn learn_rate(&mut self, now: Now) {
-        let bytes = self.batch.written_bytes;
-        if bytes < RATE_BYTES_MIN {
-            return;
-        }
-        let took_ns = now.since_ns(self.batch_start).max(1);
-        let rate = u128::from(bytes) * u128::from(NS_PER_MS) / u128::from(took_ns);
-        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        // Half of what was known stays, so that one lucky batch does not make the next one too long.
-        self.base_rate = self.base_rate / 2 + rate / 2;
+        let took_ns = now.since_ns(self.batch_start);
+        self.base_rate.learn(self.batch.written_bytes, took_ns);
     }
 
     /// Because of damage: whoever waits for the base waits in vain.

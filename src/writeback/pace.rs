@@ -14,6 +14,8 @@ const MARK_COUNT: usize = 64;
 const MARK_EVERY_NS_MIN: u64 = 20 * NS_PER_MS;
 /// How often it is looked whether requests have come.
 const LOOK_EVERY_NS: u64 = 2 * NS_PER_MS;
+/// The rate of the base is not learnt from shorter batches.
+const RATE_BYTES_MIN: u64 = 1 << 20;
 /// What may be written at once after a pause, as a part of a second at the highest rate.
 const BURST_PARTS: u64 = 20;
 
@@ -53,6 +55,28 @@ fn dirty_percent<P: Pmem>(cache: &Cache<P>, apart_bytes: u64) -> u64 {
 pub(super) fn capacity_bytes<P: Pmem>(cache: &Cache<P>) -> u64 {
     let pages_per_segment = cache.geometry.segment_room_bytes() / u64::from(PAGE_SIZE_BYTES);
     u64::from(cache.geometry.segment_count()) * pages_per_segment * u64::from(PAGE_SIZE_BYTES)
+}
+
+/// What the base lately took, in bytes a millisecond, its flushes included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BaseRate(u64);
+
+impl BaseRate {
+    /// A batch has ended, of which so much was written.
+    pub(super) fn learn(&mut self, bytes: u64, took_ns: u64) {
+        if bytes < RATE_BYTES_MIN {
+            return;
+        }
+        let rate = u128::from(bytes) * u128::from(NS_PER_MS) / u128::from(took_ns.max(1));
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        // Half of what was known stays, so that one lucky batch does not make the next one too long.
+        self.0 = self.0 / 2 + rate / 2;
+    }
+
+    /// What it takes in so many milliseconds.
+    pub(super) fn bytes_in(self, ms: u64) -> u64 {
+        self.0.saturating_mul(ms)
+    }
 }
 
 /// Which reasons hold, apart from those that others have.

@@ -26,7 +26,7 @@ impl Asking {
     }
 
     pub(super) fn open(options: OpenOptions) -> Self {
-        Self::of(Self::cache(options), 0)
+        Self::of(Self::cache(options), 64)
     }
 
     fn cache(options: OpenOptions) -> Arc<Cache<SimPmem>> {

@@ -39,7 +39,8 @@ fn options_for(flaw: Flaw) -> OpenOptions {
 
 fn cached(options: OpenOptions) -> Plain<SimPmem> {
     let base = vec![BASE_BYTE; options.base.block_count as usize * BLOCK];
-    let size_bytes = 8 * options.segment_size_bytes.unwrap_or_default() + LARGE_SEGMENT_BYTES;
+    // So few segments that fills lie among what was written.
+    let size_bytes = (64 << 10) + 10 * options.segment_size_bytes.unwrap_or_default();
     let pmem = SimPmem::new(size_bytes);
     Plain::new(pmem, base, options, BackgroundRuns::InDrains).expect("the device is blank")
 }

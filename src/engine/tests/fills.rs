@@ -107,7 +107,7 @@ fn fill_beside_another_core(asking: &mut Asking, page: u64) -> Option<Class> {
 
 #[test]
 fn fills_go_into_segments_of_their_own() {
-    let mut asking = Asking::new(SettingChange::default(), 0);
+    let mut asking = Asking::new(SettingChange::default(), 64);
     asking.write(0, 8, 9);
     // From the end to the beginning: no sequence, which would be on probation.
     assert_eq!(asking.read(50 * 8, 8), [(50 * 8, 8)]);

@@ -31,6 +31,8 @@ fn with_clean_pages(data_crc: DataCrc) -> Asking {
     asking.answer(Ok(()));
     asking.poll();
     assert_eq!(asking.ended(), [Status::Success]);
+    // Without memory for more: what is missed from now on is not rounded out.
+    let mut asking = asking.beside(0);
     assert_eq!(asking.read(0, LEN), []);
     asking
 }

@@ -38,7 +38,7 @@ fn what_is_written_is_dirty_then_clean_then_dead() {
     };
     let mut rig = Rig::open(SimPmem::new(DEVICE_SIZE_BYTES), base, options).unwrap();
     let empty = rig.cache().usage();
-    assert_eq!(empty.size, 12 * (64 << 10));
+    assert_eq!(empty.size, 14 * (64 << 10));
     assert_eq!((empty.free, empty.occupancy), (empty.size, 0));
     rig.write(0, &[1; 8192], &[], Fua::No);
     // Parts of a page at several places.

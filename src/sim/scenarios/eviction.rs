@@ -1,4 +1,4 @@
-//! What reclaiming keeps, and what keeps it from reclaiming. Items 43, 44 and 47.
+//! What reclaiming keeps, and what keeps it from reclaiming. Items 43, 44 and 49.
 
 use super::{Context, apply, check, heal, in_order, is_cached};
 use crate::engine::Fua;
@@ -152,8 +152,9 @@ fn stand_still(machine: Machine, hold: Hold) -> Result<Machine, Violation> {
             &[
                 Step::Faults(100, 0, 0),
                 page,
+                Step::Core(0),
                 Step::DrainStart,
-                Step::Turns(20),
+                Step::Turns(60),
             ],
         )?,
         Hold::Checkpoint => {

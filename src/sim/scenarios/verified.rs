@@ -173,7 +173,12 @@ fn a_flipped_bit_beside_dirty_data_reaches_no_reader(
     context: &mut Context,
     block_size_bytes: u32,
 ) -> Result<(), Violation> {
-    let machine = context.machine(&setup(block_size_bytes))?;
+    // So few segments that fills lie among what was written.
+    let few = Setup {
+        segment_count: 8,
+        ..setup(block_size_bytes)
+    };
+    let machine = context.machine(&few)?;
     let machine = apply(machine, &[Step::Write(0, 20, 1, 0), Step::Drain])?;
     machine.read(0, 40, 1, &[]);
     machine.poll_core(0);

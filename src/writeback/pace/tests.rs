@@ -214,7 +214,7 @@ fn what_overwrites_have_absorbed_says_nothing_about_the_base() {
         writeback.batch.dirty_bytes = dirty_bytes;
         writeback.batch.written_bytes = written_bytes;
         writeback.learn_rate(Now(took_ns));
-        writeback.base_rate
+        writeback.base_rate.bytes_in(1)
     };
     // 8 MiB in 40 ms.
     let rate = batch(8 << 20, 8 << 20, 40 * NS_PER_MS);
