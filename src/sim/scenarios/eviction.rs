@@ -115,9 +115,10 @@ pub(super) fn read_fills_take_no_room_from_writes_while_the_tail_stands_still(
         let machine = stand_still(context.machine(&setup)?, hold)?;
         let tail = machine.cache().dirty_tail();
         // No sequence: nothing is on probation.
-        let read = |number: u64| Step::Read(1, 400 + number * 37 % 225 * 2 * PAGE, 2 * PAGE, 0);
-        let reads = (0..225).flat_map(|number| [read(number), Step::Settle]);
-        let machine = apply(machine, &reads.collect::<Vec<_>>())?;
+        for number in 0..225 {
+            machine.read(1, 400 + number * 37 % 225 * 2 * PAGE, 2 * PAGE, &[]);
+            (0..6).for_each(|_| machine.poll_all());
+        }
         let written = segment_count / 2 * 7;
         for page in 0..written {
             machine.write(0, page * PAGE, PAGE, Fua::No, &[]);

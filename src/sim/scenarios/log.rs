@@ -1,4 +1,4 @@
-//! The log: stale and forged ksets, changes of segment, damage. Items 5 to 7, 12, and 47.
+//! The log: stale and forged ksets, changes of segment, damage. Items 5 to 7, 12, and 48.
 
 use super::{Context, apply, check, in_order};
 use crate::engine::{FormatPolicy, Fua, Op, SegmentState};
