@@ -6,7 +6,7 @@
 //! heals the cache.
 
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, Depth};
+use crate::engine::{Cache, Counters, Depth, Flaw};
 use crate::media::{Key, KeyKind};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId, Seq};
@@ -86,6 +86,10 @@ pub(super) fn check_kset<P: Pmem>(
         let Err(flaw) = cache.check_payload(id, key, buf, Depth::Probe) else {
             continue;
         };
+        if flaw == Flaw::Poisoned {
+            // Nothing is stored there again: the memory may not take it (INV-SEG-7).
+            cache.segments.suspect(id);
+        }
         if !canary::is(Canary::DamagedPayloadWritten) {
             cache.note_damage(counters, id, key, flaw, buf);
             cache.for_each_flawed_block(id, key, flaw, buf, |lba, _| lost.add(lba));

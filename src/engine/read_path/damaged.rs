@@ -47,6 +47,8 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
         let cache = reader.cache;
+        // Nothing is stored there again: the memory may not take it (INV-SEG-7).
+        cache.segments.suspect(cache.geometry.segment_of(place));
         let block_bytes = cache.geometry.bytes(1);
         let mut rest = *run;
         while rest.len_blocks > 0 {
@@ -83,6 +85,9 @@ impl Core {
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
         let cache = reader.cache;
+        if flaw == Flaw::Poisoned {
+            cache.segments.suspect(id);
+        }
         let (fate, _) = self.judge(reader, part, place)?;
         self.serve_judged(reader, part, fate, out)?;
         let counters = &cache.counters[usize::from(self.owner() - 1)];

@@ -104,6 +104,9 @@ fn what_is_clean_comes_from_the_base_whatever_lies_beside_it() {
             let (status, _, missed) = read(&mut plain, 24, &[3]);
             assert_eq!((status, missed), (Status::Failed, vec![]));
         }
+        // INV-SEG-7: memory that is lost may take no stores.
+        let is_suspect = plain.cache.segments.get(segments[0]).is_suspect();
+        assert_eq!(is_suspect, flaw == Flaw::Poisoned);
         let told: Vec<u64> = plain.cache.info().damaged.iter().map(|at| at.lba).collect();
         let expected = if flaw == Flaw::Checksum {
             vec![24]
@@ -223,6 +226,26 @@ fn what_has_counted_as_dirty_is_well_when_the_base_has_all() {
         (status, is_right, missed),
         (Status::Success, true, vec![32])
     );
+}
+
+/// INV-SEG-7: write-back finds memory that is lost before any reader does.
+#[test]
+fn a_segment_in_which_write_back_meets_lost_memory_is_not_used_again() {
+    let mut plain = cached(options_for(Flaw::Poisoned));
+    write(&mut plain, 8, 1, 1);
+    let id = segment_of(&plain, 8);
+    spoil(&plain, 8, Flaw::Poisoned);
+    assert!(!plain.drain(), "the only copy is lost");
+    assert!(plain.cache.segments.get(id).is_suspect());
+    write(&mut plain, 8, 1, 2);
+    // The stream goes on to another segment.
+    for page in 2..20 {
+        write(&mut plain, page * 8, 8, 3);
+    }
+    assert!(plain.drain());
+    (0..1000).for_each(|_| plain.poll_background());
+    assert_eq!(plain.cache.info().segments_quarantined, 1);
+    assert_eq!(read(&mut plain, 8, &[2]).1, true);
 }
 
 /// A block of which the page has others: what is asked for is not rounded out.
