@@ -102,7 +102,7 @@ impl Overlay {
             is_ascending: true,
             block_shift: 0,
             next: 0,
-            active: BinaryHeap::with_capacity(key_count),
+            active: memory::with_room(what, key_count)?.into(),
             at: 0,
         })
     }

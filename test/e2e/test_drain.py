@@ -171,7 +171,7 @@ def test_base_removed_at_the_end_of_a_drain(host: Host, media: Path, seed: int, 
     client = storage.client(seed)
     ended_client.append(client)
     session = start_session(host, [*slow_base(storage), storage.cache(SLOW)], cores=2)
-    set_latency(session.app, "write", 500_000)
+    set_latency(session.app, "write", 100_000)
     client.start_writing(session.url, seconds=60)
     time.sleep(0.5)
     deleted = meanwhile(session.app, "bdev_pcache_delete", name=CACHE, drain=True)

@@ -108,10 +108,6 @@ scenarios! {
     27 requests::a_segment_can_be_filled_to_its_last_byte,
     27 requests::a_write_of_two_pages_waits_for_room_as_a_whole,
     28 reclaim::a_full_cache_serves_reads_and_wakes_writers_in_order,
-    28 waiting::a_late_write_does_not_overtake_those_of_other_cores_that_wait,
-    28 waiting::a_core_that_waits_has_one_turn_for_what_it_has_then,
-    28 waiting::a_core_that_is_slow_does_not_hold_up_the_others,
-    28 waiting::a_stall_counts_as_long_as_somebody_waits,
     29 reclaim::more_cores_than_segments_do_not_block_each_other,
     31 reads::concurrent_misses_of_the_same_blocks_share_a_base_read,
     31 reads::those_who_share_a_base_read_that_fails_ask_for_themselves,
@@ -159,6 +155,10 @@ scenarios! {
     47 shortage::a_lack_of_memory_is_an_error_and_changes_nothing,
     48 log::what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes,
     49 eviction::read_fills_take_no_room_from_writes_while_the_tail_stands_still,
+    50 waiting::a_late_write_does_not_overtake_those_of_other_cores_that_wait,
+    50 waiting::a_core_that_waits_has_one_turn_for_what_it_has_then,
+    50 waiting::a_core_that_is_slow_does_not_hold_up_the_others,
+    50 waiting::a_stall_counts_as_long_as_somebody_waits,
 }
 
 /// What a scenario is given, and where it leaves what it did.

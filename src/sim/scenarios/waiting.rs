@@ -1,4 +1,4 @@
-//! Writers of several cores that wait for room: item 28.
+//! Writers of several cores that wait for room: item 50.
 
 use super::{Context, apply, check, fill_up, heal, in_order};
 use crate::sim::machine::{Machine, Setup};
