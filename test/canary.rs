@@ -317,6 +317,8 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::SuspectSegmentReused => &[
             "segments are quarantined",
             "on lost memory is",
+            // Nor does the memory take what is stored there.
+            "INV-PMEM-4",
             "has failed without a reason",
         ],
         Canary::ScrubDropsDirtyData => &[
