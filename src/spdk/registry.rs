@@ -280,6 +280,8 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
         Waiting(EntryId),
         Awaiting(EntryId, Option<Request>),
         Creating(Rc<Creation>),
+        /// What is being opened, or is going to be, cannot be drained.
+        Opening,
         Online(Arc<Node>),
         Closing,
     }
@@ -290,6 +292,7 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             .find(|entry| entry.definition.name == name)?;
         Some(match &mut entry.state {
             State::Waiting { .. } => Found::Waiting(entry.id),
+            State::Awaiting(_) | State::Creating(_) if drain == Drain::Yes => Found::Opening,
             State::Awaiting(awaiting) => Found::Awaiting(entry.id, awaiting.request.take()),
             State::Creating(creation) => Found::Creating(Rc::clone(creation)),
             State::Online(node) => Found::Online(Arc::clone(node)),
@@ -313,8 +316,8 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             libc::ENXIO,
             format!("the cache {name} cannot be drained: its base bdev is not there"),
         ))),
-        Some(Found::Creating(creation)) if drain == Drain::No => creation.delete(request),
-        Some(Found::Creating(_)) => request.answer(Err(RpcError::errno(
+        Some(Found::Creating(creation)) => creation.delete(request),
+        Some(Found::Opening) => request.answer(Err(RpcError::errno(
             libc::EBUSY,
             format!("the cache {name} cannot be drained: it is still being opened"),
         ))),

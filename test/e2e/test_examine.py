@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import errno
-import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +29,6 @@ def storage_on(media: Path, name: str = "first") -> Storage:
     folder = media / name
     folder.mkdir()
     return Storage(folder, block_size=4096, base_mib=8, cache_mib=64)
-
-
-class LateCreate:
-    """A create on a connection of its own, while the base is being examined."""
-
-    def __init__(self, app: App, params: dict[str, Any]) -> None:
-        self.error: RpcError | None = None
-        self._rpc = Rpc(app.socket_path)
-        self._params = params
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._rpc.bdev_pcache_create(**self._params)
-        except RpcError as error:
-            self.error = error
-
-    def wait(self) -> None:
-        """Until it was answered."""
-        self._thread.join(timeout=60)
-        assert not self._thread.is_alive()
-        self._rpc.close()
 
 
 def awaits_examinations(rpc: Rpc) -> bool:
@@ -77,18 +55,25 @@ def test_caches_of_a_configuration_wait_for_the_examination_of_their_bases(host:
     app.stop()
 
 
-def test_a_create_that_waits_can_be_given_up(host: Host, media: Path):
-    storage = storage_on(media)
+def waiting_create(host: Host, storage: Storage, meanwhile: Callable[..., Future]) -> tuple[App, Future]:
+    """A create that was called while its base was being examined, and waits for that."""
     app = host.start("spdk_tgt", bdevs=[storage.malloc_base()])
     app.rpc.bdev_wait_for_examine()
     app.rpc.call(**slow())
-    create = LateCreate(app, storage.cache_params(SLOW))
+    create = meanwhile(app, "bdev_pcache_create", **storage.cache_params(SLOW))
     wait_until(lambda: awaits_examinations(app.rpc), "the create waits", timeout_s=5)
+    return app, create
+
+
+def test_a_create_that_waits_can_be_given_up(host: Host, media: Path, meanwhile):
+    storage = storage_on(media)
+    app, create = waiting_create(host, storage, meanwhile)
     assert error_of(app.rpc.bdev_pcache_get_stats, name=CACHE).code == -errno.ENXIO
+    assert error_of(app.rpc.bdev_pcache_delete, name=CACHE, drain=True).code == -errno.EBUSY
     app.rpc.bdev_pcache_delete(name=CACHE)
-    create.wait()
-    assert create.error is not None
-    assert create.error.code == -errno.ECANCELED
+    error = create.exception(timeout=60)
+    assert isinstance(error, RpcError)
+    assert error.code == -errno.ECANCELED
     assert app.rpc.bdev_pcache_get_bdevs() == []
     # Nothing of it is left when the examination ends, and so the next one gets through.
     app.rpc.bdev_pcache_create(**storage.cache_params(SLOW))
@@ -96,18 +81,13 @@ def test_a_create_that_waits_can_be_given_up(host: Host, media: Path):
     app.stop()
 
 
-def test_an_application_ends_while_a_create_waits(host: Host, media: Path):
-    storage = storage_on(media)
-    app = host.start("spdk_tgt", bdevs=[storage.malloc_base()])
-    app.rpc.bdev_wait_for_examine()
-    app.rpc.call(**slow())
-    create = LateCreate(app, storage.cache_params(SLOW))
-    wait_until(lambda: awaits_examinations(app.rpc), "the create waits", timeout_s=5)
+def test_an_application_ends_while_a_create_waits(host: Host, media: Path, meanwhile):
+    app, create = waiting_create(host, storage_on(media), meanwhile)
     app.stop()
-    create.wait()
+    create.exception(timeout=60)
 
 
-def test_a_base_that_is_written_to_by_others_is_still_refused(host: Host, media: Path):
+def test_a_base_that_is_written_to_by_others_is_still_refused(host: Host, media: Path, meanwhile):
     storage = storage_on(media)
     other = {"name": "Other0", "num_blocks": MIB // 4096, "block_size": 4096}
     bdevs = [storage.malloc_base(), {"method": "bdev_malloc_create", "params": other}]
@@ -119,10 +99,10 @@ def test_a_base_that_is_written_to_by_others_is_still_refused(host: Host, media:
     assert BASE in refused.message
     # The same, once the examination of another bdev has been waited for.
     app.rpc.call(**slow(base="Other0"))
-    create = LateCreate(app, storage.cache_params())
+    create = meanwhile(app, "bdev_pcache_create", **storage.cache_params())
     wait_until(lambda: awaits_examinations(app.rpc), "the create waits", timeout_s=5)
-    create.wait()
-    assert create.error is not None
-    assert (create.error.code, create.error.message) == (refused.code, refused.message)
+    error = create.exception(timeout=60)
+    assert isinstance(error, RpcError)
+    assert (error.code, error.message) == (refused.code, refused.message)
     assert not storage.cache_file.exists()
     app.stop()
