@@ -203,31 +203,16 @@ pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
             node.cache.drain_start();
         }
         (Stage::Online, Drain::No) => {
-            node.app
-                .get()
-                .removal
-                .borrow_mut()
-                .requests
-                .push((request, drain));
+            await_end(node, request, drain);
             leave(node, After::Forget);
         }
         (Stage::Draining { .. }, Drain::No) => {
             give_up_drain(node);
-            node.app
-                .get()
-                .removal
-                .borrow_mut()
-                .requests
-                .push((request, drain));
+            await_end(node, request, drain);
             leave(node, After::Forget);
         }
         (Stage::Draining { .. }, Drain::Yes) => {
-            node.app
-                .get()
-                .removal
-                .borrow_mut()
-                .requests
-                .push((request, drain));
+            await_end(node, request, drain);
         }
         // It is on its way out already.
         (_, Drain::No) => {
@@ -259,6 +244,12 @@ pub(super) fn delete(node: &Arc<Node>, drain: Drain, request: Request) {
             request.answer(Err(RpcError::errno(libc::EBUSY, message)));
         }
     }
+}
+
+/// `request` is answered when nothing is left of the cache.
+fn await_end(node: &Node, request: Request, drain: Drain) {
+    let mut removal = node.app.get().removal.borrow_mut();
+    removal.requests.push((request, drain));
 }
 
 /// Somebody wants the cache deleted as it is, and whoever waits for a drain is told.

@@ -34,7 +34,7 @@ use super::crash::{self, Enumerator, Limits, Tally};
 use super::machine::{Machine, Setup};
 use super::model::Violation;
 use super::script::{self, Step};
-use crate::engine::Fua;
+use crate::engine::{Fua, Health};
 use crate::index::BlockMap;
 use crate::media::Place;
 use crate::units::{Lba, Page};
@@ -247,6 +247,16 @@ fn fill_up(machine: &Machine) -> Result<u64, Violation> {
 
 fn heal(machine: &Machine) {
     machine.with_outside(|outside| outside.base.faults = Faults::default());
+}
+
+/// The base is well again: whatever is dirty gets to it, and the cache has nothing to complain of.
+fn get_well(machine: &Machine) -> Result<(), Violation> {
+    heal(machine);
+    machine.pass_ms(10_000);
+    machine.drain()?;
+    check(machine.cache().health() == Health::Online, || {
+        format!("{:?} on a healthy base", machine.cache().health())
+    })
 }
 
 /// A fact that a scenario is about, or that it needs.

@@ -1,6 +1,6 @@
 //! A base that claims unmaps and fails them: item 16.
 
-use super::{Context, apply, check, heal, in_order};
+use super::{Context, apply, check, get_well, in_order};
 use crate::engine::Health;
 use crate::sim::base::{Faults, SimBase};
 use crate::sim::machine::Machine;
@@ -91,12 +91,7 @@ pub(super) fn a_base_that_fails_everything_is_not_asked_in_three_ways_again_and_
         sick(&machine, 6)?;
         let machine = apply(machine, &[Step::Pass(10_000), Step::Turns(30)])?;
         sick(&machine, 12)?;
-        heal(&machine);
-        machine.pass_ms(10_000);
-        machine.drain()?;
-        check(machine.cache().health() == Health::Online, || {
-            format!("{:?} on a healthy base", machine.cache().health())
-        })?;
+        get_well(&machine)?;
         Ok(machine)
     })
 }

@@ -1,6 +1,6 @@
 //! What reaches the base, in which order, and what if it does not: items 14 to 16, 18, 33, 40.
 
-use super::{Context, apply, check, heal, in_order, place_of};
+use super::{Context, apply, check, get_well, in_order, place_of};
 use crate::engine::{BaseCaps, DataCrc, Health, Setting, SettingChange, WritebackOrder};
 use crate::sim::base::Faults;
 use crate::sim::machine::{INITIAL, Machine, Setup};
@@ -144,12 +144,7 @@ fn sick_base(context: &mut Context, faults: Faults) -> Result<(), Violation> {
         check(machine.outstanding() == 0, || {
             "requests wait for the base".to_owned()
         })?;
-        heal(&machine);
-        machine.pass_ms(10_000);
-        machine.drain()?;
-        check(machine.cache().health() == Health::Online, || {
-            format!("{:?} on a healthy base", machine.cache().health())
-        })?;
+        get_well(&machine)?;
         Ok(machine)
     })
 }
