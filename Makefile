@@ -98,10 +98,11 @@ canary: rust  ## Make seeded mistakes, one after the other: each must be found
 
 # A nightly feature of the compiler, but all of it is in the stable one too. The standard library is not
 # instrumented, which the address sanitizer does without. Few simulated histories: they take long.
+# An allocation that no machine can serve fails, as without the sanitizer: there are tests of that.
 .PHONY: asan
 asan: rust  ## Run the engine's tests with AddressSanitizer
 	@$(SAY) "tests of the engine with AddressSanitizer"
-	export RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address
+	export RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=allocator_may_return_null=1
 	export PCACHE_SIM_SEEDS="$${PCACHE_SIM_SEEDS:-20}" PCACHE_CRASH_STATES="$${PCACHE_CRASH_STATES:-5000}"
 	host=$$(rustc -vV | sed -n 's/^host: //p')
 	cargo test --target "$$host" --target-dir target/asan --features sim --lib --test prove
