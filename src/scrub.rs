@@ -8,13 +8,14 @@
 //! - a clean payload: its blocks leave the index, and the next read asks the base;
 //! - a dirty payload: the blocks are named, and fail until they are overwritten (`src/engine/damage.rs`);
 //! - keys, or memory that cannot be read: the segment is suspect, and taken out of service when the base holds
-//!   all of it (`src/gc`); if keys of dirty data are lost, write-back sees to that at once.
+//!   all of it (`src/gc`), or at once if it is free; if keys of dirty data are lost, write-back sees to that at once.
 //!
 //! A copy that cannot be *read* is left alone: a store there would fault as well.
 
 use crate::canary::{self, Canary};
 use crate::engine::{
     Cache, Counters, Depth, Flaw, KsetCursor, Progress, SegmentState, Setting, count_flaw, lock,
+    retire,
 };
 use crate::index::BlockMap;
 use crate::media::{
@@ -33,6 +34,8 @@ const ALLOWANCE_BYTES_MAX: u64 = 1 << 20;
 const LOOK_BYTES: u64 = PAGE_SIZE_BYTES as u64;
 /// Pages of a free segment that are looked at in one go; each costs a line.
 const PROBE_PAGES: u64 = 64;
+/// Free segments among which one is looked for in one go.
+const FREE_SEGMENTS: usize = 64;
 
 /// A segment that is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +58,8 @@ enum At {
     Keys(Walk),
     /// A free segment, from this byte on.
     Free(SegId, u64),
+    /// A free segment of which a part cannot be read: it is taken out of service now, so that the next start knows, too.
+    Retiring(SegId),
 }
 
 /// What the scrub works with.
@@ -126,6 +131,7 @@ impl Scrub {
             }
             At::Keys(walk) => self.go_on(context, walk),
             At::Free(id, off) => self.probe(context, id, off),
+            At::Retiring(id) => self.retire(context, id),
         }
     }
 
@@ -204,11 +210,25 @@ impl Scrub {
             context.counters.poisoned_reads.add(1);
         }
         let end = off + len_bytes;
-        self.at = if is_readable && end < size_bytes {
+        self.at = if !is_readable {
+            At::Retiring(id)
+        } else if end < size_bytes {
             At::Free(id, end)
         } else {
             At::Segment(id.0 + 1)
         };
+        LOOK_BYTES
+    }
+
+    /// Looks for a segment among the free ones, and takes it out of service. A stream that has opened it meanwhile does the same.
+    fn retire<P: Pmem>(&mut self, context: &mut Context<'_, P>, id: SegId) -> u64 {
+        let segments = &context.cache.segments;
+        if segments.get(id).state() != SegmentState::Free {
+            self.at = At::Segment(id.0 + 1);
+        } else if segments.take_free(id, FREE_SEGMENTS) {
+            retire(&context.cache.stream_context(context.agent), id);
+            self.at = At::Segment(id.0 + 1);
+        }
         LOOK_BYTES
     }
 }

@@ -10,6 +10,8 @@ use pcache::sim::script::{self, Step, Weights};
 use pcache::sim::{scenarios, simulate};
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, ScopedJoinHandle};
 
 /// A way to look for a broken promise.
 struct Hunter {
@@ -377,6 +379,33 @@ fn search(rounds: u64, reasons: &[&str]) -> Search {
     search
 }
 
+/// Plants each canary and searches for it, as many at once as there are cores: a canary is planted for a thread, and
+/// a simulation stays on its thread.
+fn search_each(canaries: &[Canary]) -> Vec<(Canary, Search)> {
+    let next = AtomicUsize::new(0);
+    let hunt = || {
+        let mut found = Vec::new();
+        while let index = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(&canary) = canaries.get(index)
+        {
+            let _planted = canary::plant(canary);
+            found.push((index, search(ROUNDS_MAX, reasons(canary))));
+        }
+        found
+    };
+    let mut found: Vec<(usize, Search)> = thread::scope(|scope| {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(hunt)).collect();
+        let joined = threads.into_iter().map(ScopedJoinHandle::join);
+        joined
+            .flat_map(|found| found.expect("a panic of a hunter is caught"))
+            .collect()
+    });
+    found.sort_by_key(|(index, _)| *index);
+    let searches = found.into_iter().map(|(_, search)| search);
+    canaries.iter().copied().zip(searches).collect()
+}
+
 #[test]
 fn every_canary_is_caught_for_the_right_reason_and_nothing_else_is() {
     let hook = std::panic::take_hook();
@@ -384,15 +413,9 @@ fn every_canary_is_caught_for_the_right_reason_and_nothing_else_is() {
     std::panic::set_hook(Box::new(|_| {}));
     // `PCACHE_CANARY`: this one alone.
     let only = std::env::var("PCACHE_CANARY").ok();
-    let wanted = |canary: &&Canary| only.as_deref().is_none_or(|only| canary.name() == only);
-    let found: Vec<(Canary, Search)> = Canary::ALL
-        .iter()
-        .filter(wanted)
-        .map(|canary| {
-            let _planted = canary::plant(*canary);
-            (*canary, search(ROUNDS_MAX, reasons(*canary)))
-        })
-        .collect();
+    let wanted = |canary: &Canary| only.as_deref().is_none_or(|only| canary.name() == only);
+    let wanted: Vec<Canary> = Canary::ALL.iter().copied().filter(wanted).collect();
+    let found = search_each(&wanted);
     let per_round: u64 = HUNTERS.iter().map(|hunter| hunter.seeds_per_round).sum();
     let longest = found.iter().map(|(_, search)| search.histories).max();
     let rounds = longest.unwrap_or(0).div_ceil(per_round);

@@ -14,10 +14,14 @@ use crate::pmem::Pmem;
 use crate::units::{Lba, PmemOff, SegId};
 use serde::Serialize;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Blocks that are kept in mind; what is found beyond is found again when one of them is well.
 const DAMAGED_BLOCKS_MAX: usize = 1024;
+
+/// Neighbouring places that share a bit of the filter, and bits of it: it takes eight lines.
+const GROUP_BLOCKS: u64 = 64;
+const FILTER_BITS: u64 = 4096;
 
 /// Neighbouring blocks whose only copy is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -51,13 +55,22 @@ pub(crate) enum Depth {
 pub(crate) struct Damage {
     /// Reads ask for no more than this while all is well.
     count: AtomicUsize,
+    /// Where this has no bit, nothing is damaged: what is well takes no lock when something else is not.
+    filter: [AtomicU64; (FILTER_BITS / 64) as usize],
     blocks: Mutex<Vec<(Lba, Place)>>,
+}
+
+/// The word and the bit of the filter that stand for a group of places.
+fn filter_bit(group: u64) -> (usize, u64) {
+    let bit = group % FILTER_BITS;
+    ((bit / 64) as usize, 1 << (bit % 64))
 }
 
 impl Damage {
     pub(crate) fn new() -> Self {
         Self {
             count: AtomicUsize::new(0),
+            filter: [const { AtomicU64::new(0) }; (FILTER_BITS / 64) as usize],
             blocks: Mutex::new(Vec::with_capacity(DAMAGED_BLOCKS_MAX)),
         }
     }
@@ -68,6 +81,9 @@ impl Damage {
         let is_new = !blocks.contains(&(lba, place)) && blocks.len() < DAMAGED_BLOCKS_MAX;
         if is_new {
             blocks.push((lba, place));
+            let (word, bit) = filter_bit(place.0 / GROUP_BLOCKS);
+            self.filter[word].fetch_or(bit, Ordering::Relaxed);
+            // Who sees the number sees the bit.
             self.count.store(blocks.len(), Ordering::Release);
         }
         is_new
@@ -76,7 +92,18 @@ impl Damage {
     /// Whether any of the blocks from `start` on is damaged.
     #[inline]
     pub(crate) fn covers(&self, start: Place, len_blocks: u64) -> bool {
-        self.count.load(Ordering::Acquire) > 0 && self.find(start, len_blocks)
+        self.count.load(Ordering::Acquire) > 0
+            && self.may_cover(start, len_blocks)
+            && self.find(start, len_blocks)
+    }
+
+    #[cold]
+    fn may_cover(&self, start: Place, len_blocks: u64) -> bool {
+        let end = start.0 + len_blocks;
+        (start.0 / GROUP_BLOCKS..end.div_ceil(GROUP_BLOCKS)).any(|group| {
+            let (word, bit) = filter_bit(group);
+            self.filter[word].load(Ordering::Relaxed) & bit != 0
+        })
     }
 
     #[cold]
@@ -97,6 +124,14 @@ impl Damage {
         }
         let mut blocks = lock(&self.blocks);
         blocks.retain(|(lba, place)| !is_gone(*lba, *place));
+        let mut filter = [0; (FILTER_BITS / 64) as usize];
+        for (_, place) in blocks.iter() {
+            let (word, bit) = filter_bit(place.0 / GROUP_BLOCKS);
+            filter[word] |= bit;
+        }
+        for (kept, bits) in self.filter.iter().zip(filter) {
+            kept.store(bits, Ordering::Relaxed);
+        }
         self.count.store(blocks.len(), Ordering::Release);
     }
 
@@ -239,6 +274,30 @@ mod tests {
         damage.forget(|_, place| place.0 != 82);
         assert_eq!(damage.ranges(), [range(20, 1)]);
         assert!(damage.covers(Place(82), 1) && !damage.covers(Place(81), 1));
+    }
+
+    #[test]
+    fn each_damaged_place_is_found_and_no_other() {
+        let damage = Damage::new();
+        // Two of them share a bit, two a group; one is the last of a group.
+        let all = [0, 63, 64 * 4096 + 5, 64 * 4097, 64 * 9000 + 63];
+        for place in all {
+            damage.add(Lba(place), Place(place));
+        }
+        for kept in (0..=all.len()).rev() {
+            damage.forget(|_, place| !all[..kept].contains(&place.0));
+            for place in all
+                .iter()
+                .flat_map(|place| place.saturating_sub(9)..place + 9)
+            {
+                for len_blocks in [1, 8, 200] {
+                    let covered = all[..kept].iter();
+                    let covered = { covered }.any(|bad| (place..place + len_blocks).contains(bad));
+                    let found = damage.covers(Place(place), len_blocks);
+                    assert_eq!(found, covered, "{place}, {len_blocks}, {kept}");
+                }
+            }
+        }
     }
 
     #[test]

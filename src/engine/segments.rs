@@ -496,6 +496,22 @@ impl Segments {
         assert!(pushed.is_ok(), "INV-SEG-1: a segment is freed once");
     }
 
+    /// Takes a segment that is to go out of service from the free ones, if it is among the next `count_max` of them; what is
+    /// before it goes behind the others. A writer that finds none free meanwhile asks again.
+    pub(crate) fn take_free(&self, wanted: SegId, count_max: usize) -> bool {
+        for _ in 0..count_max {
+            let Some(id) = self.free.pop() else { break };
+            sched::point();
+            if id == wanted {
+                self.get(id).set_state(SegmentState::Reclaiming);
+                return true;
+            }
+            let pushed = self.free.push(id);
+            assert!(pushed.is_ok(), "INV-SEG-1: a segment is freed once");
+        }
+        false
+    }
+
     /// Takes a free segment for a stream, and tells the background of it.
     pub(crate) fn open_next(&self, special: Option<Special>) -> Option<SegId> {
         sched::point();

@@ -142,7 +142,7 @@ impl Stream {
 
 /// Takes an empty segment out of service, of which part of the memory cannot be read. Sealed with nothing in it, it
 /// is not taken for the end of the log where its keys would be, and the next recovery looks at its memory again.
-fn retire<P: Pmem>(context: &StreamContext<'_, P>, id: SegId) {
+pub(crate) fn retire<P: Pmem>(context: &StreamContext<'_, P>, id: SegId) {
     let segment = context.segments.get(id);
     let start = context.geometry.segment_off(id);
     if context

@@ -202,21 +202,29 @@ pub(super) fn a_scrub_finds_lost_memory_without_checksums(
     script::finish(&machine)
 }
 
-/// The keys of a clean segment are lost. It is emptied all the same, and never written to again, neither in this run
-/// nor in the next, until its memory is well (INV-SEG-7).
+/// The keys of a clean segment are lost, and a page of a free one. The first is emptied all the same, and neither is written
+/// to again, in this run nor in the next, until its memory is well (INV-SEG-7).
 pub(super) fn a_segment_on_lost_memory_is_used_again_only_when_it_reads_well(
     context: &mut Context,
 ) -> Result<(), Violation> {
     let machine = used(context, &setup())?;
     let lost = segment_of(&machine, 2)?;
-    let keys = machine.cache().geometry.segment_off(lost);
-    let keys = keys.plus(u64::from(KEYS_START_BYTES));
+    let start_of = |id| machine.cache().geometry.segment_off(id);
+    let keys = start_of(lost).plus(u64::from(KEYS_START_BYTES));
+    let segments = &machine.cache().segments;
+    let free = segments
+        .ids()
+        .filter(|id| segments.get(*id).state() == SegmentState::Free)
+        .last()
+        .ok_or_else(|| Violation("no segment is free".to_owned()))?;
+    let page = start_of(free).plus(machine.cache().geometry.segment_size_bytes() / 2);
     machine.pmem().poison(keys);
+    machine.pmem().poison(page);
     scrub(&machine)?;
     (0..40).for_each(|_| machine.poll_all());
     let count = machine.cache().info().segments_quarantined;
-    check(count == 1, || {
-        format!("{count} segments are quarantined, not 1")
+    check(count == 2, || {
+        format!("{count} segments are quarantined, not 2")
     })?;
     machine.cache().check_invariants();
     // Round and round, several times the size of the cache.
@@ -229,17 +237,19 @@ pub(super) fn a_segment_on_lost_memory_is_used_again_only_when_it_reads_well(
     }
     machine.read_all()?;
     machine.drain()?;
-    let state = machine.cache().segments.get(lost).state();
-    check(state == SegmentState::Quarantined, || {
-        format!("it is {state:?}")
-    })?;
+    for id in [lost, free] {
+        let state = machine.cache().segments.get(id).state();
+        check(state == SegmentState::Quarantined, || {
+            format!("it is {state:?}")
+        })?;
+    }
     // The same memory, as the next runs find it.
     let (pmem, setup) = (machine.pmem().clone(), machine.setup().clone());
     let base = machine.with_outside(|outside| outside.base.current_image());
     drop(machine);
-    for (heal, expected) in [(false, 1), (false, 1), (true, 0)] {
-        if heal {
-            pmem.heal(keys);
+    for (healed, expected) in [(None, 2), (None, 2), (Some(page), 1), (Some(keys), 0)] {
+        if let Some(off) = healed {
+            pmem.heal(off);
         }
         let options = setup.options(FormatPolicy::Never);
         let cache = recover::open(pmem.clone(), options, |lba, len| base.blocks(lba, len))
