@@ -6,8 +6,9 @@ use pcache::sim::crash::{self, Limits};
 use pcache::sim::machine::Setup;
 use pcache::sim::model::Violation;
 use pcache::sim::prng::{Prng, mix};
+use pcache::sim::scenarios::{self, Scenario};
 use pcache::sim::script::{self, Step, Weights};
-use pcache::sim::{scenarios, simulate};
+use pcache::sim::simulate;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,48 +22,50 @@ struct Hunter {
     seeds_per_round: u64,
 }
 
-const HUNTERS: &[Hunter] = &[
-    Hunter {
-        name: "history",
-        hunt: hunt_history,
-        seeds_per_round: 12,
-    },
-    Hunter {
-        name: "crowd",
-        hunt: hunt_crowd,
-        seeds_per_round: 12,
-    },
-    Hunter {
-        name: "crash",
-        hunt: hunt_crashes,
-        seeds_per_round: 1,
-    },
-    Hunter {
-        name: "crowd crash",
-        hunt: hunt_crowd_crashes,
-        seeds_per_round: 1,
-    },
-    Hunter {
-        name: "readers",
-        hunt: hunt_readers,
-        seeds_per_round: 4,
-    },
-    Hunter {
-        name: "copies",
-        hunt: hunt_copies,
-        seeds_per_round: 4,
-    },
-    Hunter {
-        name: "batches",
-        hunt: hunt_batches,
-        seeds_per_round: 4,
-    },
-    Hunter {
-        name: "scenario",
-        hunt: hunt_scenarios,
-        seeds_per_round: 1,
-    },
-];
+fn hunters() -> [Hunter; 8] {
+    [
+        Hunter {
+            name: "history",
+            hunt: hunt_history,
+            seeds_per_round: 12,
+        },
+        Hunter {
+            name: "crowd",
+            hunt: hunt_crowd,
+            seeds_per_round: 12,
+        },
+        Hunter {
+            name: "crash",
+            hunt: hunt_crashes,
+            seeds_per_round: 1,
+        },
+        Hunter {
+            name: "crowd crash",
+            hunt: hunt_crowd_crashes,
+            seeds_per_round: 1,
+        },
+        Hunter {
+            name: "readers",
+            hunt: hunt_readers,
+            seeds_per_round: 4,
+        },
+        Hunter {
+            name: "copies",
+            hunt: hunt_copies,
+            seeds_per_round: 4,
+        },
+        Hunter {
+            name: "batches",
+            hunt: hunt_batches,
+            seeds_per_round: 4,
+        },
+        Hunter {
+            name: "scenario",
+            hunt: hunt_scenario,
+            seeds_per_round: laid().count() as u64,
+        },
+    ]
+}
 
 /// A canary that is not found in so many rounds is missed.
 const ROUNDS_MAX: u64 = 50;
@@ -216,16 +219,21 @@ fn hunt_batches(seed: u64) -> Result<u64, Violation> {
 
 /// What histories that are drawn hardly ever come to, laid on purpose: shared misses, memory that goes bad, or is not to be
 /// had, two cuts at the same line, writers of several cores that wait.
-fn hunt_scenarios(seed: u64) -> Result<u64, Violation> {
+fn laid() -> impl Iterator<Item = &'static Scenario> {
+    let is_laid = |item| matches!(item, 13 | 18 | 31..=33 | 42 | 45..=50);
+    { scenarios::ALL.iter() }.filter(move |scenario| is_laid(scenario.item))
+}
+
+/// One of them: what stops at another scenario hides nothing.
+fn hunt_scenario(seed: u64) -> Result<u64, Violation> {
+    let number = (seed as usize - 1) % laid().count();
+    let scenario = laid().nth(number).expect("there are more");
     let mut context = scenarios::Context::new(seed, LIMITS);
-    let laid = |item| matches!(item, 13 | 18 | 31..=33 | 42 | 45..=50);
-    for scenario in scenarios::ALL.iter().filter(|scenario| laid(scenario.item)) {
-        let run = AssertUnwindSafe(|| (scenario.run)(&mut context));
-        catch_unwind(run).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            Err(Violation(text.unwrap_or_default()))
-        })?;
-    }
+    let run = AssertUnwindSafe(|| (scenario.run)(&mut context));
+    catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(Violation(text.unwrap_or_default()))
+    })?;
     Ok(1)
 }
 
@@ -258,7 +266,9 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::RunTakenForPage | Canary::SplitReadOnce | Canary::LineFreedInUse => {
             &[STALE, GARBAGE, LOST, TORN, CLEAN]
         }
-        Canary::StaleFillInstalled | Canary::KnownPageRounded => &[STALE, LOST, CLEAN],
+        Canary::StaleFillInstalled => &[STALE, LOST, CLEAN],
+        // Drawn histories see what comes of it once in two thousand.
+        Canary::KnownPageRounded => &["the base is asked for [", STALE, LOST, CLEAN],
         Canary::PadFreedInUse => &[GARBAGE, CLEAN],
         Canary::FilledFromReader => &[GARBAGE],
         Canary::FetchNotWithdrawn => &["INV-READ-5", "a request does not end"],
@@ -358,7 +368,7 @@ struct Search {
 fn search(rounds: u64, reasons: &[&str]) -> Search {
     let mut search = Search::default();
     for round in 0..rounds {
-        for hunter in HUNTERS {
+        for hunter in hunters() {
             let first = 1 + round * hunter.seeds_per_round;
             for seed in first..first + hunter.seeds_per_round {
                 search.histories += 1;
@@ -416,7 +426,7 @@ fn every_canary_is_caught_for_the_right_reason_and_nothing_else_is() {
     let wanted = |canary: &Canary| only.as_deref().is_none_or(|only| canary.name() == only);
     let wanted: Vec<Canary> = Canary::ALL.iter().copied().filter(wanted).collect();
     let found = search_each(&wanted);
-    let per_round: u64 = HUNTERS.iter().map(|hunter| hunter.seeds_per_round).sum();
+    let per_round: u64 = hunters().map(|hunter| hunter.seeds_per_round).iter().sum();
     let longest = found.iter().map(|(_, search)| search.histories).max();
     let rounds = longest.unwrap_or(0).div_ceil(per_round);
     let without = search(rounds, &[]);
