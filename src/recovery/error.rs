@@ -23,7 +23,9 @@ pub enum OpenError {
     #[error(transparent)]
     Setting(#[from] SettingError),
     /// Blank, and it is not to be formatted.
-    #[error("the cache device is blank, and format=never: create it with format=auto")]
+    #[error(
+        "the cache device is blank, and format=never: if the cache is lost, so are its dirty data; see to the base before format=auto"
+    )]
     Blank,
     /// The header area.
     #[error(transparent)]
@@ -107,7 +109,7 @@ pub enum OpenError {
     },
     /// One of the two copies of a record that has to be updated cannot be read.
     #[error(
-        "one copy of the {record} of the cache, at {off}, cannot be read, and nothing is stored where memory is bad; the other copy is good: clear the error (the 4096 bytes there may be overwritten with zeroes), and the cache opens"
+        "one copy of the {record} of the cache, at {off}, cannot be read, and nothing is stored where memory is bad; the other copy is good: overwrite the 4096 bytes there with zeroes, and nothing else, and the cache opens (the offset counts from the start of the cache)"
     )]
     CopyUnreadable {
         /// Which.
@@ -148,7 +150,7 @@ pub enum OpenError {
         value: u64,
     },
     /// Two ksets claim the same place in the order.
-    #[error("two segments both hold a kset with number {seq}; pcache-inspect tells which")]
+    #[error("two segments both hold a kset with number {seq}; pcache-inspect verify tells which")]
     DuplicateSeq {
         /// The number.
         seq: u64,
