@@ -19,8 +19,8 @@ use crate::engine::{
 };
 use crate::index::BlockMap;
 use crate::media::{
-    Copies, CopyState, KSET_KEYS_MAX, Key, KsetReader, PairError, Sealed, SegmentInfo, Tails,
-    persist_superblock, superblock_copies,
+    Copies, KSET_KEYS_MAX, Key, KsetReader, Sealed, SegmentInfo, Tails, persist_superblock,
+    superblock_copies,
 };
 use crate::pmem::{LINE_SIZE_BYTES, Pmem};
 use crate::token_bucket::TokenBucket;
@@ -294,7 +294,7 @@ fn look_at_header<P: Pmem>(context: &mut Context<'_, P>) {
     let cache = context.cache;
     match Tails::load(&cache.pmem, &cache.checksums) {
         Ok((_, copies)) => repair(context, copies),
-        Err(error) if can_be_written(&error) => {
+        Err(error) if error.can_be_written() => {
             cache.persist_tails(context.tails, context.agent);
             context.counters.scrub_repairs.add(1);
         }
@@ -303,7 +303,7 @@ fn look_at_header<P: Pmem>(context: &mut Context<'_, P>) {
     let mut superblock = lock(&cache.superblock);
     match superblock_copies(&cache.pmem) {
         Ok(copies) => repair(context, copies),
-        Err(error) if can_be_written(&error) => {
+        Err(error) if error.can_be_written() => {
             drop(persist_superblock(
                 &cache.pmem,
                 context.agent,
@@ -315,15 +315,26 @@ fn look_at_header<P: Pmem>(context: &mut Context<'_, P>) {
     }
 }
 
-/// The info of a sealed segment, which nobody but the background updates. `true`: both copies are damaged.
+/// The info of a sealed segment, which nobody but the background updates. `true`: both copies are damaged, and can be
+/// written. A copy that cannot be read makes the segment suspect: its info is not to be stored any more.
 fn look_at_info<P: Pmem>(context: &mut Context<'_, P>, id: SegId) -> bool {
     let cache = context.cache;
-    match SegmentInfo::load(&cache.pmem, &cache.geometry, &cache.checksums, id) {
-        Ok((_, copies)) => repair(context, copies),
-        Err(error) if can_be_written(&error) => return true,
-        Err(_) => context.counters.metadata_errors.add(1),
+    let (is_lost, is_to_be_written) =
+        match SegmentInfo::load(&cache.pmem, &cache.geometry, &cache.checksums, id) {
+            Ok((_, copies)) => {
+                repair(context, copies);
+                (copies.unreadable().is_some(), false)
+            }
+            Err(error) if error.can_be_written() => (false, true),
+            Err(_) => {
+                context.counters.metadata_errors.add(1);
+                (true, false)
+            }
+        };
+    if is_lost {
+        cache.segments.suspect(id);
     }
-    false
+    is_to_be_written
 }
 
 /// A sealed segment of which the info is lost, and all ksets were just found.
@@ -359,8 +370,4 @@ fn repair<P: Pmem>(context: &Context<'_, P>, mut copies: Copies) {
     } else {
         context.counters.scrub_repairs.add(1);
     }
-}
-
-fn can_be_written(error: &PairError) -> bool {
-    !error.copies.contains(&CopyState::Poisoned)
 }

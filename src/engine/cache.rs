@@ -323,25 +323,22 @@ impl<P: Pmem> Cache<P> {
             let mut stream = lock(stream);
             // What holds nothing stays free.
             if stream.open.is_some_and(|open| open.kset_index > 0) {
-                // The background may have had no turn since.
-                self.persist_changes();
                 stream.seal(&self.stream_context(BACKGROUND_AGENT));
             }
         }
     }
 
-    /// Lets `end` seal or leave the open segment of a stream, if `is_wanted` says so and nobody is at the stream.
-    pub(crate) fn try_end(
+    /// Seals the open segment of a stream, if `is_wanted` says so and nobody is at the stream.
+    pub(crate) fn try_seal(
         &self,
         stream_number: usize,
         agent: Agent,
         is_wanted: impl FnOnce(&OpenSegment) -> bool,
-        end: impl FnOnce(&mut Stream, &StreamContext<'_, P>),
     ) {
         if let Ok(mut stream) = self.streams[stream_number].try_lock()
             && stream.open.as_ref().is_some_and(is_wanted)
         {
-            end(&mut stream, &self.stream_context(agent));
+            stream.seal(&self.stream_context(agent));
         }
     }
 

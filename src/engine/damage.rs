@@ -233,7 +233,7 @@ impl<P: Pmem> Cache<P> {
     }
 
     /// Whether a block is read from elsewhere. `false` also if its page changes too fast to tell.
-    fn is_overwritten(&self, lba: Lba, place: Place) -> bool {
+    pub(super) fn is_overwritten(&self, lba: Lba, place: Place) -> bool {
         let per_page = u64::from(self.geometry.blocks_per_page());
         let at = self.index.locate(self.geometry.page_of(lba));
         self.index.lookup(at).is_some_and(|found| {

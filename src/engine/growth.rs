@@ -87,8 +87,14 @@ impl<P: Pmem> Cache<P> {
             return;
         }
         let mut superblock = lock(&self.superblock);
-        let copies = superblock_copies(&self.pmem);
-        if copies.is_ok_and(|copies| copies.unreadable().is_some()) {
+        // One copy stays whole while the other is written: a damaged one is made so first.
+        let is_whole = match superblock_copies(&self.pmem) {
+            Ok(mut copies) => {
+                copies.unreadable().is_none() && copies.repair(&self.pmem, BACKGROUND_AGENT).is_ok()
+            }
+            Err(error) => error.can_be_written(),
+        };
+        if !is_whole {
             // INV-PAIR-3: settings hold until the end, and the cache keeps its size.
             return self.background_counters().metadata_errors.add(1);
         }

@@ -1,8 +1,9 @@
 //! Which key has its payload at a place: the index knows places alone, so the keys of the segment are gone through. For
 //! reads that meet damage, which have to know whether the base holds the same.
 //!
-//! A segment may have very many keys. So a channel has one search at a time, which goes on by a bounded piece whenever
-//! the read that has asked runs again, which it does once in each poll; other reads that ask meanwhile wait for their turn.
+//! A segment may have very many keys. So a channel has one search at a time, which goes on by a bounded piece in each poll;
+//! other reads that ask meanwhile wait for their turn. None of them looks at the lost memory again before it has an answer:
+//! each look at that is an exception.
 //! The next search begins where the last one ended, and goes round: who reads a damaged segment from one end to the other
 //! finds each key next to the last.
 
@@ -27,21 +28,21 @@ struct Question {
     generation: Generation,
 }
 
-/// How far an answer is.
+/// What has its payload at a place.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Answer {
+pub(super) enum Owner {
     /// This key, of a kset with this number.
     Key(Seq, Key),
     /// No key that can be read says so.
     Unknown,
-    /// To be asked again with the next poll.
-    Later,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct KeySearch {
     question: Option<Question>,
+    /// Kept until it is asked for.
+    answer: Option<Owner>,
     segment: SegId,
     /// The next kset to be looked at.
     next: KsetCursor,
@@ -57,6 +58,7 @@ impl Default for KeySearch {
     fn default() -> Self {
         Self {
             question: None,
+            answer: None,
             segment: SegId(0),
             next: KsetCursor::start(Generation(0)),
             begun_off: KEYS_START_BYTES,
@@ -70,14 +72,14 @@ impl Default for KeySearch {
 impl Core {
     /// Looks for the key of a block that `asker`, a read, has found at a place and cannot take from there. It is the next
     /// block of that read. To be asked in the grace period in which the index has named the place (INV-GRACE-1): until
-    /// its end the keys stay what they are.
-    pub(super) fn find_key<P: Pmem>(
+    /// its end the keys stay what they are. `None`: to be asked again when the read does not have to wait any more.
+    pub(super) fn find_owner<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
         asker: RequestId,
         lba: Lba,
         place: Place,
-    ) -> Answer {
+    ) -> Option<Owner> {
         let id = cache.geometry.segment_of(place);
         let asked = Question {
             asker,
@@ -86,13 +88,40 @@ impl Core {
             generation: cache.segments.get(id).generation(),
         };
         match self.key_search.question {
-            Some(question) if question == asked => self.key_search.go_on(cache, asked),
-            Some(other) if other.asker != asker && self.is_asking(other) => Answer::Later,
+            Some(question) if question == asked => {
+                let answer = self.key_search.answer.take()?;
+                self.key_search.question = None;
+                Some(answer)
+            }
+            Some(other) if other.asker != asker && self.is_asking(other) => None,
             _ => {
                 // It goes on with the next poll: in this one another may have gone on.
                 self.key_search.begin(id, asked);
-                Answer::Later
+                None
             }
+        }
+    }
+
+    /// Whether a read has asked for a key and has to wait on, be it for its own search, which goes on by a piece, or for that
+    /// of another.
+    #[inline]
+    pub(super) fn waits_for_key<P: Pmem>(&mut self, cache: &Cache<P>, asker: RequestId) -> bool {
+        let read = self
+            .requests
+            .get(asker)
+            .and_then(|request| request.read.as_ref());
+        read.is_some_and(|read| read.asks_for_key) && self.search_goes_on(cache, asker)
+    }
+
+    #[cold]
+    fn search_goes_on<P: Pmem>(&mut self, cache: &Cache<P>, asker: RequestId) -> bool {
+        match self.key_search.question {
+            Some(own) if own.asker == asker => {
+                self.key_search.go_on(cache, own);
+                self.key_search.answer.is_none() && !cache.is_overwritten(own.lba, own.place)
+            }
+            Some(other) => self.is_asking(other),
+            None => false,
         }
     }
 
@@ -113,17 +142,18 @@ impl KeySearch {
             self.next = KsetCursor::start(question.generation);
         }
         self.question = Some(question);
+        self.answer = None;
         self.begun_off = self.next.off;
         self.has_turned = false;
     }
 
-    /// Looks at some more ksets.
-    fn go_on<P: Pmem>(&mut self, cache: &Cache<P>, question: Question) -> Answer {
+    /// Looks at some more ksets, if there is no answer yet.
+    fn go_on<P: Pmem>(&mut self, cache: &Cache<P>, question: Question) {
         let mut left_bytes = BYTES_PER_POLL;
-        while left_bytes > 0 {
+        while left_bytes > 0 && self.answer.is_none() {
             if self.has_turned && self.next.off >= self.begun_off {
-                self.question = None;
-                return Answer::Unknown;
+                self.answer = Some(Owner::Unknown);
+                return;
             }
             let here = self.next;
             self.keys.clear();
@@ -134,9 +164,8 @@ impl KeySearch {
                 Ok(kset) => {
                     left_bytes = left_bytes.saturating_sub(kset.size_bytes);
                     if let Some(key) = self.find(cache, question) {
-                        self.question = None;
+                        self.answer = Some(Owner::Key(kset.seq, key));
                         self.next = here;
-                        return Answer::Key(kset.seq, key);
                     }
                 }
                 Err(_) if self.has_turned => self.begun_off = KEYS_START_BYTES,
@@ -146,7 +175,6 @@ impl KeySearch {
                 }
             }
         }
-        Answer::Later
     }
 
     /// The key of the kset that was read which says so.

@@ -75,6 +75,6 @@ pub use settings::{
 pub use staging::PADS_SIZE_BYTES;
 pub(crate) use stats::Counters;
 pub use stats::{Distribution, Distributions, Stats};
-pub(crate) use stream::{Stream, retire};
+pub(crate) use stream::retire;
 pub use usage::Usage;
 pub(crate) use write_path::{Copier, CopyEnd};

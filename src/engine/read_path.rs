@@ -2,6 +2,7 @@
 //! caller's memory, and may then be put into the cache.
 
 mod damaged;
+mod run;
 mod verified;
 
 use super::cache::Cache;
@@ -16,6 +17,7 @@ use crate::index::{BlockMap, GROUP_PAGES, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{IovCursor, Pmem};
 use crate::units::{Lba, Page};
+use run::Run;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
@@ -44,6 +46,8 @@ pub(super) struct ReadState {
     missed_upto: Page,
     /// Looked at with the first miss.
     admission: Option<Admission>,
+    /// It has met lost memory, and asked for the key of that ([`crate::engine::key_search`]).
+    pub(super) asks_for_key: bool,
     /// It has waited for the page before this one, which another miss was fetching, or is waiting for it; 0: for none.
     awaited_upto: Page,
 }
@@ -70,6 +74,7 @@ impl ReadState {
             missed_pages: 0,
             missed_upto: Page(0),
             admission: None,
+            asks_for_key: false,
             awaited_upto: Page(0),
         }
     }
@@ -93,35 +98,6 @@ impl ReadState {
     fn note_missed(&mut self, first: Page, last: Page) {
         self.missed_pages += last.0 + 1 - first.max(self.missed_upto).0;
         self.missed_upto = Page(last.0 + 1);
-    }
-}
-
-/// Neighbouring blocks that come from the same source.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    source: BlockMap,
-    lba: Lba,
-    len_blocks: u64,
-}
-
-impl Run {
-    /// What lies in one piece from a place on.
-    fn mapped(lba: Lba, place: Place, len_blocks: u64) -> Self {
-        Self {
-            source: BlockMap::Mapped(place),
-            lba,
-            len_blocks,
-        }
-    }
-
-    fn continues(&self, source: BlockMap) -> bool {
-        match (self.source, source) {
-            (BlockMap::Mapped(first), BlockMap::Mapped(next)) => {
-                first.0 + self.len_blocks == next.0
-            }
-            (BlockMap::Zero(_), BlockMap::Zero(_)) | (BlockMap::Absent, BlockMap::Absent) => true,
-            _ => false,
-        }
     }
 }
 
@@ -176,6 +152,10 @@ impl Core {
             let Some(id) = self.reads.pop_front() else {
                 return;
             };
+            if self.waits_for_key(cache, id) {
+                self.reads.push_back(id);
+                continue;
+            }
             let len_blocks = self.requests.get(id).map_or(0, |read| read.io.len_blocks);
             bytes += cache.geometry.bytes(len_blocks);
             let ahead = next;

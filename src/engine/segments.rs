@@ -102,6 +102,8 @@ pub(crate) struct Segment {
     is_suspect: AtomicBool,
     /// Some of its keys cannot be read.
     is_keyless: AtomicBool,
+    /// It holds what was there before the start: nobody has stored to it since.
+    is_inherited: AtomicBool,
     /// A [`Class`].
     class: AtomicU8,
     /// Age of its content: the clock of [`Segments`] when it was opened, or of the segments it was copied from.
@@ -135,6 +137,7 @@ impl Segment {
             pins: AtomicU32::new(0),
             is_suspect: AtomicBool::new(false),
             is_keyless: AtomicBool::new(false),
+            is_inherited: AtomicBool::new(start.state == SegmentState::Sealed),
             class: AtomicU8::new(Class::Log as u8),
             born: AtomicU64::new(0),
             sealed_at: AtomicU64::new(0),
@@ -176,6 +179,12 @@ impl Segment {
         self.has_fills_alone
             .store(special.is_some(), Ordering::Release);
         self.has_forgotten.store(false, Ordering::Relaxed);
+        self.is_inherited.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it holds what was there before the start.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.is_inherited.load(Ordering::Relaxed)
     }
 
     /// Whether the base holds all of it whatever the dirty tail says.
@@ -538,7 +547,8 @@ impl Segments {
         Some(id)
     }
 
-    fn tell_opened(&self, id: SegId) {
+    /// Lets write-back know that a stream appends to a segment.
+    pub(crate) fn tell_opened(&self, id: SegId) {
         let pushed = self.opened.push(id);
         assert!(
             pushed.is_ok(),

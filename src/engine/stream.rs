@@ -90,7 +90,8 @@ impl Stream {
     }
 
     /// Records in the info of the open segment how much it holds, so that damage in it is told from the end
-    /// of the log. All its ksets are durable already.
+    /// of the log. All its ksets are durable already. Where the memory of the info is lost nothing is stored, and the
+    /// segment lies on the device as it would after a power cut (INV-PAIR-3).
     pub(crate) fn seal<P: Pmem>(&mut self, context: &StreamContext<'_, P>) {
         let Some(open) = self.open.take() else { return };
         let segment = context.segments.get(open.id);
@@ -106,61 +107,37 @@ impl Stream {
             "INV-LOG-2: segment {:?} is sealed with a kset that was not finished",
             open.id
         );
-        let mut info = SegmentInfo {
-            generation: segment.generation(),
-            sealed: Some(Sealed {
-                kset_count: open.kset_index - u32::from(canary::is(Canary::SealedOneShort)),
-                last_seq,
-            }),
-            update: segment.info_update(),
-        };
-        let durable = info.persist(
-            context.pmem,
-            context.agent,
-            context.geometry,
-            context.checksums,
-            open.id,
-        );
-        drop(durable);
-        segment.set_info(&info);
+        let kset_count = open.kset_index - u32::from(canary::is(Canary::SealedOneShort));
+        record_seal(context, open.id, kset_count, last_seq);
         context.segments.set_sealed(open.id);
     }
+}
 
-    /// As [`Stream::seal`]; but where the memory of the info is lost nothing is stored, and the segment lies on the device
-    /// as it would after a power cut.
-    pub(crate) fn leave<P: Pmem>(&mut self, context: &StreamContext<'_, P>) {
-        let Some(open) = &self.open else { return };
-        let start = context.geometry.segment_off(open.id);
-        let info_bytes = u64::from(KEYS_START_BYTES);
-        if context.pmem.probe(start, info_bytes).is_ok() {
-            return self.seal(context);
-        }
-        context.segments.set_sealed(open.id);
-        self.open = None;
+/// Records in the info of a segment that it gets no more. If the memory of the info is lost, the segment is suspect instead.
+fn record_seal<P: Pmem>(context: &StreamContext<'_, P>, id: SegId, kset_count: u32, last_seq: Seq) {
+    let start = context.geometry.segment_off(id);
+    let info_bytes = u64::from(KEYS_START_BYTES);
+    if context.pmem.probe(start, info_bytes).is_err() {
+        context.segments.suspect(id);
+        return;
     }
+    let segment = context.segments.get(id);
+    let mut info = SegmentInfo {
+        generation: segment.generation(),
+        sealed: Some(Sealed {
+            kset_count,
+            last_seq,
+        }),
+        update: segment.info_update(),
+    };
+    let (agent, geometry) = (context.agent, context.geometry);
+    drop(info.persist(context.pmem, agent, geometry, context.checksums, id));
+    segment.set_info(&info);
 }
 
 /// Takes an empty segment out of service, of which part of the memory cannot be read. Sealed with nothing in it, it
 /// is not taken for the end of the log where its keys would be, and the next recovery looks at its memory again.
 pub(crate) fn retire<P: Pmem>(context: &StreamContext<'_, P>, id: SegId) {
-    let segment = context.segments.get(id);
-    let start = context.geometry.segment_off(id);
-    if context
-        .pmem
-        .probe(start, u64::from(KEYS_START_BYTES))
-        .is_ok()
-    {
-        let mut info = SegmentInfo {
-            generation: segment.generation(),
-            sealed: Some(Sealed {
-                kset_count: 0,
-                last_seq: Seq(0),
-            }),
-            update: segment.info_update(),
-        };
-        let (agent, geometry) = (context.agent, context.geometry);
-        drop(info.persist(context.pmem, agent, geometry, context.checksums, id));
-        segment.set_info(&info);
-    }
+    record_seal(context, id, 0, Seq(0));
     context.segments.quarantine(id);
 }

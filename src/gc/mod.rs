@@ -9,7 +9,9 @@
 //! 2. its generation goes up: everything in it is dead;
 //! 3. it is free.
 //!
-//! A segment of which the keys or the memory are damaged gets no further than 1, and is not used any more.
+//! A segment of which the keys or the memory are damaged gets no further than 1, and is not used any more. Before that its
+//! memory is looked at: where its info is, and all of it if it was filled before the start, since what was known of it
+//! then is forgotten.
 
 mod census;
 mod victim;
@@ -18,12 +20,12 @@ mod watch;
 
 use crate::canary::{self, Canary};
 use crate::engine::{
-    Cache, Class, Counters, Progress, Segment, SegmentState, Setting, Special, Stream, Ticket,
+    Cache, Class, Counters, Progress, Segment, SegmentState, Setting, Special, Ticket,
 };
-use crate::media::{Geometry, SegmentInfo, Tails};
+use crate::media::{Geometry, KEYS_START_BYTES, SegmentInfo, Tails};
 use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
-use crate::units::{Agent, Generation, SegId, Seq};
+use crate::units::{Agent, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use census::Census;
 use std::sync::atomic::Ordering;
 use victim::{Plan, Wish};
@@ -32,6 +34,8 @@ use watch::Watch;
 
 /// Buckets of the index that one poll goes through, at most: some microseconds.
 const BUCKETS_PER_POLL: usize = 64;
+/// What one poll looks at of a segment's memory: each page costs a line.
+const PROBE_BYTES: u64 = 64 * PAGE_SIZE_BYTES as u64;
 
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -42,6 +46,8 @@ enum State {
     Sweeping(SegId, usize),
     /// Nobody finds its pages any more; some may still be reading them.
     Waiting(SegId, Ticket),
+    /// Nobody reads there any more. Its memory is looked at, from this byte on.
+    Probing(SegId, u64),
 }
 
 /// See the module.
@@ -93,30 +99,61 @@ impl Gc {
         {
             return Progress::Busy;
         }
-        let emptied = match self.state {
-            State::Idle => self.take_returned(cache),
+        match self.state {
+            State::Idle => {
+                let Some(id) = self.take_returned(cache) else {
+                    return self.choose(cache, agent, counters);
+                };
+                self.state = State::Probing(id, 0);
+            }
             State::Emptying(id) => return self.empty(cache, id, agent, counters),
             State::Sweeping(id, bucket) => return self.sweep(cache, id, bucket, agent),
             // INV-GRACE-1: whoever might still read what lies there has left.
             State::Waiting(id, ticket)
                 if cache.grace.passed(ticket) || canary::is(Canary::ReclaimIgnoresReaders) =>
             {
-                self.state = State::Idle;
                 if cache.segments.get(id).is_pinned() {
                     self.lent.push(id);
+                    self.state = State::Idle;
                     return Progress::Busy;
                 }
-                Some(id)
+                self.state = State::Probing(id, 0);
             }
             State::Waiting(..) => return Progress::Idle,
-        };
-        let Some(id) = emptied else {
-            return self.choose(cache, agent, counters);
-        };
-        free(cache, tails, agent, id);
-        counters.segments_reclaimed.add(1);
-        cache.space_wanted.store(false, Ordering::Release);
+            State::Probing(..) => {}
+        }
+        if let Some(id) = self.probe(cache) {
+            free(cache, tails, agent, id);
+            counters.segments_reclaimed.add(1);
+            cache.space_wanted.store(false, Ordering::Release);
+        }
         Progress::Busy
+    }
+
+    /// Looks at some of the memory of an emptied segment, which is suspect if that cannot be read. Some: there is no more
+    /// to look at.
+    fn probe<P: Pmem>(&mut self, cache: &Cache<P>) -> Option<SegId> {
+        let State::Probing(id, off) = self.state else {
+            return None;
+        };
+        let (segment, geometry) = (cache.segments.get(id), &cache.geometry);
+        let end = if segment.is_suspect() {
+            off
+        } else if segment.is_inherited() {
+            geometry.segment_size_bytes()
+        } else {
+            u64::from(KEYS_START_BYTES)
+        };
+        let len_bytes = (end - off).min(PROBE_BYTES);
+        let start = geometry.segment_off(id).plus(off);
+        if len_bytes > 0 && cache.pmem.probe(start, len_bytes).is_err() {
+            cache.segments.suspect(id);
+        } else if off + len_bytes < end {
+            self.state = State::Probing(id, off + len_bytes);
+            return None;
+        }
+        self.state = State::Idle;
+        Some(id)
     }
 
     /// An emptied segment that is not lent any more.
@@ -242,7 +279,7 @@ fn seal_special_streams<P: Pmem>(cache: &Cache<P>, agent: Agent) {
         .into_iter()
         .filter_map(|special| cache.special_stream_at(special))
     {
-        cache.try_end(number, agent, |open| open.kset_index > 0, Stream::seal);
+        cache.try_seal(number, agent, |open| open.kset_index > 0);
     }
 }
 

@@ -62,6 +62,14 @@ pub struct PairError {
     pub offs: [PmemOff; 2],
 }
 
+impl PairError {
+    /// Whether the memory of both takes a store: the record can be written again from what is in use.
+    #[must_use]
+    pub fn can_be_written(&self) -> bool {
+        !self.copies.contains(&CopyState::Poisoned)
+    }
+}
+
 /// The two copies of a record, of which at least one is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Copies {

@@ -229,9 +229,13 @@ impl SimPmem {
 
     fn readable(&self, off: PmemOff, len_bytes: u64) -> Result<usize, Poisoned> {
         let at = bounds::range_at(off, len_bytes, self.0.len_bytes);
-        match self.state().first_poisoned(off, len_bytes) {
+        let mut state = self.state();
+        match state.first_poisoned(off, len_bytes) {
             None => Ok(at),
-            Some(at) => Err(Poisoned { at }),
+            Some(at) => {
+                state.counters.failed_loads += 1;
+                Err(Poisoned { at })
+            }
         }
     }
 }

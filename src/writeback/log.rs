@@ -269,10 +269,11 @@ impl LogReader {
             if segment.is_keyless() {
                 continue;
             }
-            // After a restart of the reader it may be known already, with nothing taken from it.
+            // After a restart of the reader it may be known already: that has seen it open before this was told.
             let (cursor, generation) = (&mut self.cursors[id.index()], segment.generation());
-            if self.watched.add(id) || cursor.generation != generation {
+            if cursor.generation != generation {
                 *cursor = KsetCursor::start(generation);
+                self.watched.add(id);
             }
         }
     }

@@ -223,7 +223,7 @@ impl Writeback {
     /// After a stop: operations still to end, or to be started.
     pub(crate) fn left_to_stop<P>(&self, cache: &Cache<P>) -> usize {
         let unfinished = match self.state {
-            State::Writing => !self.batch.failed,
+            State::Writing => !self.batch.failed || self.retries_last(cache),
             State::Idle => self.salvages_last(cache),
             State::Backoff(_) => self.retries_last(cache),
             State::Flushing | State::Damaged(_) => false,

@@ -38,7 +38,7 @@ use super::next::{Next, Step};
 use super::{Context, DAMAGE_LOOK_NS, State, Writeback};
 use crate::canary::{self, Canary};
 use crate::engine::{
-    Cache, CheckpointNeed, Counters, Flaw, Health, Progress, Segment, SegmentState, Stream,
+    Cache, CheckpointNeed, Counters, Flaw, Health, Progress, Segment, SegmentState,
 };
 use crate::index::{BlockMap, PageMap};
 use crate::media::{Key, KeyKind, Place};
@@ -196,7 +196,7 @@ impl Writeback {
         let is_open = |id| lost(id) && segments.get(id).state() == SegmentState::Open;
         if segments.ids().any(is_open) {
             for number in 0..cache.streams.len() {
-                cache.try_end(number, context.agent, |open| lost(open.id), Stream::leave);
+                cache.try_seal(number, context.agent, |open| lost(open.id));
             }
             if segments.ids().any(is_open) {
                 return false;

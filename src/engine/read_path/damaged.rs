@@ -9,7 +9,7 @@ use crate::canary::{self, Canary};
 use crate::engine::channel::Core;
 use crate::engine::damage::{Flaw, count_flaw};
 use crate::engine::io::Outbox;
-use crate::engine::key_search::Answer;
+use crate::engine::key_search::Owner;
 use crate::media::{Key, Place};
 use crate::pmem::Pmem;
 use crate::units::{Lba, SegId};
@@ -62,7 +62,12 @@ impl Core {
                 self.end_hit(reader, &part, place, cursor);
                 part
             } else {
-                let (fate, len_blocks) = self.judge(reader, &rest, place)?;
+                // The rest of a read that fails is not worth a search.
+                let (fate, len_blocks) = if reader.state.failed && !cache.is_clean(place) {
+                    (Fate::Lost, 1)
+                } else {
+                    self.judge(reader, &rest, place)?
+                };
                 let part = Run::mapped(rest.lba, place, len_blocks);
                 self.serve_judged(reader, &part, fate, out)?;
                 count_flaw(self.counters(cache), Flaw::Poisoned, 1);
@@ -102,7 +107,7 @@ impl Core {
     /// What becomes of the first block of a damaged run, and of how many more of the same key, if that can be told by now.
     fn judge<P: Pmem>(
         &mut self,
-        reader: &Reader<'_, P>,
+        reader: &mut Reader<'_, P>,
         run: &Run,
         place: Place,
     ) -> Result<(Fate, u64), Blocked> {
@@ -110,10 +115,12 @@ impl Core {
         if cache.is_clean(place) {
             return Ok((Fate::OnBase, run.len_blocks));
         }
-        match self.find_key(cache, reader.id, run.lba, place) {
-            Answer::Later => Err(Blocked::Busy),
-            Answer::Unknown => Ok((Fate::Lost, 1)),
-            Answer::Key(seq, key) => {
+        let owner = self.find_owner(cache, reader.id, run.lba, place);
+        reader.state.asks_for_key = owner.is_none();
+        match owner {
+            None => Err(Blocked::Busy),
+            Some(Owner::Unknown) => Ok((Fate::Lost, 1)),
+            Some(Owner::Key(seq, key)) => {
                 let is_clean = cache.is_key_clean(seq, key.kind)
                     || canary::is(Canary::DirtyDamageReadFromBase);
                 let fate = if is_clean { Fate::OnBase } else { Fate::Lost };

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::sim::plain;
-use crate::units::Now;
-use std::sync::Arc;
+use crate::sim::pmem::{CrashPointHook, PoisonedStore};
+use crate::units::{Now, PmemOff};
+use std::sync::{Arc, Mutex};
 
 static BASE: [u8; BLOCKS as usize * 512] = [0; BLOCKS as usize * 512];
 /// The base has this size at first.
@@ -67,6 +68,48 @@ fn a_stop_that_takes_its_time_makes_changes_durable_at_once() {
     let killed = SimPmem::from_image(cache.pmem.durable_image());
     let percent = open(killed, BLOCKS).info().settings.get(Setting::GcPercent);
     assert_eq!(percent, 33);
+}
+
+/// INV-PAIR-3.
+#[test]
+fn a_change_is_not_stored_where_one_copy_is_damaged_and_the_other_cannot_be_read() {
+    for (damaged, lost) in [(0, 32 << 10), (32 << 10, 0)] {
+        let cache = open(SimPmem::new(DEVICE_SIZE_BYTES), BLOCKS);
+        let mut background = cache.background().unwrap();
+        cache.pmem.set_poisoned_store(PoisonedStore::Faults);
+        cache.pmem.flip_bit(PmemOff(damaged + 20), 3);
+        cache.pmem.poison(PmemOff(lost));
+        let settings = SettingChange::of(Setting::GcPercent, 33).and(Setting::ScrubMibS, 0);
+        cache.change_settings(&settings).unwrap();
+        background.poll(Now(1), Budget::default(), &mut Outbox::new());
+        assert!(!cache.has_failed());
+        assert_eq!(cache.stats().metadata_errors, 1);
+    }
+}
+
+/// A cut in a change leaves a whole copy, whichever was damaged before.
+#[test]
+fn a_damaged_copy_is_made_whole_before_a_change() {
+    for damaged in [0, 32 << 10] {
+        let cache = open(SimPmem::new(DEVICE_SIZE_BYTES), BLOCKS);
+        let mut background = cache.background().unwrap();
+        cache.pmem.flip_bit(PmemOff(damaged + 20), 3);
+        let images = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&images);
+        let hook: CrashPointHook = Box::new(move |state, _| {
+            seen.lock().unwrap().push(state.durable().to_vec());
+        });
+        cache.pmem.on_crash_point(Some(hook));
+        let settings = SettingChange::of(Setting::GcPercent, 33).and(Setting::ScrubMibS, 0);
+        cache.change_settings(&settings).unwrap();
+        background.poll(Now(1), Budget::default(), &mut Outbox::new());
+        cache.pmem.on_crash_point(None);
+        let images = images.lock().unwrap();
+        assert!(images.len() > 2);
+        for image in images.iter() {
+            open(SimPmem::from_image(image.clone()), BLOCKS);
+        }
+    }
 }
 
 #[test]

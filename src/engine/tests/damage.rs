@@ -6,6 +6,7 @@ use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::IovBuf;
 use crate::sim::plain::{BackgroundRuns, Plain};
+use crate::sim::pmem::PoisonedStore;
 use crate::units::{Lba, Now, Page, SegId};
 
 const BLOCK: usize = 512;
@@ -248,6 +249,63 @@ fn a_segment_in_which_write_back_meets_lost_memory_is_not_used_again() {
     assert!(read(&mut plain, 8, &[2]).1);
 }
 
+/// INV-SEG-7: what lies beside lost memory may be in the same page.
+#[test]
+fn an_open_segment_in_which_memory_is_lost_gets_no_more() {
+    let mut plain = cached(options_for(Flaw::Poisoned));
+    plain.pmem().set_poisoned_store(PoisonedStore::Faults);
+    write(&mut plain, 8, 1, 1);
+    let id = segment_of(&plain, 8);
+    // The next payload lies below it.
+    let first = place_of(&plain, 8).0 - 4;
+    for place in first..first + 5 {
+        plain
+            .pmem()
+            .poison(plain.cache.geometry.place_off(Place(place)));
+    }
+    assert_eq!(read(&mut plain, 8, &[1]).0, Status::Failed);
+    for byte in 2..5 {
+        write(&mut plain, 8, 1, byte);
+        assert_ne!(segment_of(&plain, 8), id);
+    }
+    assert!(plain.drain());
+    (0..1000).for_each(|_| plain.poll_background());
+    assert_eq!(plain.cache.info().segments_quarantined, 1);
+}
+
+/// INV-SEG-7: lost memory that nobody reads any more was known, and is not after a restart.
+#[test]
+fn a_segment_from_before_the_start_is_looked_at_before_it_is_used_again() {
+    let mut plain = cached(options_for(Flaw::Poisoned));
+    write(&mut plain, 8, 1, 1);
+    let (id, place) = (segment_of(&plain, 8), place_of(&plain, 8));
+    let lost = plain.cache.geometry.place_off(place);
+    spoil(&plain, 8, Flaw::Poisoned);
+    assert!(!plain.drain(), "the only copy is lost");
+    write(&mut plain, 8, 1, 2);
+    assert_ne!(segment_of(&plain, 8), id);
+    let image = SimPmem::from_image(plain.pmem().durable_image());
+    image.poison(lost);
+    image.set_poisoned_store(PoisonedStore::Faults);
+    let base = plain.base.clone();
+    let options = options_for(Flaw::Poisoned);
+    let mut plain = Plain::new(image, base, options, BackgroundRuns::Always)
+        .expect("what is lost was overwritten");
+    assert_eq!(plain.cache.segments.get(id).state(), SegmentState::Sealed);
+    let gc_percent = SettingChange::of(Setting::GcPercent, 0);
+    plain.cache.change_settings(&gc_percent).unwrap();
+    // Several times around.
+    for number in 0..100 {
+        write(&mut plain, number % 8 * 8, 8, 3);
+    }
+    assert!(plain.drain());
+    assert_eq!(plain.cache.info().segments_quarantined, 1);
+    assert_eq!(
+        plain.cache.segments.get(id).state(),
+        SegmentState::Quarantined
+    );
+}
+
 /// A block of which the page has others: what is asked for is not rounded out.
 fn block(number: u64) -> u64 {
     number / 2 % 512 * 8 + number / 1024 * 2 + number % 2
@@ -395,4 +453,66 @@ fn nobody_waits_for_a_search_that_is_not_wanted_any_more() {
         assert!(poll < 14, "{ends:?}");
         assert_eq!(second.bytes()[0], BASE_BYTE);
     }
+}
+
+/// Each look at lost memory is an exception.
+#[test]
+fn reads_that_wait_for_a_key_do_not_look_at_lost_memory_again() {
+    const COUNT: u64 = 1600;
+    const READS: u64 = 32;
+    let plain = many(COUNT);
+    let lbas: Vec<u64> = (0..READS)
+        .map(|read| block(COUNT - 1 - read * 40))
+        .collect();
+    lbas.iter()
+        .for_each(|lba| spoil(&plain, *lba, Flaw::Poisoned));
+    let mut channel = plain.cache.channel().expect("there are few");
+    let bufs: Vec<IovBuf> = (0..)
+        .zip(&lbas)
+        .map(|(token, lba)| submit(&mut channel, token, *lba))
+        .collect();
+    let before = plain.pmem().counters().failed_loads;
+    let ends = poll_all(&mut channel);
+    assert_eq!(ends.len() as u64, READS);
+    assert!(bufs.iter().all(|buf| buf.bytes()[0] == BASE_BYTE));
+    // When it is asked, when it has an answer, and when it gets its turn; each time of the run and of the block.
+    let failed_loads = plain.pmem().counters().failed_loads - before;
+    assert!(
+        (READS * 2..=READS * 6).contains(&failed_loads),
+        "{failed_loads}"
+    );
+}
+
+/// It fails anyway.
+#[test]
+fn a_read_that_has_failed_does_not_look_for_more_keys() {
+    const COUNT: u64 = 1600;
+    let polls_of = |len_blocks: u64| {
+        let mut plain = cached(large_options());
+        for number in 0..COUNT {
+            write(&mut plain, number, 1, 1);
+        }
+        let first = COUNT - len_blocks;
+        (first..COUNT).for_each(|lba| spoil(&plain, lba, Flaw::Poisoned));
+        // None of their keys is found.
+        let keys = u64::from(KEYS_START_BYTES) + 800 * 64;
+        let id = segment_of(&plain, first);
+        let off = plain.cache.geometry.segment_off(id).plus(keys);
+        plain.cache.pmem.poison(off);
+        let mut channel = plain.cache.channel().expect("there are few");
+        let buf = IovBuf::zeroed(len_blocks as usize * BLOCK);
+        let io = HostIo {
+            token: IoToken(1),
+            op: Op::Read(buf.cursor()),
+            lba: Lba(first),
+            len_blocks,
+        };
+        channel.submit(io).expect("there is room");
+        let ends = poll_all(&mut channel);
+        assert_eq!(ends[0].2, Status::Failed);
+        ends[0].1
+    };
+    let one = polls_of(1);
+    assert!(one > 2, "{one}");
+    assert!(polls_of(64) <= one + 2);
 }

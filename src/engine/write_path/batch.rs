@@ -183,7 +183,8 @@ impl Batch {
         if too_large && !first {
             return Err(Refusal::BatchFull);
         }
-        if self.fits(stream, need.key_count, need.payload_bytes) {
+        let fits = self.fits(stream, need.key_count, need.payload_bytes);
+        if fits && !(first && is_on_lost_memory(cache, stream)) {
             return Ok(());
         }
         if !first {
@@ -439,4 +440,11 @@ impl Batch {
                 .for_each(note);
         }
     }
+}
+
+/// Whether memory was lost in the open segment, so that nothing more is to be stored there (INV-SEG-7).
+#[inline]
+fn is_on_lost_memory<P: Pmem>(cache: &Cache<P>, stream: &Stream) -> bool {
+    let open = stream.open.as_ref();
+    open.is_some_and(|open| cache.segments.get(open.id).is_suspect())
 }

@@ -103,6 +103,8 @@ pub struct PmemCounters {
     pub idle_fences: u64,
     /// See [`OverlapLint`].
     pub foreign_overlaps: u64,
+    /// Loads of lost memory.
+    pub failed_loads: u64,
 }
 
 /// A covered word is pending where it should be durable.

@@ -249,6 +249,13 @@ pub(super) fn one_copy_of_any_record_may_be_poisoned_and_both_are_an_error(
     Ok(())
 }
 
+/// When the memory of a record is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    BeforeTheStart,
+    InUse,
+}
+
 /// Nothing is stored where a copy of a segment's info cannot be read, whatever the segment holds; the cache goes on
 /// without it, and with settings that it cannot keep (INV-PAIR-3).
 pub(super) fn a_record_with_an_unreadable_copy_is_not_updated(
@@ -262,12 +269,22 @@ pub(super) fn a_record_with_an_unreadable_copy_is_not_updated(
         if name == "tails" {
             continue;
         }
-        for off in offs {
+        let whens = [Lost::BeforeTheStart, Lost::InUse];
+        for (off, when) in offs
+            .into_iter()
+            .flat_map(|off| whens.map(|when| (off, when)))
+        {
             let blocks = base.blocks(0, block_count).to_vec();
             let options = machine.setup().options(FormatPolicy::Auto);
             let runs = BackgroundRuns::Always;
-            let plain = Plain::new(poisoned(&bytes, off), blocks, options, runs);
+            let pmem = SimPmem::from_image(bytes.clone());
+            pmem.set_poisoned_store(PoisonedStore::Faults);
+            if when == Lost::BeforeTheStart {
+                pmem.poison(off);
+            }
+            let plain = Plain::new(pmem, blocks, options, runs);
             let mut plain = plain.map_err(|error| Violation(format!("{name}: {error}")))?;
+            plain.pmem().poison(off);
             let change = SettingChange::of(Setting::GcPercent, 0);
             plain
                 .cache
@@ -286,7 +303,7 @@ pub(super) fn a_record_with_an_unreadable_copy_is_not_updated(
             let (is_superblock, info) = (name == "superblock", plain.cache.info());
             check(
                 info.segments_quarantined == u64::from(!is_superblock),
-                || format!("the copy of {name} at {off} cannot be read: {info:?}"),
+                || format!("the copy of {name} at {off} is lost {when:?}: {info:?}"),
             )?;
             let stats = plain.cache.stats();
             check(!is_superblock || stats.metadata_errors > 0, || {

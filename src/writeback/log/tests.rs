@@ -161,3 +161,21 @@ fn a_kset_that_is_lost_before_its_turn_counts_as_lost() {
     };
     assert_eq!(lost, hit);
 }
+
+/// A stream says so after it has opened a segment. A reader that begins in between has seen it open.
+#[test]
+fn a_segment_that_is_told_after_it_was_seen_open_is_ready_once() {
+    let cache = new_cache_of(&Setup::default());
+    write(&cache, |cache| cache.seq_next() < Seq(2), 1);
+    let id = cache.segments.next_opened().expect("there is one");
+    assert_eq!(cache.segments.next_opened(), None);
+    let mut taking = Taking::new(&cache);
+    taking.log.restart(&cache);
+    look(&mut taking.log, &cache);
+    assert_eq!(taking.log.ready.len(), 1);
+    cache.segments.tell_opened(id);
+    look(&mut taking.log, &cache);
+    assert_eq!(taking.log.ready.len(), 1);
+    while taking.gather(&cache).expect("no key is lost") == Gathered::InPart {}
+    assert_eq!(taking.taken.last_seq, Some(Seq(1)));
+}
