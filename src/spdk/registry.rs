@@ -118,6 +118,12 @@ pub(super) fn is_shutting_down() -> bool {
     with(|registry| registry.phase != Phase::Running)
 }
 
+/// Whether SPDK goes through all bdevs and takes them away. One that is on its way out already it would take from its list
+/// twice.
+pub(super) fn bdevs_are_being_taken() -> bool {
+    with(|registry| registry.phase == Phase::Ended)
+}
+
 /// The module starts (again).
 pub(super) fn start() {
     with(|registry| registry.phase = Phase::Running);
@@ -276,6 +282,10 @@ pub(super) fn all_online() -> Vec<Arc<Node>> {
 
 /// `bdev_pcache_delete`, whatever state the cache is in.
 pub(super) fn delete(name: &str, drain: Drain, request: Request) {
+    // A drain would keep the application from ending, and `remove::on_shutdown` has given up those before.
+    if bdevs_are_being_taken() || is_shutting_down() && drain == Drain::Yes {
+        return request.answer(Err(ending()));
+    }
     enum Found {
         Waiting(EntryId),
         Awaiting(EntryId, Option<Request>),

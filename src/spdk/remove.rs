@@ -293,6 +293,8 @@ pub(super) fn on_base_gone(node: &Arc<Node>) {
     );
     let gone = || base_gone(node);
     match stage(node) {
+        // The base waits until SPDK has come to this one.
+        Stage::Online if registry::bdevs_are_being_taken() => {}
         Stage::Online => leave(node, After::WaitForBase),
         Stage::Draining { .. } => {
             give_up(node, &gone());
