@@ -134,12 +134,14 @@ def test_a_cache_that_is_closed_without_a_drain_is_not_drained(host: Host, media
     session = start_session(host, [*storage.slow_base(), storage.cache(SLOW)])
     assert_intact(client.write(session.url, seconds=0.5))
     set_latency(session.rpc, "write", 1_000_000)
-    session.rpc.bdev_pcache_flush_start(name=CACHE)
+    session.rpc.bdev_pcache_set_options(name=CACHE, idle_writeback_ms=1)
     wait_until(lambda: cache_info(session.rpc)["base_operations"] > 0, "the base is being written to")
     deleted = meanwhile(session.app, "bdev_pcache_delete", name=CACHE)
     wait_until(lambda: cache_state(session.rpc) == "removing", "the cache is being closed")
     error = error_of(session.rpc.bdev_pcache_delete, name=CACHE, drain=True)
     assert error.code == -16
+    # Nobody would write anything more.
+    assert error_of(session.rpc.bdev_pcache_flush_start, name=CACHE).code == -16
     assert deleted.result() is True
     set_latency(session.rpc, "write", QUICK_US)
     session.rpc.bdev_pcache_create(**storage.cache_params(SLOW))
