@@ -167,8 +167,8 @@ impl Creation {
             Stage::Mapping(job) => {
                 match job.finish() {
                     Some(Ok(mapped)) => self.mapped(mapped),
-                    Some(Err(error)) => self.fail(mapping::explain(&self.definition, &error)),
-                    None => self.fail(RpcError::errno(
+                    Some(Err(error)) => self.refuse(mapping::explain(&self.definition, &error)),
+                    None => self.refuse(RpcError::errno(
                         libc::EIO,
                         "mapping the cache device failed",
                     )),
@@ -350,6 +350,12 @@ impl Creation {
         drop(stage);
         self.give_up();
         Polled::Busy
+    }
+
+    /// It does not work, and nothing is under way. Who has deleted the cache meanwhile is told that it is gone.
+    fn refuse(self: &Rc<Self>, error: RpcError) {
+        self.cancel(error);
+        self.give_up();
     }
 
     /// Nothing is under way any more.
@@ -549,7 +555,7 @@ unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
         || creation.poll(),
         |_| {
             let message = "internal error while the cache was opened; see the log";
-            creation.fail(RpcError::errno(libc::EIO, message));
+            creation.refuse(RpcError::errno(libc::EIO, message));
             Polled::Busy
         },
     );
