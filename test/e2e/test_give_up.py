@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 from harness import App, Host, RpcError
@@ -41,5 +42,21 @@ def test_a_delete_comes_before_the_mapping_of_a_cache_that_waited_fails(host: Ho
     _, deleted = app.rpc.call_at_once((base["method"], base["params"]), DELETE)
     assert deleted is True
     app.rpc.bdev_wait_for_examine()
+    assert_nothing_is_left(app, storage)
+    app.stop()
+
+
+def test_what_is_not_wanted_any_more_is_not_populated(host: Host, media: Path):
+    storage = Storage(media, cache_mib=256)
+    app = host.start("spdk_tgt", bdevs=[storage.malloc_base()])
+    app.rpc.bdev_wait_for_examine()
+    create = ("bdev_pcache_create", storage.cache_params())
+    created, deleted = app.rpc.call_at_once(create, DELETE)
+    assert deleted is True
+    assert isinstance(created, RpcError)
+    assert created.code == -errno.ECANCELED
+    given_up = re.search(rf"{storage.cache_file}: given up with (\d+) of 256 MiB populated", app.log())
+    assert given_up is not None
+    assert int(given_up[1]) < 256
     assert_nothing_is_left(app, storage)
     app.stop()
