@@ -195,8 +195,13 @@ impl OpenError {
             OpenError::WrongBase { .. }
             | OpenError::BaseSize { .. }
             | OpenError::Witness { .. } => libc::EMEDIUMTYPE,
-            OpenError::BaseRead { .. }
-            | OpenError::Tails(_)
+            // Not EIO: nothing is damaged, and it may pass.
+            OpenError::BaseRead { error, .. } => match error {
+                BaseError::Io => libc::EREMOTEIO,
+                BaseError::Unsupported => libc::ENOTSUP,
+                BaseError::Gone => libc::ENODEV,
+            },
+            OpenError::Tails(_)
             | OpenError::TailsRange { .. }
             | OpenError::CopyUnreadable { .. }
             | OpenError::CountedOut { .. }

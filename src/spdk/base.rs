@@ -25,6 +25,34 @@ pub(super) enum OpenBaseError {
     Refused(RpcError),
 }
 
+/// A bdev as whoever does not open it tells it from another one of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    address: usize,
+    uuid: [u8; 16],
+}
+
+impl Seen {
+    /// The bdev that has this name now.
+    pub(super) fn named(name: &CStr) -> Option<Self> {
+        let mut uuid = [0; 16];
+        // SAFETY: the name is only read; a bdev that is found stays at least until this function returns to SPDK, whose
+        // thread this is; `uuid` has the 16 bytes that are written.
+        let bdev = unsafe {
+            let bdev = sys::spdk_bdev_get_by_name(name.as_ptr());
+            if bdev.is_null() {
+                return None;
+            }
+            sys::pcache_bdev_uuid(bdev, uuid.as_mut_ptr());
+            bdev
+        };
+        Some(Self {
+            address: bdev.addr(),
+            uuid,
+        })
+    }
+}
+
 /// What the base device is, as it was when it was opened.
 #[derive(Clone, Debug)]
 pub(super) struct BaseFacts {

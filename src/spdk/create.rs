@@ -6,12 +6,12 @@ use std::ffi::{c_int, c_void};
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use spdk_sys as sys;
 
 use super::background::Driver;
-use super::base::{Base, os_text};
+use super::base::{Base, BaseFacts, os_text};
 use super::json::{Json, Request};
 use super::mapping::{self, Job, Mapped, Origin};
 use super::memory::Access;
@@ -24,11 +24,10 @@ use super::trampoline::guard;
 use super::watch::StateWatch;
 use super::witness_reads::WitnessReads;
 use super::zcopy::Zcopy;
-use crate::engine::{BaseError, OpenOptions};
-use crate::pmem::{Durability, MapError, MappedPmem, Pmem, PmemRead};
-use crate::recovery::{OpenError, OpenStep, Opening, RecoveryProgress};
+use crate::engine::{BaseError, Cache, OpenOptions};
+use crate::pmem::{Durability, MappedPmem};
+use crate::recovery::{OpenStep, Opening, RecoveryProgress};
 use crate::rpc::{Definition, RpcError};
-use crate::units::PmemOff;
 
 /// How many cores may append at once, at most.
 const STREAM_COUNT_MAX: u32 = 64;
@@ -44,6 +43,8 @@ pub(super) struct Creation {
     request: RefCell<Option<Request>>,
     hold: Cell<Hold>,
     cancelled: RefCell<Option<Cancel>>,
+    /// For the thread that maps the cache device: it need not go on.
+    unwanted: Arc<AtomicBool>,
     /// Of the cache device, once it is mapped.
     origin: Cell<Origin>,
     progress: Cell<(u64, u64)>,
@@ -53,8 +54,10 @@ pub(super) struct Creation {
 
 #[derive(Debug)]
 enum Stage {
-    Mapping(Job<Result<Mapped, MapError>>),
+    Mapping(Job<Result<Mapped, RpcError>>),
     Opening(Box<OpeningStage>),
+    /// Nothing comes of it.
+    Unmapping(Job<()>),
     /// Being worked on, or over.
     Taken,
 }
@@ -93,8 +96,11 @@ impl Creation {
         base: Base,
         request: Option<Request>,
     ) -> Result<Rc<Self>, (RpcError, Option<Request>)> {
-        let for_thread = definition.clone();
-        let Some(job) = Job::start("pcache-map", move || mapping::map(&for_thread)) else {
+        let unwanted = Arc::new(AtomicBool::new(false));
+        let (for_thread, options) = (definition.clone(), options(&definition, &base.facts));
+        let is_unwanted = Arc::clone(&unwanted);
+        let map = move || mapping::map(&for_thread, options, &is_unwanted);
+        let Some(job) = Job::start("pcache-map", map) else {
             return Err((
                 RpcError::errno(libc::EAGAIN, "the system has no thread to give"),
                 request,
@@ -108,6 +114,7 @@ impl Creation {
             request: RefCell::new(request),
             hold: Cell::new(Hold::None),
             cancelled: RefCell::new(None),
+            unwanted,
             origin: Cell::new(Origin::Existed),
             progress: Cell::new((0, 1)),
             recovery: Cell::new(None),
@@ -117,6 +124,7 @@ impl Creation {
         // SAFETY: the registry keeps the creation until `end`, which drops the poller first.
         let poller = unsafe { Poller::register(poll, arg, 0, c"pcache_create") };
         if poller.is_none() {
+            creation.unwanted.store(true, Ordering::Relaxed);
             let request = creation.request.borrow_mut().take();
             return Err((no_memory("a poller"), request));
         }
@@ -126,6 +134,7 @@ impl Creation {
 
     /// Gives up, as soon as nothing is under way.
     pub(super) fn cancel(&self, why: RpcError) {
+        self.unwanted.store(true, Ordering::Relaxed);
         self.cancelled
             .borrow_mut()
             .get_or_insert(Cancel::Because(why));
@@ -133,6 +142,7 @@ impl Creation {
 
     /// Gives up, and answers the delete when that is done.
     pub(super) fn delete(&self, request: Request) {
+        self.unwanted.store(true, Ordering::Relaxed);
         let mut cancelled = self.cancelled.borrow_mut();
         match cancelled.as_mut() {
             Some(Cancel::Deleted(requests)) => requests.push(request),
@@ -167,8 +177,8 @@ impl Creation {
             Stage::Mapping(job) => {
                 match job.finish() {
                     Some(Ok(mapped)) => self.mapped(mapped),
-                    Some(Err(error)) => self.fail(mapping::explain(&self.definition, &error)),
-                    None => self.fail(RpcError::errno(
+                    Some(Err(error)) => self.refuse(error),
+                    None => self.refuse(RpcError::errno(
                         libc::EIO,
                         "mapping the cache device failed",
                     )),
@@ -176,46 +186,42 @@ impl Creation {
                 Polled::Busy
             }
             Stage::Opening(stage) => self.open(stage),
+            Stage::Unmapping(job) if !job.is_done() => {
+                *self.stage.borrow_mut() = Stage::Unmapping(job);
+                Polled::Idle
+            }
+            Stage::Unmapping(job) => {
+                job.finish();
+                self.give_up();
+                Polled::Busy
+            }
             Stage::Taken => Polled::Idle,
         }
     }
 
-    /// The cache device is there: the engine looks at it.
+    /// The cache device is there, and the engine is to go on with it.
     fn mapped(self: &Rc<Self>, mapped: Mapped) {
-        let Mapped { pmem, origin } = mapped;
+        let Mapped {
+            mut opening,
+            mapping,
+            backing,
+            durability,
+            origin,
+        } = mapped;
         self.origin.set(origin);
-        if self.cancelled.borrow().is_some() {
-            drop(pmem);
-            return self.give_up();
-        }
-        let Some(base) = self.base.borrow().clone() else {
-            return;
+        let base = self.base.borrow().clone();
+        let Some(base) = base.filter(|_| self.cancelled.borrow().is_none()) else {
+            return self.give_back(opening);
         };
-        match self.begin(base, pmem) {
-            Ok(stage) => *self.stage.borrow_mut() = Stage::Opening(Box::new(stage)),
-            Err(error) => self.fail(error),
-        }
-    }
-
-    fn begin(&self, base: Arc<Base>, pmem: MappedPmem) -> Result<OpeningStage, RpcError> {
-        let durability = pmem.durability();
-        log::info!(
-            "{}: {} is {} ({}), stored to with {}",
-            self.definition.name,
-            self.definition.cache_path.display(),
-            match durability {
-                Durability::Power => "power-safe",
-                Durability::Process => "kill-safe, not power-safe",
-            },
-            pmem.durability_reason(),
-            pmem.store_kernel_name()
-        );
-        let reads = WitnessReads::new(Arc::clone(&base)).ok_or_else(|| no_memory("a channel"))?;
-        let (mapping, backing) = (pmem.slice(PmemOff(0), pmem.len_bytes()), pmem.backing());
-        let mut opening =
-            Opening::begin(pmem, self.options(&base)).map_err(|error| self.explain(&error))?;
-        let access = Access::choose(mapping, backing, &base.facts)
-            .ok_or_else(|| no_memory("bounce buffers"))?;
+        let Some(access) = Access::choose(mapping, backing, &base.facts) else {
+            self.cancel(no_memory("bounce buffers"));
+            return self.give_back(opening);
+        };
+        let Some(reads) = WitnessReads::new(base) else {
+            drop(access);
+            self.cancel(no_memory("a channel"));
+            return self.give_back(opening);
+        };
         // A new cache holds nothing to be recovered.
         let helpers = match opening.recovery() {
             Some(_) => Helpers::start(&mut opening),
@@ -224,44 +230,14 @@ impl Creation {
         let watch = opening
             .recovery()
             .map(|progress| Watch::begin(&self.definition.name, progress, helpers.worker_count()));
-        Ok(OpeningStage {
+        *self.stage.borrow_mut() = Stage::Opening(Box::new(OpeningStage {
             access,
             opening,
             helpers,
             watch,
             reads,
             durability,
-        })
-    }
-
-    /// The engine knows neither the path of the cache device nor the name of the base.
-    fn explain(&self, error: &OpenError) -> RpcError {
-        let (cache, base) = (
-            self.definition.cache_path.display(),
-            &self.definition.base_bdev_name,
-        );
-        RpcError::errno(
-            error.errno(),
-            format!("cache device {cache} in front of {base}: {error}"),
-        )
-    }
-
-    fn options(&self, base: &Base) -> OpenOptions {
-        let definition = &self.definition;
-        let mut new_uuid = [0; 16];
-        // SAFETY: the buffer has the 16 bytes that are written.
-        unsafe { sys::pcache_uuid_random(new_uuid.as_mut_ptr()) };
-        OpenOptions {
-            base: base.facts.identity.clone(),
-            base_caps: base.facts.caps,
-            base_growth: definition.base_growth,
-            format: definition.format,
-            new_uuid,
-            data_crc: definition.data_crc,
-            segment_size_bytes: definition.segment_size_kib.map(|kib| kib << 10),
-            settings: definition.settings,
-            stream_count_max: STREAM_COUNT_MAX,
-        }
+        }));
     }
 
     /// One slice of the opening.
@@ -308,7 +284,7 @@ impl Creation {
                 return Polled::Busy;
             }
             Err(error) => {
-                let error = self.explain(&error);
+                let error = mapping::explain_opening(&self.definition, &error);
                 return self.abandon(stage, Some(error));
             }
         };
@@ -347,9 +323,37 @@ impl Creation {
             *self.stage.borrow_mut() = Stage::Opening(stage);
             return Polled::Idle;
         }
-        drop(stage);
-        self.give_up();
+        let OpeningStage {
+            access,
+            opening,
+            reads,
+            ..
+        } = *stage;
+        drop(access);
+        drop(reads);
+        self.give_back(opening);
         Polled::Busy
+    }
+
+    /// Nothing comes of it: the cache device is unmapped with what has hold of it, and removed if it was made for this.
+    fn give_back(self: &Rc<Self>, holder: impl Send + 'static) {
+        let (path, origin) = (self.definition.cache_path.clone(), self.origin.get());
+        let job = Job::start("pcache-unmap", move || {
+            drop(holder);
+            mapping::discard(&path, origin);
+        });
+        let Some(job) = job else {
+            // It was unmapped here, for want of a thread.
+            return self.give_up();
+        };
+        self.origin.set(Origin::Existed);
+        *self.stage.borrow_mut() = Stage::Unmapping(job);
+    }
+
+    /// It does not work, and nothing is under way. Who has deleted the cache meanwhile is told that it is gone.
+    fn refuse(self: &Rc<Self>, error: RpcError) {
+        self.cancel(error);
+        self.give_up();
     }
 
     /// Nothing is under way any more.
@@ -372,7 +376,10 @@ impl Creation {
                 Ok(()) => self.succeed(&node),
                 Err(errno) => self.take_back(&node, errno),
             },
-            Err(error) => self.fail(error),
+            Err((error, cache)) => {
+                self.cancel(error);
+                self.give_back(cache);
+            }
         }
     }
 
@@ -399,11 +406,12 @@ impl Creation {
         }
     }
 
+    /// On an error the cache comes back, which nothing uses any more.
     fn put_into_use(
         self: &Rc<Self>,
         stage: OpeningStage,
         base: Arc<Base>,
-    ) -> Result<Arc<Node>, RpcError> {
+    ) -> Result<Arc<Node>, (RpcError, Arc<Cache<MappedPmem>>)> {
         let OpeningStage {
             opening,
             reads,
@@ -422,7 +430,7 @@ impl Creation {
         let zcopy = Zcopy::of(&cache, &access);
         let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce, copies) else {
             drop(access);
-            return Err(no_memory("a channel of the base bdev"));
+            return Err((no_memory("a channel of the base bdev"), cache));
         };
         let app = NodeApp::new(driver, access, cache.block_count());
         let node = Arc::new(Node {
@@ -438,7 +446,11 @@ impl Creation {
             sends_away: AtomicBool::new(false),
             app: AppCell::new(app),
         });
-        node.publish().ok_or_else(|| no_memory("a bdev"))?;
+        if node.publish().is_none() {
+            let cache = Arc::clone(&node.cache);
+            drop(node);
+            return Err((no_memory("a bdev"), cache));
+        }
         // From here on the way back is that of a cache in use.
         *self.base.borrow_mut() = None;
         registry::created(self.id, &node);
@@ -519,6 +531,23 @@ impl Creation {
     }
 }
 
+fn options(definition: &Definition, base: &BaseFacts) -> OpenOptions {
+    let mut new_uuid = [0; 16];
+    // SAFETY: the buffer has the 16 bytes that are written.
+    unsafe { sys::pcache_uuid_random(new_uuid.as_mut_ptr()) };
+    OpenOptions {
+        base: base.identity.clone(),
+        base_caps: base.caps,
+        base_growth: definition.base_growth,
+        format: definition.format,
+        new_uuid,
+        data_crc: definition.data_crc,
+        segment_size_bytes: definition.segment_size_kib.map(|kib| kib << 10),
+        settings: definition.settings,
+        stream_count_max: STREAM_COUNT_MAX,
+    }
+}
+
 impl NodeApp {
     fn new(driver: Driver, access: Access, block_count: u64) -> Self {
         Self {
@@ -549,7 +578,7 @@ unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
         || creation.poll(),
         |_| {
             let message = "internal error while the cache was opened; see the log";
-            creation.fail(RpcError::errno(libc::EIO, message));
+            creation.refuse(RpcError::errno(libc::EIO, message));
             Polled::Busy
         },
     );

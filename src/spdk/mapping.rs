@@ -2,13 +2,18 @@
 //! the kernel seconds, during which a reactor must not stand still.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use spdk_sys as sys;
 
-use crate::engine::FormatPolicy;
-use crate::pmem::{Extent, MapError, MapRequest, MappedPmem};
+use crate::engine::{FormatPolicy, OpenOptions};
+use crate::pmem::{
+    Backing, Durability, Extent, MapError, MapRequest, MappedPmem, MemSlice, Pmem, PmemRead,
+};
+use crate::recovery::{OpenError, Opening};
 use crate::rpc::{CACHE_SIZE_MIB_MIN, Definition, RpcError};
+use crate::units::PmemOff;
 
 /// Work on a thread of its own. Dropping it lets the thread go on alone.
 #[derive(Debug)]
@@ -41,10 +46,14 @@ impl<T: Send + 'static> Job<T> {
     }
 }
 
-/// A cache device, mapped, and whether it was made just now.
+/// A cache device, mapped, and that the engine has had a first look at.
 #[derive(Debug)]
 pub(super) struct Mapped {
-    pub(super) pmem: MappedPmem,
+    pub(super) opening: Opening<MappedPmem>,
+    /// All of it.
+    pub(super) mapping: MemSlice,
+    pub(super) backing: Backing,
+    pub(super) durability: Durability,
     pub(super) origin: Origin,
 }
 
@@ -57,11 +66,60 @@ pub(super) enum Origin {
     Created,
 }
 
-/// Maps the cache device of `definition`, and makes its page tables. Blocks.
-pub(super) fn map(definition: &Definition) -> Result<Mapped, MapError> {
+/// Maps the cache device of `definition`, makes its page tables, and begins to open the cache; gives up with that once it
+/// is `unwanted`. Blocks. If it fails the device is as it was.
+pub(super) fn map(
+    definition: &Definition,
+    options: OpenOptions,
+    unwanted: &AtomicBool,
+) -> Result<Mapped, RpcError> {
     let path = &definition.cache_path;
-    let (extent, origin) = match definition.extent() {
-        Extent::File { .. } if path.exists() => (definition.extent(), Origin::Existed),
+    let (extent, origin) = extent_of(definition);
+    let mut pmem = MappedPmem::open(&MapRequest {
+        path: path.clone(),
+        extent,
+        size_bytes_min: CACHE_SIZE_MIB_MIN << 20,
+    })
+    .map_err(|error| explain(definition, &error))?;
+    if let Err(error) = populate(path, &mut pmem, unwanted) {
+        drop(pmem);
+        discard(path, origin);
+        return Err(error);
+    }
+    let durability = pmem.durability();
+    log::info!(
+        "{}: {} is {} ({}), stored to with {}",
+        definition.name,
+        path.display(),
+        match durability {
+            Durability::Power => "power-safe",
+            Durability::Process => "kill-safe, not power-safe",
+        },
+        pmem.durability_reason(),
+        pmem.store_kernel_name()
+    );
+    let (mapping, backing) = (pmem.slice(PmemOff(0), pmem.len_bytes()), pmem.backing());
+    match Opening::begin(pmem, options) {
+        Ok(opening) => Ok(Mapped {
+            opening,
+            mapping,
+            backing,
+            durability,
+            origin,
+        }),
+        Err(error) => {
+            discard(path, origin);
+            Err(explain_opening(definition, &error))
+        }
+    }
+}
+
+/// What of the cache device is to be mapped, and whether it is to be made first.
+fn extent_of(definition: &Definition) -> (Extent, Origin) {
+    match definition.extent() {
+        Extent::File { .. } if definition.cache_path.exists() => {
+            (definition.extent(), Origin::Existed)
+        }
         // What must not be formatted must not be created either.
         Extent::File { .. } if definition.format == FormatPolicy::Never => {
             (Extent::Whole, Origin::Existed)
@@ -69,18 +127,28 @@ pub(super) fn map(definition: &Definition) -> Result<Mapped, MapError> {
         Extent::File { .. } => (definition.extent(), Origin::Created),
         // Nothing else is ever created, or removed: others may have parts of it.
         extent => (extent, Origin::Existed),
-    };
-    let mut pmem = MappedPmem::open(&MapRequest {
-        path: path.clone(),
-        extent,
-        size_bytes_min: CACHE_SIZE_MIB_MIN << 20,
-    })?;
-    while pmem.populate_next().is_some() {}
-    Ok(Mapped { pmem, origin })
+    }
+}
+
+fn populate(path: &Path, pmem: &mut MappedPmem, unwanted: &AtomicBool) -> Result<(), RpcError> {
+    let mut done_bytes = 0;
+    while !unwanted.load(Ordering::Relaxed) {
+        match pmem.populate_next() {
+            Some(progress) => done_bytes = progress.done_bytes,
+            None => return Ok(()),
+        }
+    }
+    log::info!(
+        "{}: given up with {} of {} MiB populated",
+        path.display(),
+        done_bytes >> 20,
+        pmem.len_bytes() >> 20
+    );
+    Err(RpcError::errno(libc::ECANCELED, "given up"))
 }
 
 /// Why there is no mapping, in the words of the parameters that would mend it.
-pub(super) fn explain(definition: &Definition, error: &MapError) -> RpcError {
+fn explain(definition: &Definition, error: &MapError) -> RpcError {
     let message = match error {
         MapError::NotFound { path } => {
             let path = path.display();
@@ -96,6 +164,15 @@ pub(super) fn explain(definition: &Definition, error: &MapError) -> RpcError {
         other => other.to_string(),
     };
     RpcError::errno(error.errno(), message)
+}
+
+/// Why there is no cache. The engine knows neither the path of the cache device nor the name of the base.
+pub(super) fn explain_opening(definition: &Definition, error: &OpenError) -> RpcError {
+    let (cache, base) = (definition.cache_path.display(), &definition.base_bdev_name);
+    RpcError::errno(
+        error.errno(),
+        format!("cache device {cache} in front of {base}: {error}"),
+    )
 }
 
 /// Removes a file that was created for a cache of which nothing came.

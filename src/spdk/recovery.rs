@@ -39,12 +39,24 @@ struct State {
 struct Helper {
     worker: RefCell<Worker<MappedPmem>>,
     poller: RefCell<Option<Poller>>,
-    state: Arc<State>,
+    /// Behind `worker`: when the helper is not counted any more it has let go of the device.
+    counted: Counted,
 }
 
-impl Drop for Helper {
+/// One of the helpers that are left, for as long as it lives.
+#[derive(Debug)]
+struct Counted(Arc<State>);
+
+impl Counted {
+    fn new(state: &Arc<State>) -> Self {
+        state.left.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.state.left.fetch_sub(1, Ordering::Release);
+        self.0.left.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -64,11 +76,10 @@ impl Helpers {
             log::warn!("there is no thread for recovery on core {core}");
             return;
         };
-        self.0.left.fetch_add(1, Ordering::Relaxed);
         let helper = Box::into_raw(Box::new(Helper {
             worker: RefCell::new(opening.worker()),
             poller: RefCell::new(None),
-            state: Arc::clone(&self.0),
+            counted: Counted::new(&self.0),
         }));
         // SAFETY: the thread was made just now and ends by `leave` alone; `begin` takes the helper over.
         let rc = unsafe { sys::spdk_thread_send_msg(thread.as_ptr(), Some(begin), helper.cast()) };
@@ -97,7 +108,7 @@ impl Helpers {
 
 impl Helper {
     fn poll(&self) -> Work {
-        if self.state.stop.load(Ordering::Acquire) {
+        if self.counted.0.stop.load(Ordering::Acquire) {
             return Work::Over;
         }
         self.worker.borrow_mut().work()
@@ -160,7 +171,7 @@ unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
             Work::Over,
             || helper.poll(),
             |_| {
-                helper.state.failed.store(true, Ordering::Release);
+                helper.counted.0.failed.store(true, Ordering::Release);
                 Work::Over
             },
         )

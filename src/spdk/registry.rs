@@ -51,6 +51,8 @@ enum State {
     Online(Arc<Node>),
     Closing {
         stays: bool,
+        /// Who has deleted it since, and waits for the end.
+        deleters: Vec<Request>,
     },
 }
 
@@ -118,6 +120,12 @@ pub(super) fn is_shutting_down() -> bool {
     with(|registry| registry.phase != Phase::Running)
 }
 
+/// Whether SPDK goes through all bdevs and takes them away. One that is on its way out already it would take from its list
+/// twice.
+pub(super) fn bdevs_are_being_taken() -> bool {
+    with(|registry| registry.phase == Phase::Ended)
+}
+
 /// The module starts (again).
 pub(super) fn start() {
     with(|registry| registry.phase = Phase::Running);
@@ -156,25 +164,39 @@ pub(super) fn registered(id: EntryId, node: &Node) {
 
 /// The cache is being closed.
 pub(super) fn set_closing(id: EntryId, after: &After) {
-    let stays = after.stays();
-    set_state(id, State::Closing { stays });
+    let (stays, deleters) = (after.stays(), Vec::new());
+    set_state(id, State::Closing { stays, deleters });
 }
 
 /// Nothing is left of the cache.
 pub(super) fn removed(id: EntryId, after: After) {
+    let deleters = with_entry(id, |entry| match &mut entry.state {
+        State::Closing { deleters, .. } => std::mem::take(deleters),
+        _ => Vec::new(),
+    });
+    let deleters = deleters.unwrap_or_default();
+    let is_deleted = !deleters.is_empty();
     match after {
-        After::WaitForBase if !is_shutting_down() => {}
-        After::WaitForBase | After::Forget => {
-            forget(id);
-            return end_if_idle();
+        After::WaitForBase if !is_deleted && !is_shutting_down() => wait_again(id),
+        After::Refuse(error, request) if !is_deleted || request.is_some() => {
+            creation_failed(id, error, request);
         }
-        After::Refuse(error, request) => return creation_failed(id, error, request),
+        After::WaitForBase | After::Forget | After::Refuse(..) => {
+            forget(id);
+            end_if_idle();
+        }
     }
+    for request in deleters {
+        request.answer(Ok(Json::yes()));
+    }
+}
+
+/// A cache was closed because its base has gone, which may have come back meanwhile.
+fn wait_again(id: EntryId) {
     with_entry(id, |entry| {
         let why = waits_for(&entry.definition.base_bdev_name);
         entry.state = State::Waiting { why };
     });
-    // It may have come back while the cache was being closed.
     try_attach(id);
 }
 
@@ -276,6 +298,10 @@ pub(super) fn all_online() -> Vec<Arc<Node>> {
 
 /// `bdev_pcache_delete`, whatever state the cache is in.
 pub(super) fn delete(name: &str, drain: Drain, request: Request) {
+    // A drain would keep the application from ending, and `remove::on_shutdown` has given up those before.
+    if bdevs_are_being_taken() || is_shutting_down() && drain == Drain::Yes {
+        return request.answer(Err(ending()));
+    }
     enum Found {
         Waiting(EntryId),
         Awaiting(EntryId, Option<Request>),
@@ -283,7 +309,7 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
         /// What is being opened, or is going to be, cannot be drained.
         Opening,
         Online(Arc<Node>),
-        Closing,
+        Closing(EntryId),
     }
     let found = with(|registry| {
         let entry = registry
@@ -296,7 +322,7 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             State::Awaiting(awaiting) => Found::Awaiting(entry.id, awaiting.request.take()),
             State::Creating(creation) => Found::Creating(Rc::clone(creation)),
             State::Online(node) => Found::Online(Arc::clone(node)),
-            State::Closing { .. } => Found::Closing,
+            State::Closing { .. } => Found::Closing(entry.id),
         })
     });
     match found {
@@ -322,11 +348,22 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             format!("the cache {name} cannot be drained: it is still being opened"),
         ))),
         Some(Found::Online(node)) => remove::delete(&node, drain, request),
-        Some(Found::Closing) => request.answer(Err(RpcError::errno(
+        Some(Found::Closing(id)) if drain == Drain::No => forget_when_closed(id, request),
+        Some(Found::Closing(_)) => request.answer(Err(RpcError::errno(
             libc::EBUSY,
             format!("the cache {name} is being closed already"),
         ))),
     }
+}
+
+/// A cache that is being closed is not to come back; `request` is answered when it is closed.
+fn forget_when_closed(id: EntryId, request: Request) {
+    with_entry(id, |entry| {
+        if let State::Closing { stays, deleters } = &mut entry.state {
+            *stays = false;
+            deleters.push(request);
+        }
+    });
 }
 
 /// What the creator of a cache is told that was deleted before it was there.

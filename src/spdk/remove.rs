@@ -166,6 +166,11 @@ pub(super) fn is_staying(node: &Node) -> bool {
     matches!(stage(node), Stage::Online)
 }
 
+/// Whether what is dirty can be written back: its base is there, and nobody takes it out of use.
+pub(super) fn writes_back(node: &Node) -> bool {
+    matches!(stage(node), Stage::Online | Stage::Draining { .. }) && !node.base.is_gone()
+}
+
 /// Whether it is being deleted, with or without a bdev yet. One that is drained first may stay.
 pub(super) fn is_leaving_for_good(node: &Node) -> bool {
     let removal = node.app.get().removal.borrow();
@@ -293,6 +298,8 @@ pub(super) fn on_base_gone(node: &Arc<Node>) {
     );
     let gone = || base_gone(node);
     match stage(node) {
+        // The base waits until SPDK has come to this one.
+        Stage::Online if registry::bdevs_are_being_taken() => {}
         Stage::Online => leave(node, After::WaitForBase),
         Stage::Draining { .. } => {
             give_up(node, &gone());

@@ -112,6 +112,10 @@ fn reset_stats(name: &str) -> Result<Json, RpcError> {
 
 fn flush_start(name: &str) -> Result<Json, RpcError> {
     let node = registry::online(name)?;
+    if !remove::writes_back(&node) {
+        let message = format!("{name} is being closed");
+        return Err(RpcError::errno(libc::EBUSY, message));
+    }
     if node.cache.drain_start() {
         return Ok(Json::yes());
     }

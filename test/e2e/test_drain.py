@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import AckClient, App, Host, IscsiTarget, RpcError, wait_until
+from harness import AckClient, Host, IscsiTarget, RpcError, wait_until
 from harness.ackclient import EXIT_DISCONNECTED, EXIT_DONE, EXIT_TARGET_ERROR
 from harness.scenario import (
     BASE,
     CACHE,
+    QUICK_US,
+    SLOW,
     Storage,
     assert_intact,
     bdev_info,
@@ -19,12 +21,10 @@ from harness.scenario import (
     cache_state,
     drain,
     error_of,
+    set_latency,
     start_session,
     wait_online,
 )
-
-SLOW = "Slow0"
-QUICK_US = 1
 
 
 def written_session(host: Host, storage: Storage, client: AckClient):
@@ -104,41 +104,24 @@ def test_end_of_the_application_keeps_everything(host: Host, media: Path, seed: 
     session.app.stop()
 
 
-def slow_base(storage: Storage) -> list[dict]:
-    """A bdev between cache and base that takes as long as `set_latency` says."""
-    kinds = ("avg_read_latency", "p99_read_latency", "avg_write_latency", "p99_write_latency")
-    slow = {"name": SLOW, "base_bdev_name": BASE, **dict.fromkeys(kinds, QUICK_US)}
-    return [
-        storage.aio_base(),
-        {"method": "bdev_delay_create", "params": slow},
-        # Others look at a new bdev, and may have it open meanwhile.
-        {"method": "bdev_wait_for_examine"},
-    ]
-
-
-def set_latency(app: App, direction: str, latency_us: int) -> None:
-    for kind in (f"avg_{direction}", f"p99_{direction}"):
-        app.rpc.bdev_delay_update_latency(delay_bdev_name=SLOW, latency_type=kind, latency_us=latency_us)
-
-
 def test_a_cache_that_is_being_opened_is_not_drained(host: Host, media: Path, seed: int, meanwhile):
     storage = Storage(media)
     client = storage.client(seed)
-    session = start_session(host, [*slow_base(storage), storage.cache(SLOW)])
+    session = start_session(host, [*storage.slow_base(), storage.cache(SLOW)])
     assert_intact(client.write(session.url, seconds=0.5))
     drain(session.rpc)
     assert_intact(client.write(session.url, seconds=0.5))
     session.app.stop()
-    app = host.start("spdk_tgt", bdevs=slow_base(storage))
+    app = host.start("spdk_tgt", bdevs=storage.slow_base())
     # What was written back last is read and compared.
-    set_latency(app, "read", 1_000_000)
+    set_latency(app.rpc, "read", 1_000_000)
     created = meanwhile(app, "bdev_pcache_create", **storage.cache_params(SLOW))
     wait_until(lambda: cache_state(app.rpc) in ("opening", "recovering"), "the cache is being opened")
     error = error_of(app.rpc.bdev_pcache_delete, name=CACHE, drain=True)
     assert error.code == -16
     assert "being opened" in error.message
     assert created.result() == CACHE
-    set_latency(app, "read", QUICK_US)
+    set_latency(app.rpc, "read", QUICK_US)
     assert_intact(client.verify(IscsiTarget(app, CACHE).url))
     assert app.rpc.bdev_pcache_delete(name=CACHE, drain=True) is True
     assert_intact(client.verify_file(storage.base_file))
@@ -148,17 +131,19 @@ def test_a_cache_that_is_being_opened_is_not_drained(host: Host, media: Path, se
 def test_a_cache_that_is_closed_without_a_drain_is_not_drained(host: Host, media: Path, seed: int, meanwhile):
     storage = Storage(media)
     client = storage.client(seed)
-    session = start_session(host, [*slow_base(storage), storage.cache(SLOW)])
+    session = start_session(host, [*storage.slow_base(), storage.cache(SLOW)])
     assert_intact(client.write(session.url, seconds=0.5))
-    set_latency(session.app, "write", 1_000_000)
-    session.rpc.bdev_pcache_flush_start(name=CACHE)
+    set_latency(session.rpc, "write", 1_000_000)
+    session.rpc.bdev_pcache_set_options(name=CACHE, idle_writeback_ms=1)
     wait_until(lambda: cache_info(session.rpc)["base_operations"] > 0, "the base is being written to")
     deleted = meanwhile(session.app, "bdev_pcache_delete", name=CACHE)
     wait_until(lambda: cache_state(session.rpc) == "removing", "the cache is being closed")
     error = error_of(session.rpc.bdev_pcache_delete, name=CACHE, drain=True)
     assert error.code == -16
+    # Nobody would write anything more.
+    assert error_of(session.rpc.bdev_pcache_flush_start, name=CACHE).code == -16
     assert deleted.result() is True
-    set_latency(session.app, "write", QUICK_US)
+    set_latency(session.rpc, "write", QUICK_US)
     session.rpc.bdev_pcache_create(**storage.cache_params(SLOW))
     assert session.rpc.bdev_pcache_delete(name=CACHE, drain=True) is True
     assert_intact(client.verify_file(storage.base_file))
@@ -170,8 +155,8 @@ def test_base_removed_at_the_end_of_a_drain(host: Host, media: Path, seed: int, 
     storage = Storage(media)
     client = storage.client(seed)
     ended_client.append(client)
-    session = start_session(host, [*slow_base(storage), storage.cache(SLOW)], cores=2)
-    set_latency(session.app, "write", 100_000)
+    session = start_session(host, [*storage.slow_base(), storage.cache(SLOW)], cores=2)
+    set_latency(session.rpc, "write", 100_000)
     client.start_writing(session.url, seconds=60)
     time.sleep(0.5)
     deleted = meanwhile(session.app, "bdev_pcache_delete", name=CACHE, drain=True)
@@ -182,7 +167,7 @@ def test_base_removed_at_the_end_of_a_drain(host: Host, media: Path, seed: int, 
     assert error.value.code == -19
     assert client.finish_writing().exit_code in (EXIT_DONE, EXIT_TARGET_ERROR, EXIT_DISCONNECTED)
     assert cache_state(session.rpc) == "pending"
-    for call in slow_base(storage)[1:]:
+    for call in storage.slow_base()[1:]:
         session.rpc.call(call["method"], call.get("params"))
     wait_online(session.rpc)
     target = IscsiTarget(session.app, CACHE, number=2)

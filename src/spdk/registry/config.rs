@@ -22,7 +22,7 @@ pub(in crate::spdk) fn configs_without_bdev() -> Vec<Value> {
     let stays = |entry: &&Entry| match &entry.state {
         State::Waiting { .. } | State::Awaiting(_) | State::Creating(_) => true,
         State::Online(node) => remove::stays_without_bdev(node),
-        State::Closing { stays } => *stays,
+        State::Closing { stays, .. } => *stays,
     };
     with(|registry| {
         let without = registry.entries.iter().filter(stays);

@@ -1,39 +1,65 @@
 //! Looks for base bdevs that turn up without being examined by the name that a cache waits for. SPDK gives some of them
 //! that name, an alias like `lvs0/lvol0`, behind their examination only; it examines none at all if it is told so
-//! (`bdev_set_options`); and it tells nobody of a claim that is given back. So whatever waits is looked at now and then.
+//! (`bdev_set_options`); and it tells nobody of a claim that is given back. So whatever waits is looked at now and then, and so
+//! is what could not be opened for a reason that may pass.
 
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-use spdk_sys as sys;
-
 use super::{EntryId, Phase, State, try_attach, with, with_entry};
 use crate::rpc::RpcError;
-use crate::spdk::base::c_string;
-use crate::spdk::thread::{AppCell, Polled, Poller};
+use crate::spdk::base::{Seen, c_string};
+use crate::spdk::thread::{AppCell, Polled, Poller, now};
 use crate::spdk::trampoline::guard;
+use crate::units::{NS_PER_S, Now};
 
 /// How often whatever waits is looked at.
 const LOOK_US: u64 = 1_000_000;
 
+/// The pauses between attempts that failed for what may pass: the first, and the longest.
+const PAUSE_NS_MIN: u64 = NS_PER_S;
+const PAUSE_NS_MAX: u64 = 60 * NS_PER_S;
+
 /// Why a base that is there was not had. It is not tried again before that has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refused {
-    /// Until the base is there anew.
+enum Why {
+    /// Until another base is there.
     ForGood,
     /// Somebody else has claimed it: until a cache has given its base back.
     Claimed,
+    /// Nobody has to do anything about it: until then, after a pause.
+    Passing { until: Now, pause_ns: u64 },
+}
+
+/// A cache that could not be opened.
+#[derive(Debug)]
+struct Refusal {
+    id: EntryId,
+    /// The base that was there then.
+    base: Option<Seen>,
+    why: Why,
+}
+
+impl Refusal {
+    /// Whether there is reason to try this base.
+    fn is_over(&self, base: Seen) -> bool {
+        let has_passed = match self.why {
+            Why::ForGood | Why::Claimed => false,
+            Why::Passing { until, .. } => now() >= until,
+        };
+        has_passed || self.base != Some(base)
+    }
 }
 
 #[derive(Debug)]
 struct Look {
-    refused: Vec<(EntryId, Refused)>,
+    refusals: Vec<Refusal>,
     poller: Option<Poller>,
 }
 
 static LOOK: AppCell<RefCell<Look>> = AppCell::new(RefCell::new(Look {
-    refused: Vec::new(),
+    refusals: Vec::new(),
     poller: None,
 }));
 
@@ -52,7 +78,7 @@ pub(super) fn start() {
 /// Looks no more.
 pub(super) fn stop() {
     let before = LOOK.get().replace(Look {
-        refused: Vec::new(),
+        refusals: Vec::new(),
         poller: None,
     });
     drop(before);
@@ -60,30 +86,56 @@ pub(super) fn stop() {
 
 /// A cache that waits could not be opened.
 pub(super) fn note_failed(id: EntryId, error: &RpcError) {
-    let why = if error.code == -libc::EPERM {
-        Refused::Claimed
-    } else {
-        Refused::ForGood
+    let base = with_entry(id, |entry| c_string(&entry.definition.base_bdev_name));
+    let base = base.and_then(|name| Seen::named(&name));
+    let mut look = LOOK.get().borrow_mut();
+    let before = look.refusals.iter().position(|before| before.id == id);
+    let before = before.map(|index| look.refusals.swap_remove(index));
+    let why = match -error.code {
+        libc::EPERM => Why::Claimed,
+        errno if may_pass(errno) => {
+            let pause_ns = match before {
+                Some(Refusal {
+                    base: same,
+                    why: Why::Passing { pause_ns, .. },
+                    ..
+                }) if same == base => (2 * pause_ns).min(PAUSE_NS_MAX),
+                _ => PAUSE_NS_MIN,
+            };
+            let until = Now(now().0 + pause_ns);
+            Why::Passing { until, pause_ns }
+        }
+        _ => Why::ForGood,
     };
-    note_done(id);
-    LOOK.get().borrow_mut().refused.push((id, why));
+    look.refusals.push(Refusal { id, base, why });
+}
+
+/// Whether an attempt that failed so may work later, although nobody mends anything: the base or the system is short of
+/// something, or a process that ends has hold of the cache device still.
+fn may_pass(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EAGAIN | libc::EBUSY | libc::ENODEV | libc::ENOMEM | libc::EREMOTEIO
+    )
 }
 
 /// A cache is there, or has gone.
 pub(super) fn note_done(id: EntryId) {
     let mut look = LOOK.get().borrow_mut();
-    look.refused.retain(|(other, _)| *other != id);
+    look.refusals.retain(|refusal| refusal.id != id);
 }
 
 /// A base was closed: it may be what another cache waits for.
 pub(in crate::spdk) fn on_base_closed() {
     let mut look = LOOK.get().borrow_mut();
-    look.refused.retain(|(_, why)| *why != Refused::Claimed);
+    look.refusals.retain(|refusal| refusal.why != Why::Claimed);
 }
 
-fn is_refused(id: EntryId) -> bool {
+/// Whether there is no reason to try this base.
+fn is_refused(id: EntryId, base: Seen) -> bool {
     let look = LOOK.get().borrow();
-    look.refused.iter().any(|(other, _)| *other == id)
+    let refusal = look.refusals.iter().find(|refusal| refusal.id == id);
+    refusal.is_some_and(|refusal| !refusal.is_over(base))
 }
 
 fn look() {
@@ -97,12 +149,12 @@ fn look() {
             .map(|entry| (entry.id, c_string(&entry.definition.base_bdev_name)))
             .collect()
     });
-    for (id, c_name) in waiting {
-        // SAFETY: the name is only read; the result is only compared.
-        if unsafe { sys::spdk_bdev_get_by_name(c_name.as_ptr()).is_null() } {
-            note_done(id);
-        } else if !is_refused(id) && with_entry(id, |_| ()).is_some() {
-            try_attach(id);
+    for (id, name) in waiting {
+        match Seen::named(&name) {
+            None => note_done(id),
+            Some(base) if is_refused(id, base) => {}
+            Some(_) if with_entry(id, |_| ()).is_some() => try_attach(id),
+            Some(_) => {}
         }
     }
 }

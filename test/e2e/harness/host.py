@@ -157,12 +157,13 @@ class Host:
         self.hugepages.release()
         self._tmp.cleanup()
 
-    def environment(self, preload: bool = True) -> dict[str, str]:
+    def environment(self, preload: bool = True, before_module: Path | None = None) -> dict[str, str]:
         """For an SPDK application. Never for a shell or a wrapper: the module needs SPDK's symbols."""
         env = dict(os.environ, LD_LIBRARY_PATH=self.spdk.library_path())
         env.pop("LD_PRELOAD", None)
         if preload:
-            env["LD_PRELOAD"] = str(self.module)
+            libraries = [self.module] if before_module is None else [before_module, self.module]
+            env["LD_PRELOAD"] = ":".join(str(library) for library in libraries)
         return env
 
     def launch(
@@ -177,8 +178,12 @@ class Host:
         preload: bool = True,
         hugepages: bool = True,
         binary: Path | None = None,
+        before_module: Path | None = None,
     ) -> App:
-        """Starts an application and does not wait for it. `binary`: one that is not SPDK's own."""
+        """Starts an application and does not wait for it.
+
+        `binary`: one that is not SPDK's own; `before_module`: a library that changes what the module finds.
+        """
         binary = binary or self.spdk.app(name)
         if binary is None:
             raise FileNotFoundError(f"this SPDK has no {name}")
@@ -196,7 +201,7 @@ class Host:
         with (workdir / "log").open("wb") as log:
             process = subprocess.Popen(
                 command,
-                env=self.environment(preload),
+                env=self.environment(preload, before_module),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

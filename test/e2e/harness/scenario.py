@@ -22,6 +22,9 @@ BASE = "Base0"
 # bdev_error names its bdevs so.
 SICK = f"EE_{BASE}"
 FOR_EVER = 1 << 31
+# A bdev_delay over the base, and the shortest time that it may take.
+SLOW = "Slow0"
+QUICK_US = 1
 
 
 @dataclass
@@ -62,6 +65,17 @@ class Storage:
         """The base with the error bdev in front, and the cache."""
         error = {"method": "bdev_error_create", "params": {"base_name": BASE}}
         return [self.aio_base(), error, self.cache(SICK)]
+
+    def slow_base(self) -> list[dict[str, Any]]:
+        """The base with a bdev in front that takes as long as `set_latency` says."""
+        kinds = ("avg_read_latency", "p99_read_latency", "avg_write_latency", "p99_write_latency")
+        slow = {"name": SLOW, "base_bdev_name": BASE, **dict.fromkeys(kinds, QUICK_US)}
+        return [
+            self.aio_base(),
+            {"method": "bdev_delay_create", "params": slow},
+            # Others look at a new bdev, and may have it open meanwhile.
+            {"method": "bdev_wait_for_examine"},
+        ]
 
     def malloc_base(self, name: str = BASE) -> dict[str, Any]:
         """The base as memory of the application: fast, and gone with it."""
@@ -167,6 +181,12 @@ def make_sick(rpc: Rpc, io_type: str, count: int = FOR_EVER) -> None:
 def heal(rpc: Rpc) -> None:
     """The base is well again."""
     rpc.bdev_error_inject_error(name=SICK, io_type="clear", error_type="failure", num=1)
+
+
+def set_latency(rpc: Rpc, direction: str, latency_us: int) -> None:
+    """How long each read or write takes from now on; see `Storage.slow_base`."""
+    for kind in (f"avg_{direction}", f"p99_{direction}"):
+        rpc.bdev_delay_update_latency(delay_bdev_name=SLOW, latency_type=kind, latency_us=latency_us)
 
 
 def wait_online(rpc: Rpc, name: str = CACHE, timeout_s: float = 30.0) -> dict[str, Any]:
