@@ -128,7 +128,7 @@ pub(super) struct Core {
     pub(super) held: Held,
     flushes: VecDeque<RequestId>,
     /// Of which nothing is going to be done, and how they end.
-    refused: VecDeque<(RequestId, Status)>,
+    pub(super) refused: VecDeque<(RequestId, Status)>,
     pub(super) misses: Misses,
     /// Of the bucket of each page of the run that a read is gathering.
     pub(super) run_versions: [Version; FILL_PAGES_MAX],

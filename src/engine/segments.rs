@@ -319,6 +319,8 @@ pub(crate) struct Segments {
     changes: AtomicU64,
     /// Suspect ones that are still in use.
     suspects: AtomicUsize,
+    /// How often a segment became suspect.
+    losses: AtomicU64,
     quarantined: AtomicUsize,
     /// How often keys were found that cannot be read any more.
     key_losses: AtomicUsize,
@@ -390,6 +392,7 @@ impl Segments {
             opened,
             changes: AtomicU64::new(0),
             suspects: AtomicUsize::new(0),
+            losses: AtomicU64::new(0),
             quarantined: AtomicUsize::new(0),
             key_losses: AtomicUsize::new(0),
         };
@@ -446,6 +449,13 @@ impl Segments {
         self.changes.load(Ordering::Acquire)
     }
 
+    /// In how many segments memory was found to be lost since the start. Whoever stores to one looks at it when there is more:
+    /// what is lost in one place may be in others.
+    #[inline]
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
+    }
+
     /// Whether a segment in use is to be taken out of service.
     pub(crate) fn has_suspects(&self) -> bool {
         self.suspects.load(Ordering::Relaxed) > 0
@@ -456,6 +466,7 @@ impl Segments {
         let is_new = !self.get(id).is_suspect.swap(true, Ordering::AcqRel);
         if is_new {
             self.suspects.fetch_add(1, Ordering::Relaxed);
+            self.losses.fetch_add(1, Ordering::Relaxed);
             self.changes.fetch_add(1, Ordering::Release);
         }
         is_new

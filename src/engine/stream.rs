@@ -7,6 +7,7 @@ use crate::media::{
 };
 use crate::pmem::Pmem;
 use crate::units::{Agent, SegId, Seq};
+use std::ops::Range;
 
 /// The open segment of a stream.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct OpenSegment {
     pub(crate) data_off: u32,
     /// Number of the next kset.
     pub(crate) kset_index: u32,
+    /// [`Segments::losses`] when its memory was looked at, or was 0.
+    losses: u64,
 }
 
 impl OpenSegment {
@@ -63,10 +66,15 @@ impl Stream {
     /// free; the stream then has no open segment.
     pub(crate) fn advance<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
         self.seal(context);
+        let size = context.geometry.segment_size_bytes();
+        let losses = context.segments.losses();
         let id = loop {
             let Some(id) = context.segments.open_next(self.special) else {
                 return false;
             };
+            if losses > 0 {
+                look_at(context, id, 0..size);
+            }
             if !context.segments.get(id).is_suspect() {
                 break id;
             }
@@ -75,7 +83,6 @@ impl Stream {
         };
         let segment = context.segments.get(id);
         let generation = segment.generation().0;
-        let size = context.geometry.segment_size_bytes();
         let open = OpenSegment {
             id,
             kset_seed: context.checksums.kset(id.0, generation),
@@ -83,10 +90,26 @@ impl Stream {
             key_off: KEYS_START_BYTES,
             data_off: u32::try_from(size).unwrap_or(u32::MAX),
             kset_index: 0,
+            losses,
         };
         segment.set_room_bytes(open.room_bytes());
         self.open = Some(open);
         true
+    }
+
+    /// Whether nothing more is to be stored in the open segment, since memory was lost there (INV-SEG-7).
+    #[inline]
+    pub(crate) fn is_on_lost_memory<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
+        let losses = context.segments.losses();
+        match &mut self.open {
+            Some(open) if open.losses != losses => {
+                open.losses = losses;
+                let room = u64::from(open.key_off)..u64::from(open.data_off);
+                look_at(context, open.id, room);
+                context.segments.get(open.id).is_suspect()
+            }
+            _ => false,
+        }
     }
 
     /// Records in the info of the open segment how much it holds, so that damage in it is told from the end
@@ -110,6 +133,16 @@ impl Stream {
         let kset_count = open.kset_index - u32::from(canary::is(Canary::SealedOneShort));
         record_seal(context, open.id, kset_count, last_seq);
         context.segments.set_sealed(open.id);
+    }
+}
+
+/// Looks at each page of a part of a segment, which is suspect if one cannot be read. For a cache that has lost memory: it
+/// takes some hundred microseconds for 16 MiB.
+#[cold]
+fn look_at<P: Pmem>(context: &StreamContext<'_, P>, id: SegId, part: Range<u64>) {
+    let start = context.geometry.segment_off(id).plus(part.start);
+    if part.start < part.end && context.pmem.probe(start, part.end - part.start).is_err() {
+        context.segments.suspect(id);
     }
 }
 

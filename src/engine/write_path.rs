@@ -272,6 +272,10 @@ impl Core {
                     self.counters(cache).conflicts.add(1);
                     self.gathered.conflicted.push_back(id);
                 }
+                Err(Refusal::NoRoom) if cache.segments_in_service() == 0 => {
+                    // Nothing will make room.
+                    self.refused.push_back((id, Status::Failed));
+                }
                 Err(Refusal::NoRoom) => {
                     self.counters(cache).space_waits.add(1);
                     self.writes.push_front(id);

@@ -4,10 +4,10 @@ use super::super::damage::Flaw;
 use super::*;
 use crate::index::BlockMap;
 use crate::media::Place;
-use crate::pmem::IovBuf;
+use crate::pmem::{IovBuf, PmemRead};
 use crate::sim::plain::{BackgroundRuns, Plain};
 use crate::sim::pmem::PoisonedStore;
-use crate::units::{Lba, Now, Page, SegId};
+use crate::units::{Lba, Now, Page, PmemOff, SegId};
 
 const BLOCK: usize = 512;
 const BASE_BYTE: u8 = 0xbb;
@@ -271,6 +271,47 @@ fn an_open_segment_in_which_memory_is_lost_gets_no_more() {
     assert!(plain.drain());
     (0..1000).for_each(|_| plain.poll_background());
     assert_eq!(plain.cache.info().segments_quarantined, 1);
+}
+
+/// All of it is lost at once, as when a file is cut off: what is clean is read from the base, and is not put where the memory
+/// takes no stores. When that is known everywhere there is nothing to wait for.
+#[test]
+fn without_memory_reads_go_to_the_base_and_writes_fail() {
+    let mut plain = cached(options_for(Flaw::Poisoned));
+    plain.pmem().set_poisoned_store(PoisonedStore::Faults);
+    for page in 0..4 {
+        write(&mut plain, page * 8, 8, 1);
+        read(&mut plain, page * 8 + 64, &[BASE_BYTE; 8]);
+    }
+    assert!(plain.drain());
+    let geometry = plain.cache.geometry.clone();
+    let segments = geometry.segment_off(SegId(0)).0..plain.pmem().len_bytes();
+    for page in segments.step_by(4096) {
+        plain.pmem().poison(PmemOff(page));
+    }
+    for _ in 0..3 {
+        for page in 0..4 {
+            let (status, is_right, _) = read(&mut plain, page * 8, &[1; 8]);
+            assert_eq!((status, is_right), (Status::Success, true));
+            let (status, is_right, _) = read(&mut plain, page * 8 + 64, &[BASE_BYTE; 8]);
+            assert_eq!((status, is_right), (Status::Success, true));
+        }
+        (0..100).for_each(|_| plain.poll_background());
+    }
+    // The first leaves the open segment, and waits until the background has seen to that.
+    let buf = IovBuf::new(&[2; BLOCK], &[]);
+    let statuses = [(); 2].map(|()| {
+        let status = plain.run(0, Op::Write(buf.cursor(), Fua::No), 8, 1);
+        (0..1000).for_each(|_| plain.poll_background());
+        status
+    });
+    assert_eq!(statuses, [Status::Aborted, Status::Failed]);
+    let info = plain.cache.info();
+    assert_eq!(
+        info.segments_quarantined,
+        u64::from(geometry.segment_count())
+    );
+    assert!(!plain.cache.has_failed());
 }
 
 /// INV-SEG-7: lost memory that nobody reads any more was known, and is not after a restart.

@@ -184,7 +184,7 @@ impl Batch {
             return Err(Refusal::BatchFull);
         }
         let fits = self.fits(stream, need.key_count, need.payload_bytes);
-        if fits && !(first && is_on_lost_memory(cache, stream)) {
+        if fits && !(first && stream.is_on_lost_memory(&cache.stream_context(self.agent))) {
             return Ok(());
         }
         if !first {
@@ -440,11 +440,4 @@ impl Batch {
                 .for_each(note);
         }
     }
-}
-
-/// Whether memory was lost in the open segment, so that nothing more is to be stored there (INV-SEG-7).
-#[inline]
-fn is_on_lost_memory<P: Pmem>(cache: &Cache<P>, stream: &Stream) -> bool {
-    let open = stream.open.as_ref();
-    open.is_some_and(|open| cache.segments.get(open.id).is_suspect())
 }
