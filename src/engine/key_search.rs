@@ -117,8 +117,11 @@ impl Core {
     fn search_goes_on<P: Pmem>(&mut self, cache: &Cache<P>, asker: RequestId) -> bool {
         match self.key_search.question {
             Some(own) if own.asker == asker => {
+                if cache.is_overwritten(own.lba, own.place) || cache.is_clean(own.place) {
+                    return false;
+                }
                 self.key_search.go_on(cache, own);
-                self.key_search.answer.is_none() && !cache.is_overwritten(own.lba, own.place)
+                self.key_search.answer.is_none()
             }
             Some(other) => self.is_asking(other),
             None => false,

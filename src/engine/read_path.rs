@@ -202,9 +202,10 @@ impl Core {
         let Some(request) = self.requests.get(id) else {
             return Ok(());
         };
-        let Some(state) = request.read else {
+        let Some(mut state) = request.read else {
             return Ok(());
         };
+        state.asks_for_key = false;
         let (first, len) = (request.io.lba.0, request.io.len_blocks);
         let mut reader = Reader {
             cache,

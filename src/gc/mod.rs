@@ -9,9 +9,9 @@
 //! 2. its generation goes up: everything in it is dead;
 //! 3. it is free.
 //!
-//! A segment of which the keys or the memory are damaged gets no further than 1, and is not used any more. Before that its
-//! memory is looked at: where its info is, and all of it if it was filled before the start, since what was known of it
-//! then is forgotten.
+//! Before, its memory is looked at: where its info is, and all of it if it was filled before the start, since what was known
+//! of it then is forgotten. A segment of which the keys or the memory are damaged gets no further than 1, and is not used
+//! any more.
 
 mod census;
 mod victim;
@@ -131,7 +131,8 @@ impl Gc {
     }
 
     /// Looks at some of the memory of an emptied segment, which is suspect if that cannot be read. Some: there is no more
-    /// to look at.
+    /// to look at. One of fills that is suspect only now may be above the dirty tail, and so above the key tail: the next
+    /// start takes it for one in use, and it is looked at again before it is freed.
     fn probe<P: Pmem>(&mut self, cache: &Cache<P>) -> Option<SegId> {
         let State::Probing(id, off) = self.state else {
             return None;

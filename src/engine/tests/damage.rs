@@ -284,7 +284,7 @@ fn without_memory_reads_go_to_the_base_and_writes_fail() {
         read(&mut plain, page * 8 + 64, &[BASE_BYTE; 8]);
     }
     assert!(plain.drain());
-    let geometry = plain.cache.geometry.clone();
+    let geometry = plain.cache.geometry;
     let segments = geometry.segment_off(SegId(0)).0..plain.pmem().len_bytes();
     for page in segments.step_by(4096) {
         plain.pmem().poison(PmemOff(page));
