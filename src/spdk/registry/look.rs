@@ -83,8 +83,8 @@ pub(super) fn stop() {
 
 /// A cache that waits could not be opened.
 pub(super) fn note_failed(id: EntryId, error: &RpcError) {
-    let base = with_entry(id, |entry| c_string(&entry.definition.base_bdev_name));
-    let base = base.and_then(|name| Seen::named(&name));
+    // There may be another one by now: it was let go of before the cache device was unmapped.
+    let base = with_entry(id, |entry| entry.tried).flatten();
     let mut look = LOOK.get().borrow_mut();
     let before = look.refusals.iter().position(|before| before.id == id);
     let before = before.map(|index| look.refusals.swap_remove(index));
