@@ -21,6 +21,8 @@ mod memory;
 )]
 pub mod pmem;
 pub mod recovery;
+#[cfg(any(test, feature = "spdk"))]
+mod retry;
 #[cfg(any(test, feature = "sim", feature = "spdk"))]
 mod rpc;
 mod sched;

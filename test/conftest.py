@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import ROOT, AckClient, Host, Rpc
+from harness import ROOT, AckClient, Hold, Host, Rpc
 from harness.paths import MODULE
 
 LOG_FOLDER = ROOT / "target/test-logs"
@@ -105,9 +105,20 @@ def ended_client() -> Iterator[list[AckClient]]:
 
 @pytest.fixture
 def meanwhile() -> Iterator[Callable[..., Future]]:
-    """Calls a method of an application, on a connection of its own, while the test goes on."""
+    """Has an application begin with a call, on a connection of its own, and lets the test go on."""
     with ThreadPoolExecutor() as pool:
-        yield lambda app, method, **params: pool.submit(Rpc(app.socket_path).call, method, params)
+        yield lambda app, method, **params: pool.submit(Rpc(app.socket_path).begin(method, params))
+
+
+@pytest.fixture
+def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
+    """For applications that are started with its library `before_module`."""
+    hold = Hold(tmp_path)
+    for name, value in hold.environment.items():
+        monkeypatch.setenv(name, value)
+    yield hold
+    for call in ("munmap", "madvise"):
+        hold.let_go(call)
 
 
 @pytest.fixture

@@ -42,7 +42,10 @@ pub(super) struct Creation {
     /// Who asked, if it was not the base turning up.
     request: RefCell<Option<Request>>,
     hold: Cell<Hold>,
-    cancelled: RefCell<Option<Cancel>>,
+    /// Why it is given up: what came first.
+    cancelled: RefCell<Option<RpcError>>,
+    /// Who has deleted the cache.
+    deleters: RefCell<Vec<Request>>,
     /// For the thread that maps the cache device: it need not go on.
     unwanted: Arc<AtomicBool>,
     /// Of the cache device, once it is mapped.
@@ -81,13 +84,6 @@ enum Hold {
     Examination,
 }
 
-/// Why a creation is given up.
-#[derive(Debug)]
-enum Cancel {
-    Because(RpcError),
-    Deleted(Vec<Request>),
-}
-
 impl Creation {
     /// Begins. On an error the request comes back.
     pub(super) fn start(
@@ -114,6 +110,7 @@ impl Creation {
             request: RefCell::new(request),
             hold: Cell::new(Hold::None),
             cancelled: RefCell::new(None),
+            deleters: RefCell::new(Vec::new()),
             unwanted,
             origin: Cell::new(Origin::Existed),
             progress: Cell::new((0, 1)),
@@ -135,19 +132,13 @@ impl Creation {
     /// Gives up, as soon as nothing is under way.
     pub(super) fn cancel(&self, why: RpcError) {
         self.unwanted.store(true, Ordering::Relaxed);
-        self.cancelled
-            .borrow_mut()
-            .get_or_insert(Cancel::Because(why));
+        self.cancelled.borrow_mut().get_or_insert(why);
     }
 
     /// Gives up, and answers the delete when that is done.
     pub(super) fn delete(&self, request: Request) {
-        self.unwanted.store(true, Ordering::Relaxed);
-        let mut cancelled = self.cancelled.borrow_mut();
-        match cancelled.as_mut() {
-            Some(Cancel::Deleted(requests)) => requests.push(request),
-            _ => *cancelled = Some(Cancel::Deleted(vec![request])),
-        }
+        self.cancel(registry::deleted_meanwhile(&self.definition.name));
+        self.deleters.borrow_mut().push(request);
     }
 
     /// Whether this creation now holds the examination of `bdev`: it does if that is its base. SPDK is told
@@ -214,6 +205,7 @@ impl Creation {
             return self.give_back(opening);
         };
         let Some(access) = Access::choose(mapping, backing, &base.facts) else {
+            drop(base);
             self.cancel(no_memory("bounce buffers"));
             return self.give_back(opening);
         };
@@ -336,7 +328,9 @@ impl Creation {
     }
 
     /// Nothing comes of it: the cache device is unmapped with what has hold of it, and removed if it was made for this.
+    /// The base, of which the caller has nothing any more, does not wait for that.
     fn give_back(self: &Rc<Self>, holder: impl Send + 'static) {
+        self.let_go_of_base();
         let (path, origin) = (self.definition.cache_path.clone(), self.origin.get());
         let job = Job::start("pcache-unmap", move || {
             drop(holder);
@@ -358,11 +352,13 @@ impl Creation {
 
     /// Nothing is under way any more.
     fn give_up(self: &Rc<Self>) {
-        let cancel = self.cancelled.borrow_mut().take();
-        match cancel {
-            Some(Cancel::Deleted(requests)) => self.deleted(requests),
-            Some(Cancel::Because(error)) => self.fail(error),
-            None => self.fail(RpcError::errno(libc::ECANCELED, "given up")),
+        let why = self.cancelled.borrow_mut().take();
+        let why = why.unwrap_or_else(|| RpcError::errno(libc::ECANCELED, "given up"));
+        let deleters = self.deleters.take();
+        if deleters.is_empty() {
+            self.fail(why);
+        } else {
+            self.deleted(why, deleters);
         }
     }
 
@@ -500,25 +496,31 @@ impl Creation {
         registry::creation_failed(self.id, error, request);
     }
 
-    fn deleted(self: &Rc<Self>, requests: Vec<Request>) {
+    /// The same, if the cache is not to wait for another attempt either.
+    fn deleted(self: &Rc<Self>, why: RpcError, deleters: Vec<Request>) {
         let creator = self.request.borrow_mut().take();
         self.discard();
         self.end();
         registry::creation_deleted(self.id);
-        if let Some(creator) = creator {
-            let error = registry::deleted_meanwhile(&self.definition.name);
-            creator.answer(Err(error));
+        match creator {
+            Some(creator) => creator.answer(Err(why)),
+            None => log::info!("{}: {why}", self.definition.name),
         }
-        for request in requests {
+        for request in deleters {
             request.answer(Ok(Json::yes()));
         }
     }
 
-    /// The last that this creation does: the base is closed, unless a cache has it now, and SPDK may go on.
+    /// The last that this creation does.
     fn end(&self) {
         *self.stage.borrow_mut() = Stage::Taken;
         let poller = self.poller.borrow_mut().take();
         drop(poller);
+        self.let_go_of_base();
+    }
+
+    /// The base is closed, unless a cache has it now or that was done before, and SPDK may go on.
+    fn let_go_of_base(&self) {
         let base = self.base.borrow_mut().take();
         if let Some(base) = base {
             drop(base);

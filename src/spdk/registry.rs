@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use spdk_sys as sys;
 
+use super::base::Seen;
 use super::create::Creation;
 use super::json::{Json, Request};
 use super::node::{Description, Node};
@@ -61,6 +62,8 @@ struct Entry {
     id: EntryId,
     definition: Definition,
     state: State,
+    /// The base that was there when it was last tried to open the cache.
+    tried: Option<Seen>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

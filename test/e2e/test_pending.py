@@ -32,6 +32,12 @@ def reason(rpc: Rpc) -> str:
     return info["reason"] if info["state"] == "pending" else ""
 
 
+def looks(rpc: Rpc) -> int:
+    """How often whatever waits has been looked at."""
+    pollers = [poller for thread in rpc.thread_get_pollers()["threads"] for poller in thread["timed_pollers"]]
+    return next(poller["run_count"] for poller in pollers if poller["name"] == "pcache_look")
+
+
 def test_a_base_that_could_not_be_read_is_tried_again(host: Host, media: Path, seed: int):
     storage = Storage(media)
     client = storage.client(seed)
@@ -97,6 +103,9 @@ def test_another_base_that_nobody_examines_is_tried(host: Host, media: Path):
     with_metadata["params"]["md_size"] = 8
     app.rpc.call(with_metadata["method"], with_metadata["params"])
     wait_until(lambda: "metadata" in reason(app.rpc), "the base is refused", timeout_s=5)
+    # The next look is a second away then. The name is free when the deletion has ended, not at once.
+    before = looks(app.rpc)
+    wait_until(lambda: looks(app.rpc) > before, "a look at the base", pause_s=0.002)
     app.rpc.bdev_malloc_delete(name=BASE)
     app.rpc.call(base["method"], base["params"])
     wait_online(app.rpc)

@@ -1,95 +1,168 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Unmapping a large cache device takes long: no reactor waits, and the cache can be deleted meanwhile."""
+"""Unmapping a large cache device takes long: neither reactors nor the base wait, and a delete can come."""
 
 from __future__ import annotations
 
 import errno
-import re
-import subprocess
 from pathlib import Path
+from typing import Any
 
-import pytest
-from harness import ROOT, App, Host, wait_until
+from harness import AckClient, App, Hold, Host, IscsiTarget, RpcError, wait_until
 from harness.scenario import (
     BASE,
     CACHE,
     MIB,
     SLOW,
     Storage,
+    assert_intact,
     bdev_info,
     cache_state,
-    error_of,
+    drain,
     make_used_cache,
     set_latency,
+    start_session,
     wait_online,
 )
 
 BETWEEN = "Between"
+OTHER = "Other0"
 
 
-@pytest.fixture(scope="module")
-def slow_unmap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that makes it take long."""
-    library = tmp_path_factory.mktemp("preload") / "slow_unmap.so"
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", library, ROOT / "test/preload/slow_unmap.c"], check=True)
-    return library
-
-
-def unmapping_threads(app: App, storage: Storage) -> list[str]:
+def unmapping_threads(hold: Hold, app: App, storage: Storage) -> list[str]:
     """Who has unmapped the cache device, or has begun to."""
-    size_bytes = storage.cache_mib * MIB
-    return re.findall(rf"slow_unmap: {size_bytes} bytes, on (\S+)", app.log())
+    return hold.threads(app, "munmap", storage.cache_mib * MIB)
 
 
-def test_a_cache_that_is_refused_is_unmapped_by_another_thread(host: Host, media: Path, slow_unmap: Path):
+def wait_unmapping(hold: Hold, app: App, storage: Storage) -> None:
+    """Until somebody has begun to."""
+    wait_until(lambda: unmapping_threads(hold, app, storage), "the cache device is unmapped")
+
+
+def between(base: str) -> dict[str, Any]:
+    """The base of the cache, over the right base or another one."""
+    return {"method": "bdev_passthru_create", "params": {"name": BETWEEN, "base_bdev_name": base}}
+
+
+def make_used_cache_between(host: Host, storage: Storage, client: AckClient) -> dict[str, Any]:
+    """A cache that has seen writes; and another base, whose content tells that it is not the right one."""
+    session = start_session(host, [storage.aio_base(), between(BASE), storage.cache(BETWEEN)])
+    assert_intact(client.write(session.url, seconds=0.5))
+    drain(session.rpc)
+    session.app.stop()
+    other_file = storage.folder / "other.img"
+    with other_file.open("wb") as file:
+        file.truncate(storage.base_mib * MIB)
+    other = storage.aio_base(OTHER)
+    other["params"]["filename"] = str(other_file)
+    return other
+
+
+def test_a_cache_that_is_refused_is_unmapped_by_another_thread(
+    host: Host, media: Path, hold: Hold, meanwhile
+):
     storage = Storage(media)
     make_used_cache(host, storage, storage.client(), drained=True)
-    bdevs = [storage.aio_base("Other0")]
-    app = host.start("spdk_tgt", bdevs=bdevs, before_module=slow_unmap)
-    error = error_of(app.rpc.bdev_pcache_create, **storage.cache_params("Other0"))
+    app = host.start("spdk_tgt", bdevs=[storage.aio_base(OTHER)], before_module=hold.library)
+    hold.hold("munmap")
+    created = meanwhile(app, "bdev_pcache_create", **storage.cache_params(OTHER))
+    wait_unmapping(hold, app, storage)
+    assert cache_state(app.rpc) == "opening"
+    hold.let_go("munmap")
+    error = created.exception()
+    assert isinstance(error, RpcError)
     assert error.code == -errno.EMEDIUMTYPE
+    assert unmapping_threads(hold, app, storage) == ["pcache-map"]
     # Its answer came when that had ended: the device can be had.
-    assert unmapping_threads(app, storage) == ["pcache-map"]
-    app.rpc.bdev_pcache_create(**storage.cache_params("Other0", format="force"))
+    app.rpc.bdev_pcache_create(**storage.cache_params(OTHER, format="force"))
     app.stop()
 
 
 def test_a_cache_that_is_given_up_is_unmapped_by_another_thread(
-    host: Host, media: Path, slow_unmap: Path, meanwhile
+    host: Host, media: Path, hold: Hold, meanwhile
 ):
     storage = Storage(media)
     storage.client()
-    app = host.start("spdk_tgt", bdevs=storage.slow_base(), before_module=slow_unmap)
+    app = host.start("spdk_tgt", bdevs=storage.slow_base(), before_module=hold.library)
     set_latency(app.rpc, "read", 1_000_000)
+    hold.hold("munmap")
     created = meanwhile(app, "bdev_pcache_create", **storage.cache_params(SLOW))
     # What the base holds is noted in a new cache.
-    wait_until(lambda: f"{storage.cache_file} is kill-safe" in app.log(), "the cache device is mapped")
+    wait_until(lambda: "stored to with" in app.log(), "the cache device is mapped")
     assert cache_state(app.rpc) == "opening"
-    assert app.rpc.bdev_pcache_delete(name=CACHE) is True
-    assert created.exception().code == -errno.ECANCELED
+    deleted = meanwhile(app, "bdev_pcache_delete", name=CACHE)
+    wait_unmapping(hold, app, storage)
+    assert not created.done()
+    assert not deleted.done()
+    hold.let_go("munmap")
+    assert deleted.result() is True
+    error = created.exception()
+    assert isinstance(error, RpcError)
+    assert error.code == -errno.ECANCELED
     assert not storage.cache_file.exists()
-    assert unmapping_threads(app, storage) == ["pcache-unmap"]
+    assert unmapping_threads(hold, app, storage) == ["pcache-unmap"]
     app.stop()
 
 
-def test_a_delete_meanwhile_is_no_less_one(host: Host, media: Path, slow_unmap: Path):
+def test_a_base_that_is_refused_does_not_wait(host: Host, media: Path, hold: Hold, seed: int):
+    storage = Storage(media)
+    client = storage.client(seed)
+    other = make_used_cache_between(host, storage, client)
+    bdevs = [storage.aio_base(), other, storage.cache(BETWEEN)]
+    app = host.start("spdk_tgt", bdevs=bdevs, before_module=hold.library)
+    hold.hold("munmap")
+    app.rpc.call(**between(OTHER))
+    wait_unmapping(hold, app, storage)
+    # Its examination has ended, and somebody else can have it.
+    app.rpc.bdev_wait_for_examine()
+    assert not bdev_info(app.rpc, BETWEEN)["claimed"]
+    # That another one has its name is noticed afterwards.
+    app.rpc.bdev_passthru_delete(name=BETWEEN)
+    app.rpc.call(**between(BASE))
+    app.rpc.bdev_wait_for_examine()
+    assert cache_state(app.rpc) == "opening"
+    hold.let_go("munmap")
+    wait_online(app.rpc)
+    assert unmapping_threads(hold, app, storage) == ["pcache-unmap"]
+    assert_intact(client.verify(IscsiTarget(app, CACHE).url))
+    app.stop()
+
+
+def test_a_delete_meanwhile_does_not_hide_why_there_is_no_cache(
+    host: Host, media: Path, hold: Hold, seed: int, meanwhile
+):
+    storage = Storage(media)
+    other = make_used_cache_between(host, storage, storage.client(seed))
+    app = host.start("spdk_tgt", bdevs=[other, between(OTHER)], before_module=hold.library)
+    app.rpc.bdev_wait_for_examine()
+    hold.hold("munmap")
+    created = meanwhile(app, "bdev_pcache_create", **storage.cache_params(BETWEEN))
+    wait_unmapping(hold, app, storage)
+    deleted = meanwhile(app, "bdev_pcache_delete", name=CACHE)
+    hold.let_go("munmap")
+    assert deleted.result() is True
+    error = created.exception()
+    assert isinstance(error, RpcError)
+    assert error.code == -errno.EMEDIUMTYPE
+    assert app.rpc.bdev_pcache_get_bdevs() == []
+    app.stop()
+
+
+def test_a_delete_meanwhile_is_no_less_one(host: Host, media: Path, hold: Hold, meanwhile):
     """The base has gone, with which the cache would come back."""
     storage = Storage(media)
-    passthru = {"name": BETWEEN, "base_bdev_name": BASE}
-    bdevs = [
-        storage.malloc_base(),
-        {"method": "bdev_passthru_create", "params": passthru},
-        storage.cache(BETWEEN),
-    ]
-    app = host.start("spdk_tgt", bdevs=bdevs, before_module=slow_unmap)
+    bdevs = [storage.malloc_base(), between(BASE), storage.cache(BETWEEN)]
+    app = host.start("spdk_tgt", bdevs=bdevs, before_module=hold.library)
     wait_online(app.rpc)
+    hold.hold("munmap")
     app.rpc.bdev_passthru_delete(name=BETWEEN)
-    wait_until(lambda: unmapping_threads(app, storage), "the cache device is unmapped")
+    wait_unmapping(hold, app, storage)
+    deleted = meanwhile(app, "bdev_pcache_delete", name=CACHE)
     assert cache_state(app.rpc) == "removing"
-    assert app.rpc.bdev_pcache_delete(name=CACHE) is True
+    assert not deleted.done()
+    hold.let_go("munmap")
+    assert deleted.result() is True
     assert app.rpc.bdev_pcache_get_bdevs() == []
-    app.rpc.bdev_passthru_create(**passthru)
+    app.rpc.call(**between(BASE))
     app.rpc.bdev_wait_for_examine()
     assert app.rpc.bdev_pcache_get_bdevs() == []
     assert not bdev_info(app.rpc, BETWEEN)["claimed"]

@@ -15,7 +15,7 @@ use super::{
     with_entry,
 };
 use crate::rpc::{Definition, RpcError};
-use crate::spdk::base::{Base, OpenBaseError, c_string};
+use crate::spdk::base::{Base, OpenBaseError, Seen, c_string};
 use crate::spdk::create::Creation;
 use crate::spdk::json::{Json, Request};
 use crate::spdk::thread::{Polled, Poller};
@@ -74,6 +74,7 @@ pub(in crate::spdk) fn create(definition: Definition, request: Request) {
             id,
             definition,
             state,
+            tried: None,
         });
         id
     });
@@ -94,6 +95,8 @@ fn open_base(id: EntryId, request: Option<Request>, attempt: Attempt) {
     let Some((name, base_name)) = names else {
         return;
     };
+    let base = Seen::named(&c_string(&base_name));
+    with_entry(id, |entry| entry.tried = base);
     match Base::open(&base_name, &name, id) {
         Ok(base) => attach(id, base, request),
         Err(OpenBaseError::Missing) => {

@@ -8,18 +8,15 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use super::{EntryId, Phase, State, try_attach, with, with_entry};
+use crate::retry::{Pause, may_pass};
 use crate::rpc::RpcError;
 use crate::spdk::base::{Seen, c_string};
 use crate::spdk::thread::{AppCell, Polled, Poller, now};
 use crate::spdk::trampoline::guard;
-use crate::units::{NS_PER_S, Now};
+use crate::units::Now;
 
 /// How often whatever waits is looked at.
 const LOOK_US: u64 = 1_000_000;
-
-/// The pauses between attempts that failed for what may pass: the first, and the longest.
-const PAUSE_NS_MIN: u64 = NS_PER_S;
-const PAUSE_NS_MAX: u64 = 60 * NS_PER_S;
 
 /// Why a base that is there was not had. It is not tried again before that has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +26,7 @@ enum Why {
     /// Somebody else has claimed it: until a cache has given its base back.
     Claimed,
     /// Nobody has to do anything about it: until then, after a pause.
-    Passing { until: Now, pause_ns: u64 },
+    Passing { until: Now, pause: Pause },
 }
 
 /// A cache that could not be opened.
@@ -86,37 +83,28 @@ pub(super) fn stop() {
 
 /// A cache that waits could not be opened.
 pub(super) fn note_failed(id: EntryId, error: &RpcError) {
-    let base = with_entry(id, |entry| c_string(&entry.definition.base_bdev_name));
-    let base = base.and_then(|name| Seen::named(&name));
+    // There may be another one by now: it was let go of before the cache device was unmapped.
+    let base = with_entry(id, |entry| entry.tried).flatten();
     let mut look = LOOK.get().borrow_mut();
     let before = look.refusals.iter().position(|before| before.id == id);
     let before = before.map(|index| look.refusals.swap_remove(index));
     let why = match -error.code {
         libc::EPERM => Why::Claimed,
         errno if may_pass(errno) => {
-            let pause_ns = match before {
+            let pause = match before {
                 Some(Refusal {
                     base: same,
-                    why: Why::Passing { pause_ns, .. },
+                    why: Why::Passing { pause, .. },
                     ..
-                }) if same == base => (2 * pause_ns).min(PAUSE_NS_MAX),
-                _ => PAUSE_NS_MIN,
+                }) if same == base => pause.next(),
+                _ => Pause::FIRST,
             };
-            let until = Now(now().0 + pause_ns);
-            Why::Passing { until, pause_ns }
+            let until = pause.end(now());
+            Why::Passing { until, pause }
         }
         _ => Why::ForGood,
     };
     look.refusals.push(Refusal { id, base, why });
-}
-
-/// Whether an attempt that failed so may work later, although nobody mends anything: the base or the system is short of
-/// something, or a process that ends has hold of the cache device still.
-fn may_pass(errno: i32) -> bool {
-    matches!(
-        errno,
-        libc::EAGAIN | libc::EBUSY | libc::ENODEV | libc::ENOMEM | libc::EREMOTEIO
-    )
 }
 
 /// A cache is there, or has gone.

@@ -3,6 +3,7 @@
 
 from .ackclient import AckClient, ClientResult, replay
 from .bdevperf import Bdevperf, WorkloadResult
+from .hold import Hold
 from .host import App, AppFailed, Host
 from .paths import ROOT
 from .rpc import Rpc, RpcConnectionLost, RpcError
@@ -16,6 +17,7 @@ __all__ = [
     "AppFailed",
     "Bdevperf",
     "ClientResult",
+    "Hold",
     "Host",
     "IscsiTarget",
     "NvmfTarget",
