@@ -144,6 +144,22 @@ RATIOS = [
         ("seqwrite_128k_qd8", "malloc", "mibps"),
         at_least=0.9,
     ),
+    Yardstick(
+        "backlog_limited_writeback_vs_base",
+        ("backlog", "pcache_limited", "mibps"),
+        ("backlog", "limited_base", "mibps"),
+        at_least=0.9,
+    ),
+    Yardstick(
+        "flushes_strict_vs_base",
+        ("flushes", "pcache_strict", "writes_per_s"),
+        ("flushes", "aio", "writes_per_s"),
+    ),
+    Yardstick(
+        "flushes_relaxed_vs_base",
+        ("flushes", "pcache_relaxed", "writes_per_s"),
+        ("flushes", "aio", "writes_per_s"),
+    ),
     _iops("randread_miss_vs_base", "randread_miss_qd32", "pcache_slow", "slow"),
     _iops("randwrite_512b_vs_malloc", "randwrite_512b_qd32", "pcache_512", "malloc_512"),
     _iops("randwrite_over_malloc_busy_vs_malloc", _WRITE, "pcache_busy_malloc", "malloc"),

@@ -71,13 +71,14 @@ _UNITS = {
     "copy_4k_1_mibps": "MiB/s, 4 KiB, a fence after each",
     "copy_4k_32_mibps": "MiB/s, 4 KiB, a fence after 32",
     "mibps": "MiB/s",
+    "writes_per_s": "writes in a second",
     "table_mib_per_gib": "MiB of the table for a GiB of cache",
     "bytes_per_page": "bytes of DRAM for each cached page",
     "instructions_per_io": "instructions for each request",
     "one_core_ns_per_key": "ns for each key, on one core",
     "two_cores_ns_per_key": "ns for each key, on two cores",
 }
-_OTHERS = ("copy", "index", "recovery", "recovery_engine", "backlog", "instructions")
+_OTHERS = ("copy", "index", "recovery", "recovery_engine", "backlog", "flushes", "instructions")
 # While write-back and reclaim run, and while they do not.
 _TAILS = ("malloc", "pcache", "pcache_busy", "pcache_busy_malloc")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,31 @@ from typing import Any
 import native
 import peers
 from figures import Figures
-from harness import AppFailed, Bdevperf, Host, Rpc, RpcConnectionLost, RpcError, WorkloadResult, wait_until
-from harness.scenario import CACHE, MIB, bdev_info, cache_info, cache_stats, drain, settle
+from harness import (
+    ROOT,
+    AppFailed,
+    Bdevperf,
+    Host,
+    NvmfTarget,
+    Rpc,
+    RpcConnectionLost,
+    RpcError,
+    WorkloadResult,
+    wait_until,
+)
+from harness.ackclient import EXIT_DONE
+from harness.scenario import (
+    BASE,
+    CACHE,
+    MIB,
+    Storage,
+    bdev_info,
+    cache_info,
+    cache_stats,
+    drain,
+    settle,
+    wait_online,
+)
 from peers import PEERS, WORKING_SET_MIB, Peer, Store
 from workloads import WORKLOADS, Workload
 
@@ -33,6 +57,11 @@ COST_SECONDS = 0.2
 LONG_SCENE_ROUNDS = 3
 # A cache of its own for a backlog.
 DIRECT_CACHE_MIB = 1536
+# What a base takes that keeps a core half busy at the most, MiB in a second.
+LIMITED_MIBPS = 2000
+# Who gets a FLUSH behind every write or two, and the order of write-back.
+FLUSHES = (("aio", None), ("pcache_strict", "strict"), ("pcache_relaxed", "relaxed"))
+FLUSHES_SECONDS = 3
 # Bytes of a key, and how many millions of them a recovery is measured with.
 RECOVERY_KEYS = ((512, 1), (512, 4), (512, 12), (4096, 1), (4096, 2))
 # So much of the cache is needed for each: payload, a share of a kset, and room, to stay below half of it.
@@ -79,6 +108,7 @@ class Bench:
                 self._scene(f"{size_gib} GiB cached", lambda size_gib=size_gib: self.size(size_gib))
             self._scene("recovery", self.recovery)
             self._scene("backlog", self.backlog)
+            self._scene("flushes", self.flushes)
         if number == 0:
             self._scene("memory of the index", self.index)
             self._scene("instructions", self.instructions)
@@ -294,19 +324,70 @@ class Bench:
                 finally:
                     file.unlink(missing_ok=True)
 
-    def _backlog(self, name: str, file: Path, size_mib: int, **settings: Any) -> None:
+        if self.wanted("backlog", "pcache_limited"):
+            # A base that is the limit itself, and not the core that copies to it.
+            with self._bdevperf([peers.malloc("Base", WORKING_SET_MIB)]) as bdevperf:
+                _limit_base(bdevperf.app.rpc)
+                result = bdevperf.run("write", io_size=128 << 10, queue_depth=8, seconds=self.seconds)
+            self.figures.add("backlog", "limited_base", mibps=result.mibps)
+            self._backlog("pcache_limited", self.store.cache_file, self.cache_mib, limit=_limit_base)
+
+    def _backlog(
+        self,
+        name: str,
+        file: Path,
+        size_mib: int,
+        *,
+        limit: Callable[[Rpc], None] = lambda _: None,
+        **settings: Any,
+    ) -> None:
         bdevs = [peers.malloc("Base", WORKING_SET_MIB), peers.pcache(file, size_mib, **settings)]
         with self._bdevperf(bdevs) as bdevperf:
+            rpc = bdevperf.app.rpc
             # Twice, so that the base's pages are not touched for the first time.
-            for _ in range(2):
+            for is_last in (False, True):
                 self.fill(bdevperf, WORKING_SET_MIB)
-                rpc = bdevperf.app.rpc
+                if is_last:
+                    limit(rpc)
                 rpc.bdev_pcache_reset_stats(name=CACHE)
                 started_s = time.monotonic()
                 drain(rpc)
                 took_s = time.monotonic() - started_s
                 written_mib = cache_stats(rpc)["bytes.core_volume_wr"] / MIB
         self.figures.add("backlog", name, mibps=written_mib / took_s, written_mib=written_mib)
+
+    def flushes(self) -> None:
+        """A FLUSH behind every write or two: a file with and without a cache in front that is soon full."""
+        for name, order in FLUSHES:
+            if self.wanted("flushes", name):
+                try:
+                    self._flushes(name, order)
+                finally:
+                    self.store.small_file.unlink(missing_ok=True)
+
+    def _flushes(self, name: str, order: str | None) -> None:
+        # On a disk: in memory a flush costs nothing.
+        with tempfile.TemporaryDirectory(prefix="pcache-bench-", dir=ROOT / "target") as folder:
+            storage = Storage(Path(folder), block_size=4096, options={"writeback_order": order})
+            client = storage.client()
+            cache = [storage.cache(cache_path=str(self.store.small_file))] if order else []
+            app = self.host.start("nvmf_tgt", bdevs=[storage.aio_base(), *cache])
+            if order:
+                wait_online(app.rpc)
+            result = client.write(
+                NvmfTarget(app, CACHE if order else BASE).url,
+                seconds=FLUSHES_SECONDS,
+                depth=1,
+                io_bytes="4096:4096",
+                read_percent=0,
+                unmap_percent=0,
+                flush_percent=50,
+            )
+            if result.exit_code != EXIT_DONE:
+                raise AppFailed(f"the client ended with {result.exit_code}:\n{result.complaints}")
+            summary = result.summary
+            self.figures.add("flushes", name, writes_per_s=summary["writes_acked"] / summary["seconds"])
+            app.stop()
 
     def copy_limit(self) -> None:
         """How fast the store instructions alone fill the cache's memory."""
@@ -363,3 +444,7 @@ def _shares(stats: dict[str, int]) -> dict[str, float]:
         shares["writeback_share"] = stats["bytes.core_volume_wr"] / stats["bytes.volume_wr"]
         shares["segments_reclaimed"] = stats["gc.segments_reclaimed"]
     return shares
+
+
+def _limit_base(rpc: Rpc) -> None:
+    rpc.bdev_set_qos_limit(name="Base", w_mbytes_per_sec=LIMITED_MIBPS)
