@@ -80,6 +80,11 @@ pub struct Background<P: Pmem> {
     /// Up to here writes were known to wait for the base when the last poll began.
     held_seen: Seq,
     stall: StallWatch,
+    read_stall: StallWatch,
+    /// Base reads that had ended at the last look.
+    reads_ended: u64,
+    /// What was said of reads that the base does not answer.
+    silence_told: Option<Health>,
 }
 
 impl<P: Pmem> Background<P> {
@@ -94,6 +99,9 @@ impl<P: Pmem> Background<P> {
             stalled: None,
             held_seen: Seq(0),
             stall: StallWatch::default(),
+            read_stall: StallWatch::default(),
+            reads_ended: 0,
+            silence_told: None,
         }
     }
 
@@ -113,6 +121,7 @@ impl<P: Pmem> Background<P> {
         }
         self.held_seen = self.cache.mode.held_upto();
         self.watch_base(now);
+        self.watch_reads(now);
         self.note_stall(now);
         let reclaimed = self.gc.poll(
             &self.cache,
@@ -146,6 +155,31 @@ impl<P: Pmem> Background<P> {
         }
         let mut context = context(&self.cache, &mut self.tails);
         self.writeback.on_base_done(&mut context, op, result, now);
+    }
+
+    /// Says so if the base answers no reads, and takes it back when it does.
+    fn watch_reads(&mut self, now: Now) {
+        let ended = self.cache.base_reads_ended.load(Ordering::Relaxed);
+        if ended != self.reads_ended {
+            self.reads_ended = ended;
+            self.read_stall.heard();
+        }
+        let under_way = self.cache.base_reads.load(Ordering::Relaxed);
+        if let Some(silent_s) = self.read_stall.silent_s(now, under_way as usize) {
+            if self.cache.health() == Health::Online {
+                let reason = format!(
+                    "the base has not answered for {silent_s} s, with {under_way} reads under way; \
+                     nothing is lost"
+                );
+                let silent = Health::WritebackFailing(reason);
+                self.cache.set_health(silent.clone());
+                self.silence_told = Some(silent);
+            }
+        } else if let Some(told) = self.silence_told.take()
+            && self.cache.health() == told
+        {
+            self.cache.set_health(Health::Online);
+        }
     }
 
     /// Says so if the base does not answer. The next batch that ends takes it back.

@@ -158,6 +158,8 @@ pub struct Cache<P> {
     pub(crate) stall_us_max: AtomicU64,
     /// Reads of the base for requests that wait for them.
     pub(crate) base_reads: CachePadded<AtomicU32>,
+    /// How many of them have ended.
+    pub(super) base_reads_ended: CachePadded<AtomicU64>,
     pub(crate) fetches: Fetches,
     pub(crate) damage: Damage,
     pub(crate) grace: Grace,
@@ -224,6 +226,7 @@ impl<P: Pmem> Cache<P> {
             dirty_age_ms: AtomicU64::new(0),
             stall_us_max: AtomicU64::new(0),
             base_reads: CachePadded::default(),
+            base_reads_ended: CachePadded::default(),
             fetches: Fetches::new(),
             damage: Damage::new(),
             grace: Grace::new(usize::from(CHANNEL_COUNT_MAX)),

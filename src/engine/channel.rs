@@ -219,6 +219,7 @@ impl<P: Pmem> Channel<P> {
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
         if self.core.misses.set_result(op.0, result) {
             self.cache.base_reads.fetch_sub(1, Ordering::Relaxed);
+            self.cache.base_reads_ended.fetch_add(1, Ordering::Relaxed);
             let errors = &self.core.counters(&self.cache).base_read_errors;
             errors.add(u64::from(result.is_err()));
             self.core.misses_done.push_back(op.0);

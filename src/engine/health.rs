@@ -5,7 +5,7 @@ use crate::units::{NS_PER_S, Now};
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 
-/// A base that has not ended any operation of write-back for so long counts as stalled. Longer than what a disk
+/// A base that has not ended any operation of write-back, or any read, for so long counts as stalled. Longer than what a disk
 /// takes to recover from a bad sector, shorter than the time-outs of hosts (30 s).
 const STALL_NS: u64 = 15 * NS_PER_S;
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::engine::invariant_tests::new_cache;
 use crate::pmem::IovBuf;
-use crate::units::{Lba, Now};
+use crate::units::{Lba, NS_PER_S, Now};
 use std::sync::Arc;
 
 /// A cache with something dirty that is to be drained.
@@ -79,4 +79,50 @@ fn the_background_is_given_out_once() {
     asked(&mut background);
     drop(background);
     assert!(cache.background().is_none());
+}
+
+#[test]
+fn reads_that_the_base_does_not_answer_are_told_and_that_is_taken_back() {
+    let cache = new_cache();
+    let mut background = cache.background().expect("the first");
+    let mut channel = cache.channel().expect("the first");
+    let (bufs, mut out) = ([0, 40].map(|_| IovBuf::zeroed(512)), Outbox::new());
+    for (lba, buf) in [3, 40].into_iter().zip(&bufs) {
+        let io = HostIo {
+            token: IoToken(lba),
+            op: Op::Read(buf.cursor()),
+            lba: Lba(lba),
+            len_blocks: 1,
+        };
+        channel.submit(io).expect("the table is empty");
+    }
+    channel.poll(Now(0), &mut out);
+    let reads: Vec<_> = out.base.iter().map(|request| request.op).collect();
+    assert_eq!(reads.len(), 2);
+    let mut health_at = |seconds: u64| {
+        let now = Now(seconds * NS_PER_S);
+        background.poll(now, Budget::default(), &mut Outbox::new());
+        cache.health()
+    };
+    assert_eq!(
+        [0, 14].map(&mut health_at),
+        [Health::Online, Health::Online]
+    );
+    let silent = |text: &str| {
+        let reason = format!("the base has not answered for {text}; nothing is lost");
+        Health::WritebackFailing(reason)
+    };
+    let told = silent("15 s, with 2 reads under way");
+    assert_eq!([15, 16].map(&mut health_at), [told.clone(), told]);
+    channel.on_base_done(reads[0], Ok(()));
+    assert_eq!(
+        [20, 34].map(&mut health_at),
+        [Health::Online, Health::Online]
+    );
+    assert_eq!(health_at(35), silent("15 s, with 1 reads under way"));
+    // What something else says meanwhile stays.
+    let other = Health::WritebackFailing("the base fails flushes".to_owned());
+    cache.set_health(other.clone());
+    channel.on_base_done(reads[1], Ok(()));
+    assert_eq!([36, 60].map(&mut health_at), [other.clone(), other]);
 }
