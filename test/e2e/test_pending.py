@@ -44,10 +44,9 @@ def test_a_base_that_could_not_be_read_is_tried_again(host: Host, media: Path, s
     passthru = {"name": BETWEEN, "base_bdev_name": SICK}
     base = [*storage.sick_base()[:-1], {"method": "bdev_passthru_create", "params": passthru}]
     session = start_session(host, [*base, storage.cache(BETWEEN)])
-    # What was written back is looked for on the base when the cache is opened.
     assert_intact(client.write(session.url, seconds=0.5))
+    # What was written back last is looked for on the base when the cache is opened, unless it is dirty again.
     drain(session.rpc)
-    assert_intact(client.write(session.url, seconds=0.5))
     session.app.stop()
 
     app = host.start("spdk_tgt", bdevs=[*base[:-1], storage.cache(BETWEEN)])
