@@ -17,6 +17,7 @@ use crate::engine::{
     Cache, Counters, Depth, Flaw, KsetCursor, Progress, SegmentState, Setting, count_flaw, lock,
     retire,
 };
+use crate::gc::PROBE_BYTES;
 use crate::index::BlockMap;
 use crate::media::{
     Copies, KSET_KEYS_MAX, Key, KsetReader, Sealed, SegmentInfo, Tails, persist_superblock,
@@ -32,8 +33,6 @@ const SLICE_BYTES: u64 = 64 << 10;
 const ALLOWANCE_BYTES_MAX: u64 = 1 << 20;
 /// What a record or an empty segment costs of the allowance, so that many of them do not make a slice long.
 const LOOK_BYTES: u64 = PAGE_SIZE_BYTES as u64;
-/// Pages of a free segment that are looked at in one go; each costs a line.
-const PROBE_PAGES: u64 = 64;
 /// Free segments among which one is looked for in one go.
 const FREE_SEGMENTS: usize = 64;
 
@@ -203,7 +202,7 @@ impl Scrub {
     fn probe<P: Pmem>(&mut self, context: &mut Context<'_, P>, id: SegId, off: u64) -> u64 {
         let cache = context.cache;
         let size_bytes = cache.geometry.segment_size_bytes();
-        let len_bytes = (PROBE_PAGES * u64::from(PAGE_SIZE_BYTES)).min(size_bytes - off);
+        let len_bytes = PROBE_BYTES.min(size_bytes - off);
         let start = cache.geometry.segment_off(id).plus(off);
         let is_readable = cache.pmem.probe(start, len_bytes).is_ok();
         if !is_readable && cache.segments.suspect(id) {

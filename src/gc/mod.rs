@@ -34,8 +34,8 @@ use watch::Watch;
 
 /// Buckets of the index that one poll goes through, at most: some microseconds.
 const BUCKETS_PER_POLL: usize = 64;
-/// What one poll looks at of a segment's memory: each page costs a line.
-const PROBE_BYTES: u64 = 64 * PAGE_SIZE_BYTES as u64;
+/// What a poll of the background looks at of a segment's memory in one go: each page costs a line.
+pub(crate) const PROBE_BYTES: u64 = 64 * PAGE_SIZE_BYTES as u64;
 
 #[derive(Clone, Copy, Debug)]
 enum State {
