@@ -365,14 +365,18 @@ fn many(count: u64) -> Plain<SimPmem> {
     plain
 }
 
-/// Submits a read, which is not polled yet.
+/// Submits a read of a block, which is not polled yet.
 fn submit(channel: &mut Channel<SimPmem>, token: u64, lba: u64) -> IovBuf {
-    let buf = IovBuf::zeroed(BLOCK);
+    submit_blocks(channel, token, lba, 1)
+}
+
+fn submit_blocks(channel: &mut Channel<SimPmem>, token: u64, lba: u64, len_blocks: u64) -> IovBuf {
+    let buf = IovBuf::zeroed(len_blocks as usize * BLOCK);
     let io = HostIo {
         token: IoToken(token),
         op: Op::Read(buf.cursor()),
         lba: Lba(lba),
-        len_blocks: 1,
+        len_blocks,
     };
     channel.submit(io).expect("there is room");
     buf
@@ -541,14 +545,7 @@ fn a_read_that_has_failed_does_not_look_for_more_keys() {
         let off = plain.cache.geometry.segment_off(id).plus(keys);
         plain.cache.pmem.poison(off);
         let mut channel = plain.cache.channel().expect("there are few");
-        let buf = IovBuf::zeroed(len_blocks as usize * BLOCK);
-        let io = HostIo {
-            token: IoToken(1),
-            op: Op::Read(buf.cursor()),
-            lba: Lba(first),
-            len_blocks,
-        };
-        channel.submit(io).expect("there is room");
+        let _buf = submit_blocks(&mut channel, 1, first, len_blocks);
         let ends = poll_all(&mut channel);
         assert_eq!(ends[0].2, Status::Failed);
         ends[0].1
