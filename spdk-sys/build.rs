@@ -33,6 +33,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_bdev_open_ext",
     "spdk_bdev_readv_blocks",
     "spdk_bdev_register",
+    "spdk_bdev_reset",
     "spdk_bdev_unmap_blocks",
     "spdk_bdev_unregister",
     "spdk_bdev_wait_for_examine",

@@ -156,6 +156,22 @@ impl BaseQueue {
         self.start_part(index);
     }
 
+    /// Has the base reset, which makes it end what is under way there, whoever asked for it. 0, or an errno value: it was
+    /// not begun.
+    ///
+    /// # Safety
+    /// `ended` is called once with `arg`, later, on this thread; until then the queue is not dropped.
+    pub(super) unsafe fn reset_base(
+        &self,
+        ended: unsafe extern "C" fn(*mut sys::spdk_bdev_io, bool, *mut c_void),
+        arg: *mut c_void,
+    ) -> c_int {
+        let (desc, channel) = (self.base.desc(), self.channel.as_ptr());
+        // SAFETY: the descriptor is open while the base lives, the channel is of this thread, and put by `drop` only; for
+        // the rest see the contract of this function.
+        -unsafe { sys::spdk_bdev_reset(desc, channel, Some(ended), arg) }
+    }
+
     /// Goes on with whatever SPDK has completed, and calls `ended` for each operation that is at its end.
     pub(super) fn advance(&self, mut ended: impl FnMut(BaseOpId, Result<(), BaseError>)) {
         if !self.news.replace(false) {

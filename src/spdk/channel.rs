@@ -17,6 +17,7 @@ use super::background::note_busy_poll;
 use super::base_queue::BaseQueue;
 use super::memory::DmaBuf;
 use super::node::Node;
+use super::reset::Resets;
 use super::thread::{Polled, Poller, Turns};
 use super::trampoline::guard;
 use super::zcopy::{Loans, get_zcopy_buf};
@@ -94,15 +95,14 @@ pub(super) struct ChannelState {
     pub(super) engine: RefCell<Channel<MappedPmem>>,
     requests: RefCell<Requests>,
     outbox: RefCell<Option<Box<Outbox>>>,
-    base: std::rc::Rc<BaseQueue>,
+    pub(super) base: std::rc::Rc<BaseQueue>,
     pub(super) health: Cell<Health>,
     /// Whether the poller has anything to look after.
     pub(super) awake: Cell<bool>,
     pub(super) loans: Loans,
     /// Aborts that were granted.
     aborts: RefCell<Vec<Abort>>,
-    /// A reset that waits for this channel to run empty.
-    reset: Cell<*mut sys::spdk_io_channel_iter>,
+    pub(super) resets: Resets,
     turns: Turns,
     poller: RefCell<Option<Poller>>,
 }
@@ -226,7 +226,7 @@ impl ChannelState {
             awake: Cell::new(false),
             loans: Loans::default(),
             aborts: RefCell::new(Vec::with_capacity(16)),
-            reset: Cell::new(ptr::null_mut()),
+            resets: Resets::default(),
             turns,
             poller: RefCell::new(None),
         });
@@ -241,7 +241,7 @@ impl ChannelState {
     fn close(self: Box<Self>) {
         *self.poller.borrow_mut() = None;
         self.loans.close();
-        self.continue_reset();
+        self.resets.go_on();
         let open = self.requests.borrow().any().is_some();
         if self.base.in_flight() != 0 {
             self.engine.borrow_mut().abandon_pads();
@@ -334,7 +334,7 @@ impl ChannelState {
         outbox.clear();
         *self.outbox.borrow_mut() = Some(outbox);
         if self.engine.borrow().outstanding() == 0 {
-            self.continue_reset();
+            self.resets.go_on();
             let idle = progress == Progress::Idle && !self.loans.has_answers();
             if idle && self.base.in_flight() == 0 {
                 self.awake.set(false);
@@ -398,38 +398,6 @@ impl ChannelState {
         }
     }
 
-    /// A reset: on every channel what has not begun is given up, the rest is waited for.
-    fn start_reset(&self, bdev_io: *mut sys::spdk_bdev_io) {
-        let device = Arc::as_ptr(&self.node).cast_mut().cast();
-        // SAFETY: the node is the registered io_device of this channel. SPDK has one reset of a bdev under
-        // way at a time, and keeps the request until it is completed.
-        unsafe {
-            sys::spdk_for_each_channel(
-                device,
-                Some(reset_channel),
-                bdev_io.cast(),
-                Some(reset_done),
-            );
-        }
-    }
-
-    fn reset(&self, iter: *mut sys::spdk_io_channel_iter) {
-        if self.health.get() == Health::Sound {
-            self.engine.borrow_mut().abort_waiting();
-        }
-        self.reset.set(iter);
-        // The poll that finds the channel empty goes on.
-        self.awake.set(true);
-    }
-
-    fn continue_reset(&self) {
-        let iter = self.reset.replace(ptr::null_mut());
-        if !iter.is_null() {
-            // SAFETY: SPDK handed the iterator to `reset_channel` on this thread and waits for this call.
-            unsafe { sys::spdk_for_each_channel_continue(iter, 0) }
-        }
-    }
-
     /// After a panic: all requests fail, as soon as no base read can write into their memory any more.
     fn fail_all(&self) -> Polled {
         self.base.advance(|_, _| {});
@@ -450,7 +418,7 @@ impl ChannelState {
             };
             complete(bdev_io.as_ptr(), Status::Success);
         }
-        self.continue_reset();
+        self.resets.go_on();
         self.awake.set(false);
         Polled::Busy
     }
@@ -464,39 +432,6 @@ impl ChannelState {
             self.node.name
         );
     }
-}
-
-/// # Safety
-/// Called by SPDK with an iterator over the channels of a node.
-unsafe extern "C" fn reset_channel(iter: *mut sys::spdk_io_channel_iter) {
-    // SAFETY: the iterator is at a channel of this thread; its state lives as long as the channel.
-    let state = unsafe {
-        let channel = sys::spdk_io_channel_iter_get_channel(iter);
-        &*sys::pcache_channel_state(channel).cast::<ChannelState>()
-    };
-    guard(
-        (),
-        || state.reset(iter),
-        |why| {
-            state.on_panic(why);
-            state.reset.set(iter);
-        },
-    );
-}
-
-/// # Safety
-/// Called by SPDK at the end of the iteration that `start_reset` began, on the thread of the reset.
-unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, status: c_int) {
-    // SAFETY: the context is the reset request, which is completed once, here.
-    let bdev_io = unsafe { sys::spdk_io_channel_iter_get_ctx(iter) }.cast();
-    complete(
-        bdev_io,
-        if status == 0 {
-            Status::Success
-        } else {
-            Status::Failed
-        },
-    );
 }
 
 pub(super) fn complete(bdev_io: *mut sys::spdk_bdev_io, status: Status) {

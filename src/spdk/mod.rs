@@ -5,7 +5,7 @@
 //! - `registry`: the caches that exist, are being opened, or wait for their base device.
 //! - `create`: from a definition to a registered bdev; `recovery`: its work on other cores. `remove`: the way back.
 //! - `node`: a cache with its bdev. `channel`: one per bdev and SPDK thread; `background`: one per bdev.
-//! - `zcopy`: what a channel lends, and how it comes back.
+//! - `reset`: RESET of the bdev, and of its base. `zcopy`: what a channel lends, and how it comes back.
 //! - `base`: the base bdev's descriptor; `base_queue`: operations on it; `memory`: how they reach the mapping.
 //! - `rpc`, `json`: the management interface; [`crate::rpc`] knows its parameters.
 //! - `thread`, `trampoline`, `log`: what keeps all of it safe at the border.
@@ -38,6 +38,7 @@ mod node;
 mod recovery;
 mod registry;
 mod remove;
+mod reset;
 mod rpc;
 mod thread;
 mod trampoline;

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,31 @@ def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type:
     assert_intact(client.verify(session.url))
     assert_intact(client.verify_file(storage.base_file))
     session.app.stop()
+
+
+def test_reset_ends_a_read_that_hangs_on_the_base(host: Host, media: Path, seed: int):
+    """SPDK's error bdev keeps what it is told to until it is reset."""
+    storage = Storage(media)
+    client = storage.client(seed)
+    app = host.start("spdk_tgt", bdevs=storage.sick_base())
+    wait_online(app.rpc)
+    # In this order: the other one claims the bdev.
+    resetter, target = IscsiTarget(app, CACHE), NvmfTarget(app, CACHE)
+    assert_intact(client.write(target.url, seconds=1))
+    app.rpc.bdev_error_inject_error(name=SICK, io_type="read", error_type="pending", num=1)
+    with ThreadPoolExecutor() as pool:
+        # Most blocks were never written.
+        verified = pool.submit(client.verify, target.url)
+        time.sleep(2)
+        assert verified.running()
+        resetter.reset_lun(1)
+        # It took away the read that hung, and ended after it.
+        assert verified.result().exit_code == EXIT_TARGET_ERROR
+    assert app.log().count("reads of the base do not end: it is reset") == 1
+    heal(app.rpc)
+    assert_intact(client.verify(target.url))
+    drain_and_verify(app.rpc, client, storage)
+    app.stop()
 
 
 def test_base_that_fails_write_zeroes_gets_them_as_data(host: Host, media: Path, seed: int):
@@ -283,4 +309,9 @@ def test_base_that_is_named_by_an_alias_is_put_back(host: Host, media: Path):
     wait_until(lambda: cache_state(app.rpc) == "pending", "the cache goes with its base")
     app.rpc.call(base["method"], base["params"])
     wait_online(app.rpc)
+    told = [event["type"] for event in app.rpc.notify_get_notifications() if event["ctx"] == CACHE]
+    assert [kind for kind in told if kind.startswith("bdev_pcache")] == [
+        "bdev_pcache_pending",
+        "bdev_pcache_online",
+    ]
     app.stop()

@@ -1,0 +1,221 @@
+//! RESET: on every channel what has not begun is given up, and the rest is waited for. That is reads of the base: if
+//! they do not end, the base is reset too, which makes it end them.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{c_int, c_void};
+use std::ptr;
+use std::sync::Arc;
+
+use spdk_sys as sys;
+
+use super::base::os_text;
+use super::channel::{ChannelState, Health, complete};
+use super::thread::{Polled, Poller};
+use super::trampoline::guard;
+use crate::engine::Status;
+
+/// So long a base may take for what is under way: as long as SPDK advises modules to wait before they reset a device
+/// (`SPDK_BDEV_RESET_IO_DRAIN_RECOMMENDED_VALUE`). A reset fails what write-back has under way, too.
+const BASE_RESET_AFTER_US: u64 = 5_000_000;
+
+/// Whether the base is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BaseReset {
+    NotBegun,
+    UnderWay,
+    Ended,
+}
+
+/// A reset that came by this channel.
+#[derive(Debug)]
+struct Asked {
+    bdev_io: *mut sys::spdk_bdev_io,
+    /// All channels have run empty, or not.
+    emptied: Option<Status>,
+    base: BaseReset,
+    /// Looks whether it is time to reset the base.
+    _poller: Option<Poller>,
+}
+
+/// What a channel has to do with resets. SPDK has one of a bdev under way at a time.
+#[derive(Debug)]
+pub(super) struct Resets {
+    /// One that waits for this channel to run empty.
+    iter: Cell<*mut sys::spdk_io_channel_iter>,
+    asked: RefCell<Option<Asked>>,
+}
+
+impl Default for Resets {
+    fn default() -> Self {
+        Self {
+            iter: Cell::new(ptr::null_mut()),
+            asked: RefCell::new(None),
+        }
+    }
+}
+
+impl Resets {
+    /// This channel has run empty.
+    pub(super) fn go_on(&self) {
+        let iter = self.iter.replace(ptr::null_mut());
+        if !iter.is_null() {
+            // SAFETY: SPDK handed the iterator to `reset_channel` on this thread and waits for this call.
+            unsafe { sys::spdk_for_each_channel_continue(iter, 0) }
+        }
+    }
+
+    /// Completes the request when nobody works for it any more.
+    fn end_if_done(&self) {
+        let is_done =
+            |asked: &mut Asked| asked.emptied.is_some() && asked.base != BaseReset::UnderWay;
+        let ended = self.asked.borrow_mut().take_if(is_done);
+        if let Some(Asked {
+            bdev_io,
+            emptied: Some(status),
+            ..
+        }) = ended
+        {
+            complete(bdev_io, status);
+        }
+    }
+
+    fn with<R>(&self, body: impl FnOnce(&mut Asked) -> R) -> Option<R> {
+        self.asked.borrow_mut().as_mut().map(body)
+    }
+}
+
+impl ChannelState {
+    pub(super) fn start_reset(&self, bdev_io: *mut sys::spdk_bdev_io) {
+        let this = ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the poller goes with the request, and SPDK keeps the channel until that is completed.
+        let poller =
+            unsafe { Poller::register(on_time, this, BASE_RESET_AFTER_US, c"pcache_reset") };
+        if poller.is_none() {
+            log::warn!(
+                "{}: no poller: a reset waits for reads of the base as long as they take",
+                self.node.name
+            );
+        }
+        *self.resets.asked.borrow_mut() = Some(Asked {
+            bdev_io,
+            emptied: None,
+            base: BaseReset::NotBegun,
+            _poller: poller,
+        });
+        let device = Arc::as_ptr(&self.node).cast_mut().cast();
+        // SAFETY: the node is the registered io_device of this channel. SPDK has one reset of a bdev under
+        // way at a time, and keeps the request, and with it this channel, until it is completed.
+        unsafe {
+            sys::spdk_for_each_channel(device, Some(reset_channel), this, Some(reset_done));
+        }
+    }
+
+    fn reset(&self, iter: *mut sys::spdk_io_channel_iter) {
+        if self.health.get() == Health::Sound {
+            self.engine.borrow_mut().abort_waiting();
+        }
+        self.resets.iter.set(iter);
+        // The poll that finds the channel empty goes on.
+        self.awake.set(true);
+    }
+
+    /// Some channel still waits for the base.
+    fn reset_base(&self) {
+        let waits = |asked: &mut Asked| {
+            let waits = asked.emptied.is_none() && asked.base == BaseReset::NotBegun;
+            if waits {
+                asked.base = BaseReset::UnderWay;
+            }
+            waits
+        };
+        if self.node.base.is_gone() || self.resets.with(waits) != Some(true) {
+            return;
+        }
+        let name = &self.node.name;
+        log::warn!("{name}: reads of the base do not end: it is reset");
+        let this = ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the request is not completed before `base_was_reset`, so this channel stays, and its queue.
+        let errno = unsafe { self.base.reset_base(base_was_reset, this) };
+        if errno != 0 {
+            log::warn!("{name}: the base cannot be reset yet: {}", os_text(errno));
+            self.resets.with(|asked| asked.base = BaseReset::NotBegun);
+        }
+    }
+}
+
+/// # Safety
+/// `this` is the state of the channel by which a reset has come that is under way.
+unsafe fn channel_of<'a>(this: *mut c_void) -> &'a ChannelState {
+    // SAFETY: by the contract of this function; nothing makes a `&mut` of a channel's state.
+    unsafe { &*this.cast::<ChannelState>() }
+}
+
+unsafe extern "C" fn on_time(this: *mut c_void) -> c_int {
+    // SAFETY: registered by `start_reset`, and gone with the request.
+    let state = unsafe { channel_of(this) };
+    guard((), || state.reset_base(), |why| state.on_panic(why));
+    Polled::Busy.code()
+}
+
+/// SPDK tells that the base was reset, or not.
+unsafe extern "C" fn base_was_reset(
+    bdev_io: *mut sys::spdk_bdev_io,
+    success: bool,
+    this: *mut c_void,
+) {
+    // SAFETY: the request is SPDK's and is given back once, here; the state is what `reset_base` passed, whose request
+    // waits for this call.
+    let state = unsafe {
+        sys::spdk_bdev_free_io(bdev_io);
+        channel_of(this)
+    };
+    guard(
+        (),
+        || {
+            if !success {
+                log::warn!("{}: the base has failed its reset", state.node.name);
+            }
+            state.resets.with(|asked| asked.base = BaseReset::Ended);
+            state.resets.end_if_done();
+        },
+        |why| state.on_panic(why),
+    );
+}
+
+/// # Safety
+/// Called by SPDK with an iterator over the channels of a node.
+unsafe extern "C" fn reset_channel(iter: *mut sys::spdk_io_channel_iter) {
+    // SAFETY: the iterator is at a channel of this thread; its state lives as long as the channel.
+    let state = unsafe {
+        let channel = sys::spdk_io_channel_iter_get_channel(iter);
+        &*sys::pcache_channel_state(channel).cast::<ChannelState>()
+    };
+    guard(
+        (),
+        || state.reset(iter),
+        |why| {
+            state.on_panic(why);
+            state.resets.iter.set(iter);
+        },
+    );
+}
+
+/// # Safety
+/// Called by SPDK at the end of the iteration that `start_reset` began, on the thread of the reset.
+unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, status: c_int) {
+    // SAFETY: the context is the channel by which the reset came, which is not completed before.
+    let state = unsafe { channel_of(sys::spdk_io_channel_iter_get_ctx(iter)) };
+    let status = if status == 0 {
+        Status::Success
+    } else {
+        Status::Failed
+    };
+    guard(
+        (),
+        || {
+            state.resets.with(|asked| asked.emptied = Some(status));
+            state.resets.end_if_done();
+        },
+        |why| state.on_panic(why),
+    );
+}
