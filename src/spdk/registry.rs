@@ -19,6 +19,7 @@ use super::json::{Json, Request};
 use super::node::{Description, Node};
 use super::remove::{self, After};
 use super::thread::AppCell;
+use super::watch;
 use crate::recovery::RecoveryProgress;
 use crate::rpc::{Definition, Drain, RpcError};
 use attach::{AWAITS_EXAMINATIONS, Awaiting, give_up_awaiting, try_attach, waits_for};
@@ -62,6 +63,8 @@ struct Entry {
     id: EntryId,
     definition: Definition,
     state: State,
+    /// It was told that the cache waits, and nothing since.
+    is_pending: bool,
     /// The base that was there when it was last tried to open the cache.
     tried: Option<Seen>,
 }
@@ -109,6 +112,18 @@ fn set_state(id: EntryId, state: State) {
     drop(before);
 }
 
+/// The cache is not in use from now on, and why. Told once.
+fn wait(id: EntryId, why: String) {
+    set_state(id, State::Waiting { why });
+    let name = with_entry(id, |entry| {
+        let is_news = !std::mem::replace(&mut entry.is_pending, true);
+        is_news.then(|| entry.definition.name.clone())
+    });
+    if let Some(name) = name.flatten() {
+        watch::tell_pending(&name);
+    }
+}
+
 fn forget(id: EntryId) {
     let entry = with(|registry| {
         let index = registry.entries.iter().position(|entry| entry.id == id)?;
@@ -147,7 +162,7 @@ pub(super) fn creation_failed(id: EntryId, error: RpcError, request: Option<Requ
             let name = with_entry(id, |entry| entry.definition.name.clone()).unwrap_or_default();
             log::error!("{name}: {error}");
             look::note_failed(id, &error);
-            set_state(id, State::Waiting { why: error.message });
+            wait(id, error.message);
         }
     }
     end_if_idle();
@@ -162,7 +177,13 @@ pub(super) fn created(id: EntryId, node: &Arc<Node>) {
 /// Its bdev is registered. Without one the cache might have to be made anew.
 pub(super) fn registered(id: EntryId, node: &Node) {
     let info = node.cache.info();
-    with_entry(id, |entry| entry.definition.settle(&info));
+    let was_pending = with_entry(id, |entry| {
+        entry.definition.settle(&info);
+        std::mem::take(&mut entry.is_pending)
+    });
+    if was_pending == Some(true) {
+        watch::tell_online(&node.name);
+    }
 }
 
 /// The cache is being closed.
@@ -196,11 +217,11 @@ pub(super) fn removed(id: EntryId, after: After) {
 
 /// A cache was closed because its base has gone, which may have come back meanwhile.
 fn wait_again(id: EntryId) {
-    with_entry(id, |entry| {
-        let why = waits_for(&entry.definition.base_bdev_name);
-        entry.state = State::Waiting { why };
-    });
-    try_attach(id);
+    let base_name = with_entry(id, |entry| entry.definition.base_bdev_name.clone());
+    if let Some(base_name) = base_name {
+        wait(id, waits_for(&base_name));
+        try_attach(id);
+    }
 }
 
 /// Whether the examination of the bdev is to wait until the cache in front of it is there (or failed), so

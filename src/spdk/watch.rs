@@ -16,6 +16,7 @@ use crate::engine::Health;
 use crate::units::{NS_PER_S, Now};
 
 /// The types of the notifications. Each has the name of the cache as its context.
+const PENDING: &CStr = c"bdev_pcache_pending";
 const ONLINE: &CStr = c"bdev_pcache_online";
 const WRITEBACK_FAILING: &CStr = c"bdev_pcache_writeback_failing";
 const DEGRADED: &CStr = c"bdev_pcache_degraded";
@@ -26,7 +27,14 @@ const RESIZED: &CStr = c"bdev_pcache_resized";
 pub(super) fn register_notifications() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        for name in [ONLINE, WRITEBACK_FAILING, DEGRADED, FAILED, RESIZED] {
+        for name in [
+            PENDING,
+            ONLINE,
+            WRITEBACK_FAILING,
+            DEGRADED,
+            FAILED,
+            RESIZED,
+        ] {
             // SAFETY: the name is a static, NUL-terminated text; SPDK copies it.
             let registered = unsafe { sys::spdk_notify_type_register(name.as_ptr()) };
             if registered.is_null() {
@@ -115,6 +123,16 @@ impl StateWatch {
             );
         }
     }
+}
+
+/// A cache waits for its base, or for somebody to mend what is wrong.
+pub(super) fn tell_pending(name: &str) {
+    notify(PENDING, name);
+}
+
+/// A cache that has waited is in use (again).
+pub(super) fn tell_online(name: &str) {
+    notify(ONLINE, name);
 }
 
 fn notify(kind: &CStr, name: &str) {

@@ -11,7 +11,7 @@ use std::mem;
 use spdk_sys as sys;
 
 use super::{
-    Entry, EntryId, Phase, State, creation_failed, ending, is_shutting_down, set_state, with,
+    Entry, EntryId, Phase, State, creation_failed, ending, is_shutting_down, set_state, wait, with,
     with_entry,
 };
 use crate::rpc::{Definition, RpcError};
@@ -74,6 +74,7 @@ pub(in crate::spdk) fn create(definition: Definition, request: Request) {
             id,
             definition,
             state,
+            is_pending: false,
             tried: None,
         });
         id
@@ -105,7 +106,7 @@ fn open_base(id: EntryId, request: Option<Request>, attempt: Attempt) {
                 log::info!("{name}: {why}");
                 request.answer(Ok(Json::of(&name)));
             }
-            set_state(id, State::Waiting { why });
+            wait(id, why);
         }
         Err(OpenBaseError::InUse(error)) => await_base(id, request, attempt, error),
         Err(OpenBaseError::Refused(error)) => creation_failed(id, error, request),
