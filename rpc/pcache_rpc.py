@@ -106,6 +106,13 @@ def _add_create(subparsers):
     )
     _add_settings(parser)
     parser.add_argument(
+        "--report-write-cache",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="Report a volatile write cache, though there is none, so that hosts send their barriers as FLUSH: "
+        "write-back keeps to their order. Default: yes",
+    )
+    parser.add_argument(
         "--base-growth",
         choices=["refuse", "accept"],
         help="Whether a base that is larger than when the cache was last in use is taken for the same one, "

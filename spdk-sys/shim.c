@@ -414,11 +414,7 @@ pcache_bdev_new(void *ctx, const struct pcache_bdev_params *params)
 		return NULL;
 	}
 	bdev->product_name = PCACHE_PRODUCT_NAME;
-	/*
-	 * There is no volatile cache, yet hosts that see one send their barriers as FLUSH, and
-	 * the order in which the base is written follows them.
-	 */
-	bdev->write_cache = 1;
+	bdev->write_cache = params->write_cache;
 	bdev->blocklen = params->block_size_bytes;
 	bdev->phys_blocklen = params->phys_block_size_bytes;
 	bdev->blockcnt = params->block_count;

@@ -77,6 +77,7 @@ struct pcache_bdev_params {
 	uint32_t rw_blocks_max;
 	uint32_t unmap_blocks_max;
 	uint32_t write_zeroes_blocks_max;
+	bool write_cache;
 };
 
 enum pcache_rpc_method {

@@ -41,6 +41,15 @@ const FORMATS: &[(&str, FormatPolicy)] = &[
     ("force", FormatPolicy::Force),
 ];
 
+/// Whether the bdev says that it has a volatile write cache. It has none, but hosts that see one send their barriers as
+/// FLUSH, by which write-back goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum WriteCache {
+    #[default]
+    Reported,
+    Hidden,
+}
+
 /// A cache as the user described it. `None`: not given; what the media say holds, or the default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Definition {
@@ -56,6 +65,7 @@ pub(crate) struct Definition {
     pub(crate) data_crc: Option<DataCrc>,
     pub(crate) segment_size_kib: Option<u64>,
     pub(crate) settings: SettingChange,
+    pub(crate) write_cache: WriteCache,
     pub(crate) base_growth: BaseGrowth,
     pub(crate) format: FormatPolicy,
 }
@@ -78,6 +88,10 @@ impl Definition {
                 SEGMENT_SIZE_KIB_MIN..=SEGMENT_SIZE_KIB_MAX,
             )?,
             settings: settings(params)?,
+            write_cache: match params.flag("report_write_cache")? {
+                Some(false) => WriteCache::Hidden,
+                Some(true) | None => WriteCache::Reported,
+            },
             base_growth: (params.choice("base_growth", BASE_GROWTHS)?).unwrap_or_default(),
             format: params.choice("format", FORMATS)?.unwrap_or_default(),
             name,
@@ -229,6 +243,8 @@ impl Definition {
         put("cache_offset_mib", self.cache_offset_mib.map(Value::from));
         let grown = (self.base_growth == BaseGrowth::Accept).then(|| Value::from("accept"));
         put("base_growth", grown);
+        let hidden = (self.write_cache == WriteCache::Hidden).then(|| Value::from(false));
+        put("report_write_cache", hidden);
         put("cache_size_mib", self.cache_size_mib.map(Value::from));
         put(
             "data_crc",
@@ -355,6 +371,10 @@ mod tests {
             (r#""format": true"#, "format is true"),
             (r#""data_crc": 1"#, "data_crc is 1"),
             (r#""verify_reads": "yes""#, "verify_reads is \"yes\""),
+            (
+                r#""report_write_cache": 0"#,
+                "report_write_cache is 0",
+            ),
             (r#""base_growth": "yes""#, "base_growth is \"yes\""),
             (
                 r#""dirty_low_percent": 40, "dirty_high_percent": 40"#,

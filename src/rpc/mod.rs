@@ -19,6 +19,8 @@ pub(crate) use call::{Call, Method};
 #[cfg(feature = "spdk")]
 pub(crate) use definition::CACHE_SIZE_MIB_MIN;
 pub(crate) use definition::Definition;
+#[cfg(feature = "spdk")]
+pub(crate) use definition::WriteCache;
 pub(crate) use error::RpcError;
 pub(crate) use members::Members;
 use params::Params;

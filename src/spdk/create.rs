@@ -439,6 +439,7 @@ impl Creation {
             durability,
             access_text,
             zcopy,
+            write_cache: self.definition.write_cache,
             sends_away: AtomicBool::new(false),
             app: AppCell::new(app),
         });

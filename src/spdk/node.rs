@@ -22,7 +22,7 @@ use super::watch::StateWatch;
 use super::zcopy::Zcopy;
 use crate::engine::{Cache, CacheInfo, Health};
 use crate::pmem::{Durability, MappedPmem};
-use crate::rpc::Statistics;
+use crate::rpc::{Statistics, WriteCache};
 
 /// A cache with its bdev. SPDK knows it by its address: as the io_device that channels belong to, and as
 /// the context of the bdev. That holds one reference, from `publish` to `retire`.
@@ -39,6 +39,7 @@ pub(super) struct Node {
     /// How the base reaches the cache device's memory, for those who look.
     pub(super) access_text: String,
     pub(super) zcopy: Zcopy,
+    pub(super) write_cache: WriteCache,
     /// Its users are to let go: requests that wait are given up.
     pub(super) sends_away: AtomicBool,
     pub(super) app: AppCell<NodeApp>,
@@ -118,6 +119,7 @@ impl Node {
             rw_blocks_max: blocks(self.cache.write_size_max_bytes()),
             unmap_blocks_max,
             write_zeroes_blocks_max: unmap_blocks_max,
+            write_cache: self.write_cache == WriteCache::Reported,
         };
         // SAFETY: the parameters are copied.
         NonNull::new(unsafe { sys::pcache_bdev_new(self.as_ctx(), &raw const params) })

@@ -208,6 +208,21 @@ def test_what_bdev_get_bdevs_tells(host: Host, media: Path, seed: int):
     session.app.stop()
 
 
+def test_a_write_cache_is_reported_unless_told_otherwise(host: Host, media: Path, seed: int):
+    """The configuration keeps it."""
+    storage = Storage(media)
+    client = storage.client(seed)
+    session = start_session(host, [storage.aio_base(), storage.cache()])
+    assert session.target.has_write_cache()
+    session.app.stop()
+    session = start_session(host, [storage.aio_base(), storage.cache(report_write_cache=False)])
+    assert not session.target.has_write_cache()
+    assert saved_cache(json.loads(spdk_rpc(session.app, "save_config")))["report_write_cache"] is False
+    # Whoever flushes all the same is answered.
+    assert_intact(client.write(session.url, seconds=1))
+    session.app.stop()
+
+
 def test_statistics_count_and_can_be_reset(host: Host, media: Path, seed: int):
     storage = Storage(media)
     client = storage.client(seed)

@@ -3,13 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 from .host import App
 from .util import free_port
 
 _HOST = "127.0.0.1"
+
+
+class _ModePageCaching(ctypes.Structure):
+    """The begin of libiscsi's `scsi_mode_page` with its `scsi_mode_page_caching`."""
+
+    _fields_ = [
+        ("next", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("ps", "spf", "page_code", "subpage_code", "len")),
+        *((name, ctypes.c_int) for name in ("ic", "abpf", "cap", "disc", "size", "wce")),
+    ]
 
 
 class IscsiTarget:
@@ -38,15 +50,38 @@ class IscsiTarget:
 
     def reset_lun(self, count: int) -> None:
         """Has SPDK reset the bdev, so many times."""
+        with self._session() as (libiscsi, session):
+            for _ in range(count):
+                assert libiscsi.iscsi_task_mgmt_lun_reset_sync(session, 0) == 0
+
+    def has_write_cache(self) -> bool:
+        """What the bdev tells its users."""
+        caching, current = 8, 0
+        with self._session() as (libiscsi, session):
+            task = libiscsi.iscsi_modesense6_sync(session, 0, 0, current, caching, 0, 255)
+            sense = libiscsi.scsi_datain_unmarshall(ctypes.c_void_p(task))
+            page = libiscsi.scsi_modesense_get_page(ctypes.c_void_p(sense), caching, 0)
+            found = _ModePageCaching.from_address(page).wce != 0
+            libiscsi.scsi_free_scsi_task(ctypes.c_void_p(task))
+        return found
+
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[tuple[ctypes.CDLL, ctypes.c_void_p]]:
+        """libiscsi, and a session of it."""
         libiscsi = ctypes.CDLL("libiscsi.so.7")
-        libiscsi.iscsi_create_context.restype = ctypes.c_void_p
-        session = ctypes.c_void_p(libiscsi.iscsi_create_context(b"iqn.2016-06.io.spdk:resetter"))
+        for function in (
+            libiscsi.iscsi_create_context,
+            libiscsi.iscsi_modesense6_sync,
+            libiscsi.scsi_datain_unmarshall,
+            libiscsi.scsi_modesense_get_page,
+        ):
+            function.restype = ctypes.c_void_p
+        session = ctypes.c_void_p(libiscsi.iscsi_create_context(b"iqn.2016-06.io.spdk:tester"))
         libiscsi.iscsi_set_session_type(session, 2)
         libiscsi.iscsi_set_targetname(session, self.iqn.encode())
         portal = f"{_HOST}:{self.port}".encode()
         assert libiscsi.iscsi_full_connect_sync(session, portal, 0) == 0
-        for _ in range(count):
-            assert libiscsi.iscsi_task_mgmt_lun_reset_sync(session, 0) == 0
+        yield libiscsi, session
         libiscsi.iscsi_logout_sync(session)
         libiscsi.iscsi_destroy_context(session)
 
