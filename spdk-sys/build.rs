@@ -23,6 +23,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_bdev_get_num_blocks",
     "spdk_bdev_get_physical_block_size",
     "spdk_bdev_get_write_unit_size",
+    "spdk_bdev_has_write_cache",
     "spdk_bdev_io_complete",
     "spdk_bdev_io_type_supported",
     "spdk_bdev_is_md_interleaved",

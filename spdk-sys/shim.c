@@ -9,6 +9,13 @@
 #include "spdk/util.h"
 #include "spdk/uuid.h"
 
+#if __has_include("spdk/module/bdev/nvme.h")
+#include "spdk/module/bdev/nvme.h"
+/* An application may have no NVMe bdevs. */
+#pragma weak spdk_bdev_nvme_get_opts
+#define PCACHE_KNOWS_NVME_OPTS
+#endif
+
 /* NVMe base specification, Read and Write commands: Force Unit Access is bit 30 of dword 12. */
 #define PCACHE_NVME_CDW12_FUA (1u << 30)
 
@@ -440,6 +447,20 @@ pcache_bdev_free(struct spdk_bdev *bdev)
 }
 
 /* ---- the base bdev ---- */
+
+enum pcache_nvme_flush
+pcache_nvme_flush(void)
+{
+#ifdef PCACHE_KNOWS_NVME_OPTS
+	struct spdk_bdev_nvme_opts opts = { 0 };
+
+	if (spdk_bdev_nvme_get_opts != NULL) {
+		spdk_bdev_nvme_get_opts(&opts, sizeof(opts));
+		return opts.enable_flush ? PCACHE_NVME_FLUSH_SENT : PCACHE_NVME_FLUSH_DROPPED;
+	}
+#endif
+	return PCACHE_NVME_FLUSH_UNKNOWN;
+}
 
 bool
 pcache_bdev_is_called(const struct spdk_bdev *bdev, const char *name)

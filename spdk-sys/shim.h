@@ -119,6 +119,16 @@ void pcache_up_rpc(enum pcache_rpc_method method, struct spdk_jsonrpc_request *r
 struct spdk_bdev *pcache_bdev_new(void *ctx, const struct pcache_bdev_params *params);
 /* Only of a bdev that was never registered or is destructed. */
 void pcache_bdev_free(struct spdk_bdev *bdev);
+/* What SPDK's NVMe bdevs do with a FLUSH for a device with a volatile write cache. */
+enum pcache_nvme_flush {
+	/* There are none in this process, or they do not tell. */
+	PCACHE_NVME_FLUSH_UNKNOWN,
+	PCACHE_NVME_FLUSH_SENT,
+	/* It succeeds, and the device never hears of it. */
+	PCACHE_NVME_FLUSH_DROPPED,
+};
+enum pcache_nvme_flush pcache_nvme_flush(void);
+
 /* Registers ctx as the io_device whose channels serve the bdev. */
 void pcache_io_device_register(void *ctx, const char *name);
 

@@ -371,10 +371,7 @@ mod tests {
             (r#""format": true"#, "format is true"),
             (r#""data_crc": 1"#, "data_crc is 1"),
             (r#""verify_reads": "yes""#, "verify_reads is \"yes\""),
-            (
-                r#""report_write_cache": 0"#,
-                "report_write_cache is 0",
-            ),
+            (r#""report_write_cache": 0"#, "report_write_cache is 0"),
             (r#""base_growth": "yes""#, "base_growth is \"yes\""),
             (
                 r#""dirty_low_percent": 40, "dirty_high_percent": 40"#,

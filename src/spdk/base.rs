@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::Serialize;
 use spdk_sys as sys;
 
 use super::registry::{self, EntryId};
@@ -53,11 +54,25 @@ impl Seen {
     }
 }
 
+/// What becomes of a FLUSH that the base gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum BaseFlush {
+    /// Its module takes it.
+    Sent,
+    /// It succeeds, and a device with a volatile write cache never hears of it: SPDK's NVMe bdevs do that unless they are
+    /// told otherwise.
+    Dropped,
+    /// There is none.
+    Unsupported,
+}
+
 /// What the base device is, as it was when it was opened.
 #[derive(Clone, Debug)]
 pub(super) struct BaseFacts {
     pub(super) identity: BaseIdentity,
     pub(super) caps: BaseCaps,
+    pub(super) flush: BaseFlush,
     pub(super) phys_block_size_bytes: u32,
     /// Of the bdev module that serves it.
     pub(super) module_name: String,
@@ -267,6 +282,7 @@ impl BaseFacts {
                 flush: false,
                 unmap: false,
             },
+            flush: BaseFlush::Unsupported,
             phys_block_size_bytes: 0,
             module_name: String::new(),
         }
@@ -292,6 +308,25 @@ impl BaseFacts {
                 sys::spdk_bdev_get_physical_block_size(bdev),
             )
         };
+        // SAFETY: as above; the other takes no argument.
+        let (has_write_cache, nvme_flush) = unsafe {
+            (
+                sys::spdk_bdev_has_write_cache(bdev),
+                sys::pcache_nvme_flush(),
+            )
+        };
+        let caps = BaseCaps {
+            flush: supports(bdev, sys::SPDK_BDEV_IO_TYPE_FLUSH),
+            unmap: supports(bdev, sys::SPDK_BDEV_IO_TYPE_UNMAP),
+        };
+        let is_dropped = module_name == "nvme"
+            && has_write_cache
+            && nvme_flush == sys::PCACHE_NVME_FLUSH_DROPPED;
+        let flush = match caps.flush {
+            false => BaseFlush::Unsupported,
+            true if is_dropped => BaseFlush::Dropped,
+            true => BaseFlush::Sent,
+        };
         Self {
             identity: BaseIdentity {
                 uuid,
@@ -299,10 +334,8 @@ impl BaseFacts {
                 block_size_bytes,
                 block_count,
             },
-            caps: BaseCaps {
-                flush: supports(bdev, sys::SPDK_BDEV_IO_TYPE_FLUSH),
-                unmap: supports(bdev, sys::SPDK_BDEV_IO_TYPE_UNMAP),
-            },
+            caps,
+            flush,
             phys_block_size_bytes,
             module_name,
         }

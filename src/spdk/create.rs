@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use spdk_sys as sys;
 
 use super::background::Driver;
-use super::base::{Base, BaseFacts, os_text};
+use super::base::{Base, BaseFacts, BaseFlush, os_text};
 use super::json::{Json, Request};
 use super::mapping::{self, Job, Mapped, Origin};
 use super::memory::Access;
@@ -381,11 +381,18 @@ impl Creation {
 
     fn succeed(&self, node: &Node) {
         let base_name = &node.base.facts.identity.name;
-        if !node.base.facts.caps.flush {
-            log::warn!(
+        match node.base.facts.flush {
+            BaseFlush::Sent => {}
+            BaseFlush::Dropped => log::warn!(
+                "{}: {base_name} has a volatile write cache, and SPDK passes no FLUSH on to it: a power cut may lose \
+                 what write-back has put there; bdev_nvme_set_options with enable_flush, before controllers are \
+                 attached, mends that",
+                node.name
+            ),
+            BaseFlush::Unsupported => log::warn!(
                 "{}: the base bdev {base_name} has no FLUSH: it is taken for one without a volatile cache",
-                self.definition.name
-            );
+                node.name
+            ),
         }
         log::info!(
             "{}: in front of {base_name}, {}",

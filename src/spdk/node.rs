@@ -11,7 +11,7 @@ use serde::Serialize;
 use spdk_sys as sys;
 
 use super::background::Driver;
-use super::base::{Base, c_string};
+use super::base::{Base, BaseFlush, c_string};
 use super::json::Writer;
 use super::memory::Access;
 use super::registry::{self, EntryId};
@@ -158,6 +158,7 @@ impl Node {
             cache_offset_mib: self.cache_offset_mib,
             durability: self.durability,
             base_write_path: &self.access_text,
+            base_flush: self.base.facts.flush,
             state_age_s: match removal {
                 Some((_, age_s)) => Some(age_s),
                 None => app.map(|app| app.watch.state_age_s()),
@@ -185,6 +186,7 @@ pub(super) struct Description<'a> {
     cache_offset_mib: Option<u64>,
     durability: Durability,
     base_write_path: &'a str,
+    base_flush: BaseFlush,
     #[serde(flatten)]
     state: Shown,
     /// For how long it has been in this state, in seconds.

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 from harness import Bdevperf, Host, IscsiTarget, NvmfTarget
-from harness.scenario import CACHE, Storage, assert_intact, drain_and_verify, wait_online
+from harness.scenario import (
+    BASE,
+    CACHE,
+    Storage,
+    assert_intact,
+    cache_info,
+    drain_and_verify,
+    start_session,
+    wait_online,
+)
 
 
 @pytest.mark.parametrize("block_size", [512, 4096])
@@ -29,6 +38,28 @@ def test_nvmf_tcp(host: Host, need_app, media: Path, block_size: int):
         assert result.io_failed == 0
     bdevperf.stop()
     target_app.stop()
+
+
+@pytest.mark.parametrize("enable_flush", [False, True])
+def test_a_base_that_never_hears_of_a_flush_is_told_of(
+    host: Host, media: Path, seed: int, enable_flush: bool
+):
+    """SPDK's NVMe bdevs drop FLUSH by default; its NVMe-oF target says that it has a volatile write cache."""
+    storage = Storage(media)
+    client = storage.client(seed)
+    far = host.start("nvmf_tgt", bdevs=[storage.aio_base()])
+    target = NvmfTarget(far, BASE)
+    options = {"method": "bdev_nvme_set_options", "params": {"enable_flush": enable_flush}}
+    bdevs = [options, target.attach_config("Remote"), storage.cache("Remoten1")]
+    session = start_session(host, bdevs, first_core=1)
+    info = cache_info(session.rpc)
+    assert info is not None
+    assert info["base_flush"] == ("sent" if enable_flush else "dropped")
+    assert session.app.log().count("SPDK passes no FLUSH on") == (not enable_flush)
+    assert_intact(client.write(session.url, seconds=1))
+    drain_and_verify(session.rpc, client, storage)
+    session.app.stop()
+    far.stop()
 
 
 def test_iscsi(host: Host, media: Path, seed: int):
