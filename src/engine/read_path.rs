@@ -104,6 +104,7 @@ impl ReadState {
 /// A [`Lookup`] of a page that lies in one piece.
 #[derive(Clone, Copy, Debug)]
 struct WholePage {
+    page: Page,
     source: BlockMap,
     version: Version,
 }
@@ -122,7 +123,7 @@ struct Reader<'a, P> {
     cache: &'a Cache<P>,
     id: RequestId,
     state: ReadState,
-    /// Of the first page, if it was looked up already.
+    /// Of the page at which some read was going to begin, be it this one (INV-READ-9).
     ahead: Option<WholePage>,
     run: Option<Run>,
     mode: CacheMode,
@@ -188,7 +189,11 @@ impl Core {
                 crcs.prefetch(place);
             }
         }
-        Some(WholePage { source, version })
+        Some(WholePage {
+            page,
+            source,
+            version,
+        })
     }
 
     /// Goes through the blocks of a read that have not been dealt with.
@@ -240,12 +245,13 @@ impl Core {
             if later <= last_page && later.0.is_multiple_of(GROUP_PAGES) {
                 index.prefetch(index.locate(later));
             }
+            // INV-READ-9: the read that it was meant for may have to wait.
             let found = match reader.ahead.take() {
-                Some(WholePage { source, version }) => Some(Lookup {
-                    map: PageMap::Whole(source),
-                    version,
+                Some(ahead) if ahead.page == page => Some(Lookup {
+                    map: PageMap::Whole(ahead.source),
+                    version: ahead.version,
                 }),
-                None => index.lookup(index.locate(page)),
+                _ => index.lookup(index.locate(page)),
             };
             let Some(found) = found else {
                 self.end_run(reader, out)?;

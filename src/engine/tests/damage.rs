@@ -382,23 +382,29 @@ fn submit_blocks(channel: &mut Channel<SimPmem>, token: u64, lba: u64, len_block
     buf
 }
 
-/// Polls until nothing is left; the base answers with its byte. For each request: the poll that completed it, and how.
+/// Polls once; the base answers with its byte. How the requests ended that this has completed.
+fn poll_once(channel: &mut Channel<SimPmem>, out: &mut Outbox) -> Vec<(u64, Status)> {
+    out.clear();
+    channel.poll(Now(0), out);
+    for request in std::mem::take(&mut out.base) {
+        if let BaseKind::Read(mut cursor) = request.kind {
+            cursor.write_from(&vec![BASE_BYTE; request.len_blocks as usize * BLOCK]);
+        }
+        channel.on_base_done(request.op, Ok(()));
+    }
+    let completions = out.completions.iter();
+    completions.map(|end| (end.token.0, end.status)).collect()
+}
+
+/// Polls until nothing is left. For each request: the poll that completed it, and how.
 fn poll_all(channel: &mut Channel<SimPmem>) -> Vec<(u64, usize, Status)> {
     let (mut ends, mut out) = (Vec::new(), Outbox::new());
     for poll in 0..10_000 {
         if channel.outstanding() == 0 {
             return ends;
         }
-        out.clear();
-        channel.poll(Now(0), &mut out);
-        let completions = out.completions.iter();
-        ends.extend(completions.map(|end| (end.token.0, poll, end.status)));
-        for request in std::mem::take(&mut out.base) {
-            if let BaseKind::Read(mut cursor) = request.kind {
-                cursor.write_from(&vec![BASE_BYTE; request.len_blocks as usize * BLOCK]);
-            }
-            channel.on_base_done(request.op, Ok(()));
-        }
+        let ended = poll_once(channel, &mut out).into_iter();
+        ends.extend(ended.map(|(token, status)| (token, poll, status)));
     }
     panic!("a read gets nowhere: {ends:?}");
 }
@@ -526,6 +532,41 @@ fn reads_that_wait_for_a_key_do_not_look_at_lost_memory_again() {
         (READS * 2..=READS * 6).contains(&failed_loads),
         "{failed_loads}"
     );
+}
+
+/// The page at which the next read begins is looked up while one is worked on. If that read has to wait, its turn is
+/// another's.
+#[test]
+fn what_was_looked_up_for_a_read_that_waits_is_nobody_elses() {
+    // INV-READ-9.
+    let [brought, lost, well] = [3600, 3680, 3760];
+    let mut plain = many(800);
+    read(&mut plain, brought, &[BASE_BYTE; 16]);
+    write(&mut plain, lost, 8, 2);
+    write(&mut plain, well, 8, 3);
+    for lba in [brought + 2, brought + 10, lost + 4] {
+        spoil(&plain, lba, Flaw::Poisoned);
+    }
+    let mut channel = plain.cache.channel().expect("there are few");
+    // The first asks for two keys, one after the other. Meanwhile the second waits for its turn.
+    let _first = submit_blocks(&mut channel, 1, brought, 16);
+    let _second = submit_blocks(&mut channel, 2, lost, 8);
+    let (mut out, mut ended, mut polls) = (Outbox::new(), 0, 0);
+    while ended < 2 {
+        let buf = submit_blocks(&mut channel, 3, well, 4);
+        for (token, status) in poll_once(&mut channel, &mut out) {
+            ended += u64::from(token < 3);
+            if token == 3 {
+                assert_eq!(
+                    (status, buf.bytes()[0]),
+                    (Status::Success, 3),
+                    "poll {polls}"
+                );
+            }
+        }
+        polls += 1;
+    }
+    assert!(polls > 6, "the first two were not kept apart by a search");
 }
 
 /// It fails anyway.
