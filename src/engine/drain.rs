@@ -76,6 +76,13 @@ impl<P: Pmem> Cache<P> {
         self.drain.is_running(self.dirty_tail())
     }
 
+    /// Whether the log may hold what the base lacks: data, or zeroes, which count as no bytes. Of read fills that have just come
+    /// it is said, too: the dirty tail passes them a moment later.
+    pub fn may_be_dirty(&self) -> bool {
+        let is_at_end = self.dirty_tail().0 + 1 >= self.seq_next.load(Ordering::SeqCst);
+        self.dirty_bytes.load(Ordering::Relaxed) > 0 || !is_at_end
+    }
+
     /// The log holds nothing below `settled` that is not on the base: a drain up to there is done, even if the
     /// dirty tail stands lower. Numbers that were drawn for batches which a crash cut off are never reached.
     pub(crate) fn end_drains(&self, settled: Seq) {

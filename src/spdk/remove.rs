@@ -369,7 +369,7 @@ pub(super) fn on_destruct(node: &Arc<Node>) {
         return settle(node);
     }
     // Without a user nothing gets dirty any more.
-    let lacks = node.cache.drain_status().dirty_bytes_left > 0;
+    let lacks = node.cache.may_be_dirty();
     if node.base.is_gone() || registry::is_shutting_down() {
         if lacks && node.base.is_gone() {
             fail_drain(node, base_gone(node), After::WaitForBase);

@@ -58,6 +58,11 @@ fn what_is_written_is_dirty_then_clean_then_dead() {
     let zeroed = rig.cache().usage();
     assert_eq!((zeroed.dirty, zeroed.clean), (0, 1024));
     check_usage(rig.cache());
+    // The base lacks them all the same.
+    assert_eq!(rig.cache().drain_status().dirty_bytes_left, 0);
+    assert!(rig.cache().may_be_dirty());
+    rig.drain();
+    assert!(!rig.cache().may_be_dirty());
 }
 
 #[test]
