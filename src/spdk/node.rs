@@ -149,7 +149,7 @@ impl Node {
     pub(super) fn describe(&self) -> Description<'_> {
         let app = on_app_thread().then(|| self.app.get());
         let removal = app.and_then(|app| app.removal.borrow().state());
-        let health = self.cache.health();
+        let health = app.map_or_else(|| self.cache.health(), |app| app.watch.state(self));
         let driver = |app: &NodeApp| app.driver.borrow().as_ref().map(Driver::in_flight);
         Description {
             name: &self.name,

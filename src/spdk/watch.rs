@@ -1,9 +1,10 @@
 //! What an operator is told without asking: a cache that changes from one state to another, and a base that
 //! changes its size. Once for each change, in the log and as a notification of SPDK (`notify_get_notifications`);
-//! what lasts is not repeated.
+//! what lasts is not repeated, nor is what comes and goes.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
+use std::mem::discriminant;
 use std::sync::Once;
 
 use spdk_sys as sys;
@@ -14,6 +15,10 @@ use super::remove;
 use super::thread::now;
 use crate::engine::Health;
 use crate::units::{NS_PER_S, Now};
+
+/// So long a cache must have been well before it is said that trouble is over: as long as the longest pause that write-back
+/// makes after an error.
+const CALM_NS: u64 = 5 * NS_PER_S;
 
 /// The types of the notifications. Each has the name of the cache as its context.
 const PENDING: &CStr = c"bdev_pcache_pending";
@@ -48,7 +53,10 @@ pub(super) fn register_notifications() {
 #[derive(Debug)]
 pub(super) struct StateWatch {
     health_changes: Cell<u64>,
+    told: RefCell<Health>,
     since: Cell<Now>,
+    /// The trouble that was told is over, since then.
+    calm_since: Cell<Option<Now>>,
     block_count: Cell<u64>,
 }
 
@@ -57,8 +65,18 @@ impl StateWatch {
     pub(super) fn new(block_count: u64) -> Self {
         Self {
             health_changes: Cell::new(0),
+            told: RefCell::new(Health::Online),
             since: Cell::new(now()),
+            calm_since: Cell::new(None),
             block_count: Cell::new(block_count),
+        }
+    }
+
+    /// The state for those who look. Trouble stays for a while after it is over.
+    pub(super) fn state(&self, node: &Node) -> Health {
+        match node.cache.health() {
+            Health::Online => self.told.borrow().clone(),
+            trouble => trouble,
         }
     }
 
@@ -71,7 +89,12 @@ impl StateWatch {
     pub(super) fn tick(&self, node: &Node) {
         let changes = node.cache.health_changes();
         if self.health_changes.replace(changes) != changes {
-            self.tell_health(node);
+            self.look(node);
+        } else if let Some(since) = self.calm_since.get()
+            && now().since_ns(since) >= CALM_NS
+        {
+            self.calm_since.set(None);
+            self.tell(node, Health::Online);
         }
         let block_count = node.cache.block_count();
         if self.block_count.get() != block_count && remove::is_staying(node) {
@@ -79,10 +102,24 @@ impl StateWatch {
         }
     }
 
-    fn tell_health(&self, node: &Node) {
+    /// The state is another one, or was meanwhile.
+    fn look(&self, node: &Node) {
+        let health = node.cache.health();
+        let is_told = discriminant(&*self.told.borrow()) == discriminant(&health);
+        let is_over = health == Health::Online && !is_told;
+        self.calm_since.set(is_over.then(now));
+        if is_told {
+            *self.told.borrow_mut() = health;
+        } else if !is_over {
+            self.tell(node, health);
+        }
+    }
+
+    fn tell(&self, node: &Node, health: Health) {
         let (name, lasted_s) = (&node.name, self.state_age_s());
         self.since.set(now());
-        match node.cache.health() {
+        *self.told.borrow_mut() = health.clone();
+        match health {
             Health::Online => {
                 log::warn!("{name}: write-back works again, after {lasted_s} s");
                 notify(ONLINE, name);

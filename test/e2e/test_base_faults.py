@@ -31,6 +31,12 @@ from harness.scenario import (
 PASSTHRU = "Between"
 
 
+def health_told(rpc: Rpc) -> list[str]:
+    """The notifications of the cache, but for those of SPDK itself."""
+    told = [event["type"] for event in rpc.notify_get_notifications() if event["ctx"] == CACHE]
+    return [kind for kind in told if kind.startswith("bdev_pcache")]
+
+
 @pytest.mark.parametrize("io_type", ["write", "flush"])
 def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type: str):
     storage = Storage(media)
@@ -60,14 +66,36 @@ def test_failing_base_loses_nothing(host: Host, media: Path, seed: int, io_type:
         return not session.rpc.bdev_pcache_flush_status(name=CACHE)["in_progress"]
 
     wait_until(drained, "the drain goes on by itself once the base is healthy", timeout_s=40)
-    assert cache_info(session.rpc)["state"] == "online"
-    told = [event["type"] for event in session.rpc.notify_get_notifications() if event["ctx"] == CACHE]
-    assert [kind for kind in told if kind.startswith("bdev_pcache")] == [
-        "bdev_pcache_writeback_failing",
-        "bdev_pcache_online",
-    ]
+    wait_until(lambda: cache_state(session.rpc) == "online", "the trouble is over")
+    assert health_told(session.rpc) == ["bdev_pcache_writeback_failing", "bdev_pcache_online"]
     assert_intact(client.verify(session.url))
     assert_intact(client.verify_file(storage.base_file))
+    session.app.stop()
+
+
+def test_base_that_fails_now_and_then_is_told_of_once(
+    host: Host, media: Path, seed: int, ended_client: list[AckClient]
+):
+    storage = Storage(media)
+    client = storage.client(seed)
+    ended_client.append(client)
+    session = start_session(host, storage.sick_base())
+    session.rpc.bdev_pcache_set_options(name=CACHE, dirty_low_percent=0, dirty_high_percent=1)
+    client.start_writing(session.url, seconds=4)
+    states = []
+    for _ in range(20):
+        make_sick(session.rpc, "write", count=1)
+        time.sleep(0.2)
+        states.append(cache_state(session.rpc))
+    assert_intact(client.finish_writing())
+    heal(session.rpc)
+    wait_until(lambda: cache_state(session.rpc) == "online", "the trouble is over")
+    assert cache_stats(session.rpc)["errors.core_volume_wr"] > 3
+    # Once it had come to that state it stayed there.
+    assert states == sorted(states)
+    assert health_told(session.rpc) == ["bdev_pcache_writeback_failing", "bdev_pcache_online"]
+    assert session.app.log().count("write-back waits") == 1
+    drain_and_verify(session.rpc, client, storage)
     session.app.stop()
 
 
@@ -125,8 +153,7 @@ def test_base_that_fails_unmaps_gets_zeroes(host: Host, media: Path, seed: int):
     # It is asked once, and not again for a while. Nothing else is wrong with it.
     assert failures[0] == failures[1] > 0
     assert cache_info(session.rpc)["state"] == "online"
-    told = [event["type"] for event in session.rpc.notify_get_notifications() if event["ctx"] == CACHE]
-    assert "bdev_pcache_writeback_failing" not in told
+    assert health_told(session.rpc) == []
     assert session.app.log().count("the base device fails UNMAP") == 1
     assert_intact(client.verify(session.url))
     assert_intact(client.verify_file(storage.base_file))
