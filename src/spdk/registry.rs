@@ -18,10 +18,11 @@ use super::create::Creation;
 use super::json::{Json, Request};
 use super::node::{Description, Node};
 use super::remove::{self, After};
-use super::thread::AppCell;
+use super::thread::{AppCell, now};
 use super::watch;
 use crate::recovery::RecoveryProgress;
 use crate::rpc::{Definition, Drain, RpcError};
+use crate::units::{NS_PER_S, Now};
 use attach::{AWAITS_EXAMINATIONS, Awaiting, give_up_awaiting, try_attach, waits_for};
 pub(super) use attach::{create, on_examine};
 pub(super) use config::{config_of, configs_without_bdev};
@@ -64,7 +65,9 @@ struct Entry {
     definition: Definition,
     state: State,
     /// It was told that the cache waits, and nothing since.
-    is_pending: bool,
+    pending_since: Option<Now>,
+    /// When it was last in use, the log held so much that the base lacks.
+    dirty_bytes: Option<u64>,
     /// The base that was there when it was last tried to open the cache.
     tried: Option<Seen>,
 }
@@ -116,7 +119,8 @@ fn set_state(id: EntryId, state: State) {
 fn wait(id: EntryId, why: String) {
     set_state(id, State::Waiting { why });
     let name = with_entry(id, |entry| {
-        let is_news = !std::mem::replace(&mut entry.is_pending, true);
+        let is_news = entry.pending_since.is_none();
+        entry.pending_since.get_or_insert_with(now);
         is_news.then(|| entry.definition.name.clone())
     });
     if let Some(name) = name.flatten() {
@@ -179,9 +183,9 @@ pub(super) fn registered(id: EntryId, node: &Node) {
     let info = node.cache.info();
     let was_pending = with_entry(id, |entry| {
         entry.definition.settle(&info);
-        std::mem::take(&mut entry.is_pending)
+        entry.pending_since.take()
     });
-    if was_pending == Some(true) {
+    if was_pending.flatten().is_some() {
         watch::tell_online(&node.name);
     }
 }
@@ -190,6 +194,11 @@ pub(super) fn registered(id: EntryId, node: &Node) {
 pub(super) fn set_closing(id: EntryId, after: &After) {
     let (stays, deleters) = (after.stays(), Vec::new());
     set_state(id, State::Closing { stays, deleters });
+}
+
+/// The cache is closed, with so much in its log that the base lacks.
+pub(super) fn closed(id: EntryId, dirty_bytes: u64) {
+    with_entry(id, |entry| entry.dirty_bytes = Some(dirty_bytes));
 }
 
 /// Nothing is left of the cache.
@@ -434,6 +443,10 @@ enum Described<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        state_age_s: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        dirty_bytes: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         percent: Option<u64>,
         #[serde(flatten)]
         recovery: Option<DescribedRecovery>,
@@ -477,6 +490,7 @@ fn describe_one(entry: &Entry) -> Described<'_> {
         State::Closing { .. } => ("removing", None, None),
     };
     let definition = &entry.definition;
+    let pending_since = entry.pending_since.filter(|_| state == "pending");
     Described::Other {
         name: &definition.name,
         base_bdev_name: &definition.base_bdev_name,
@@ -484,6 +498,8 @@ fn describe_one(entry: &Entry) -> Described<'_> {
         cache_offset_mib: definition.cache_offset_mib,
         state,
         reason,
+        state_age_s: pending_since.map(|since| now().since_ns(since) / NS_PER_S),
+        dirty_bytes: pending_since.and(entry.dirty_bytes),
         percent,
         recovery: recovery.map(DescribedRecovery::from),
     }

@@ -275,6 +275,7 @@ def pull_out_and_put_back(rpc: Rpc) -> None:
     info = cache_info(rpc)
     assert info is not None, "a cache with dirty data is not forgotten"
     assert info["state"] == "pending"
+    assert info["dirty_bytes"] > 0
     rpc.call("bdev_passthru_create", passthru()["params"])
     wait_online(rpc, CACHE)
     assert cache_info(rpc)["state"] == "online"

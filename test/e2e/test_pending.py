@@ -60,6 +60,8 @@ def test_a_base_that_could_not_be_read_is_tried_again(host: Host, media: Path, s
     # It is tried again, in vain, and goes on waiting.
     wait_until(lambda: failures() >= 2, "another attempt")
     assert "could not be read" in reason(app.rpc)
+    # It has waited since the first.
+    assert cache_info(app.rpc)["state_age_s"] >= 1
     heal(app.rpc)
     wait_online(app.rpc)
     assert_intact(client.verify(IscsiTarget(app, CACHE).url))

@@ -74,7 +74,8 @@ pub(in crate::spdk) fn create(definition: Definition, request: Request) {
             id,
             definition,
             state,
-            is_pending: false,
+            pending_since: None,
+            dirty_bytes: None,
             tried: None,
         });
         id

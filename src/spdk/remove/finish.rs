@@ -35,6 +35,7 @@ pub(super) fn finish(node: Arc<Node>) {
     let cache = Arc::clone(&node.cache);
     // Memory that has gone bad takes no stores: then the last segments stay open, as after a kill.
     guard((), || cache.seal_streams(), |why| cache.poison(why));
+    registry::closed(node.id, cache.info().dirty_bytes);
     if Arc::strong_count(&node) != 1 {
         log::error!("{}: something still refers to the closed cache", node.name);
     }
