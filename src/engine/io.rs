@@ -127,6 +127,9 @@ pub enum BaseError {
     /// The device is gone.
     #[error("the base device is gone")]
     Gone,
+    /// The device was reset meanwhile, which says nothing about the operation.
+    #[error("the base device was reset")]
+    Reset,
 }
 
 /// What a poll asks of its caller. Cleared by the caller, filled by the engine, never beyond its capacity.

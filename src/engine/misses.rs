@@ -270,8 +270,10 @@ impl Core {
             miss.result = leader.result;
             let mut from = leader.cursor;
             from.advance(cache.geometry.bytes(miss.lba.0 - leader.lba.0) as usize);
-            miss.cursor.copy_from(&mut from, bytes as usize);
-            self.counters(cache).joined_read_bytes.add(bytes);
+            if leader.result == Some(Ok(())) {
+                miss.cursor.copy_from(&mut from, bytes as usize);
+                self.counters(cache).joined_read_bytes.add(bytes);
+            }
             self.settle_miss(cache, at, out);
         }
     }

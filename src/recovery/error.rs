@@ -197,7 +197,7 @@ impl OpenError {
             | OpenError::Witness { .. } => libc::EMEDIUMTYPE,
             // Not EIO: nothing is damaged, and it may pass.
             OpenError::BaseRead { error, .. } => match error {
-                BaseError::Io => libc::EREMOTEIO,
+                BaseError::Io | BaseError::Reset => libc::EREMOTEIO,
                 BaseError::Unsupported => libc::ENOTSUP,
                 BaseError::Gone => libc::ENODEV,
             },

@@ -85,6 +85,7 @@ pub(super) struct Base {
     desc: NonNull<sys::spdk_bdev_desc>,
     pub(super) facts: BaseFacts,
     gone: AtomicBool,
+    is_resetting: AtomicBool,
 }
 
 // SAFETY: the descriptor is only closed by `drop`, which the owners leave to the app thread; everything
@@ -125,6 +126,7 @@ impl Base {
             desc,
             facts: BaseFacts::none(),
             gone: AtomicBool::new(false),
+            is_resetting: AtomicBool::new(false),
         };
         base.facts = BaseFacts::of(&base);
         base.check().map_err(OpenBaseError::Refused)?;
@@ -249,12 +251,23 @@ impl Base {
         self.gone.load(Ordering::Relaxed)
     }
 
+    /// A reset of the device begins: whatever fails from now on was aborted by that.
+    pub(super) fn begin_reset(&self) {
+        self.is_resetting.store(true, Ordering::Relaxed);
+    }
+
+    /// The reset has ended.
+    pub(super) fn end_reset(&self) {
+        self.is_resetting.store(false, Ordering::Relaxed);
+    }
+
     /// The engine's word for a failed operation; `errno` is positive, 0 if the device reported the error.
     pub(super) fn error(&self, errno: c_int) -> BaseError {
         match errno {
             libc::ENOTSUP => BaseError::Unsupported,
             libc::ENODEV | libc::ENXIO => BaseError::Gone,
             _ if self.is_gone() => BaseError::Gone,
+            _ if self.is_resetting.load(Ordering::Relaxed) => BaseError::Reset,
             _ => BaseError::Io,
         }
     }

@@ -190,7 +190,8 @@ impl BaseQueue {
             mem::take(&mut inner.landed_spare)
         };
         for (index, result) in landed.drain(..) {
-            if result.is_err() && self.falls_back_to_data(index) {
+            let has_failed = matches!(result, Err(BaseError::Io | BaseError::Unsupported));
+            if has_failed && self.falls_back_to_data(index) {
                 self.start_part(index);
             } else if self.part_done(index, result) {
                 if result == Err(BaseError::Io) {

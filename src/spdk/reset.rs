@@ -134,9 +134,11 @@ impl ChannelState {
         let name = &self.node.name;
         log::warn!("{name}: reads of the base do not end: it is reset");
         let this = ptr::from_ref(self).cast_mut().cast();
+        self.node.base.begin_reset();
         // SAFETY: the request is not completed before `base_was_reset`, so this channel stays, and its queue.
         let errno = unsafe { self.base.reset_base(base_was_reset, this) };
         if errno != 0 {
+            self.node.base.end_reset();
             log::warn!("{name}: the base cannot be reset yet: {}", os_text(errno));
             self.resets.with(|asked| asked.base = BaseReset::NotBegun);
         }
@@ -175,6 +177,7 @@ unsafe extern "C" fn base_was_reset(
             if !success {
                 log::warn!("{}: the base has failed its reset", state.node.name);
             }
+            state.node.base.end_reset();
             state.resets.with(|asked| asked.base = BaseReset::Ended);
             state.resets.end_if_done();
         },
