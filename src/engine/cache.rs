@@ -181,6 +181,7 @@ pub struct Cache<P> {
     background_parts: Mutex<Option<(Tails, BackgroundMemory)>>,
     pub(super) health: Mutex<Health>,
     pub(super) health_changes: AtomicU64,
+    pub(super) changes_not_kept: AtomicU64,
     channel_ids: ArrayQueue<u16>,
     pub(crate) counters: Box<[CachePadded<Counters>]>,
     stats_start: Mutex<Stats>,
@@ -244,6 +245,7 @@ impl<P: Pmem> Cache<P> {
             background_parts: Mutex::new(Some((parts.tails, parts.background))),
             health: Mutex::default(),
             health_changes: AtomicU64::new(0),
+            changes_not_kept: AtomicU64::new(0),
             channel_ids,
             counters: (0..=CHANNEL_COUNT_MAX)
                 .map(|_| CachePadded::default())

@@ -81,6 +81,11 @@ impl<P: Pmem> Cache<P> {
         Ok(())
     }
 
+    /// How often settings, or a new size, could not be stored: for whoever watches it, at the cost of a load.
+    pub fn changes_not_kept(&self) -> u64 {
+        self.changes_not_kept.load(Ordering::Relaxed)
+    }
+
     /// The background, or an orderly end after it: what was changed in the superblock becomes durable, and then visible.
     pub(super) fn persist_changes(&self) {
         if !self.superblock_changed.swap(false, Ordering::AcqRel) {
@@ -96,7 +101,9 @@ impl<P: Pmem> Cache<P> {
         };
         if !is_whole {
             // INV-PAIR-3: settings hold until the end, and the cache keeps its size.
-            return self.background_counters().metadata_errors.add(1);
+            self.background_counters().metadata_errors.add(1);
+            self.changes_not_kept.fetch_add(1, Ordering::Relaxed);
+            return;
         }
         // 1. Durable.
         drop(persist_superblock(

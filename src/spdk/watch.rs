@@ -57,6 +57,7 @@ pub(super) struct StateWatch {
     since: Cell<Now>,
     /// The trouble that was told is over, since then.
     calm_since: Cell<Option<Now>>,
+    changes_not_kept: Cell<u64>,
     block_count: Cell<u64>,
 }
 
@@ -68,6 +69,7 @@ impl StateWatch {
             told: RefCell::new(Health::Online),
             since: Cell::new(now()),
             calm_since: Cell::new(None),
+            changes_not_kept: Cell::new(0),
             block_count: Cell::new(block_count),
         }
     }
@@ -95,6 +97,14 @@ impl StateWatch {
         {
             self.calm_since.set(None);
             self.tell(node, Health::Online);
+        }
+        let not_kept = node.cache.changes_not_kept();
+        if self.changes_not_kept.replace(not_kept) != not_kept {
+            log::error!(
+                "{}: the cache device cannot keep a change: a copy of what it knows of itself cannot be read. Settings hold \
+                 until the cache is closed, and it stays as large as it is",
+                node.name
+            );
         }
         let block_count = node.cache.block_count();
         if self.block_count.get() != block_count && remove::is_staying(node) {

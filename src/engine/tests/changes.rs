@@ -84,6 +84,7 @@ fn a_change_is_not_stored_where_one_copy_is_damaged_and_the_other_cannot_be_read
         background.poll(Now(1), Budget::default(), &mut Outbox::new());
         assert!(!cache.has_failed());
         assert_eq!(cache.stats().metadata_errors, 1);
+        assert_eq!(cache.changes_not_kept(), 1);
     }
 }
 
