@@ -120,9 +120,12 @@ impl Definition {
         self.check_settings()
             .map_err(|error| RpcError::invalid_params(error.to_string()))?;
         match self.segment_size_kib {
-            Some(size_kib) if !size_kib.is_power_of_two() => Err(RpcError::invalid_params(
-                format!("segment_size_kib is {size_kib}: a power of two is needed"),
-            )),
+            Some(size_kib) if !size_kib.is_power_of_two() => {
+                Err(RpcError::invalid_params(format!(
+                    "segment_size_kib is {size_kib}: a power of two from {SEGMENT_SIZE_KIB_MIN} to \
+                     {SEGMENT_SIZE_KIB_MAX} is needed"
+                )))
+            }
             _ => Ok(()),
         }
     }
