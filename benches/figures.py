@@ -129,8 +129,14 @@ RATIOS = [
         (*_BUSY, "latency_us_median"),
         at_most=20,
     ),
+    Yardstick(
+        "busy_over_malloc_p9999_vs_median",
+        (_WRITE, "pcache_busy_malloc", "latency_us_p9999"),
+        (_WRITE, "pcache_busy_malloc", "latency_us_median"),
+    ),
     _iops("size_4g_vs_1g_randwrite", "size_randwrite_qd32", "4g", "1g", at_least=0.9),
     _iops("size_12g_vs_1g_randwrite", "size_randwrite_qd32", "12g", "1g", at_least=0.9),
+    _iops("size_4g_vs_1g_randread", "size_randread_qd32", "4g", "1g", at_least=0.9),
     _iops("size_12g_vs_1g_randread", "size_randread_qd32", "12g", "1g", at_least=0.9),
     Yardstick(
         "backlog_writeback_vs_malloc",
@@ -163,6 +169,12 @@ RATIOS = [
     _iops("randread_miss_vs_base", "randread_miss_qd32", "pcache_slow", "slow"),
     _iops("randwrite_512b_vs_malloc", "randwrite_512b_qd32", "pcache_512", "malloc_512"),
     _iops("randwrite_over_malloc_busy_vs_malloc", _WRITE, "pcache_busy_malloc", "malloc"),
+    _iops("two_cores_randread_vs_malloc", "randread_qd32", "pcache_2cores", "malloc_2cores"),
+    Yardstick(
+        "seqread_128k_vs_malloc",
+        ("seqread_128k_qd8", "pcache", "mibps"),
+        ("seqread_128k_qd8", "malloc", "mibps"),
+    ),
     _iops("two_cores_vs_one_randwrite_malloc", _WRITE, "malloc_2cores", "malloc"),
 ]
 
@@ -181,6 +193,11 @@ ABSOLUTES = [
         at_least=10,
     ),
     Yardstick("recovery_ns_per_4k_key", ("recovery_engine", "2m_4k", "one_core_ns_per_key"), at_most=100),
+    Yardstick(
+        "recovery_ns_per_key_4m_vs_1m",
+        ("recovery_engine", "4m", "one_core_ns_per_key"),
+        ("recovery_engine", "1m", "one_core_ns_per_key"),
+    ),
     Yardstick(
         "recovery_ns_per_key_12m_vs_1m",
         ("recovery_engine", "12m", "one_core_ns_per_key"),
@@ -205,23 +222,23 @@ def roofline(figures: Figures) -> dict[str, dict[str, float]]:
         if not (parts and empty and whole):
             continue
         ns = {"bdev_layer": 1e9 / empty} | {part: statistics.median(of) for part, of in parts.items()}
-        found[depth] = ns | {"sum": sum(ns.values()), "measured": 1e9 / whole}
+        measured, parts_ns = 1e9 / whole, sum(ns.values())
+        found[depth] = ns | {"sum": parts_ns, "measured": measured, "rest": measured - parts_ns}
     return found
 
 
 def medians(figures: Figures, yardsticks: list[Yardstick]) -> dict[str, float]:
-    """With the medians; those whose figures are there."""
-
-    def median(*of: str) -> float:
-        value = figures.median(*of)
-        assert value is not None
-        return value
-
-    return {yardstick.name: yardstick.of(median) for yardstick in yardsticks if yardstick.rounds(figures)}
+    """Of the rounds, since a machine may be slower in one than in another; those whose figures are there."""
+    return {name: statistics.median(values) for name, values in _of_rounds(figures, yardsticks).items()}
 
 
 def spreads(figures: Figures, yardsticks: list[Yardstick]) -> dict[str, tuple[float, float]]:
     """The lowest and the highest value of the rounds."""
+    return {name: (min(values), max(values)) for name, values in _of_rounds(figures, yardsticks).items()}
+
+
+def _of_rounds(figures: Figures, yardsticks: list[Yardstick]) -> dict[str, list[float]]:
+    """The value of each round; those whose figures are there."""
     found = {}
     for yardstick in yardsticks:
         values = [
@@ -229,5 +246,5 @@ def spreads(figures: Figures, yardsticks: list[Yardstick]) -> dict[str, tuple[fl
             for number in range(yardstick.rounds(figures))
         ]
         if values:
-            found[yardstick.name] = (min(values), max(values))
+            found[yardstick.name] = values
     return found

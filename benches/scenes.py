@@ -442,6 +442,7 @@ def _shares(stats: dict[str, int]) -> dict[str, float]:
         shares["hit_share"] = stats["requests.rd_hits"] / stats["requests.rd_total"]
     if stats["bytes.volume_wr"]:
         shares["writeback_share"] = stats["bytes.core_volume_wr"] / stats["bytes.volume_wr"]
+        shares["copied_share"] = stats["gc.copied_bytes"] / stats["bytes.volume_wr"]
         shares["segments_reclaimed"] = stats["gc.segments_reclaimed"]
     return shares
 
