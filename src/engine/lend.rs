@@ -48,8 +48,9 @@ pub(super) struct Loan {
 }
 
 impl Core {
-    /// Answers reads that need not be copied, [`LENDS_AT_ONCE`] in a turn: all are looked up, then all places are looked
-    /// at, so that these wait for memory together, then all are answered.
+    /// Answers reads that need not be copied, [`LENDS_AT_ONCE`] in a turn: all are looked up, and their segments pinned; then
+    /// all places are looked at, so that these wait for memory together; then all are answered. A pin is a locked
+    /// instruction, which would wait for the looks if it came behind them.
     pub(super) fn poll_lends<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         let mut left = self.lends.len().min(REQUESTS_PER_POLL);
         let mut bytes = 0;
@@ -69,6 +70,7 @@ impl Core {
                 }
             }
             let lends = &mut lends[..filled];
+            lends.iter().for_each(|lend| lend.pin(cache));
             lends.iter_mut().for_each(|lend| lend.look_at(cache));
             lends.iter().for_each(|lend| self.answer(cache, lend, out));
         }
@@ -77,12 +79,19 @@ impl Core {
     fn answer<P: Pmem>(&mut self, cache: &Cache<P>, lend: &Lend, out: &mut Outbox) {
         let status = match lend.found {
             Found::Busy => return self.lends.push_back(lend.id),
-            Found::Piece(place) => self.lend(cache, lend.lba, place, lend.len_blocks),
+            Found::Piece(place) => {
+                let status = self.lend(cache, lend.lba, place, lend.len_blocks);
+                if status == Status::NotLent {
+                    lend.unpin(cache);
+                }
+                status
+            }
             Found::Nowhere => Status::NotLent,
         };
         self.complete(cache, lend.id, status, out);
     }
 
+    /// Lends a piece of a segment that is pinned.
     fn lend<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
@@ -101,7 +110,6 @@ impl Core {
         let Some(loan) = self.loans.insert(Loan { segment, slice }) else {
             return Status::NotLent;
         };
-        cache.segments.get(segment).pin();
         cache.note_hit(place, len_bytes >> cache.geometry.block_shift());
         let counters = self.counters(cache);
         counters.lent_reads.add(1);
@@ -164,6 +172,21 @@ impl Lend {
         }
     }
 
+    /// Keeps what was found from being reclaimed, before the grace period ends in which it was found.
+    fn pin<P: Pmem>(&self, cache: &Cache<P>) {
+        if let Found::Piece(place) = self.found {
+            let id = cache.geometry.segment_of(place);
+            cache.segments.get(id).pin();
+        }
+    }
+
+    fn unpin<P: Pmem>(&self, cache: &Cache<P>) {
+        if let Found::Piece(place) = self.found {
+            let id = cache.geometry.segment_of(place);
+            cache.segments.get(id).unpin();
+        }
+    }
+
     /// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found.
     #[inline]
     fn look_at<P: Pmem>(&mut self, cache: &Cache<P>) {
@@ -174,6 +197,7 @@ impl Lend {
         let len_bytes = cache.geometry.bytes(self.len_blocks);
         if cache.pmem.probe(off, len_bytes).is_err() || cache.damage.covers(place, self.len_blocks)
         {
+            self.unpin(cache);
             self.found = Found::Nowhere;
         }
     }

@@ -198,10 +198,10 @@ impl Walk {
         agent: Agent,
         budget: &mut u32,
     ) -> bool {
-        let per_page = u64::from(cache.geometry.blocks_per_page());
-        let first = key.lba.0 / per_page;
-        let end = key.end().0.div_ceil(per_page);
-        while first + self.at.page_at < end {
+        let first = cache.geometry.page_of(key.lba).0;
+        // A key has a block at least.
+        let last = cache.geometry.page_of(Lba(key.end().0 - 1)).0;
+        while first + self.at.page_at <= last {
             if *budget == 0 || self.copier.is_full() {
                 return false;
             }
