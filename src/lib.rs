@@ -5,6 +5,8 @@
 //! SPDK. `docs/ARCHITECTURE.md` explains the whole, `docs/FORMAT.md` what lies on the cache device.
 
 pub mod canary;
+#[cfg(any(test, feature = "spdk"))]
+mod core_time;
 pub mod engine;
 mod gc;
 #[cfg(not(feature = "heap"))]

@@ -37,11 +37,13 @@ impl Default for Budget {
 pub struct Pressure(u8);
 
 impl Pressure {
+    /// There is room.
+    pub(crate) const NONE: Pressure = Pressure(0);
     /// Requests wait for it.
     pub const WAITING: Pressure = Pressure(100);
     /// A drain or a checkpoint was asked for, a write waits for the base, keys are lost, or nothing can be reclaimed
     /// before more is written back.
-    const WANTED: Pressure = Pressure(60);
+    pub(crate) const WANTED: Pressure = Pressure(60);
     /// As long as nobody waits.
     const MAX: u64 = 90;
 
@@ -241,7 +243,7 @@ impl<P: Pmem> Background<P> {
         let least = if wanted {
             Pressure::WANTED
         } else {
-            Pressure(0)
+            Pressure::NONE
         };
         space.max(dirty).max(least)
     }

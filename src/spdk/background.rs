@@ -8,41 +8,28 @@ use super::base::Base;
 use super::base_queue::BaseQueue;
 use super::memory::DmaBuf;
 use super::thread::{Polled, now};
-use crate::engine::{Background, Budget, Cache, Outbox, Pressure, Progress};
+use crate::core_time::{Beside, Contender, CoreTime, Done};
+use crate::engine::{Background, Budget, Cache, Outbox, Progress};
 use crate::pmem::MappedPmem;
 use crate::units::Now;
 
-/// How long an idle background is left alone. Its watermarks and ages are far coarser.
-const IDLE_NAP_NS: u64 = 50_000;
 /// How long a slice of work lasts, beside requests of the same core and without: what it takes, they wait. It
 /// is made of polls of the engine, which are shorter.
 const SLICE_NS_BUSY: u64 = 8_000;
 const SLICE_NS_ALONE: u64 = 50_000;
 /// Bytes that a poll hands to a base that copies them at once, beside requests.
 const COPIED_BYTES_BUSY: u64 = 64 << 10;
-/// How many polls go by between two looks at the clock while the background is left alone: reading it costs
-/// as much as the rest of such a poll.
-const NAP_POLLS: u32 = 8;
-
 thread_local! {
     /// Polls of channels that found something to do, on this core. The background takes time from the
     /// requests of its own core only.
     static BUSY_POLLS: Cell<u64> = const { Cell::new(0) };
+    /// What the backgrounds on this core share. The app thread, on which they all are, stays on its core.
+    static CORE_TIME: Rc<CoreTime> = Rc::new(CoreTime::default());
 }
 
 /// A channel on this core had something to do.
 pub(super) fn note_busy_poll() {
     BUSY_POLLS.with(|polls| polls.set(polls.get().wrapping_add(1)));
-}
-
-/// The least share of the core that background work gets beside requests, in percent; it grows with the pressure,
-/// to all of it.
-const SHARE_PERCENT_MIN: u64 = 20;
-
-/// How long the requests of the core come first after a slice of work that took `took_ns`.
-fn rest_ns(took_ns: u64, pressure: Pressure) -> u64 {
-    let share = SHARE_PERCENT_MIN + (100 - SHARE_PERCENT_MIN) * pressure.percent() / 100;
-    took_ns * (100 - share) / share
 }
 
 /// The background of one cache.
@@ -51,12 +38,7 @@ pub(super) struct Driver {
     engine: RefCell<Background<MappedPmem>>,
     queue: Rc<BaseQueue>,
     outbox: RefCell<Outbox>,
-    /// Nothing is done before: the requests of the core have their share.
-    rest_until: Cell<Now>,
-    /// Nothing is done before unless the base has news, or a write waits for it: there was nothing to do.
-    nap_until: Cell<Now>,
-    /// Polls until the clock is looked at again.
-    rest_polls_left: Cell<u32>,
+    contender: Contender,
     /// [`BUSY_POLLS`] when the last slice ended.
     busy_polls_seen: Cell<u64>,
     /// Starting a base write moves its data.
@@ -85,9 +67,7 @@ impl Driver {
             engine: RefCell::new(cache.background()?),
             queue,
             outbox: RefCell::new(Outbox::new()),
-            rest_until: Cell::new(Now(0)),
-            nap_until: Cell::new(Now(0)),
-            rest_polls_left: Cell::new(0),
+            contender: Contender::new(CORE_TIME.with(Rc::clone)),
             busy_polls_seen: Cell::new(0),
             copies,
             state: Cell::new(DriverState::Running),
@@ -106,67 +86,59 @@ impl Driver {
         self.queue.advance(|op, result| {
             engine.on_base_done(op, result, *ended.get_or_insert_with(now));
         });
-        let wakes = ended.is_some() || engine.has_new_held_writes();
-        if wakes && self.nap_until.replace(Now(0)) != Now(0) {
-            self.rest_polls_left.set(0);
+        if ended.is_some() || engine.has_new_held_writes() {
+            self.contender.wake();
         }
-        let left = self.rest_polls_left.get();
-        if left > 0 {
-            self.rest_polls_left.set(left - 1);
+        if !self.contender.is_worth_a_look() {
             return Polled::Idle;
         }
         let start = now();
-        if start < self.rest_until.get().max(self.nap_until.get()) {
-            self.rest_polls_left.set(NAP_POLLS);
+        if !self.contender.may_begin(start) {
             return Polled::Idle;
         }
         let busy_polls = BUSY_POLLS.with(Cell::get);
-        let core_is_busy = self.busy_polls_seen.replace(busy_polls) != busy_polls;
-        let progress = self.slice(&mut engine, start, core_is_busy);
-        let end = now();
-        if core_is_busy {
-            let rest_ns = rest_ns(end.since_ns(start), engine.pressure());
-            self.rest_until.set(Now(end.0 + rest_ns));
-        }
-        if progress == Progress::Idle {
-            self.nap_until.set(Now(end.0 + IDLE_NAP_NS));
-        }
-        match progress {
-            Progress::Busy => Polled::Busy,
-            Progress::Idle => Polled::Idle,
+        let beside = if self.busy_polls_seen.replace(busy_polls) == busy_polls {
+            Beside::Nobody
+        } else {
+            Beside::Requests
+        };
+        let done = self.slice(&mut engine, start, beside);
+        let slice = (start, now());
+        self.contender.ended(slice, beside, done, engine.pressure());
+        match done {
+            Done::Part => Polled::Busy,
+            Done::Nothing | Done::All => Polled::Idle,
         }
     }
 
-    /// Polls the engine until it has nothing to do, or for as long as a slice lasts. What it did last.
-    fn slice(
-        &self,
-        engine: &mut Background<MappedPmem>,
-        start: Now,
-        core_is_busy: bool,
-    ) -> Progress {
+    /// Polls the engine until it has nothing to do, or for as long as a slice lasts.
+    fn slice(&self, engine: &mut Background<MappedPmem>, start: Now, beside: Beside) -> Done {
         let mut budget = Budget::default();
-        if core_is_busy && self.copies {
+        let slice_ns = match beside {
+            Beside::Requests => SLICE_NS_BUSY,
+            Beside::Nobody => SLICE_NS_ALONE,
+        };
+        if beside == Beside::Requests && self.copies {
             budget.base_write_bytes = COPIED_BYTES_BUSY;
         }
-        let slice_ns = if core_is_busy {
-            SLICE_NS_BUSY
-        } else {
-            SLICE_NS_ALONE
-        };
         // Nobody submits or completes to this queue from outside, so the borrow may be held: SPDK calls
         // nothing of the background's back but `part_landed`, which only notes.
         let outbox = &mut *self.outbox.borrow_mut();
-        let mut at = start;
+        let (mut at, mut done) = (start, Done::Nothing);
         loop {
             let progress = engine.poll(at, budget, outbox);
             for request in &outbox.base {
                 self.queue.start(request, &outbox.sources);
             }
             outbox.clear();
-            at = now();
-            if progress == Progress::Idle || at.since_ns(start) >= slice_ns {
-                return progress;
+            if progress == Progress::Idle {
+                return done;
             }
+            at = now();
+            if at.since_ns(start) >= slice_ns {
+                return Done::Part;
+            }
+            done = Done::All;
         }
     }
 
@@ -180,6 +152,7 @@ impl Driver {
     /// After a panic in `poll`.
     pub(super) fn set_broken(&self) {
         self.state.set(DriverState::Broken);
+        self.contender.give_up();
     }
 
     /// Whether what lies in segments without keys is being saved, which takes its time.
