@@ -177,11 +177,13 @@ class Host:
         arguments: list[str] | None = None,
         preload: bool = True,
         hugepages: bool = True,
+        pci: bool = False,
         binary: Path | None = None,
         before_module: Path | None = None,
     ) -> App:
         """Starts an application and does not wait for it.
 
+        `pci`: SPDK knows addresses that devices can use, whether there are devices or not.
         `binary`: one that is not SPDK's own; `before_module`: a library that changes what the module finds.
         """
         binary = binary or self.spdk.app(name)
@@ -195,7 +197,9 @@ class Host:
             config_file.write_text(json.dumps(_config(bdevs, name), indent=2))
         memory = self.hugepages.arguments() if hugepages else Hugepages(False).arguments()
         command = [str(binary), "-m", core_mask(cores, first_core), "--json", str(config_file)]
-        command += ["-r", str(workdir / "rpc.sock"), "--no-pci", *memory, *(arguments or [])]
+        command += ["-r", str(workdir / "rpc.sock"), *memory, *(arguments or [])]
+        # The addresses of virtual memory are of use to devices behind an IOMMU alone.
+        command += ["--iova-mode", "pa"] if pci else ["--no-pci"]
         # The lock files of the cores would forbid two applications on one core.
         command += ["--disable-cpumask-locks"]
         with (workdir / "log").open("wb") as log:
