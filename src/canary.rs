@@ -177,6 +177,8 @@ canaries! {
     DirtySegmentReclaimed = "dirty_segment_reclaimed",
     /// Read fills go where writes go, where they cannot be reclaimed while the dirty tail stands still.
     FillsAmongWrites = "fills_among_writes",
+    /// What a long sequence of reads brings is kept as long as what was asked for by itself.
+    ScanNotOnProbation = "scan_not_on_probation",
     /// Reclaiming does not look for a victim again when the dirty tail has moved.
     TailNotWatched = "tail_not_watched",
 

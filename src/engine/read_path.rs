@@ -482,7 +482,8 @@ impl Core {
         });
         let len_kib = cache.geometry.bytes(len_blocks) >> 10;
         let cutoff_kib = u64::from(settings.get(Setting::SequentialCutoffKib));
-        let is_long = len_kib >= u64::from(settings.get(Setting::SequentialKib));
+        let is_long = len_kib >= u64::from(settings.get(Setting::SequentialKib))
+            && !canary::is(Canary::ScanNotOnProbation);
         let admission = if cutoff_kib > 0 && len_kib >= cutoff_kib {
             Admission::Refused
         } else {

@@ -123,6 +123,66 @@ fn fills_go_into_segments_of_their_own() {
     assert_eq!(asking.cache.stats().fills_dropped, 1);
 }
 
+/// Reads these blocks, one request after the other, in a cache that takes 8 KiB for a long sequence. What becomes of the
+/// first page of the last one.
+fn class_of_last_read(
+    policy: ReadAdmission,
+    cutoff_kib: u32,
+    reads: &[(u64, u64)],
+) -> Option<Class> {
+    let settings = SettingChange::of(Setting::ReadAdmission, policy as u32)
+        .and(Setting::SequentialKib, 8)
+        .and(Setting::SequentialCutoffKib, cutoff_kib);
+    let mut asking = Asking::new(settings, 64);
+    for &(lba, len_blocks) in reads {
+        assert_ne!(asking.read(lba, len_blocks), []);
+        asking.answer(Ok(()));
+        asking.poll();
+        assert_eq!(asking.ended(), [Status::Success]);
+    }
+    let (lba, _) = reads.last()?;
+    class_of(&asking, lba / 8)
+}
+
+#[test]
+fn what_is_read_is_kept_put_on_probation_or_left_out_by_policy_and_length() {
+    const KEPT: Option<Class> = Some(Class::Fills);
+    const PROBATION: Option<Class> = Some(Class::Probation);
+    let short: &[(u64, u64)] = &[(64, 15)];
+    let long: &[(u64, u64)] = &[(64, 16)];
+    let long_in_pieces: &[(u64, u64)] = &[(64, 8), (72, 8)];
+    // The second lies before the first: no sequence.
+    let apart: &[(u64, u64)] = &[(256, 8), (64, 8)];
+    let below_cutoff: &[(u64, u64)] = &[(64, 31)];
+    let at_cutoff: &[(u64, u64)] = &[(64, 32)];
+    let at_cutoff_in_pieces: &[(u64, u64)] = &[(64, 16), (80, 16)];
+    let table = [
+        // Reads, the cut-off, and what comes of them by sequence, on probation, and always.
+        (short, 16, [KEPT, PROBATION, KEPT]),
+        (apart, 16, [KEPT, PROBATION, KEPT]),
+        (long, 16, [PROBATION, PROBATION, KEPT]),
+        (long_in_pieces, 16, [PROBATION, PROBATION, KEPT]),
+        (below_cutoff, 16, [PROBATION, PROBATION, KEPT]),
+        (at_cutoff, 16, [None; 3]),
+        (at_cutoff_in_pieces, 16, [None; 3]),
+        // Without a cut-off.
+        (at_cutoff, 0, [PROBATION, PROBATION, KEPT]),
+        // One that comes before anything is long.
+        (short, 4, [None; 3]),
+    ];
+    let policies = [
+        ReadAdmission::Sequence,
+        ReadAdmission::Probation,
+        ReadAdmission::Always,
+    ];
+    for (reads, cutoff_kib, classes) in table {
+        for (policy, class) in policies.into_iter().zip(classes) {
+            let found = class_of_last_read(policy, cutoff_kib, reads);
+            assert_eq!(found, class, "{policy:?}, {reads:?}, {cutoff_kib} KiB");
+        }
+    }
+}
+
 /// Pushes the first page out of the cache.
 fn forget(asking: &Asking) {
     let index = &asking.cache.index;

@@ -1,11 +1,11 @@
 //! What reclaiming keeps, and what keeps it from reclaiming. Items 43, 44 and 49.
 
 use super::{Context, apply, check, heal, in_order, is_cached};
-use crate::engine::Fua;
+use crate::engine::{Class, Fua, SegmentState};
 use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
 use crate::sim::script::{self, Step};
-use crate::units::Lba;
+use crate::units::{Lba, SegId};
 
 /// Blocks of a page.
 const PAGE: u64 = 8;
@@ -87,6 +87,66 @@ pub(super) fn what_is_read_again_outlives_a_scan(context: &mut Context) -> Resul
         || format!("{count} hot pages are cached: {stats:?}"),
     )?;
     script::finish(&machine)
+}
+
+/// Read fills on probation that are in use may have so many segments in a cache of this size, and one that is going.
+const PROBATION_SEGMENTS: usize = 2 + 1;
+
+/// Nor does it drive out what was read once, by itself, or written: it makes room for itself.
+pub(super) fn what_was_asked_for_by_itself_outlives_a_scan(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let setup = Setup {
+        block_count: 4000,
+        gc_percent: 60,
+        ..setup()
+    };
+    // More than there is room for: from now on each new segment costs an old one.
+    let written = 0..3 * PAGES;
+    let mut steps = write_pages(written.clone());
+    steps.extend([Step::Drain, Step::Turns(40)]);
+    // From the end to the beginning, so no sequence.
+    let alone = 80..90;
+    let read_alone = |page| [Step::Read(1, page * PAGE, PAGE, 0), Step::Settle];
+    steps.extend(alone.clone().rev().flat_map(read_alone));
+    steps.push(Step::Turns(40));
+    let mut machine = apply(context.machine(&setup)?, &steps)?;
+    let written_before = cached_count(&machine, written.clone());
+    for number in 0..200 {
+        let scan = Step::Read(1, 800 + number * 2 * PAGE, 2 * PAGE, 0);
+        machine = apply(machine, &[scan, Step::Settle, Step::Turns(2)])?;
+        let on_probation = segments_on_probation(&machine);
+        check(on_probation <= PROBATION_SEGMENTS, || {
+            format!("a scan has {on_probation} segments")
+        })?;
+    }
+    let stats = machine.cache().stats();
+    let count = cached_count(&machine, alone.clone());
+    // As much as probation has got.
+    let written_min = written_before - PROBATION_SEGMENTS * 7;
+    let written_count = cached_count(&machine, written);
+    check(
+        stats.fill_bytes > 2 * setup.device_size_bytes()
+            && count == alone.count()
+            && written_count >= written_min,
+        || {
+            format!(
+                "a scan has driven out all but {count} pages that were read and {written_count} of \
+                 {written_before} that were written: {stats:?}"
+            )
+        },
+    )?;
+    script::finish(&machine)
+}
+
+fn segments_on_probation(machine: &Machine) -> usize {
+    let segments = &machine.cache().segments;
+    let is_on_probation = |id: &SegId| {
+        let segment = segments.get(*id);
+        let in_use = matches!(segment.state(), SegmentState::Open | SegmentState::Sealed);
+        in_use && segment.class() == Class::Probation
+    };
+    segments.ids().filter(is_on_probation).count()
 }
 
 /// What keeps the dirty tail where it is.

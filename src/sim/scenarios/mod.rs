@@ -141,6 +141,7 @@ scenarios! {
     42 rounding::nothing_behind_the_end_of_the_base_comes_along,
     43 eviction::what_is_left_of_an_overwritten_segment_is_kept,
     44 eviction::what_is_read_again_outlives_a_scan,
+    44 eviction::what_was_asked_for_by_itself_outlives_a_scan,
     45 salvage::keys_that_cannot_be_read_lose_no_data,
     45 salvage::a_scrub_that_finds_keys_lost_has_their_data_written_back,
     45 salvage::a_start_without_keys_is_refused_until_the_base_has_what_they_named,
