@@ -82,6 +82,40 @@ fn the_background_is_given_out_once() {
 }
 
 #[test]
+fn writes_that_the_base_does_not_answer_are_told_until_a_batch_ends() {
+    let (cache, mut background) = dirty();
+    let writes = asked(&mut background);
+    assert_eq!(writes.len(), 2);
+    let health_at = |background: &mut Background<SimPmem>, seconds: u64| {
+        let now = Now(seconds * NS_PER_S);
+        background.poll(now, Budget::default(), &mut Outbox::new());
+        cache.health()
+    };
+    let silent = |text: &str| {
+        let reason = format!(
+            "the base has not answered for {text} of write-back under way; nothing is lost"
+        );
+        Health::WritebackFailing(reason)
+    };
+    for seconds in [1, 15] {
+        assert_eq!(health_at(&mut background, seconds), Health::Online);
+    }
+    let told = silent("15 s, with 2 operations");
+    for seconds in [16, 17] {
+        assert_eq!(health_at(&mut background, seconds), told);
+    }
+    // One of two is an answer, but no end.
+    end(&mut background, &writes[..1]);
+    assert_eq!(health_at(&mut background, 40), told);
+    end(&mut background, &writes[1..]);
+    let flush = asked(&mut background);
+    assert!(matches!(flush[0].kind, BaseKind::Flush));
+    assert_eq!(cache.health(), told);
+    end(&mut background, &flush);
+    assert_eq!(health_at(&mut background, 60), Health::Online);
+}
+
+#[test]
 fn reads_that_the_base_does_not_answer_are_told_and_that_is_taken_back() {
     let cache = new_cache();
     let mut background = cache.background().expect("the first");

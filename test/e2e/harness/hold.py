@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 from .host import App
-from .paths import ROOT
+from .preload import build_preload
 
 
 class Hold:
@@ -16,10 +15,8 @@ class Hold:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.library = folder / "hold.so"
+        self.library = build_preload("hold", folder)
         self.environment = {"PCACHE_HOLD": str(folder)}
-        flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-        subprocess.run(["cc", *flags, "-o", self.library, ROOT / "test/preload/hold.c"], check=True)
 
     def hold(self, call: str) -> None:
         """Whoever makes this call ("munmap", "madvise") from now on waits."""
