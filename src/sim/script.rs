@@ -4,7 +4,7 @@
 use super::base::Faults;
 use super::machine::{Machine, Readers, Setup, SharedObserver};
 use super::model::Violation;
-use super::prng::Prng;
+use super::prng::{Prng, mix};
 use super::recover::Crew;
 use crate::engine::{CacheMode, DataCrc, Fua, Op, Setting, SettingChange, WritebackOrder};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -420,7 +420,29 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
     if setup.data_crc == DataCrc::On && setup.recovered_by.seed & 4 != 0 {
         setup.settings = setup.settings.and(Setting::VerifyReads, 1);
     }
+    setup.settings = with_settings(setup.settings, setup.recovered_by.seed);
     setup
+}
+
+/// When write-back and the scrub work, how fast, and what of reads is kept; by a number. Half of the caches have the
+/// defaults.
+fn with_settings(settings: SettingChange, seed: u64) -> SettingChange {
+    const MARKS: [(u32, u32); 3] = [(1, 0), (60, 5), (95, 94)];
+    let mut prng = Prng::new(mix(seed, 1));
+    if prng.percent(50) {
+        return settings;
+    }
+    let (high, low) = prng.pick(&MARKS);
+    settings
+        .and(Setting::DirtyHighPercent, high)
+        .and(Setting::DirtyLowPercent, low)
+        .and(Setting::DirtyAgeS, prng.pick(&[0, 1, 5]))
+        .and(Setting::IdleWritebackMs, prng.pick(&[0, 0, 1, 20]))
+        .and(Setting::WritebackRateMibS, prng.pick(&[0, 0, 1]))
+        .and(Setting::ScrubMibS, prng.pick(&[0, 8, 4096]))
+        .and(Setting::ReadAdmission, prng.pick(&[0, 1, 2]))
+        .and(Setting::SequentialKib, prng.pick(&[4, 8, 32]))
+        .and(Setting::SequentialCutoffKib, prng.pick(&[0, 0, 8]))
 }
 
 /// Flips a bit in one of the two copies of the superblock, of the tails, or of the info of a segment. If they
