@@ -46,6 +46,7 @@ pub(crate) fn options(format: FormatPolicy, data_crc: Option<DataCrc>, base: Bas
         base_caps: BaseCaps {
             flush: true,
             unmap: true,
+            write_zeroes: true,
         },
         format,
         new_uuid: new_uuid(),

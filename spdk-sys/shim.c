@@ -496,6 +496,13 @@ pcache_bdev_has_dif(const struct spdk_bdev *bdev)
 	return spdk_bdev_get_dif_type(bdev) != SPDK_DIF_DISABLE;
 }
 
+/* spdk_bdev_io_type_supported() says yes for whatever can be written: SPDK writes zeroes to it. */
+bool
+pcache_bdev_zeroes_itself(const struct spdk_bdev *bdev)
+{
+	return bdev->fn_table->io_type_supported(bdev->ctxt, SPDK_BDEV_IO_TYPE_WRITE_ZEROES);
+}
+
 void
 pcache_bdev_uuid(const struct spdk_bdev *bdev, uint8_t out[16])
 {

@@ -175,6 +175,8 @@ bool pcache_bdev_is_called(const struct spdk_bdev *bdev, const char *name);
 /* Claims the bdev behind desc for its only writer; closing desc releases it. */
 int pcache_claim(struct spdk_bdev_desc *desc, const char *owner);
 bool pcache_bdev_has_dif(const struct spdk_bdev *bdev);
+/* Whether bdev's module takes WRITE_ZEROES, so that SPDK does not write zeroes to it as data. */
+bool pcache_bdev_zeroes_itself(const struct spdk_bdev *bdev);
 void pcache_bdev_uuid(const struct spdk_bdev *bdev, uint8_t out[16]);
 
 /* The room that a struct spdk_bdev_io_wait_entry takes; it is aligned like a pointer. */

@@ -124,6 +124,8 @@ canaries! {
     StrictBatchSpansBarrier = "strict_batch_spans_barrier",
     /// A batch in strict order that spans a barrier, with versions of one block, takes another block too.
     SpanningBatchTakesMore = "spanning_batch_takes_more",
+    /// Zeroes that the base gets as data count as nothing that is written.
+    ZeroesWithoutWeight = "zeroes_without_weight",
     /// At a stop the batch under way is written no faster than write-back may write.
     StopKeepsToRate = "stop_keeps_to_rate",
     /// Where keys of a batch overlap, the older one is written to the base.

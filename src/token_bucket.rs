@@ -6,6 +6,8 @@ use crate::units::{NS_PER_S, Now};
 #[derive(Debug, Default)]
 pub(crate) struct TokenBucket {
     bytes: u64,
+    /// What was taken beyond that, and has to come first.
+    owed_bytes: u64,
     /// What is left of a byte, in parts of a second.
     rest_ns_bytes: u64,
     filled_at: Option<Now>,
@@ -21,12 +23,19 @@ impl TokenBucket {
         let come = rate * u128::from(passed_ns) + u128::from(self.rest_ns_bytes);
         // Less than 2^52 bytes in a second, and less than a second.
         self.rest_ns_bytes = (come % u128::from(NS_PER_S)) as u64;
-        self.bytes = (self.bytes + (come / u128::from(NS_PER_S)) as u64).min(room_bytes);
+        let come = (come / u128::from(NS_PER_S)) as u64;
+        if rate_mib_s == 0 {
+            self.owed_bytes = 0;
+        }
+        let paid = come.min(self.owed_bytes);
+        self.owed_bytes -= paid;
+        self.bytes = (self.bytes + come - paid).min(room_bytes);
         self.bytes
     }
 
-    /// Takes out what was used; that may be more than there was.
+    /// Takes out what was used; that may be more than there was, which is missing later.
     pub(crate) fn take(&mut self, bytes: u64) {
+        self.owed_bytes += bytes.saturating_sub(self.bytes);
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
@@ -64,5 +73,22 @@ mod tests {
         bucket.take(5000);
         assert_eq!(bucket.fill(1, 4096, Now(101 * NS_PER_S)), 0);
         assert_eq!(bucket.fill(0, 4096, Now(102 * NS_PER_S)), 0, "no rate");
+    }
+
+    #[test]
+    fn what_was_taken_beyond_it_comes_first() {
+        let mut bucket = TokenBucket::default();
+        bucket.fill(1, u64::MAX, Now(0));
+        assert_eq!(bucket.fill(1, u64::MAX, Now(NS_PER_S)), 1 << 20);
+        bucket.take(4 << 20);
+        let at = |bucket: &mut TokenBucket, seconds: u64| {
+            bucket.fill(1, u64::MAX, Now(seconds * NS_PER_S))
+        };
+        assert_eq!([2, 3, 4].map(|seconds| at(&mut bucket, seconds)), [0; 3]);
+        assert_eq!(at(&mut bucket, 5), 1 << 20);
+        // Without a rate nothing is owed.
+        bucket.take(9 << 20);
+        bucket.fill(0, u64::MAX, Now(6 * NS_PER_S));
+        assert_eq!(at(&mut bucket, 7), 1 << 20);
     }
 }

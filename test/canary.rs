@@ -311,6 +311,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
             &[CUT, DRAINED, CLEAN, STALE, LOST]
         }
         Canary::SalvageLeftAtStop => &["a start ends as"],
+        Canary::ZeroesWithoutWeight => &["faster than the rate"],
         Canary::StopKeepsToRate => &["a stop takes"],
         Canary::DrainEndsEarly => &[DRAINED],
         Canary::DamagedPayloadWritten => &[CUT, BARRIER, DEGRADED],

@@ -20,6 +20,8 @@ pub struct Budget {
     /// Bytes of base writes to be started, at most; also the size of the largest. A base that copies at once
     /// takes as long as that copy.
     pub base_write_bytes: u64,
+    /// The same for what the base is to clear.
+    pub base_clear_bytes: u64,
 }
 
 impl Default for Budget {
@@ -27,6 +29,7 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             base_write_bytes: crate::writeback::BASE_WRITE_BYTES_MAX,
+            base_clear_bytes: crate::writeback::BASE_CLEAR_BYTES_MAX,
         }
     }
 }
@@ -148,12 +151,18 @@ impl<P: Pmem> Background<P> {
         }
     }
 
+    /// The end of a WRITE_ZEROES is to be told that the base has failed, although it claims to take it, and that was done by
+    /// writing zeroes as data: from now on they count as that.
+    pub fn note_failed_zeroes(&mut self) {
+        self.writeback.note_failed_zeroes();
+    }
+
     /// A base operation has ended.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>, now: Now) {
         self.stall.heard();
         if self.cache.has_failed() {
             // Nothing more is stored. Nor does anything follow from it.
-            return self.writeback.count_off(&self.cache, op, now);
+            return self.writeback.count_off(op, now);
         }
         let mut context = context(&self.cache, &mut self.tails);
         self.writeback.on_base_done(&mut context, op, result, now);

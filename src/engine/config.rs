@@ -174,4 +174,6 @@ pub struct BaseCaps {
     pub flush: bool,
     /// UNMAP. Without it, unmapped blocks are zeroed on the base.
     pub unmap: bool,
+    /// WRITE_ZEROES, by the device itself. Without it somebody writes zeroes to it as data.
+    pub write_zeroes: bool,
 }

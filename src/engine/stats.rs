@@ -121,6 +121,8 @@ counters! {
     awaited_reads,
     /// Bytes written back to the base.
     writeback_bytes,
+    /// Zeroes that the base got as data in write-back, since it does not take WRITE_ZEROES itself, in bytes.
+    writeback_zeroes_bytes,
     /// Dirty bytes that were overwritten before they were written back.
     absorbed_bytes,
     /// Write-back batches finished.

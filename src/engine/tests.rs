@@ -45,6 +45,7 @@ fn options(block_size_bytes: u32, data_crc: Option<DataCrc>) -> OpenOptions {
         base_caps: BaseCaps {
             flush: true,
             unmap: true,
+            write_zeroes: true,
         },
         format: FormatPolicy::Auto,
         new_uuid: [9; 16],

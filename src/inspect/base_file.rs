@@ -31,6 +31,7 @@ pub struct BaseFile {
     block_size_bytes: u32,
     block_count: u64,
     buf: Vec<u8>,
+    writes_zeroes: bool,
 }
 
 impl BaseFile {
@@ -81,6 +82,7 @@ impl BaseFile {
             // As SPDK's aio bdev counts: what is left behind the last whole block is not used.
             block_count: size_bytes / u64::from(block_size_bytes),
             buf: Vec::new(),
+            writes_zeroes: false,
         })
     }
 
@@ -101,6 +103,12 @@ impl BaseFile {
     pub fn read(&self, lba: Lba, buf: &mut [u8]) -> Result<(), InspectError> {
         let read = self.file.read_exact_at(buf, self.off(lba));
         read.map_err(io_error(&self.path, "read"))
+    }
+
+    /// Whether zeroes had to be written, for want of holes.
+    #[must_use]
+    pub fn writes_zeroes(&self) -> bool {
+        self.writes_zeroes
     }
 
     /// Carries out what write-back asks for. `sources` is the memory that its writes refer to.
@@ -139,7 +147,7 @@ impl BaseFile {
 
     /// Lets a range read as zeroes: a hole where that can be, since what an application unmapped may be most
     /// of the base.
-    fn zero(&self, off: u64, len_bytes: u64) -> io::Result<()> {
+    fn zero(&mut self, off: u64, len_bytes: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         loop {
             match rustix::fs::fallocate(&self.file, flags, off, len_bytes) {
@@ -150,6 +158,7 @@ impl BaseFile {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.writes_zeroes = true;
         let (mut at, end) = (off, off + len_bytes);
         while at < end {
             let len = (end - at).min(ZEROES.len() as u64);

@@ -72,6 +72,7 @@ fn options(superblock: &Superblock, base: &BaseFile) -> OpenOptions {
             flush: true,
             // What is unmapped is zeroed instead, so that it reads the same from whatever is below.
             unmap: false,
+            write_zeroes: true,
         },
         format: FormatPolicy::Never,
         new_uuid: superblock.uuid,
@@ -146,6 +147,9 @@ fn write_back<P: Pmem>(
         let worked = background.poll(now, Budget::default(), &mut out);
         for request in &out.base {
             base.run(request, &out.sources)?;
+            if base.writes_zeroes() {
+                background.note_failed_zeroes();
+            }
             background.on_base_done(request.op, Ok(()), now);
         }
         if worked == Progress::Idle && out.base.is_empty() {

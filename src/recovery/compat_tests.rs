@@ -236,6 +236,7 @@ impl Image {
             base_caps: BaseCaps {
                 flush: true,
                 unmap: true,
+                write_zeroes: true,
             },
             format: FormatPolicy::Never,
             new_uuid: CACHE_UUID,

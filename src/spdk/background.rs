@@ -41,7 +41,7 @@ pub(super) struct Driver {
     contender: Contender,
     /// [`BUSY_POLLS`] when the last slice ended.
     busy_polls_seen: Cell<u64>,
-    /// Starting a base write moves its data.
+    /// Starting a base write moves its data, and clearing writes zeroes.
     copies: bool,
     state: Cell<DriverState>,
 }
@@ -84,6 +84,9 @@ impl Driver {
         // The clock is looked at once for all that has ended.
         let mut ended = None;
         self.queue.advance(|op, result| {
+            if self.queue.writes_zeroes() {
+                engine.note_failed_zeroes();
+            }
             engine.on_base_done(op, result, *ended.get_or_insert_with(now));
         });
         if ended.is_some() || engine.has_new_held_writes() {
@@ -120,6 +123,7 @@ impl Driver {
         };
         if beside == Beside::Requests && self.copies {
             budget.base_write_bytes = COPIED_BYTES_BUSY;
+            budget.base_clear_bytes = COPIED_BYTES_BUSY;
         }
         // Nobody submits or completes to this queue from outside, so the borrow may be held: SPDK calls
         // nothing of the background's back but `part_landed`, which only notes.

@@ -294,6 +294,7 @@ impl BaseFacts {
             caps: BaseCaps {
                 flush: false,
                 unmap: false,
+                write_zeroes: false,
             },
             flush: BaseFlush::Unsupported,
             phys_block_size_bytes: 0,
@@ -321,9 +322,10 @@ impl BaseFacts {
                 sys::spdk_bdev_get_physical_block_size(bdev),
             )
         };
-        // SAFETY: as above; the other takes no argument.
-        let (has_write_cache, nvme_flush) = unsafe {
+        // SAFETY: as above; one takes no argument.
+        let (write_zeroes, has_write_cache, nvme_flush) = unsafe {
             (
+                sys::pcache_bdev_zeroes_itself(bdev),
                 sys::spdk_bdev_has_write_cache(bdev),
                 sys::pcache_nvme_flush(),
             )
@@ -331,6 +333,7 @@ impl BaseFacts {
         let caps = BaseCaps {
             flush: supports(bdev, sys::SPDK_BDEV_IO_TYPE_FLUSH),
             unmap: supports(bdev, sys::SPDK_BDEV_IO_TYPE_UNMAP),
+            write_zeroes,
         };
         let is_dropped = module_name == "nvme"
             && has_write_cache

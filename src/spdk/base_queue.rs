@@ -91,6 +91,8 @@ pub(super) struct BaseQueue {
     in_flight: Cell<usize>,
     /// Whether `advance` has anything to do.
     news: Cell<bool>,
+    /// Zeroes that the base has failed as WRITE_ZEROES it has taken as data.
+    writes_zeroes: Cell<bool>,
     inner: RefCell<Inner>,
 }
 
@@ -130,6 +132,7 @@ impl BaseQueue {
             copying,
             in_flight: Cell::new(0),
             news: Cell::new(false),
+            writes_zeroes: Cell::new(false),
             inner: RefCell::new(Inner {
                 bounce,
                 ..Inner::default()
@@ -140,6 +143,12 @@ impl BaseQueue {
             queue.release(op);
         }
         Some(queue)
+    }
+
+    /// Whether zeroes have to be written to the base as data, although it claims WRITE_ZEROES. Known before the end of the
+    /// first of these is told.
+    pub(super) fn writes_zeroes(&self) -> bool {
+        self.writes_zeroes.get()
     }
 
     /// Operations that were started and whose end `advance` has not told yet.
@@ -196,6 +205,9 @@ impl BaseQueue {
             } else if self.part_done(index, result) {
                 if result == Err(BaseError::Io) {
                     self.tell_unmap_failure(index);
+                }
+                if result.is_ok() && self.with_op(index, |op| op.is_of_zeroes()) {
+                    self.writes_zeroes.set(true);
                 }
                 let id = self.with_op(index, |op| op.id);
                 self.finish(index);
@@ -445,6 +457,10 @@ impl Op {
             BaseKind::WriteZeroes => (Verb::WriteZeroes, Payload::None),
             BaseKind::Flush => (Verb::Flush, Payload::None),
         };
+    }
+
+    fn is_of_zeroes(&self) -> bool {
+        matches!(self.payload, Payload::Zeroes(..))
     }
 
     fn needs_bounce(&self, copying: Copying) -> bool {

@@ -3,6 +3,7 @@
 
 mod watched;
 
+use super::clearing::{Clearing, Load};
 use super::lost::{self, Lost};
 use super::overlay::Overlay;
 use crate::canary::{self, Canary};
@@ -33,8 +34,10 @@ pub(super) struct Limits {
     /// Only ksets below this.
     pub(super) settled: Seq,
     pub(super) order: WritebackOrder,
-    /// Payload; one kset may go beyond.
-    pub(super) bytes: u64,
+    /// Payload and zeroes; one kset may go beyond.
+    pub(super) load: Load,
+    /// What they count for.
+    pub(super) clearing: Clearing,
     pub(super) key_count: usize,
     /// Part of what comes before this, and of it itself, may be on the base already: a batch goes that far,
     /// whatever else is said here. A salvage goes as far as it has to.
@@ -45,7 +48,8 @@ impl Limits {
     pub(super) const NONE: Limits = Limits {
         settled: Seq(0),
         order: WritebackOrder::Strict,
-        bytes: 0,
+        load: Load::NOTHING,
+        clearing: Clearing::AS_DATA,
         key_count: 0,
         reach: Seq(0),
     };
@@ -58,6 +62,8 @@ pub(super) struct Taken {
     pub(super) last_seq: Option<Seq>,
     pub(super) first_seq: Option<Seq>,
     pub(super) dirty_bytes: u64,
+    /// With zeroes, and what is overwritten as well.
+    load: Load,
     spread: Spread,
     /// A barrier lies between its dirty keys.
     spans: bool,
@@ -68,6 +74,7 @@ impl Taken {
         last_seq: None,
         first_seq: None,
         dirty_bytes: 0,
+        load: Load::NOTHING,
         spread: Spread::Nothing,
         spans: false,
     };
@@ -374,7 +381,7 @@ impl LogReader {
         let keys_end = overlay.key_count() + KEYS_PER_POLL;
         while let Some(&Reverse((seq, segment))) = self.ready.peek() {
             let id = SegId(segment);
-            let full = taken.dirty_bytes >= limits.bytes || overlay.key_count() >= limits.key_count;
+            let full = taken.load.reaches(limits.load) || overlay.key_count() >= limits.key_count;
             let must = seq <= limits.reach || !lost.is_empty();
             if seq >= limits.settled {
                 break;
@@ -416,7 +423,7 @@ impl LogReader {
             self.epoch = epoch;
             taken.spans |= border;
             taken.spread = spread;
-            take_keys(cache, id, &decoded.keys, taken, overlay);
+            take_keys(cache, id, &decoded.keys, limits.clearing, taken, overlay);
             taken.last_seq = Some(seq);
             taken.first_seq.get_or_insert(seq);
             self.ready.pop();
@@ -434,6 +441,7 @@ fn take_keys<P: Pmem>(
     cache: &Cache<P>,
     id: SegId,
     keys: &[Key],
+    clearing: Clearing,
     taken: &mut Taken,
     overlay: &mut Overlay,
 ) {
@@ -444,8 +452,10 @@ fn take_keys<P: Pmem>(
         }
         let payload = start.plus(u64::from(key.payload_off));
         overlay.push(key, payload, cache.geometry.block_shift());
+        let bytes = cache.geometry.bytes(u64::from(key.len_blocks));
+        taken.load += clearing.load(key.kind, bytes);
         if key.kind == KeyKind::Data {
-            taken.dirty_bytes += cache.geometry.bytes(u64::from(key.len_blocks));
+            taken.dirty_bytes += bytes;
         }
     }
 }

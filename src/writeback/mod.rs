@@ -10,6 +10,7 @@
 //! while there is room, a shorter one while there is little.
 
 mod batch;
+mod clearing;
 mod log;
 mod lost;
 mod next;
@@ -17,6 +18,7 @@ mod overlay;
 mod pace;
 mod pass_clean;
 mod salvage;
+mod wanted;
 mod witness;
 
 use crate::canary::{self, Canary};
@@ -29,30 +31,22 @@ use crate::memory::NoMemory;
 use crate::pmem::Pmem;
 use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, Seq};
 pub(crate) use batch::BASE_WRITE_BYTES_MAX;
-use batch::{Batch, Manners};
-use log::{KeysLost, Limits, LogReader};
+use batch::Batch;
+pub(crate) use clearing::BASE_CLEAR_BYTES_MAX;
+use clearing::{BaseRates, Load};
+use log::{KeysLost, LogReader};
 use lost::damage_text;
 use next::{Hurry, Next};
 pub(crate) use pace::excess;
-use pace::{BaseRate, Reasons, Throttle, capacity_bytes, is_urgent};
+use pace::{Reasons, Throttle};
 use salvage::Salvage;
 use std::mem;
 use std::sync::atomic::Ordering;
+use wanted::BATCH_KEYS_MAX;
 
 /// The first pause after an error of the base, and the longest.
 const BACKOFF_NS_MIN: u64 = 50 * NS_PER_MS;
 const BACKOFF_NS_MAX: u64 = 5 * NS_PER_S;
-/// How long the base should need for a batch: while there is room, and while there is little, when a writer
-/// may wait for its end.
-const BATCH_MS: u64 = 60;
-const BATCH_MS_URGENT: u64 = 5;
-/// Payload of a batch: the least limit, and the first.
-const BATCH_BYTES_MIN: u64 = 16 << 20;
-const BATCH_BYTES_MIN_URGENT: u64 = 4 << 20;
-/// A batch takes at most this part of the cache.
-const BATCH_CACHE_PARTS: u64 = 8;
-/// Keys of a batch, at most: bounds the DRAM of both overlays to 18 MiB.
-const BATCH_KEYS_MAX: u64 = 128 << 10;
 /// How often it is looked whether damaged data have been overwritten.
 const DAMAGE_LOOK_NS: u64 = 10 * NS_PER_MS;
 
@@ -84,7 +78,7 @@ pub(crate) struct Writeback {
     batch_start: Now,
     flush_start: Now,
     stopping: bool,
-    base_rate: BaseRate,
+    base_rates: BaseRates,
     backoff_ns: u64,
     reasons: Reasons,
     throttle: Throttle,
@@ -125,7 +119,7 @@ impl Writeback {
             batch_start: Now(0),
             flush_start: Now(0),
             stopping: false,
-            base_rate: BaseRate::default(),
+            base_rates: BaseRates::default(),
             backoff_ns: BACKOFF_NS_MIN,
             reasons: Reasons::default(),
             throttle: Throttle::default(),
@@ -231,29 +225,6 @@ impl Writeback {
         self.in_flight().max(usize::from(unfinished))
     }
 
-    /// Whether there is a reason to write back what no batch has taken yet.
-    fn is_wanted<P: Pmem>(&mut self, context: &Context<'_, P>, settled: Seq, now: Now) -> bool {
-        let cache = context.cache;
-        if !self.log.has_below(settled) {
-            if self.state == State::Idle {
-                cache.end_drains(settled);
-            }
-            return false;
-        }
-        let (taken_upto, taken_bytes) = match self.state {
-            State::Idle | State::Damaged(_) => (cache.dirty_tail(), 0),
-            State::Writing | State::Flushing | State::Backoff(_) => {
-                (self.batch.last_seq, self.batch.dirty_bytes)
-            }
-        };
-        let all = self.reasons.want_all(cache, taken_upto, now);
-        if all || context.urgent || cache.drain_wanted() {
-            self.target = settled;
-        }
-        let less = self.reasons.want_less(cache, taken_bytes);
-        less || taken_upto.0 + 1 < self.target.0
-    }
-
     /// What a checkpoint wants when no batch is under way: the last one has ended, and no other has begun, so
     /// the base is at a cut (INV-CKPT-1).
     fn checkpoint_need<P: Pmem>(&self, cache: &Cache<P>, now: Now) -> CheckpointNeed {
@@ -286,24 +257,6 @@ impl Writeback {
             .store(age_ns / NS_PER_MS, Ordering::Relaxed);
     }
 
-    /// Reads of the application come first as long as nothing is short, and nobody has asked for write-back.
-    fn manners<P: Pmem>(&self, context: &Context<'_, P>) -> Manners {
-        let cache = context.cache;
-        if cache.base_reads.load(Ordering::Relaxed) == 0 {
-            return Manners::Full;
-        }
-        let pressing = context.urgent
-            || is_urgent(cache)
-            || cache.drain_wanted()
-            || self.salvage.is_pending()
-            || cache.checkpoint.is_writing_back();
-        if pressing {
-            Manners::Full
-        } else {
-            Manners::Yielding
-        }
-    }
-
     /// Goes on with the next batch, or begins one if there is a reason.
     fn prepare<P: Pmem>(&mut self, context: &Context<'_, P>, now: Now) -> Progress {
         if !self.look_for_losses(context, now) {
@@ -332,7 +285,7 @@ impl Writeback {
             if !self.next.is_nothing() {
                 self.next.extend(settled);
             } else if self.is_wanted(context, settled, now) {
-                self.next.begin(self.limits(context, settled), now);
+                self.next.begin(self.limits(context, settled, now), now);
             }
         }
         let hurry = if self.state == State::Writing && !self.batch.is_handed_out() {
@@ -348,24 +301,6 @@ impl Writeback {
             histogram.note_length(self.next.begun, now);
         }
         Ok(progress)
-    }
-
-    /// How far the next batch may go.
-    fn limits<P: Pmem>(&self, context: &Context<'_, P>, settled: Seq) -> Limits {
-        let (wanted_ms, bytes_min) = if context.urgent || is_urgent(context.cache) {
-            (BATCH_MS_URGENT, BATCH_BYTES_MIN_URGENT)
-        } else {
-            (BATCH_MS, BATCH_BYTES_MIN)
-        };
-        let bytes = self.base_rate.bytes_in(wanted_ms).max(bytes_min);
-        let bytes_max = (capacity_bytes(context.cache) / BATCH_CACHE_PARTS).max(1);
-        Limits {
-            settled,
-            order: context.order,
-            bytes: bytes.min(bytes_max),
-            key_count: BATCH_KEYS_MAX as usize,
-            reach: context.tails.batch_end,
-        }
     }
 
     /// Begins to write the batch that is ready.
@@ -420,16 +355,21 @@ impl Writeback {
             context.tails.batch_end
         );
         let (cache, manners) = (context.cache, self.manners(context));
-        let bytes_max = if self.stopping && !canary::is(Canary::StopKeepsToRate) {
+        let data_bytes = if self.stopping && !canary::is(Canary::StopKeepsToRate) {
             // Whoever stops waits for it.
             budget.base_write_bytes
         } else {
             self.throttle.allowance(cache, budget.base_write_bytes, now)
         };
+        let load_max = Load {
+            data_bytes,
+            cleared_bytes: budget.base_clear_bytes,
+        };
         let started = self
             .batch
-            .start_ops(cache, context.tails, manners, bytes_max, now, out);
-        self.throttle.take(started.unwrap_or(0));
+            .start_ops(cache, context.tails, manners, load_max, now, out);
+        self.throttle
+            .take(started.map_or(0, |load| load.data_bytes));
         if !self.batch.is_done() {
             return match started {
                 Some(_) => Progress::Busy,
@@ -459,6 +399,11 @@ impl Writeback {
         Progress::Busy
     }
 
+    /// Zeroes were written to the base as data although it claims to take them itself.
+    pub(crate) fn note_failed_zeroes(&mut self) {
+        self.batch.clearing_base.note_failed_zeroes();
+    }
+
     /// An operation has ended.
     pub(crate) fn on_base_done<P: Pmem>(
         &mut self,
@@ -470,7 +415,7 @@ impl Writeback {
         if op != FLUSH_OP {
             let errors = &context.counters.base_write_errors;
             errors.add(u64::from(result.is_err()));
-            if let Some(error) = self.batch.on_done(context.cache, op, result, now) {
+            if let Some(error) = self.batch.on_done(op, result, now) {
                 self.batch.look_for_cause(context.cache, op);
                 note_error(context, "write", error);
             }
@@ -494,11 +439,11 @@ impl Writeback {
     }
 
     /// An operation has ended after an internal error: the base owes it no more.
-    pub(crate) fn count_off<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId, now: Now) {
+    pub(crate) fn count_off(&mut self, op: BaseOpId, now: Now) {
         if op == FLUSH_OP {
             self.state = State::Idle;
         } else {
-            self.batch.on_done(cache, op, Ok(()), now);
+            self.batch.on_done(op, Ok(()), now);
         }
     }
 
@@ -549,6 +494,7 @@ impl Writeback {
         }
         context.tails.dirty_tail = batch.last_seq;
         let (dirty_bytes, written_bytes) = (batch.dirty_bytes, batch.written_bytes);
+        let zeroes_bytes = batch.written.data_bytes - written_bytes;
         self.learn_rate(now);
         self.backoff_ns = BACKOFF_NS_MIN;
         self.salvage.end();
@@ -567,6 +513,7 @@ impl Writeback {
         counters.writeback_batches.add(1);
         counters.writeback_dirty_bytes.add(dirty_bytes);
         counters.writeback_bytes.add(written_bytes);
+        counters.writeback_zeroes_bytes.add(zeroes_bytes);
         counters
             .absorbed_bytes
             .add(dirty_bytes.saturating_sub(written_bytes));
@@ -577,11 +524,10 @@ impl Writeback {
         }
     }
 
-    /// Learns from a batch what the base takes: data that were written, not those that overwrites have absorbed. Of
-    /// zeroes it is not known what they cost; counted as nothing, they make the next batches shorter at worst.
+    /// Learns from a batch what the base takes.
     fn learn_rate(&mut self, now: Now) {
         let took_ns = now.since_ns(self.batch_start);
-        self.base_rate.learn(self.batch.written_bytes, took_ns);
+        self.base_rates.learn(self.batch.written, took_ns);
     }
 
     /// Because of damage: whoever waits for the base waits in vain.

@@ -221,7 +221,7 @@ impl Writeback {
         tell(cache);
         let limits = Limits {
             reach: Seq(u64::MAX),
-            ..self.limits(context, Seq(0))
+            ..self.limits(context, Seq(0), now)
         };
         let stage = if canary::is(Canary::SalvageLaidBelow) {
             Stage::Visiting(0)

@@ -124,15 +124,20 @@ def test_reset_ends_a_read_that_hangs_on_the_base(host: Host, media: Path, seed:
     app.stop()
 
 
-def test_base_that_fails_write_zeroes_gets_them_as_data(host: Host, media: Path, seed: int):
-    """SPDK's aio bdev claims WRITE ZEROES, which fails on tmpfs, every time."""
+@pytest.mark.parametrize("claims", [True, False])
+def test_base_without_write_zeroes_gets_them_as_data(host: Host, media: Path, seed: int, claims: bool):
+    """SPDK's aio bdev claims WRITE ZEROES, which tmpfs always fails; or it does not, and SPDK writes."""
     storage = Storage(media)
     client = storage.client(seed)
-    bdevs = [storage.aio_base(), storage.cache()]
-    session = start_session(host, bdevs, target=NvmfTarget)
+    base = storage.aio_base()
+    base["params"]["fallocate"] = claims
+    session = start_session(host, [base, storage.cache()], target=NvmfTarget)
     assert_intact(client.write(session.url, writes=400, zero_percent=30, seconds=20))
-    assert cache_stats(session.rpc)["requests.write_zeroes"] > 0
     drain(session.rpc)
+    stats = cache_stats(session.rpc)
+    assert stats["requests.write_zeroes"] > 0
+    assert stats["bytes.core_volume_zeroes"] > 0
+    assert session.app.log().count("the base device fails WRITE_ZEROES") == claims
     assert_intact(client.verify(session.url))
     assert_intact(client.verify_file(storage.base_file))
     session.app.stop()

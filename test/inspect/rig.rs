@@ -54,6 +54,7 @@ impl Kind {
             base_caps: BaseCaps {
                 flush: true,
                 unmap: true,
+                write_zeroes: true,
             },
             format,
             new_uuid: *b"uuid of a cache.",

@@ -249,6 +249,7 @@ fn options() -> OpenOptions {
         base_caps: BaseCaps {
             flush: true,
             unmap: true,
+            write_zeroes: true,
         },
         format: FormatPolicy::Auto,
         new_uuid: [9; 16],

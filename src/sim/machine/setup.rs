@@ -74,6 +74,7 @@ impl Default for Setup {
             base_caps: BaseCaps {
                 flush: true,
                 unmap: true,
+                write_zeroes: true,
             },
             base_fails_unmaps: false,
             core_count: 2,

@@ -12,7 +12,10 @@ pub(super) fn unmapped_data_do_not_come_back(context: &mut Context) -> Result<()
     let seed = context.seed;
     for (unmap, says_no) in [(true, false), (true, true), (false, false)] {
         let setup = Setup {
-            base_caps: BaseCaps { flush: true, unmap },
+            base_caps: BaseCaps {
+                unmap,
+                ..Setup::default().base_caps
+            },
             yield_percent: 5,
             ..Setup::default()
         };

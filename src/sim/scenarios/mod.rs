@@ -95,6 +95,7 @@ scenarios! {
     17 metadata::a_recovery_that_is_cut_again_and_again_finds_the_same,
     18 reclaim::an_orderly_stop_while_everything_is_full_keeps_everything,
     18 writeback::an_orderly_stop_does_not_wait_for_the_rate_of_write_back,
+    18 unmaps::zeroes_keep_to_the_rate_where_the_base_gets_them_as_data,
     19 opening::a_format_can_be_cut_anywhere,
     19 opening::a_format_over_an_old_cache_leaves_the_old_one_or_the_new_one,
     20 opening::a_wrong_base_is_refused_and_nothing_is_written,

@@ -1,9 +1,10 @@
-//! A base that claims unmaps and fails them: item 16.
+//! A base that claims unmaps and fails them: item 16. One that gets zeroes as data: item 18.
 
+use super::writeback::lowest_rate;
 use super::{Context, apply, check, get_well, in_order};
-use crate::engine::Health;
+use crate::engine::{BaseCaps, Health};
 use crate::sim::base::{Faults, SimBase};
-use crate::sim::machine::Machine;
+use crate::sim::machine::{Machine, Setup};
 use crate::sim::model::Violation;
 use crate::sim::script::Step;
 
@@ -94,4 +95,37 @@ pub(super) fn a_base_that_fails_everything_is_not_asked_in_three_ways_again_and_
         get_well(&machine)?;
         Ok(machine)
     })
+}
+
+/// Whoever writes zeroes to the base may write no faster than anything else; what it unmaps itself is not written.
+pub(super) fn zeroes_keep_to_the_rate_where_the_base_gets_them_as_data(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    for unmap in [false, true] {
+        let setup = Setup {
+            settings: lowest_rate(),
+            base_caps: BaseCaps {
+                unmap,
+                write_zeroes: false,
+                ..Setup::default().base_caps
+            },
+            ..in_order()
+        };
+        let mut steps: Vec<_> = (0..4).map(|n| Step::Unmap(0, n * 8, 5)).collect();
+        steps.extend([Step::Settle, Step::DrainStart, Step::Turns(30)]);
+        let machine = apply(context.machine(&setup)?, &steps)?;
+        let is_done = |machine: &Machine| !machine.cache().drain_status().in_progress;
+        check(is_done(&machine) || !unmap, || {
+            "what the base unmaps itself waits for the rate".to_owned()
+        })?;
+        check(!is_done(&machine) || unmap, || {
+            "zeroes are written faster than the rate".to_owned()
+        })?;
+        let machine = apply(machine, &[Step::Pass(1_100), Step::Turns(30)])?;
+        check(is_done(&machine), || {
+            "zeroes wait for longer than the rate says".to_owned()
+        })?;
+        machine.verdict()?;
+    }
+    Ok(())
 }

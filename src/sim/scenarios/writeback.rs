@@ -70,7 +70,10 @@ pub(super) fn a_journal_on_the_base_is_always_consistent(
 ) -> Result<(), Violation> {
     for flush in [true, false] {
         let setup = Setup {
-            base_caps: BaseCaps { flush, unmap: true },
+            base_caps: BaseCaps {
+                flush,
+                ..Setup::default().base_caps
+            },
             ..in_order()
         };
         context.cut_script(&setup, &journal(8))?;

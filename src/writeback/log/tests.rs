@@ -69,7 +69,10 @@ impl Taking {
             log,
             limits: Limits {
                 settled: cache.seq_settled(),
-                bytes: u64::MAX,
+                load: Load {
+                    data_bytes: u64::MAX,
+                    cleared_bytes: u64::MAX,
+                },
                 key_count: usize::MAX,
                 ..Limits::NONE
             },

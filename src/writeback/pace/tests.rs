@@ -8,7 +8,7 @@ use crate::sim::machine::Setup;
 use crate::sim::pmem::SimPmem;
 use crate::sim::recover;
 use crate::units::Lba;
-use crate::writeback::Writeback;
+use crate::writeback::{Load, Writeback};
 use std::sync::Arc;
 
 const PAGE_BLOCKS: u64 = 8;
@@ -212,9 +212,9 @@ fn what_overwrites_have_absorbed_says_nothing_about_the_base() {
     let mut writeback = Writeback::new(&rig.cache.geometry).unwrap();
     let mut batch = |dirty_bytes: u64, written_bytes: u64, took_ns: u64| {
         writeback.batch.dirty_bytes = dirty_bytes;
-        writeback.batch.written_bytes = written_bytes;
+        writeback.batch.written.data_bytes = written_bytes;
         writeback.learn_rate(Now(took_ns));
-        writeback.base_rate.bytes_in(1)
+        writeback.base_rates.load_in(1, Load::NOTHING).data_bytes
     };
     // 8 MiB in 40 ms.
     let rate = batch(8 << 20, 8 << 20, 40 * NS_PER_MS);

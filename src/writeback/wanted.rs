@@ -1,0 +1,103 @@
+//! Whether there is a reason for another batch, how far it may go, and how much of the base it may take.
+
+use super::batch::Manners;
+use super::clearing::Load;
+use super::log::Limits;
+use super::pace::{capacity_bytes, is_urgent};
+use super::{Context, State, Writeback};
+use crate::pmem::Pmem;
+use crate::units::{Now, Seq};
+use std::sync::atomic::Ordering;
+
+/// How long the base should need for a batch: while there is room, and while there is little, when a writer
+/// may wait for its end.
+const BATCH_MS: u64 = 60;
+const BATCH_MS_URGENT: u64 = 5;
+/// What a batch may take: the least limit, and the first. A base that writes zeroes at 500 MB/s needs that time for what is
+/// cleared.
+const BATCH_MIN: Load = Load {
+    data_bytes: 16 << 20,
+    cleared_bytes: 32 << 20,
+};
+const BATCH_MIN_URGENT: Load = Load {
+    data_bytes: 4 << 20,
+    cleared_bytes: 4 << 20,
+};
+/// A batch takes at most this part of the cache.
+const BATCH_CACHE_PARTS: u64 = 8;
+/// Keys of a batch, at most: bounds the DRAM of both overlays to 18 MiB.
+pub(super) const BATCH_KEYS_MAX: u64 = 128 << 10;
+
+impl Writeback {
+    /// Whether there is a reason to write back what no batch has taken yet.
+    pub(super) fn is_wanted<P: Pmem>(
+        &mut self,
+        context: &Context<'_, P>,
+        settled: Seq,
+        now: Now,
+    ) -> bool {
+        let cache = context.cache;
+        if !self.log.has_below(settled) {
+            if self.state == State::Idle {
+                cache.end_drains(settled);
+            }
+            return false;
+        }
+        let (taken_upto, taken_bytes) = match self.state {
+            State::Idle | State::Damaged(_) => (cache.dirty_tail(), 0),
+            State::Writing | State::Flushing | State::Backoff(_) => {
+                (self.batch.last_seq, self.batch.dirty_bytes)
+            }
+        };
+        let all = self.reasons.want_all(cache, taken_upto, now);
+        if all || context.urgent || cache.drain_wanted() {
+            self.target = settled;
+        }
+        let less = self.reasons.want_less(cache, taken_bytes);
+        less || taken_upto.0 + 1 < self.target.0
+    }
+
+    /// Reads of the application come first as long as nothing is short, and nobody has asked for write-back.
+    pub(super) fn manners<P: Pmem>(&self, context: &Context<'_, P>) -> Manners {
+        let cache = context.cache;
+        if cache.base_reads.load(Ordering::Relaxed) == 0 {
+            return Manners::Full;
+        }
+        let pressing = context.urgent
+            || is_urgent(cache)
+            || cache.drain_wanted()
+            || self.salvage.is_pending()
+            || cache.checkpoint.is_writing_back();
+        if pressing {
+            Manners::Full
+        } else {
+            Manners::Yielding
+        }
+    }
+
+    /// How far the next batch may go.
+    pub(super) fn limits<P: Pmem>(
+        &self,
+        context: &Context<'_, P>,
+        settled: Seq,
+        now: Now,
+    ) -> Limits {
+        let cache = context.cache;
+        let (wanted_ms, least) = if context.urgent || is_urgent(cache) {
+            (BATCH_MS_URGENT, BATCH_MIN_URGENT)
+        } else {
+            (BATCH_MS, BATCH_MIN)
+        };
+        let mut load = self.base_rates.load_in(wanted_ms, least);
+        let data_bytes_max = (capacity_bytes(cache) / BATCH_CACHE_PARTS).max(1);
+        load.data_bytes = load.data_bytes.min(data_bytes_max);
+        Limits {
+            settled,
+            order: context.order,
+            load,
+            clearing: self.batch.clearing_base.clearing(cache.base_caps, now),
+            key_count: BATCH_KEYS_MAX as usize,
+            reach: context.tails.batch_end,
+        }
+    }
+}
