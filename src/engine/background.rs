@@ -5,7 +5,7 @@ use super::cache_memory::BackgroundMemory;
 use super::health::{Health, StallWatch};
 use super::io::{BaseError, BaseOpId, Outbox, Progress};
 use super::stats::Counters;
-use crate::gc::Gc;
+use crate::gc::{Gc, Lack};
 use crate::media::Tails;
 use crate::pmem::Pmem;
 use crate::scrub::{self, Scrub};
@@ -44,8 +44,8 @@ impl Pressure {
     pub(crate) const NONE: Pressure = Pressure(0);
     /// Requests wait for it.
     pub const WAITING: Pressure = Pressure(100);
-    /// A drain or a checkpoint was asked for, a write waits for the base, keys are lost, or nothing can be reclaimed
-    /// before more is written back.
+    /// A drain or a checkpoint was asked for, a write waits for the base, keys are lost, or few segments are free and nothing
+    /// can be reclaimed before more is written back.
     pub(crate) const WANTED: Pressure = Pressure(60);
     /// As long as nobody waits.
     const MAX: u64 = 90;
@@ -135,7 +135,7 @@ impl<P: Pmem> Background<P> {
             self.cache.background_counters(),
         );
         let mut context = context(&self.cache, &mut self.tails);
-        context.urgent = self.gc.needs_writeback();
+        context.lack = self.gc.lack();
         let written = self.writeback.poll(&mut context, now, budget, out);
         let mut context = scrub::Context {
             cache: &self.cache,
@@ -245,7 +245,7 @@ impl<P: Pmem> Background<P> {
         let space = Pressure::of(missing, wanted);
         let dirty = crate::writeback::excess(cache);
         let dirty = Pressure::of(dirty.part, dirty.whole);
-        let wanted = self.gc.needs_writeback()
+        let wanted = self.gc.lack() >= Lack::Free
             || self.writeback.is_salvaging()
             || cache.drain_wanted()
             || cache.checkpoint.is_writing_back();
@@ -302,7 +302,7 @@ fn context<'a, P>(cache: &'a Cache<P>, tails: &'a mut Tails) -> Context<'a, P> {
         agent: BACKGROUND_AGENT,
         counters: cache.background_counters(),
         order: cache.settings.writeback_order(),
-        urgent: false,
+        lack: Lack::Nothing,
     }
 }
 

@@ -68,7 +68,8 @@ use SettingValueKind::{Flag, Number, Words};
 
 settings! {
     /// Share of used segments, in percent, above which clean ones are reclaimed. 70, as in the kernel's
-    /// target: what is free takes a burst of writes without waiting, and most of the cache still holds data.
+    /// target: what is free takes a burst of writes without waiting, and most of the cache still holds data. If none
+    /// is clean, dirty ones are written back first, but for what the marks below leave alone.
     GcPercent = 0, "gc_percent", 70, Number { min: 0, max: 90 };
     /// In which order dirty data reach the base. Strict: the base can be mounted at any moment.
     WritebackOrder = 1, "writeback_order", 0, Words(&["strict", "relaxed"]);

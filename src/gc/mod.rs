@@ -50,6 +50,20 @@ enum State {
     Probing(SegId, u64),
 }
 
+/// Why something is to be reclaimed, and nothing can be before more is written back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lack {
+    /// That is not so.
+    #[default]
+    Nothing,
+    /// More than `gc_percent` of the segments are in use. That is ahead of need, and not urgent.
+    Ahead,
+    /// Fewer segments are free than are kept ready.
+    Free,
+    /// Writers wait for room.
+    Room,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Gc {
@@ -61,7 +75,9 @@ pub(crate) struct Gc {
     /// meanwhile.
     lent: Vec<SegId>,
     is_needed: bool,
-    needs_writeback: bool,
+    lack: Lack,
+    /// The dirty tail when that was found.
+    lack_tail: Seq,
 }
 
 impl Gc {
@@ -73,14 +89,15 @@ impl Gc {
             census: Census::new(geometry.segment_count() as usize)?,
             lent: memory::with_room("reclaiming", geometry.segment_count() as usize)?,
             is_needed: false,
-            needs_writeback: false,
+            lack: Lack::Nothing,
+            lack_tail: Seq(0),
             watch: Watch::default(),
         })
     }
 
-    /// Space is wanted, and nothing can be reclaimed before more is written back.
-    pub(crate) fn needs_writeback(&self) -> bool {
-        self.needs_writeback
+    /// What only write-back can help against.
+    pub(crate) fn lack(&self) -> Lack {
+        self.lack
     }
 
     pub(crate) fn poll<P: Pmem>(
@@ -90,6 +107,10 @@ impl Gc {
         agent: Agent,
         counters: &Counters,
     ) -> Progress {
+        if self.lack_tail != cache.dirty_tail() {
+            // What has become clean since may be enough.
+            self.lack = Lack::Nothing;
+        }
         // A victim is chosen by what is in use now, unless somebody waits for it.
         let is_urgent = cache.space_wanted.load(Ordering::Acquire);
         if matches!(self.state, State::Idle)
@@ -166,12 +187,10 @@ impl Gc {
 
     fn choose<P: Pmem>(&mut self, cache: &Cache<P>, agent: Agent, counters: &Counters) -> Progress {
         let segments = &cache.segments;
-        let short = segments.free_count() < cache.free_segments_wanted();
-        let gc_percent = cache.settings.get(Setting::GcPercent) as usize;
-        let above = cache.segments_used() * 100 > cache.segments_in_service() * gc_percent;
-        let wanted = cache.space_wanted.load(Ordering::Acquire);
-        self.needs_writeback = false;
-        self.is_needed = short || above || wanted;
+        let lack = need(cache);
+        let wanted = lack == Lack::Room;
+        self.lack = Lack::Nothing;
+        self.is_needed = lack != Lack::Nothing;
         if !(self.is_needed || segments.has_suspects()) {
             return Progress::Idle;
         }
@@ -185,7 +204,7 @@ impl Gc {
         };
         let dirty_tail = cache.dirty_tail();
         let Some((id, plan)) = self.look(cache, wish) else {
-            self.needs_writeback = self.is_needed;
+            (self.lack, self.lack_tail) = (lack, dirty_tail);
             if wanted {
                 seal_special_streams(cache, agent);
             }
@@ -270,6 +289,20 @@ impl Gc {
             State::Sweeping(id, bucket)
         };
         Progress::Busy
+    }
+}
+
+/// What speaks for reclaiming.
+fn need<P: Pmem>(cache: &Cache<P>) -> Lack {
+    let gc_percent = cache.settings.get(Setting::GcPercent) as usize;
+    if cache.space_wanted.load(Ordering::Acquire) {
+        Lack::Room
+    } else if cache.segments.free_count() < cache.free_segments_wanted() {
+        Lack::Free
+    } else if cache.segments_used() * 100 > cache.segments_in_service() * gc_percent {
+        Lack::Ahead
+    } else {
+        Lack::Nothing
     }
 }
 

@@ -26,6 +26,7 @@ use crate::engine::{
     BaseError, BaseKind, BaseOpId, BaseRequest, Budget, Cache, CheckpointNeed, Counters, Health,
     Outbox, Progress, WritebackOrder,
 };
+use crate::gc::Lack;
 use crate::media::{Geometry, KEY_SIZE_BYTES, KSET_KEYS_MAX, Tails};
 use crate::memory::NoMemory;
 use crate::pmem::Pmem;
@@ -98,8 +99,8 @@ pub(crate) struct Context<'a, P> {
     pub(crate) agent: Agent,
     pub(crate) counters: &'a Counters,
     pub(crate) order: WritebackOrder,
-    /// Somebody needs space that only write-back can make.
-    pub(crate) urgent: bool,
+    /// For want of what something has to become clean.
+    pub(crate) lack: Lack,
 }
 
 impl Writeback {
@@ -284,8 +285,9 @@ impl Writeback {
             self.settled = settled;
             if !self.next.is_nothing() {
                 self.next.extend(settled);
-            } else if self.is_wanted(context, settled, now) {
-                self.next.begin(self.limits(context, settled, now), now);
+            } else if let Some(extent) = self.wanted(context, settled, now) {
+                let limits = self.limits(context, settled, extent, now);
+                self.next.begin(limits, now);
             }
         }
         let hurry = if self.state == State::Writing && !self.batch.is_handed_out() {

@@ -41,6 +41,28 @@ pub(super) fn is_urgent<P: Pmem>(cache: &Cache<P>) -> bool {
     dirty_percent(cache, 0) >= high + (100 - high) / 5
 }
 
+/// Whether more is dirty, apart from this, than the mark says at which write-back for want of room ends.
+pub(super) fn is_above_low<P: Pmem>(cache: &Cache<P>, apart_bytes: u64) -> bool {
+    dirty_percent(cache, apart_bytes) > low_percent(cache)
+}
+
+/// How much more.
+pub(super) fn bytes_above_low<P: Pmem>(cache: &Cache<P>, apart_bytes: u64) -> u64 {
+    let dirty_bytes = cache.dirty_bytes.load(Ordering::Relaxed);
+    let low_bytes = capacity_bytes(cache) / 100 * low_percent(cache);
+    dirty_bytes.saturating_sub(apart_bytes + low_bytes)
+}
+
+/// Whether more segments are in use than the upper mark says.
+pub(super) fn is_used_above_high<P: Pmem>(cache: &Cache<P>) -> bool {
+    let (used, all) = (cache.segments_used(), cache.segments_in_service());
+    used as u64 * 100 >= all as u64 * high_percent(cache)
+}
+
+fn low_percent<P: Pmem>(cache: &Cache<P>) -> u64 {
+    u64::from(cache.settings.get(Setting::DirtyLowPercent))
+}
+
 fn high_percent<P: Pmem>(cache: &Cache<P>) -> u64 {
     u64::from(cache.settings.get(Setting::DirtyHighPercent))
 }
@@ -98,9 +120,8 @@ impl Reasons {
 
     /// Whether there is more dirty than there should be, apart from what the batch under way takes.
     pub(super) fn want_less<P: Pmem>(&mut self, cache: &Cache<P>, apart_bytes: u64) -> bool {
-        let percent = dirty_percent(cache, apart_bytes);
-        let low = u64::from(cache.settings.get(Setting::DirtyLowPercent));
-        self.is_lowering = percent >= high_percent(cache) || (self.is_lowering && percent > low);
+        let is_high = dirty_percent(cache, apart_bytes) >= high_percent(cache);
+        self.is_lowering = is_high || (self.is_lowering && is_above_low(cache, apart_bytes));
         self.is_lowering
     }
 }

@@ -35,6 +35,7 @@
 use super::log::Limits;
 use super::lost::{Lost, RANGES_NAMED, damage_text};
 use super::next::{Next, Step};
+use super::wanted::Extent;
 use super::{Context, DAMAGE_LOOK_NS, State, Writeback};
 use crate::canary::{self, Canary};
 use crate::engine::{
@@ -221,7 +222,7 @@ impl Writeback {
         tell(cache);
         let limits = Limits {
             reach: Seq(u64::MAX),
-            ..self.limits(context, Seq(0), now)
+            ..self.limits(context, Seq(0), Extent::Batch, now)
         };
         let stage = if canary::is(Canary::SalvageLaidBelow) {
             Stage::Visiting(0)

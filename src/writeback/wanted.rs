@@ -3,8 +3,10 @@
 use super::batch::Manners;
 use super::clearing::Load;
 use super::log::Limits;
-use super::pace::{capacity_bytes, is_urgent};
+use super::pace::{bytes_above_low, capacity_bytes, is_above_low, is_urgent, is_used_above_high};
 use super::{Context, State, Writeback};
+use crate::engine::Cache;
+use crate::gc::Lack;
 use crate::pmem::Pmem;
 use crate::units::{Now, Seq};
 use std::sync::atomic::Ordering;
@@ -28,33 +30,62 @@ const BATCH_CACHE_PARTS: u64 = 8;
 /// Keys of a batch, at most: bounds the DRAM of both overlays to 18 MiB.
 pub(super) const BATCH_KEYS_MAX: u64 = 128 << 10;
 
+/// How much of what is dirty the next batch is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// As much as is dirty above the lower mark.
+    ToLowerMark,
+    /// As much as makes a batch.
+    Batch,
+}
+
 impl Writeback {
     /// Whether there is a reason to write back what no batch has taken yet.
-    pub(super) fn is_wanted<P: Pmem>(
+    pub(super) fn wanted<P: Pmem>(
         &mut self,
         context: &Context<'_, P>,
         settled: Seq,
         now: Now,
-    ) -> bool {
+    ) -> Option<Extent> {
         let cache = context.cache;
         if !self.log.has_below(settled) {
             if self.state == State::Idle {
                 cache.end_drains(settled);
             }
-            return false;
+            return None;
         }
-        let (taken_upto, taken_bytes) = match self.state {
-            State::Idle | State::Damaged(_) => (cache.dirty_tail(), 0),
-            State::Writing | State::Flushing | State::Backoff(_) => {
-                (self.batch.last_seq, self.batch.dirty_bytes)
-            }
-        };
+        let taken_upto = self
+            .under_way()
+            .map_or(cache.dirty_tail(), |(upto, _)| upto);
         let all = self.reasons.want_all(cache, taken_upto, now);
-        if all || context.urgent || cache.drain_wanted() {
+        if all || context.lack == Lack::Room || cache.drain_wanted() {
             self.target = settled;
         }
-        let less = self.reasons.want_less(cache, taken_bytes);
-        less || taken_upto.0 + 1 < self.target.0
+        // Kept up to date, whatever else is wanted.
+        let is_above = self.reasons.want_less(cache, self.taken_bytes());
+        if taken_upto.0 + 1 < self.target.0 || context.lack >= Lack::Free {
+            return Some(Extent::Batch);
+        }
+        if is_above {
+            return Some(Extent::ToLowerMark);
+        }
+        // What the batch under way makes clean may be enough.
+        let is_ahead = context.lack == Lack::Ahead && self.state == State::Idle;
+        if is_ahead { ahead(cache) } else { None }
+    }
+
+    /// Up to where the batch under way goes, and how much it makes clean.
+    fn under_way(&self) -> Option<(Seq, u64)> {
+        match self.state {
+            State::Idle | State::Damaged(_) => None,
+            State::Writing | State::Flushing | State::Backoff(_) => {
+                Some((self.batch.last_seq, self.batch.dirty_bytes))
+            }
+        }
+    }
+
+    fn taken_bytes(&self) -> u64 {
+        self.under_way().map_or(0, |(_, bytes)| bytes)
     }
 
     /// Reads of the application come first as long as nothing is short, and nobody has asked for write-back.
@@ -63,7 +94,7 @@ impl Writeback {
         if cache.base_reads.load(Ordering::Relaxed) == 0 {
             return Manners::Full;
         }
-        let pressing = context.urgent
+        let pressing = context.lack >= Lack::Free
             || is_urgent(cache)
             || cache.drain_wanted()
             || self.salvage.is_pending()
@@ -80,10 +111,11 @@ impl Writeback {
         &self,
         context: &Context<'_, P>,
         settled: Seq,
+        extent: Extent,
         now: Now,
     ) -> Limits {
         let cache = context.cache;
-        let (wanted_ms, least) = if context.urgent || is_urgent(cache) {
+        let (wanted_ms, least) = if context.lack >= Lack::Free || is_urgent(cache) {
             (BATCH_MS_URGENT, BATCH_MIN_URGENT)
         } else {
             (BATCH_MS, BATCH_MIN)
@@ -91,6 +123,10 @@ impl Writeback {
         let mut load = self.base_rates.load_in(wanted_ms, least);
         let data_bytes_max = (capacity_bytes(cache) / BATCH_CACHE_PARTS).max(1);
         load.data_bytes = load.data_bytes.min(data_bytes_max);
+        if extent == Extent::ToLowerMark {
+            let above_bytes = bytes_above_low(cache, self.taken_bytes());
+            load.data_bytes = load.data_bytes.min(above_bytes.max(1));
+        }
         Limits {
             settled,
             order: context.order,
@@ -99,5 +135,18 @@ impl Writeback {
             key_count: BATCH_KEYS_MAX as usize,
             reach: context.tails.batch_end,
         }
+    }
+}
+
+/// Reclaiming ahead of need finds nothing clean. It gets something as long as more is dirty than the lower mark says, and
+/// below that only where little data take so many segments that these would be above the upper mark: small writes, and
+/// unmaps.
+fn ahead<P: Pmem>(cache: &Cache<P>) -> Option<Extent> {
+    if is_above_low(cache, 0) {
+        Some(Extent::ToLowerMark)
+    } else if is_used_above_high(cache) {
+        Some(Extent::Batch)
+    } else {
+        None
     }
 }

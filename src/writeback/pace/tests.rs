@@ -26,6 +26,10 @@ struct Rig {
 
 impl Rig {
     fn new(settings: &[(Setting, u32)]) -> Self {
+        Self::with_gc_percent(90, settings)
+    }
+
+    fn with_gc_percent(gc_percent: u8, settings: &[(Setting, u32)]) -> Self {
         static ZEROES: [u8; 4096] = [0; 4096];
         let change = settings
             .iter()
@@ -36,7 +40,7 @@ impl Rig {
             segment_size_bytes: 64 << 10,
             segment_count: 32,
             block_count: 1 << 16,
-            gc_percent: 90,
+            gc_percent,
             settings: change,
             ..Setup::default()
         };
@@ -111,6 +115,18 @@ impl Rig {
     fn dirty_percent(&self) -> u64 {
         dirty_percent(&self.cache, 0)
     }
+
+    fn used_percent(&self) -> usize {
+        self.cache.segments_used() * 100 / self.cache.segments_in_service()
+    }
+}
+
+fn marks(low: u32, high: u32) -> [(Setting, u32); 3] {
+    [
+        (Setting::DirtyLowPercent, low),
+        (Setting::DirtyHighPercent, high),
+        NO_AGE,
+    ]
 }
 
 const NO_AGE: (Setting, u32) = (Setting::DirtyAgeS, 0);
@@ -136,6 +152,99 @@ fn write_back_begins_at_the_upper_mark_and_ends_at_the_lower() {
     rig.write_pages(200..220);
     rig.pass_ms(1_000_000);
     assert_eq!(rig.base_writes, written, "between the marks again");
+}
+
+#[test]
+fn reclaiming_ahead_of_need_leaves_alone_what_the_lower_mark_does() {
+    let mut rig = Rig::with_gc_percent(70, &marks(60, 80));
+    let mut page = 0;
+    while rig.base_writes == 0 {
+        rig.write_pages(page..page + 1);
+        let used = rig.used_percent();
+        rig.run();
+        assert!(rig.base_writes == 0 || used > 70, "at {used} percent");
+        page += 1;
+    }
+    // More than the cache holds. A batch ends with the page that is the first below the mark.
+    let mut least = 100;
+    for page in page..1000 {
+        rig.write_pages(page..page + 1);
+        rig.run();
+        least = least.min(rig.dirty_percent());
+    }
+    rig.pass_ms(1_000_000);
+    assert!(rig.base_writes > 0);
+    assert!(rig.used_percent() <= 70, "{} percent", rig.used_percent());
+    let now = rig.dirty_percent();
+    assert!(
+        (59..=70).contains(&now) && least >= 59,
+        "{least}, then {now} percent"
+    );
+    assert_eq!(rig.cache.stats().stalls, 0);
+}
+
+#[test]
+fn reclaiming_ahead_of_need_is_not_urgent() {
+    let mut rig = Rig::with_gc_percent(50, &marks(10, 80));
+    // Every other page: a base write for each. The base answers none.
+    rig.cache.base_reads.store(1, Ordering::Relaxed);
+    let mut pages = (0..).step_by(2);
+    while rig.used_percent() <= 60 {
+        rig.write_pages(pages.by_ref().take(1));
+        (0..20).for_each(|_| drop(rig.turn()));
+    }
+    assert_eq!(rig.base_writes, 2, "reads of the base come first");
+    assert_eq!(rig.background.pressure().percent(), 0);
+    // Fewer segments are free than are kept ready.
+    while rig.cache.segments.free_count() >= rig.cache.free_segments_wanted() {
+        rig.write_pages(pages.by_ref().take(1));
+        (0..20).for_each(|_| drop(rig.turn()));
+    }
+    (0..20).for_each(|_| drop(rig.turn()));
+    assert!(rig.base_writes > 20);
+    assert!(rig.background.pressure().percent() >= 60);
+}
+
+#[test]
+fn room_is_made_before_writers_wait_however_high_the_marks_are() {
+    let mut rig = Rig::with_gc_percent(90, &marks(94, 95));
+    let mut least = 100;
+    for page in 0..2000 {
+        // It would wait if there were no room.
+        rig.write_pages(page..page + 1);
+        rig.run();
+        if rig.base_writes > 0 {
+            least = least.min(rig.dirty_percent());
+        }
+    }
+    assert_eq!(rig.cache.stats().stalls, 0);
+    assert!(least >= 50, "only {least} percent were left dirty");
+}
+
+#[test]
+fn what_takes_segments_and_has_few_bytes_is_written_back_above_the_upper_mark() {
+    let mut rig = Rig::with_gc_percent(40, &marks(20, 60));
+    let mut page = 0;
+    let mut unmap_until = |rig: &mut Rig, percent| {
+        while rig.used_percent() < percent && rig.cache.info().dirty_tail == 0 {
+            let before = rig.used_percent();
+            rig.change(Op::Unmap, page % 300);
+            page += 1;
+            if rig.used_percent() != before {
+                rig.run();
+            }
+        }
+    };
+    unmap_until(&mut rig, 55);
+    assert_eq!(rig.cache.info().dirty_tail, 0, "that can wait");
+    let is_full = rig.cache.segments_in_service() * 60 / 100;
+    while rig.cache.info().dirty_tail == 0 {
+        assert!(rig.cache.segments_used() <= is_full + 1);
+        let percent = rig.used_percent();
+        unmap_until(&mut rig, percent + 1);
+    }
+    rig.run();
+    assert!(rig.used_percent() <= 40, "{} percent", rig.used_percent());
 }
 
 #[test]
