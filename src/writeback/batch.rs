@@ -251,13 +251,13 @@ impl Batch {
         Some(number)
     }
 
-    /// After an error of the base: was it the source that could not be read?
-    pub(super) fn look_for_cause<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) {
-        if let Some(op) = self.ops.get(op.0 as usize)
-            && op.kind == KeyKind::Data
-        {
-            self.source_lost |= is_source_lost(cache, &op.extents);
-        }
+    /// After an error of an operation: was it the source that could not be read?
+    pub(super) fn look_for_cause<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) -> bool {
+        let op = self.ops.get(op.0 as usize);
+        let is_lost =
+            op.is_some_and(|op| op.kind == KeyKind::Data && is_source_lost(cache, &op.extents));
+        self.source_lost |= is_lost;
+        is_lost
     }
 
     /// An operation has ended. Returns an error that is to be told.

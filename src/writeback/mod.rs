@@ -415,10 +415,14 @@ impl Writeback {
         now: Now,
     ) {
         if op != FLUSH_OP {
+            let failed = self.batch.on_done(op, result, now);
+            if failed.is_some() && self.batch.look_for_cause(context.cache, op) {
+                // No error of the base: taken again, the data are found to be damaged.
+                return;
+            }
             let errors = &context.counters.base_write_errors;
             errors.add(u64::from(result.is_err()));
-            if let Some(error) = self.batch.on_done(op, result, now) {
-                self.batch.look_for_cause(context.cache, op);
+            if let Some(error) = failed {
                 note_error(context, "write", error);
             }
             return;

@@ -175,6 +175,10 @@ pub(super) fn an_error_of_the_memory_is_told_from_one_of_the_base(
             &[Step::Turns(20), Step::Pass(20_000), Step::Turns(20)],
         )?;
         check_degraded(&machine)?;
+        let told = machine.cache().stats().base_write_errors;
+        check(told == 0, || {
+            format!("{told} errors of the memory count as the base's")
+        })?;
         let found = failing(&machine, 8..12)?;
         check(found == [10], || format!("blocks {found:?} fail, not 10"))?;
         let machine = apply(
