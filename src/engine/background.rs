@@ -44,8 +44,8 @@ impl Pressure {
     pub(crate) const NONE: Pressure = Pressure(0);
     /// Requests wait for it.
     pub const WAITING: Pressure = Pressure(100);
-    /// A drain or a checkpoint was asked for, a write waits for the base, keys are lost, or few segments are free and nothing
-    /// can be reclaimed before more is written back.
+    /// A drain or a checkpoint was asked for, a write waits for the base, keys are lost, or nothing can be reclaimed before more
+    /// is written back, be it that few segments are free, or that more is dirty than the lower mark says.
     pub(crate) const WANTED: Pressure = Pressure(60);
     /// As long as nobody waits.
     const MAX: u64 = 90;
@@ -245,7 +245,9 @@ impl<P: Pmem> Background<P> {
         let space = Pressure::of(missing, wanted);
         let dirty = crate::writeback::excess(cache);
         let dirty = Pressure::of(dirty.part, dirty.whole);
-        let wanted = self.gc.lack() >= Lack::Free
+        let lack = self.gc.lack();
+        let wanted = lack >= Lack::Free
+            || (lack == Lack::Ahead && crate::writeback::is_above_low(cache, 0))
             || self.writeback.is_salvaging()
             || cache.drain_wanted()
             || cache.checkpoint.is_writing_back();

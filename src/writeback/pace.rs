@@ -42,7 +42,7 @@ pub(super) fn is_urgent<P: Pmem>(cache: &Cache<P>) -> bool {
 }
 
 /// Whether more is dirty, apart from this, than the mark says at which write-back for want of room ends.
-pub(super) fn is_above_low<P: Pmem>(cache: &Cache<P>, apart_bytes: u64) -> bool {
+pub(crate) fn is_above_low<P: Pmem>(cache: &Cache<P>, apart_bytes: u64) -> bool {
     dirty_percent(cache, apart_bytes) > low_percent(cache)
 }
 

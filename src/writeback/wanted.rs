@@ -123,8 +123,9 @@ impl Writeback {
         let mut load = self.base_rates.load_in(wanted_ms, least);
         let data_bytes_max = (capacity_bytes(cache) / BATCH_CACHE_PARTS).max(1);
         load.data_bytes = load.data_bytes.min(data_bytes_max);
-        if extent == Extent::ToLowerMark {
-            let above_bytes = bytes_above_low(cache, self.taken_bytes());
+        // Behind one that is under way it takes what comes until that has ended: how much is not known yet.
+        if extent == Extent::ToLowerMark && self.under_way().is_none() {
+            let above_bytes = bytes_above_low(cache, 0);
             load.data_bytes = load.data_bytes.min(above_bytes.max(1));
         }
         Limits {
