@@ -119,16 +119,6 @@ void pcache_up_rpc(enum pcache_rpc_method method, struct spdk_jsonrpc_request *r
 struct spdk_bdev *pcache_bdev_new(void *ctx, const struct pcache_bdev_params *params);
 /* Only of a bdev that was never registered or is destructed. */
 void pcache_bdev_free(struct spdk_bdev *bdev);
-/* What SPDK's NVMe bdevs do with a FLUSH for a device with a volatile write cache. */
-enum pcache_nvme_flush {
-	/* There are none in this process, or they do not tell. */
-	PCACHE_NVME_FLUSH_UNKNOWN,
-	PCACHE_NVME_FLUSH_SENT,
-	/* It succeeds, and the device never hears of it. */
-	PCACHE_NVME_FLUSH_DROPPED,
-};
-enum pcache_nvme_flush pcache_nvme_flush(void);
-
 /* Registers ctx as the io_device whose channels serve the bdev. */
 void pcache_io_device_register(void *ctx, const char *name);
 
@@ -174,6 +164,15 @@ bool pcache_io_has_loan(const struct spdk_bdev_io *bdev_io, const void *owner, u
 bool pcache_bdev_is_called(const struct spdk_bdev *bdev, const char *name);
 /* Claims the bdev behind desc for its only writer; closing desc releases it. */
 int pcache_claim(struct spdk_bdev_desc *desc, const char *owner);
+/* What SPDK's NVMe bdevs do with a FLUSH for a device with a volatile write cache. */
+enum pcache_nvme_flush {
+	/* There are none in this process, or they do not tell. */
+	PCACHE_NVME_FLUSH_UNKNOWN,
+	PCACHE_NVME_FLUSH_SENT,
+	/* It succeeds, and the device never hears of it. */
+	PCACHE_NVME_FLUSH_DROPPED,
+};
+enum pcache_nvme_flush pcache_nvme_flush(void);
 bool pcache_bdev_has_dif(const struct spdk_bdev *bdev);
 /* Whether bdev's module takes WRITE_ZEROES, so that SPDK does not write zeroes to it as data. */
 bool pcache_bdev_zeroes_itself(const struct spdk_bdev *bdev);

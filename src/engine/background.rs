@@ -24,6 +24,16 @@ pub struct Budget {
     pub base_clear_bytes: u64,
 }
 
+/// How the zeroes went to the base that were asked of it last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroesWent {
+    /// By WRITE_ZEROES.
+    #[default]
+    AsAsked,
+    /// It has failed that, and they were written.
+    AsData,
+}
+
 impl Default for Budget {
     /// Nobody waits.
     fn default() -> Self {
@@ -151,10 +161,9 @@ impl<P: Pmem> Background<P> {
         }
     }
 
-    /// The end of a WRITE_ZEROES is to be told that the base has failed, although it claims to take it, and that was done by
-    /// writing zeroes as data: from now on they count as that.
-    pub fn note_failed_zeroes(&mut self) {
-        self.writeback.note_failed_zeroes();
+    /// To be told before the end of a WRITE_ZEROES: whether a base that claims to take it has. What comes next counts as that.
+    pub fn note_zeroes(&mut self, went: ZeroesWent) {
+        self.writeback.note_zeroes(went);
     }
 
     /// A base operation has ended.

@@ -248,7 +248,7 @@ impl Core {
     }
 
     /// Gives those that wait for a base read what it has brought. If it failed, the error is not theirs: each asks
-    /// the base for its own blocks.
+    /// the base for its own blocks, unless the base was reset, which is to end them all.
     pub(super) fn serve_followers<P: Pmem>(&mut self, cache: &Cache<P>, op: u32, out: &mut Outbox) {
         let Some(leader) = self.misses.table.get_mut(op) else {
             return;
@@ -260,7 +260,8 @@ impl Core {
                 return;
             };
             next = miss.followers.take();
-            if leader.result != Some(Ok(())) && !cache.has_failed() {
+            let is_over = matches!(leader.result, Some(Ok(()) | Err(BaseError::Reset)));
+            if !is_over && !cache.has_failed() {
                 miss.asked_at = self.now;
                 let request = miss.base_read(at);
                 self.ask_base(cache, request, out);

@@ -45,7 +45,7 @@ mod tests;
 mod usage;
 mod write_path;
 
-pub use background::{Background, Budget, Pressure};
+pub use background::{Background, Budget, Pressure, ZeroesWent};
 pub(crate) use cache::{BACKGROUND_AGENT, CacheParts, lock};
 pub use cache::{CHANNEL_COUNT_MAX, Cache, CacheInfo, WRITE_SIZE_MAX_BYTES};
 pub(crate) use cache_memory::{BackgroundMemory, CacheMemory};

@@ -6,7 +6,7 @@
 
 use super::cache::Cache;
 use super::channel::Core;
-use super::io::{BaseRequest, Outbox};
+use super::io::{BaseError, BaseRequest, Outbox};
 use super::misses::{Miss, Misses};
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, PageMap, Version};
@@ -93,7 +93,11 @@ impl<P: Pmem> Cache<P> {
 impl Misses {
     /// A base read that has failed, without the rest that it had. `None`: it had none.
     fn without_rest<P>(&mut self, cache: &Cache<P>, op: u32) -> Option<BaseRequest> {
-        let has_failed = matches!(self.table.get(op)?.result, Some(Err(_)));
+        let has_failed = match self.table.get(op)?.result {
+            // Somebody wants reads to end.
+            None | Some(Ok(()) | Err(BaseError::Reset)) => false,
+            Some(Err(_)) => true,
+        };
         if !has_failed || !self.leave_rest(&cache.geometry, op) {
             return None;
         }

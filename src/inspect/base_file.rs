@@ -1,7 +1,7 @@
 //! The base device without SPDK: a file or a block device.
 
 use super::InspectError;
-use crate::engine::{BaseKind, BaseRequest};
+use crate::engine::{BaseKind, BaseRequest, ZeroesWent};
 use crate::pmem::MemSlice;
 use crate::units::Lba;
 use rustix::fs::FallocateFlags;
@@ -31,7 +31,7 @@ pub struct BaseFile {
     block_size_bytes: u32,
     block_count: u64,
     buf: Vec<u8>,
-    writes_zeroes: bool,
+    zeroes_went: ZeroesWent,
 }
 
 impl BaseFile {
@@ -82,7 +82,7 @@ impl BaseFile {
             // As SPDK's aio bdev counts: what is left behind the last whole block is not used.
             block_count: size_bytes / u64::from(block_size_bytes),
             buf: Vec::new(),
-            writes_zeroes: false,
+            zeroes_went: ZeroesWent::default(),
         })
     }
 
@@ -105,10 +105,10 @@ impl BaseFile {
         read.map_err(io_error(&self.path, "read"))
     }
 
-    /// Whether zeroes had to be written, for want of holes.
+    /// How zeroes went there: written, for want of holes, or not.
     #[must_use]
-    pub fn writes_zeroes(&self) -> bool {
-        self.writes_zeroes
+    pub fn zeroes_went(&self) -> ZeroesWent {
+        self.zeroes_went
     }
 
     /// Carries out what write-back asks for. `sources` is the memory that its writes refer to.
@@ -158,7 +158,7 @@ impl BaseFile {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.writes_zeroes = true;
+        self.zeroes_went = ZeroesWent::AsData;
         let (mut at, end) = (off, off + len_bytes);
         while at < end {
             let len = (end - at).min(ZEROES.len() as u64);

@@ -147,9 +147,7 @@ fn write_back<P: Pmem>(
         let worked = background.poll(now, Budget::default(), &mut out);
         for request in &out.base {
             base.run(request, &out.sources)?;
-            if base.writes_zeroes() {
-                background.note_failed_zeroes();
-            }
+            background.note_zeroes(base.zeroes_went());
             background.on_base_done(request.op, Ok(()), now);
         }
         if worked == Progress::Idle && out.base.is_empty() {

@@ -84,9 +84,7 @@ impl Driver {
         // The clock is looked at once for all that has ended.
         let mut ended = None;
         self.queue.advance(|op, result| {
-            if self.queue.writes_zeroes() {
-                engine.note_failed_zeroes();
-            }
+            engine.note_zeroes(self.queue.zeroes_went());
             engine.on_base_done(op, result, *ended.get_or_insert_with(now));
         });
         if ended.is_some() || engine.has_new_held_writes() {

@@ -18,7 +18,7 @@ use spdk_sys as sys;
 use super::base::Base;
 use super::memory::{BOUNCE_SIZE_BYTES, DmaBuf};
 use super::trampoline::guard;
-use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest};
+use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, ZeroesWent};
 use crate::pmem::{IovCursor, MemSlice, SliceError};
 
 /// Elements of one scatter list handed to the base, at most: below the kernel's limit (1024), and few enough
@@ -91,8 +91,7 @@ pub(super) struct BaseQueue {
     in_flight: Cell<usize>,
     /// Whether `advance` has anything to do.
     news: Cell<bool>,
-    /// Zeroes that the base has failed as WRITE_ZEROES it has taken as data.
-    writes_zeroes: Cell<bool>,
+    zeroes_went: Cell<ZeroesWent>,
     inner: RefCell<Inner>,
 }
 
@@ -132,7 +131,7 @@ impl BaseQueue {
             copying,
             in_flight: Cell::new(0),
             news: Cell::new(false),
-            writes_zeroes: Cell::new(false),
+            zeroes_went: Cell::default(),
             inner: RefCell::new(Inner {
                 bounce,
                 ..Inner::default()
@@ -145,10 +144,9 @@ impl BaseQueue {
         Some(queue)
     }
 
-    /// Whether zeroes have to be written to the base as data, although it claims WRITE_ZEROES. Known before the end of the
-    /// first of these is told.
-    pub(super) fn writes_zeroes(&self) -> bool {
-        self.writes_zeroes.get()
+    /// How the last zeroes went that the base has taken. Known before their end is told.
+    pub(super) fn zeroes_went(&self) -> ZeroesWent {
+        self.zeroes_went.get()
     }
 
     /// Operations that were started and whose end `advance` has not told yet.
@@ -206,8 +204,13 @@ impl BaseQueue {
                 if result == Err(BaseError::Io) {
                     self.tell_unmap_failure(index);
                 }
-                if result.is_ok() && self.with_op(index, |op| op.is_of_zeroes()) {
-                    self.writes_zeroes.set(true);
+                if result.is_ok() && self.with_op(index, |op| op.clears()) {
+                    let as_data = self.with_op(index, |op| op.is_of_zeroes());
+                    self.zeroes_went.set(if as_data {
+                        ZeroesWent::AsData
+                    } else {
+                        ZeroesWent::AsAsked
+                    });
                 }
                 let id = self.with_op(index, |op| op.id);
                 self.finish(index);
@@ -457,6 +460,11 @@ impl Op {
             BaseKind::WriteZeroes => (Verb::WriteZeroes, Payload::None),
             BaseKind::Flush => (Verb::Flush, Payload::None),
         };
+    }
+
+    /// It is, or was, a WRITE_ZEROES.
+    fn clears(&self) -> bool {
+        matches!(self.verb, Verb::WriteZeroes) || self.is_of_zeroes()
     }
 
     fn is_of_zeroes(&self) -> bool {

@@ -1,5 +1,6 @@
 //! RESET: on every channel what has not begun is given up, and the rest is waited for. That is reads of the base: if
-//! they do not end, the base is reset too, which makes it end them.
+//! they do not end, the base is reset too, which makes it end them; again and again, since a channel that is not reached
+//! yet may ask it for more.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
@@ -21,9 +22,8 @@ const BASE_RESET_AFTER_US: u64 = 5_000_000;
 /// Whether the base is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BaseReset {
-    NotBegun,
+    NotUnderWay,
     UnderWay,
-    Ended,
 }
 
 /// A reset that came by this channel.
@@ -99,7 +99,7 @@ impl ChannelState {
         *self.resets.asked.borrow_mut() = Some(Asked {
             bdev_io,
             emptied: None,
-            base: BaseReset::NotBegun,
+            base: BaseReset::NotUnderWay,
             _poller: poller,
         });
         let device = Arc::as_ptr(&self.node).cast_mut().cast();
@@ -122,13 +122,13 @@ impl ChannelState {
     /// Some channel still waits for the base.
     fn reset_base(&self) {
         let waits = |asked: &mut Asked| {
-            let waits = asked.emptied.is_none() && asked.base == BaseReset::NotBegun;
+            let waits = asked.emptied.is_none() && asked.base == BaseReset::NotUnderWay;
             if waits {
                 asked.base = BaseReset::UnderWay;
             }
             waits
         };
-        if self.node.base.is_gone() || self.resets.with(waits) != Some(true) {
+        if self.resets.with(waits) != Some(true) {
             return;
         }
         let name = &self.node.name;
@@ -140,7 +140,8 @@ impl ChannelState {
         if errno != 0 {
             self.node.base.end_reset();
             log::warn!("{name}: the base cannot be reset yet: {}", os_text(errno));
-            self.resets.with(|asked| asked.base = BaseReset::NotBegun);
+            self.resets
+                .with(|asked| asked.base = BaseReset::NotUnderWay);
         }
     }
 }
@@ -178,7 +179,9 @@ unsafe extern "C" fn base_was_reset(
                 log::warn!("{}: the base has failed its reset", state.node.name);
             }
             state.node.base.end_reset();
-            state.resets.with(|asked| asked.base = BaseReset::Ended);
+            state
+                .resets
+                .with(|asked| asked.base = BaseReset::NotUnderWay);
             state.resets.end_if_done();
         },
         |why| state.on_panic(why),

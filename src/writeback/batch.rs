@@ -204,6 +204,8 @@ impl Batch {
             };
             let op = &mut self.ops[number as usize];
             op.is_in_flight = true;
+            // One that comes again may have to be asked for in another way.
+            op.kind = clearing.base_kind(op.kind);
             op.load = clearing.load(op.kind, cache.geometry.bytes(op.len_blocks));
             pieces += op.pieces_handed_out();
             load += op.load;
@@ -381,6 +383,7 @@ fn hand_out<P: Pmem>(op: &BaseOp, number: u32, cache: &Cache<P>, out: &mut Outbo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ZeroesWent;
     use crate::engine::invariant_tests::{new_cache, new_cache_of};
     use crate::media::{CLEAR_SIZE_MAX_BYTES, Key};
     use crate::sim::machine::Setup;
@@ -466,7 +469,7 @@ mod tests {
                     batch.failed = false;
                     let again = start(&mut batch, &cache, LOAD_MAX, &mut Outbox::new());
                     assert_eq!(again.map(|load| load.cleared_bytes), Some(0));
-                    batch.clearing_base.note_failed_zeroes();
+                    batch.clearing_base.zeroes_went = ZeroesWent::AsData;
                 }
                 assert_eq!(batch.on_done(op, Ok(()), Now(0)), None);
             }

@@ -9,7 +9,7 @@
 
 use super::pace::BaseRate;
 use crate::canary::{self, Canary};
-use crate::engine::{BaseCaps, BaseError};
+use crate::engine::{BaseCaps, BaseError, ZeroesWent};
 use crate::media::KeyKind;
 use crate::units::{NS_PER_S, Now};
 use std::ops::{AddAssign, SubAssign};
@@ -150,8 +150,7 @@ impl Clearing {
 pub(super) struct ClearingBase {
     /// Until then unmaps go to it as zeroes.
     unmaps_from: Now,
-    /// It has got zeroes as data although it claims WRITE_ZEROES.
-    has_failed_zeroes: bool,
+    pub(super) zeroes_went: ZeroesWent,
     /// It has taken WRITE_ZEROES. Before, one that claims it may yet get zeroes as data.
     has_taken_zeroes: bool,
 }
@@ -163,16 +162,12 @@ impl ClearingBase {
         } else {
             KeyKind::Zeroes
         };
-        let is_sure = caps.write_zeroes && self.has_taken_zeroes && !self.has_failed_zeroes;
+        let went_as_asked = self.has_taken_zeroes && self.zeroes_went == ZeroesWent::AsAsked;
+        let is_sure = caps.write_zeroes && went_as_asked;
         Clearing {
             unmap_kind,
             zeroes_are_data: !is_sure && !canary::is(Canary::ZeroesWithoutWeight),
         }
-    }
-
-    /// Zeroes were written to the base as data although it claims to take them itself: so are all that follow.
-    pub(super) fn note_failed_zeroes(&mut self) {
-        self.has_failed_zeroes = true;
     }
 
     /// An operation on it has ended. `true`: it failed, and has to be asked for in another way.

@@ -24,7 +24,7 @@ mod witness;
 use crate::canary::{self, Canary};
 use crate::engine::{
     BaseError, BaseKind, BaseOpId, BaseRequest, Budget, Cache, CheckpointNeed, Counters, Health,
-    Outbox, Progress, WritebackOrder,
+    Outbox, Progress, WritebackOrder, ZeroesWent,
 };
 use crate::gc::Lack;
 use crate::media::{Geometry, KEY_SIZE_BYTES, KSET_KEYS_MAX, Tails};
@@ -371,7 +371,7 @@ impl Writeback {
             .batch
             .start_ops(cache, context.tails, manners, load_max, now, out);
         self.throttle
-            .take(started.map_or(0, |load| load.data_bytes));
+            .take(cache, started.map_or(0, |load| load.data_bytes));
         if !self.batch.is_done() {
             return match started {
                 Some(_) => Progress::Busy,
@@ -401,9 +401,8 @@ impl Writeback {
         Progress::Busy
     }
 
-    /// Zeroes were written to the base as data although it claims to take them itself.
-    pub(crate) fn note_failed_zeroes(&mut self) {
-        self.batch.clearing_base.note_failed_zeroes();
+    pub(crate) fn note_zeroes(&mut self, went: ZeroesWent) {
+        self.batch.clearing_base.zeroes_went = went;
     }
 
     /// An operation has ended.

@@ -231,8 +231,12 @@ impl Throttle {
         }
     }
 
-    pub(super) fn take(&mut self, bytes: u64) {
-        self.0.take(bytes);
+    /// So much was written.
+    pub(super) fn take<P: Pmem>(&mut self, cache: &Cache<P>, bytes: u64) {
+        // Nothing is owed for what no rate has limited.
+        if cache.settings.get(Setting::WritebackRateMibS) > 0 {
+            self.0.take(bytes);
+        }
     }
 }
 

@@ -1,7 +1,10 @@
+use super::ClearingBase;
 use crate::engine::{
-    Background, BaseCaps, BaseKind, BaseOpId, BaseRequest, Budget, Cache, Channel, FormatPolicy,
-    Fua, Health, HostIo, IoToken, Op, Outbox, Progress, Setting, SettingChange, Status,
+    Background, BaseCaps, BaseError, BaseKind, BaseOpId, BaseRequest, Budget, Cache, Channel,
+    FormatPolicy, Fua, Health, HostIo, IoToken, Op, Outbox, Progress, Setting, SettingChange,
+    Status, ZeroesWent,
 };
+use crate::media::KeyKind;
 use crate::pmem::IovBuf;
 use crate::sim::machine::Setup;
 use crate::sim::pmem::SimPmem;
@@ -178,6 +181,30 @@ impl Rig {
 }
 
 #[test]
+fn what_a_base_clears_is_learned_from_how_its_operations_end() {
+    let mut base = ClearingBase::default();
+    let now = Now(7);
+    let has_no_weight =
+        |base: &ClearingBase| !base.clearing(TAKES_ALL, now).is_data(KeyKind::Zeroes);
+    let unmaps = |base: &ClearingBase| base.clearing(TAKES_ALL, now).base_kind(KeyKind::Unmap);
+    assert!(!has_no_weight(&base), "it has not shown it");
+    assert!(!base.note_end(KeyKind::Zeroes, Ok(()), now));
+    assert!(has_no_weight(&base));
+    // It failed some once, and takes them again.
+    base.zeroes_went = ZeroesWent::AsData;
+    assert!(!has_no_weight(&base));
+    base.zeroes_went = ZeroesWent::AsAsked;
+    assert!(has_no_weight(&base));
+    // A reset says nothing about what it has aborted.
+    for error in [BaseError::Reset, BaseError::Gone] {
+        assert!(!base.note_end(KeyKind::Unmap, Err(error), now));
+        assert_eq!(unmaps(&base), KeyKind::Unmap);
+    }
+    assert!(base.note_end(KeyKind::Unmap, Err(BaseError::Io), now));
+    assert_eq!(unmaps(&base), KeyKind::Zeroes);
+}
+
+#[test]
 fn whatever_is_written_to_the_base_keeps_to_the_rate_and_reaches_it() {
     const RATE_MIB_S: u64 = 8;
     // Data alone, with barriers nowhere; zeroes as data, of a base that says so, and of one that turns out so.
@@ -196,7 +223,7 @@ fn whatever_is_written_to_the_base_keeps_to_the_rate_and_reaches_it() {
             rig.change(Op::Write(buf.cursor(), Fua::No), off, 4096);
         }
         if caps.write_zeroes && zeroes > 0 {
-            rig.background.note_failed_zeroes();
+            rig.background.note_zeroes(ZeroesWent::AsData);
         }
         let took_ms = rig.drain_ms(1, |passed_ms, base| {
             // One operation may begin before there is enough for all of it.

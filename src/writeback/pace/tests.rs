@@ -347,7 +347,7 @@ fn base_writes_keep_to_the_rate_and_reach_it() {
         let allowed = throttle.allowance(&rig.cache, BASE_WRITE_BYTES_MAX, now);
         // Operations are as large as what there is, not as large as they may be.
         let taken = allowed.min(300_000);
-        throttle.take(taken);
+        throttle.take(&rig.cache, taken);
         total += taken;
     }
     let wanted = (seconds * RATE_MIB_S) << 20;

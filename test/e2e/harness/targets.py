@@ -81,9 +81,11 @@ class IscsiTarget:
         libiscsi.iscsi_set_targetname(session, self.iqn.encode())
         portal = f"{_HOST}:{self.port}".encode()
         assert libiscsi.iscsi_full_connect_sync(session, portal, 0) == 0
-        yield libiscsi, session
-        libiscsi.iscsi_logout_sync(session)
-        libiscsi.iscsi_destroy_context(session)
+        try:
+            yield libiscsi, session
+        finally:
+            libiscsi.iscsi_logout_sync(session)
+            libiscsi.iscsi_destroy_context(session)
 
 
 class NvmfTarget:
