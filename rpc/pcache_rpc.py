@@ -109,8 +109,8 @@ def _add_create(subparsers):
         "--report-write-cache",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="Report a volatile write cache, though there is none, so that hosts send their barriers as FLUSH: "
-        "write-back keeps to their order. Default: yes",
+        help="Report a volatile write cache, though there is none, so that hosts send their barriers as "
+        "FLUSH: write-back keeps to their order. Default: yes",
     )
     parser.add_argument(
         "--base-growth",
