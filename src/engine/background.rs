@@ -11,6 +11,7 @@ use crate::pmem::Pmem;
 use crate::scrub::{self, Scrub};
 use crate::units::{Agent, NS_PER_US, Now, Seq};
 use crate::writeback::{Context, Writeback};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -186,15 +187,8 @@ impl<P: Pmem> Background<P> {
         }
         let under_way = self.cache.base_reads.load(Ordering::Relaxed);
         if let Some(silent_s) = self.read_stall.silent_s(now, under_way as usize) {
-            if self.cache.health() == Health::Online {
-                let reason = format!(
-                    "the base has not answered for {silent_s} s, with {under_way} reads under way; \
-                     nothing is lost"
-                );
-                let silent = Health::WritebackFailing(reason);
-                self.cache.set_health(silent.clone());
-                self.silence_told = Some(silent);
-            }
+            let told = self.tell_silence(silent_s, format_args!("{under_way} reads"));
+            self.silence_told = told.or(self.silence_told.take());
         } else if let Some(told) = self.silence_told.take()
             && self.cache.health() == told
         {
@@ -208,13 +202,23 @@ impl<P: Pmem> Background<P> {
         let Some(silent_s) = self.stall.silent_s(now, in_flight) else {
             return;
         };
-        if self.cache.health() == Health::Online {
-            let reason = format!(
-                "the base has not answered for {silent_s} s, with {in_flight} operations of write-back under \
-                 way; nothing is lost"
-            );
-            self.cache.set_health(Health::WritebackFailing(reason));
+        self.tell_silence(
+            silent_s,
+            format_args!("{in_flight} operations of write-back"),
+        );
+    }
+
+    /// Says that the base does not answer, unless something is wrong already. What was said.
+    fn tell_silence(&self, silent_s: u64, under_way: fmt::Arguments<'_>) -> Option<Health> {
+        if self.cache.health() != Health::Online {
+            return None;
         }
+        let reason = format!(
+            "the base has not answered for {silent_s} s, with {under_way} under way; nothing is lost"
+        );
+        let silent = Health::WritebackFailing(reason);
+        self.cache.set_health(silent.clone());
+        Some(silent)
     }
 
     fn poll_last(&mut self, now: Now, budget: Budget, out: &mut Outbox) -> Progress {

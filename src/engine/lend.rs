@@ -8,6 +8,7 @@ use super::cache::Cache;
 use super::channel::{Core, READ_BYTES_PER_POLL, REQUESTS_PER_POLL, Request, RequestId};
 use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
+use super::segments::Segment;
 use crate::canary::{self, Canary};
 use crate::index::BlockMap;
 use crate::media::Place;
@@ -174,17 +175,23 @@ impl Lend {
 
     /// Keeps what was found from being reclaimed, before the grace period ends in which it was found.
     fn pin<P: Pmem>(&self, cache: &Cache<P>) {
-        if let Found::Piece(place) = self.found {
-            let id = cache.geometry.segment_of(place);
-            cache.segments.get(id).pin();
+        if let Some(segment) = self.segment(cache) {
+            segment.pin();
         }
     }
 
     fn unpin<P: Pmem>(&self, cache: &Cache<P>) {
-        if let Found::Piece(place) = self.found {
-            let id = cache.geometry.segment_of(place);
-            cache.segments.get(id).unpin();
+        if let Some(segment) = self.segment(cache) {
+            segment.unpin();
         }
+    }
+
+    /// In which it was found.
+    fn segment<'a, P: Pmem>(&self, cache: &'a Cache<P>) -> Option<&'a Segment> {
+        let Found::Piece(place) = self.found else {
+            return None;
+        };
+        Some(cache.segments.get(cache.geometry.segment_of(place)))
     }
 
     /// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found.

@@ -256,6 +256,11 @@ impl Base {
         self.is_resetting.store(true, Ordering::Relaxed);
     }
 
+    /// Whether it is under way.
+    pub(super) fn is_resetting(&self) -> bool {
+        self.is_resetting.load(Ordering::Relaxed)
+    }
+
     /// The reset has ended.
     pub(super) fn end_reset(&self) {
         self.is_resetting.store(false, Ordering::Relaxed);
@@ -267,7 +272,7 @@ impl Base {
             libc::ENOTSUP => BaseError::Unsupported,
             libc::ENODEV | libc::ENXIO => BaseError::Gone,
             _ if self.is_gone() => BaseError::Gone,
-            _ if self.is_resetting.load(Ordering::Relaxed) => BaseError::Reset,
+            _ if self.is_resetting() => BaseError::Reset,
             _ => BaseError::Io,
         }
     }

@@ -204,13 +204,10 @@ impl BaseQueue {
                 if result == Err(BaseError::Io) {
                     self.tell_unmap_failure(index);
                 }
-                if result.is_ok() && self.with_op(index, |op| op.clears()) {
-                    let as_data = self.with_op(index, |op| op.is_of_zeroes());
-                    self.zeroes_went.set(if as_data {
-                        ZeroesWent::AsData
-                    } else {
-                        ZeroesWent::AsAsked
-                    });
+                if result.is_ok()
+                    && let Some(went) = self.with_op(index, |op| op.zeroes_went())
+                {
+                    self.zeroes_went.set(went);
                 }
                 let id = self.with_op(index, |op| op.id);
                 self.finish(index);
@@ -462,13 +459,13 @@ impl Op {
         };
     }
 
-    /// It is, or was, a WRITE_ZEROES.
-    fn clears(&self) -> bool {
-        matches!(self.verb, Verb::WriteZeroes) || self.is_of_zeroes()
-    }
-
-    fn is_of_zeroes(&self) -> bool {
-        matches!(self.payload, Payload::Zeroes(..))
+    /// How it goes to the base if it is a WRITE_ZEROES.
+    fn zeroes_went(&self) -> Option<ZeroesWent> {
+        match (&self.payload, self.verb) {
+            (Payload::Zeroes(..), _) => Some(ZeroesWent::AsData),
+            (_, Verb::WriteZeroes) => Some(ZeroesWent::AsAsked),
+            _ => None,
+        }
     }
 
     fn needs_bounce(&self, copying: Copying) -> bool {

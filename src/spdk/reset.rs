@@ -19,20 +19,12 @@ use crate::engine::Status;
 /// (`SPDK_BDEV_RESET_IO_DRAIN_RECOMMENDED_VALUE`). A reset fails what write-back has under way, too.
 const BASE_RESET_AFTER_US: u64 = 5_000_000;
 
-/// Whether the base is reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BaseReset {
-    NotUnderWay,
-    UnderWay,
-}
-
 /// A reset that came by this channel.
 #[derive(Debug)]
 struct Asked {
     bdev_io: *mut sys::spdk_bdev_io,
     /// All channels have run empty, or not.
     emptied: Option<Status>,
-    base: BaseReset,
     /// Looks whether it is time to reset the base.
     _poller: Option<Poller>,
 }
@@ -64,23 +56,17 @@ impl Resets {
         }
     }
 
-    /// Completes the request when nobody works for it any more.
-    fn end_if_done(&self) {
-        let is_done =
-            |asked: &mut Asked| asked.emptied.is_some() && asked.base != BaseReset::UnderWay;
-        let ended = self.asked.borrow_mut().take_if(is_done);
-        if let Some(Asked {
-            bdev_io,
-            emptied: Some(status),
-            ..
-        }) = ended
-        {
-            complete(bdev_io, status);
-        }
+    /// Whether a request waits for channels to run empty.
+    fn waits(&self) -> bool {
+        let asked = self.asked.borrow();
+        asked.as_ref().is_some_and(|asked| asked.emptied.is_none())
     }
 
-    fn with<R>(&self, body: impl FnOnce(&mut Asked) -> R) -> Option<R> {
-        self.asked.borrow_mut().as_mut().map(body)
+    /// All channels have run empty, or not.
+    fn note_emptied(&self, status: Status) {
+        if let Some(asked) = self.asked.borrow_mut().as_mut() {
+            asked.emptied = Some(status);
+        }
     }
 }
 
@@ -99,7 +85,6 @@ impl ChannelState {
         *self.resets.asked.borrow_mut() = Some(Asked {
             bdev_io,
             emptied: None,
-            base: BaseReset::NotUnderWay,
             _poller: poller,
         });
         let device = Arc::as_ptr(&self.node).cast_mut().cast();
@@ -119,16 +104,26 @@ impl ChannelState {
         self.awake.set(true);
     }
 
-    /// Some channel still waits for the base.
+    /// Completes the request when nobody works for it any more.
+    fn end_reset_if_done(&self) {
+        if self.node.base.is_resetting() {
+            return;
+        }
+        let is_done = |asked: &mut Asked| asked.emptied.is_some();
+        let ended = self.resets.asked.borrow_mut().take_if(is_done);
+        if let Some(Asked {
+            bdev_io,
+            emptied: Some(status),
+            ..
+        }) = ended
+        {
+            complete(bdev_io, status);
+        }
+    }
+
+    /// Does so if some channel still waits for the base.
     fn reset_base(&self) {
-        let waits = |asked: &mut Asked| {
-            let waits = asked.emptied.is_none() && asked.base == BaseReset::NotUnderWay;
-            if waits {
-                asked.base = BaseReset::UnderWay;
-            }
-            waits
-        };
-        if self.resets.with(waits) != Some(true) {
+        if !self.resets.waits() || self.node.base.is_resetting() {
             return;
         }
         let name = &self.node.name;
@@ -140,8 +135,6 @@ impl ChannelState {
         if errno != 0 {
             self.node.base.end_reset();
             log::warn!("{name}: the base cannot be reset yet: {}", os_text(errno));
-            self.resets
-                .with(|asked| asked.base = BaseReset::NotUnderWay);
         }
     }
 }
@@ -179,10 +172,7 @@ unsafe extern "C" fn base_was_reset(
                 log::warn!("{}: the base has failed its reset", state.node.name);
             }
             state.node.base.end_reset();
-            state
-                .resets
-                .with(|asked| asked.base = BaseReset::NotUnderWay);
-            state.resets.end_if_done();
+            state.end_reset_if_done();
         },
         |why| state.on_panic(why),
     );
@@ -219,8 +209,8 @@ unsafe extern "C" fn reset_done(iter: *mut sys::spdk_io_channel_iter, status: c_
     guard(
         (),
         || {
-            state.resets.with(|asked| asked.emptied = Some(status));
-            state.resets.end_if_done();
+            state.resets.note_emptied(status);
+            state.end_reset_if_done();
         },
         |why| state.on_panic(why),
     );

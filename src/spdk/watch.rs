@@ -1,6 +1,6 @@
-//! What an operator is told without asking: a cache that changes from one state to another, or begins to wait, one that cannot
-//! keep a change, and a base that changes its size. Once for each change, in the log and as a notification of SPDK (`notify_get_notifications`);
-//! what lasts is not repeated, nor is what comes and goes.
+//! What an operator is told without asking: a cache that changes from one state to another, or begins to wait, one that
+//! cannot keep a change, and a base that changes its size. Once for each change, in the log and as a notification of SPDK
+//! (`notify_get_notifications`); what lasts is not repeated, nor is what comes and goes.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;

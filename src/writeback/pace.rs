@@ -46,11 +46,11 @@ pub(crate) fn is_above_low<P: Pmem>(cache: &Cache<P>, apart_bytes: u64) -> bool 
     dirty_percent(cache, apart_bytes) > low_percent(cache)
 }
 
-/// How much more.
-pub(super) fn bytes_above_low<P: Pmem>(cache: &Cache<P>, apart_bytes: u64) -> u64 {
+/// How much more, of all that is dirty.
+pub(super) fn bytes_above_low<P: Pmem>(cache: &Cache<P>) -> u64 {
     let dirty_bytes = cache.dirty_bytes.load(Ordering::Relaxed);
     let low_bytes = capacity_bytes(cache) / 100 * low_percent(cache);
-    dirty_bytes.saturating_sub(apart_bytes + low_bytes)
+    dirty_bytes.saturating_sub(low_bytes)
 }
 
 /// Whether more segments are in use than the upper mark says.

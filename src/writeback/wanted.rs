@@ -54,15 +54,14 @@ impl Writeback {
             }
             return None;
         }
-        let taken_upto = self
-            .under_way()
-            .map_or(cache.dirty_tail(), |(upto, _)| upto);
+        let under_way = self.under_way();
+        let (taken_upto, taken_bytes) = under_way.unwrap_or((cache.dirty_tail(), 0));
         let all = self.reasons.want_all(cache, taken_upto, now);
         if all || context.lack == Lack::Room || cache.drain_wanted() {
             self.target = settled;
         }
         // Kept up to date, whatever else is wanted.
-        let is_above = self.reasons.want_less(cache, self.taken_bytes());
+        let is_above = self.reasons.want_less(cache, taken_bytes);
         if taken_upto.0 + 1 < self.target.0 || context.lack >= Lack::Free {
             return Some(Extent::Batch);
         }
@@ -82,10 +81,6 @@ impl Writeback {
                 Some((self.batch.last_seq, self.batch.dirty_bytes))
             }
         }
-    }
-
-    fn taken_bytes(&self) -> u64 {
-        self.under_way().map_or(0, |(_, bytes)| bytes)
     }
 
     /// Reads of the application come first as long as nothing is short, and nobody has asked for write-back.
@@ -125,7 +120,7 @@ impl Writeback {
         load.data_bytes = load.data_bytes.min(data_bytes_max);
         // Behind one that is under way it takes what comes until that has ended: how much is not known yet.
         if extent == Extent::ToLowerMark && self.under_way().is_none() {
-            let above_bytes = bytes_above_low(cache, 0);
+            let above_bytes = bytes_above_low(cache);
             load.data_bytes = load.data_bytes.min(above_bytes.max(1));
         }
         Limits {
