@@ -11,6 +11,8 @@ use crate::media::{Key, KeyKind};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId, Seq};
 
+/// While a payload is looked at, the one so many keys behind it is asked for: as many lines as a core waits for at once.
+const LOOK_AHEAD_KEYS: usize = 16;
 /// Damaged ranges, or segments, that are named in the reason for a state.
 pub(super) const RANGES_NAMED: usize = 8;
 /// Blocks of a batch that are kept in mind.
@@ -72,7 +74,12 @@ pub(super) fn check_kset<P: Pmem>(
     buf: &mut [u8],
     lost: &mut Lost,
 ) {
-    for key in keys {
+    let ask_for = |key: &Key| cache.pmem.prefetch(cache.payload_off(id, key), 1);
+    keys.iter().take(LOOK_AHEAD_KEYS).for_each(ask_for);
+    for (number, key) in keys.iter().enumerate() {
+        if let Some(coming) = keys.get(number + LOOK_AHEAD_KEYS) {
+            ask_for(coming);
+        }
         if cache.is_key_clean(seq, key.kind) {
             continue;
         }
