@@ -105,8 +105,7 @@ impl Core {
             // INV-MODE-2: a newer write of the same page, which the base does not have yet, stays.
             let on_base =
                 |place| cache.forget_if_clean(place) || canary::is(Canary::DirtyWriteForgotten);
-            let evicted = index.with_claim(at, owner, || index.evict(at, on_base));
-            if evicted.is_none() {
+            if !index.evict(at, owner, on_base) {
                 return false;
             }
             *pages_left = pages_left.saturating_sub(1);

@@ -207,15 +207,14 @@ impl Walk {
             }
             *budget -= 1;
             let page = Page(first + self.at.page_at);
-            let fate = if self.plan == Plan::Evict || !key.kind.has_payload() {
-                self.look_for(cache, page)
+            let done = if self.plan == Plan::Evict || !key.kind.has_payload() {
+                self.forget_page(cache, page, agent)
             } else {
-                self.decide(cache, key, page)
-            };
-            let done = match fate {
-                Fate::Gone | Fate::Copied => true,
-                Fate::Forget => self.forget(cache, key, page, agent),
-                Fate::Unclear => false,
+                match self.decide(cache, key, page) {
+                    Fate::Gone | Fate::Copied => true,
+                    Fate::Forget => self.forget_part(cache, key, page, agent),
+                    Fate::Unclear => false,
+                }
             };
             if !done {
                 return false;
@@ -227,51 +226,36 @@ impl Walk {
         true
     }
 
-    /// Takes what lies where the key has it out of the index. `false`: somebody is at the page.
-    fn forget<P: Pmem>(&self, cache: &Cache<P>, key: &Key, page: Page, agent: Agent) -> bool {
-        let segment = cache.segments.get(self.victim);
-        let at = cache.index.locate(page);
-        // INV-SEG-8.
-        let note = || {
-            if !canary::is(Canary::ForgottenUnnoted) {
-                segment.note_forgotten();
-            }
-        };
+    /// Takes what lies in the victim out of the index. `false`: somebody is at the page.
+    fn forget_page<P: Pmem>(&self, cache: &Cache<P>, page: Page, agent: Agent) -> bool {
         let in_victim = |place| {
             let is_inside = self.is_inside(cache, place);
             if is_inside {
-                note();
+                self.note_forgotten(cache);
             }
             is_inside
         };
+        let at = cache.index.locate(page);
+        cache.index.evict(at, agent.0, in_victim)
+    }
+
+    /// Takes what lies where the key has it out of the index; other parts of the page may be copied. `false`: somebody is
+    /// at the page.
+    fn forget_part<P: Pmem>(&self, cache: &Cache<P>, key: &Key, page: Page, agent: Agent) -> bool {
+        let at = cache.index.locate(page);
+        let first = cache.geometry.place(self.victim, key.payload_off).0;
+        let places = first..first + u64::from(key.len_blocks);
         let evict = || {
-            if self.plan == Plan::Evict || !key.kind.has_payload() {
-                cache.index.evict(at, in_victim);
-                return true;
-            }
-            // Other parts of the page may be copied.
-            note();
-            let first = cache.geometry.place(self.victim, key.payload_off).0;
-            let places = first..first + u64::from(key.len_blocks);
+            self.note_forgotten(cache);
             cache.index.evict_places(at, &places)
         };
         cache.index.with_claim(at, agent.0, evict) == Some(true)
     }
 
-    /// Whether anything of a page lies in the victim. Most of what does not is found out without a claim: that would be a
-    /// locked instruction, and refuse read fills of its neighbours that are admitted at that moment.
-    fn look_for<P: Pmem>(&self, cache: &Cache<P>, page: Page) -> Fate {
-        let Some(found) = cache.index.lookup(cache.index.locate(page)) else {
-            return Fate::Forget;
-        };
-        let is_here = |block| match found.map.block(block) {
-            BlockMap::Mapped(place) | BlockMap::Zero(place) => self.is_inside(cache, place),
-            BlockMap::Absent => false,
-        };
-        if (0..cache.geometry.blocks_per_page()).any(is_here) {
-            Fate::Forget
-        } else {
-            Fate::Gone
+    /// INV-SEG-8.
+    fn note_forgotten<P: Pmem>(&self, cache: &Cache<P>) {
+        if !canary::is(Canary::ForgottenUnnoted) {
+            cache.segments.get(self.victim).note_forgotten();
         }
     }
 

@@ -74,6 +74,14 @@ impl PageMap {
             PageMap::Blocks(blocks) => blocks[block as usize],
         }
     }
+
+    /// Whether any of so many blocks lies where `wanted` says, or is zeroes by a key there.
+    pub(super) fn any(&self, len_blocks: u32, wanted: impl Fn(Place) -> bool) -> bool {
+        (0..len_blocks).any(|block| match self.block(block) {
+            BlockMap::Mapped(place) | BlockMap::Zero(place) => wanted(place),
+            BlockMap::Absent => false,
+        })
+    }
 }
 
 /// Neighbouring blocks of a page, at one place or all zeroes.

@@ -88,6 +88,8 @@ pub(super) struct BaseQueue {
     base: Arc<Base>,
     channel: NonNull<sys::spdk_io_channel>,
     copying: Copying,
+    /// A block of the base is two to the power of this, in bytes.
+    block_shift: u32,
     in_flight: Cell<usize>,
     /// Whether `advance` has anything to do.
     news: Cell<bool>,
@@ -126,6 +128,7 @@ impl BaseQueue {
             Copying::Bounced
         };
         let queue = Rc::new(Self {
+            block_shift: base.facts.identity.block_size_bytes.trailing_zeros(),
             base,
             channel,
             copying,
@@ -293,8 +296,7 @@ impl BaseQueue {
                 }
             }
         }
-        let block_size = self.base.facts.identity.block_size_bytes as usize;
-        match self.with_op(index, |op| op.prepare(block_size)) {
+        match self.with_op(index, |op| op.prepare(self.block_shift)) {
             Ok(()) => self.submit(index),
             Err(reason) => {
                 log::error!("a base write was not begun: {reason}");
@@ -442,8 +444,12 @@ impl Op {
         self.part_blocks = 0;
         self.source_at = (0, 0);
         self.sources.clear();
-        (self.verb, self.payload) = match request.kind {
-            BaseKind::Read(cursor) => (Verb::Read, Payload::Read(cursor)),
+        self.payload = Payload::None;
+        self.verb = match request.kind {
+            BaseKind::Read(cursor) => {
+                self.payload = Payload::Read(cursor);
+                Verb::Read
+            }
             BaseKind::Write {
                 first_source,
                 source_count,
@@ -451,11 +457,12 @@ impl Op {
                 let first = first_source as usize;
                 self.sources
                     .extend_from_slice(&sources[first..first + source_count as usize]);
-                (Verb::Write, Payload::Write)
+                self.payload = Payload::Write;
+                Verb::Write
             }
-            BaseKind::Unmap => (Verb::Unmap, Payload::None),
-            BaseKind::WriteZeroes => (Verb::WriteZeroes, Payload::None),
-            BaseKind::Flush => (Verb::Flush, Payload::None),
+            BaseKind::Unmap => Verb::Unmap,
+            BaseKind::WriteZeroes => Verb::WriteZeroes,
+            BaseKind::Flush => Verb::Flush,
         };
     }
 
@@ -478,19 +485,19 @@ impl Op {
     ///
     /// # Errors
     /// There is nothing that could be written; why.
-    fn prepare(&mut self, block_size: usize) -> Result<(), &'static str> {
+    fn prepare(&mut self, block_shift: u32) -> Result<(), &'static str> {
         self.iovs.clear();
         match self.payload {
             Payload::None => self.part_blocks = self.blocks_left,
             Payload::Read(cursor) => {
                 self.part_blocks = self.blocks_left;
-                cursor.fill_iovecs(self.part_blocks as usize * block_size, &mut self.iovs);
+                cursor.fill_iovecs((self.part_blocks as usize) << block_shift, &mut self.iovs);
             }
             Payload::Zeroes(at, len_bytes) => {
-                self.part_blocks = self.blocks_left.min((len_bytes / block_size) as u64);
+                self.part_blocks = self.blocks_left.min((len_bytes >> block_shift) as u64);
                 self.iovs.push(iovec {
                     iov_base: at.cast(),
-                    iov_len: self.part_blocks as usize * block_size,
+                    iov_len: (self.part_blocks as usize) << block_shift,
                 });
             }
             Payload::Write => {
@@ -504,9 +511,9 @@ impl Op {
                         .copy_to_bounce(to, room_bytes)
                         .map_err(|SliceError| "the cache device's memory cannot be read")?,
                 };
-                self.part_blocks = (len_bytes / block_size) as u64;
+                self.part_blocks = (len_bytes >> block_shift) as u64;
                 let is_whole = len_bytes > 0
-                    && len_bytes.is_multiple_of(block_size)
+                    && len_bytes == (self.part_blocks as usize) << block_shift
                     && self.part_blocks <= self.blocks_left;
                 if !is_whole {
                     return Err("it is not made of whole blocks");

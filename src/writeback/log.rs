@@ -355,7 +355,10 @@ impl LogReader {
         keys.clear();
         let cursor = &mut self.cursors[id.index()];
         match cursor.read(cache, id, &mut self.reader, &mut keys) {
-            Ok(kset) => Ok(Decoded { kset, keys }),
+            Ok(kset) => {
+                lost::ask_for_first(cache, id, &keys);
+                Ok(Decoded { kset, keys })
+            }
             Err(_) => {
                 self.spare.push(keys);
                 Err(KeysLost(id))

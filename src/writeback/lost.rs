@@ -65,6 +65,16 @@ impl Lost {
     }
 }
 
+/// Asks for the payloads of a kset that is going to be checked soon, as far as that does not do so itself.
+pub(super) fn ask_for_first<P: Pmem>(cache: &Cache<P>, id: SegId, keys: &[Key]) {
+    let first = keys.iter().take(LOOK_AHEAD_KEYS);
+    first.for_each(|key| ask_for(cache, id, key));
+}
+
+fn ask_for<P: Pmem>(cache: &Cache<P>, id: SegId, key: &Key) {
+    cache.pmem.prefetch(cache.payload_off(id, key), 1);
+}
+
 /// Goes through the keys of the next kset of a batch. `buf` has room for a page.
 pub(super) fn check_kset<P: Pmem>(
     cache: &Cache<P>,
@@ -74,11 +84,9 @@ pub(super) fn check_kset<P: Pmem>(
     buf: &mut [u8],
     lost: &mut Lost,
 ) {
-    let ask_for = |key: &Key| cache.pmem.prefetch(cache.payload_off(id, key), 1);
-    keys.iter().take(LOOK_AHEAD_KEYS).for_each(ask_for);
     for (number, key) in keys.iter().enumerate() {
         if let Some(coming) = keys.get(number + LOOK_AHEAD_KEYS) {
-            ask_for(coming);
+            ask_for(cache, id, coming);
         }
         if cache.is_key_clean(seq, key.kind) {
             continue;

@@ -238,12 +238,45 @@ impl Index {
         Some(result)
     }
 
-    /// Forgets those blocks of a page that lie where `dead` says, for the holder of the claim. It says the same of
-    /// all places of a segment.
-    pub(crate) fn evict(&self, at: SlotRef, dead: impl Fn(Place) -> bool) {
-        if let Some((bucket, slot, value)) = self.find(at) {
-            self.evict_slot(bucket, slot, value, &dead);
+    /// Forgets those blocks of a page that lie where `dead` says, which says the same of all places of a segment. Most
+    /// often there are none, which is found out without a claim: that would be a locked instruction, and refuse read fills
+    /// of neighbours that are admitted at that moment. `false`: somebody is at the page; again later.
+    #[must_use]
+    pub(crate) fn evict(&self, at: SlotRef, owner: u16, dead: impl Fn(Place) -> bool) -> bool {
+        let Some((bucket, slot, value)) = self.find(at) else {
+            return true;
+        };
+        let is_there = if self.layout.kind(value) == SlotKind::Split {
+            let found = self.lookup(at);
+            found.is_none_or(|found| found.map.any(self.blocks_per_page, &dead))
+        } else {
+            self.may_name(value, &dead)
+        };
+        !is_there || self.evict_entry(bucket, slot, value, owner, &dead)
+    }
+
+    /// Forgets what lies where `dead` says of the entry that had this value, under the claim of its home bucket. `false`:
+    /// somebody holds that.
+    pub(super) fn evict_entry(
+        &self,
+        bucket: usize,
+        slot: usize,
+        value: u64,
+        owner: u16,
+        dead: &impl Fn(Place) -> bool,
+    ) -> bool {
+        let home = self.home_of(bucket, self.layout.distance(value));
+        if self.claim_bucket(home, owner) != Claim::Taken {
+            return false;
         }
+        // A part of the page may have been written meanwhile, and the rest lies where it lay. Another page is newer, and
+        // lies elsewhere.
+        let now = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
+        if self.layout.key_of(now) == self.layout.key_of(value) {
+            self.evict_slot(bucket, slot, now, dead);
+        }
+        self.release(home, owner, Change::Moved);
+        true
     }
 
     /// Forgets those blocks of a page that lie at `places`, for the holder of the claim; zeroes lie nowhere. Their
@@ -262,13 +295,7 @@ impl Index {
         left == before || self.shrink(bucket, slot, value, &before, &left)
     }
 
-    pub(super) fn evict_slot(
-        &self,
-        bucket: usize,
-        slot: usize,
-        value: u64,
-        dead: &impl Fn(Place) -> bool,
-    ) {
+    fn evict_slot(&self, bucket: usize, slot: usize, value: u64, dead: &impl Fn(Place) -> bool) {
         let first_place = match self.layout.kind(value) {
             SlotKind::Empty | SlotKind::Reserved => return,
             SlotKind::Split => return self.evict_blocks(bucket, slot, value, dead),
@@ -340,15 +367,8 @@ impl Index {
                 ) {
                     continue;
                 }
-                let home = self.home_of(bucket, self.layout.distance(value));
-                let claim = self.claim_bucket(home, owner);
-                // A bucket held already belongs to a write of this very batch: leave its pages alone.
-                if claim == Claim::Taken {
-                    if self.buckets.line(bucket)[slot].load(Ordering::Acquire) == value {
-                        self.evict_slot(bucket, slot, value, &clean);
-                    }
-                    self.release(home, owner, Change::Moved);
-                }
+                // A bucket held already belongs to a write of this very batch, or to somebody else: its pages stay.
+                let _ = self.evict_entry(bucket, slot, value, owner, &clean);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Going through all entries, for a segment whose keys cannot tell what lies in it.
 
-use super::{Claim, Index};
-use crate::index::bucket::{BUCKET_WORDS, Change, SlotKind};
+use super::Index;
+use crate::index::bucket::{BUCKET_WORDS, SlotKind};
 use crate::media::Place;
 use crate::sched;
 use std::sync::atomic::Ordering;
@@ -21,15 +21,9 @@ impl Index {
             if !self.may_name(value, &dead) {
                 continue;
             }
-            let home = self.home_of(bucket, self.layout.distance(value));
-            if self.claim_bucket(home, owner) != Claim::Taken {
+            if !self.evict_entry(bucket, slot, value, owner, &dead) {
                 return false;
             }
-            // What has changed meanwhile is newer, and lies elsewhere.
-            if self.buckets.line(bucket)[slot].load(Ordering::Acquire) == value {
-                self.evict_slot(bucket, slot, value, &dead);
-            }
-            self.release(home, owner, Change::Moved);
         }
         true
     }
