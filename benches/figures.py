@@ -141,14 +141,19 @@ RATIOS = [
     Yardstick(
         "backlog_writeback_vs_malloc",
         ("backlog", "pcache", "mibps"),
-        ("seqwrite_128k_qd8", "malloc", "mibps"),
+        ("backlog", "malloc", "mibps"),
         at_least=0.9,
     ),
     Yardstick(
         "backlog_direct_writeback_vs_malloc",
         ("backlog", "pcache_direct", "mibps"),
-        ("seqwrite_128k_qd8", "malloc", "mibps"),
+        ("backlog", "malloc", "mibps"),
         at_least=0.9,
+    ),
+    Yardstick(
+        "backlog_writeback_vs_malloc_128k",
+        ("backlog", "pcache", "mibps"),
+        ("seqwrite_128k_qd8", "malloc", "mibps"),
     ),
     Yardstick(
         "backlog_limited_writeback_vs_base",

@@ -55,6 +55,10 @@ COPY_SECONDS = 0.4
 COST_SECONDS = 0.2
 # The scenes that take long do with fewer rounds.
 LONG_SCENE_ROUNDS = 3
+# What write-back has under way at a base that is fast, when the log is sequential.
+WRITEBACK_SIZES = {"io_size": 1 << 20, "queue_depth": 32}
+# A drain takes less than a second.
+DRAIN_PAUSE_S = 0.001
 # A cache of its own for a backlog.
 DIRECT_CACHE_MIB = 1536
 # What a base takes that keeps a core half busy at the most, MiB in a second.
@@ -310,6 +314,11 @@ class Bench:
 
     def backlog(self) -> None:
         """How fast dirty data reach a RAM disk when nobody else wants the core."""
+        if self.wanted("backlog", "malloc"):
+            with self._bdevperf([peers.malloc("Base", WORKING_SET_MIB)]) as bdevperf:
+                self.fill(bdevperf, WORKING_SET_MIB)
+                result = bdevperf.run("write", **WRITEBACK_SIZES, seconds=self.seconds)
+            self.figures.add("backlog", "malloc", mibps=result.mibps)
         if self.wanted("backlog", "pcache"):
             self._backlog("pcache", self.store.cache_file, self.cache_mib)
         if self.wanted("backlog", "pcache_direct"):
@@ -351,7 +360,7 @@ class Bench:
                     limit(rpc)
                 rpc.bdev_pcache_reset_stats(name=CACHE)
                 started_s = time.monotonic()
-                drain(rpc)
+                drain(rpc, pause_s=DRAIN_PAUSE_S)
                 took_s = time.monotonic() - started_s
                 written_mib = cache_stats(rpc)["bytes.core_volume_wr"] / MIB
         self.figures.add("backlog", name, mibps=written_mib / took_s, written_mib=written_mib)

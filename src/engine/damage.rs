@@ -163,6 +163,7 @@ impl<P: Pmem> Cache<P> {
     ///
     /// # Errors
     /// It is damaged.
+    #[inline]
     pub(crate) fn check_payload(
         &self,
         id: SegId,

@@ -9,7 +9,7 @@ use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Outbox};
 use crate::media::{KeyKind, Tails};
 use crate::memory::NoMemory;
 use crate::pmem::Pmem;
-use crate::units::{Lba, Now, PmemOff, Seq};
+use crate::units::{Lba, Now, PAGE_SIZE_BYTES, PmemOff, Seq};
 use std::mem;
 
 /// Base operations under way at once: enough for the queues of a fast device if they are small.
@@ -339,10 +339,11 @@ impl BaseOp {
     }
 }
 
-/// As much of a piece as one operation takes, and the rest. A page of payload is never too much.
+/// As much of a piece as one operation takes, and the rest. A page is never too much.
 fn cut<P: Pmem>(cache: &Cache<P>, piece: Piece, bytes_max: u64) -> (Piece, Option<Piece>) {
-    let len_max = (bytes_max >> cache.geometry.block_shift()).max(1);
-    if piece.kind == KeyKind::Data || piece.len_blocks <= len_max {
+    let bytes_max = bytes_max.max(PAGE_SIZE_BYTES.into());
+    let len_max = bytes_max >> cache.geometry.block_shift();
+    if piece.len_blocks <= len_max {
         return (piece, None);
     }
     let head = Piece {
@@ -352,6 +353,7 @@ fn cut<P: Pmem>(cache: &Cache<P>, piece: Piece, bytes_max: u64) -> (Piece, Optio
     let rest = Piece {
         lba: Lba(piece.lba.0 + len_max),
         len_blocks: piece.len_blocks - len_max,
+        payload: piece.payload.plus(cache.geometry.bytes(len_max)),
         ..piece
     };
     (head, Some(rest))

@@ -381,7 +381,7 @@ impl LogReader {
             overlay,
             lost,
         } = batch;
-        let keys_end = overlay.key_count() + KEYS_PER_POLL;
+        let mut left = KEYS_PER_POLL;
         while let Some(&Reverse((seq, segment))) = self.ready.peek() {
             let id = SegId(segment);
             let full = taken.load.reaches(limits.load) || overlay.key_count() >= limits.key_count;
@@ -392,7 +392,7 @@ impl LogReader {
             if full && !must {
                 return Ok(Gathered::Full);
             }
-            if overlay.key_count() >= keys_end {
+            if left == 0 {
                 return Ok(Gathered::InPart);
             }
             let decoded = self.take_next(cache, id, seq)?;
@@ -427,6 +427,7 @@ impl LogReader {
             taken.spans |= border;
             taken.spread = spread;
             take_keys(cache, id, &decoded.keys, limits.clearing, taken, overlay);
+            left = left.saturating_sub(decoded.keys.len());
             taken.last_seq = Some(seq);
             taken.first_seq.get_or_insert(seq);
             self.ready.pop();

@@ -16,6 +16,9 @@ const DIGIT_BITS_MAX: u32 = 11;
 /// So few keys are sorted in one go. In simulations batches are small, and are to be sorted as large ones are.
 const SMALL_COUNT: usize = if cfg!(feature = "sim") { 4 } else { 256 };
 
+/// Neighbouring pages of one write are laid on as one key of so many bytes, at most.
+const JOINED_BYTES_MAX: u64 = 128 << 10;
+
 /// Keys that are looked at for one piece, at most, unless more of them start at one block.
 const KEYS_PER_PIECE: usize = 64;
 
@@ -42,6 +45,18 @@ struct Laid {
 
 /// Half a line.
 const _: () = assert!(size_of::<Laid>() == 32);
+
+impl Laid {
+    /// Whether a key, which is the next one of the log, goes on where this one ends, on the base and in the cache.
+    fn takes(&self, key: &Key, payload: PmemOff, block_shift: u32) -> bool {
+        let len_bytes = u64::from(self.len_blocks) << block_shift;
+        self.kind == KeyKind::Data
+            && key.kind == KeyKind::Data
+            && end(self) == key.lba.0
+            && self.payload.plus(len_bytes) == payload
+            && len_bytes + (u64::from(key.len_blocks) << block_shift) <= JOINED_BYTES_MAX
+    }
+}
 
 /// How far the keys are sorted.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +140,12 @@ impl Overlay {
             return;
         }
         self.block_shift = block_shift;
+        if let Some(last) = self.keys.last_mut()
+            && last.takes(key, payload, block_shift)
+        {
+            last.len_blocks += key.len_blocks;
+            return;
+        }
         if let (Some(first), Some(last)) = (self.keys.first(), self.keys.last()) {
             self.varying |= first.lba.0 ^ key.lba.0;
             self.is_ascending &= last.lba < key.lba;
@@ -438,10 +459,10 @@ mod tests {
             for _ in 0..2 {
                 overlay.clear();
                 for (number, &lba) in lbas.iter().enumerate() {
-                    overlay.push(&key(lba, 1, KeyKind::Data), PmemOff((number as u64) << 12), 12);
+                    overlay.push(&key(lba, 1, KeyKind::Data), PmemOff((number as u64) << 13), 12);
                 }
                 while !overlay.sort(steps) {}
-                let mut expected: Vec<(u64, u64)> = (0..).zip(&lbas).map(|(n, lba)| (*lba, n << 12)).collect();
+                let mut expected: Vec<(u64, u64)> = (0..).zip(&lbas).map(|(n, lba)| (*lba, n << 13)).collect();
                 // The newest of those with the same address.
                 expected.sort();
                 expected.reverse();
@@ -454,6 +475,41 @@ mod tests {
                 prop_assert_eq!(found, expected);
             }
         }
+    }
+
+    #[test]
+    fn the_pages_of_a_write_are_one_key_as_far_as_nothing_comes_between() {
+        let mut overlay = Overlay::new(8).unwrap();
+        // (lba, payload), in pages: three of a write; one that goes on in the cache alone, one on the base alone.
+        for (lba, payload) in [(8, 100), (9, 101), (10, 102), (20, 103), (21, 200)] {
+            overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(payload << 12), 12);
+        }
+        // Newer, in the middle; behind it the write goes on.
+        overlay.push(&key(9, 1, KeyKind::Data), PmemOff(50 << 12), 12);
+        overlay.push(&key(11, 1, KeyKind::Data), PmemOff(103 << 12), 12);
+        while !overlay.sort(1) {}
+        assert_eq!(overlay.key_count(), 5);
+        let found: Vec<_> = pieces(&mut overlay)
+            .iter()
+            .map(|piece| (piece.lba.0, piece.len_blocks, piece.payload.0 >> 12))
+            .collect();
+        let expected = [
+            (8, 1, 100),
+            (9, 1, 50),
+            (10, 1, 102),
+            (11, 1, 103),
+            (20, 1, 103),
+            (21, 1, 200),
+        ];
+        assert_eq!(found, expected);
+        overlay.clear();
+        for page in 0..100 {
+            overlay.push(&key(page, 1, KeyKind::Data), PmemOff(page << 12), 12);
+        }
+        assert_eq!(
+            overlay.key_count() as u64,
+            (100u64 << 12).div_ceil(JOINED_BYTES_MAX)
+        );
     }
 
     #[test]
@@ -479,7 +535,8 @@ mod tests {
         const COUNT: usize = 10_000;
         let mut overlay = Overlay::new(COUNT).unwrap();
         for lba in 0..COUNT as u64 {
-            overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(lba << 12), 12);
+            // No two of them lie side by side in the cache.
+            overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(lba << 13), 12);
         }
         overlay.push(&key(0, COUNT as u32, KeyKind::Unmap), PmemOff(0), 12);
         while !overlay.sort(100) {}

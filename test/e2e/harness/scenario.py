@@ -194,7 +194,9 @@ def wait_online(rpc: Rpc, name: str = CACHE, timeout_s: float = 30.0) -> dict[st
     return wait_until(lambda: bdev_info(rpc, name), f"{name} comes online", timeout_s)
 
 
-def drain(rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0) -> dict[str, Any]:
+def drain(
+    rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0, *, pause_s: float = 0.02
+) -> dict[str, Any]:
     """bdev_pcache_flush_start, and until it is done."""
     rpc.bdev_pcache_flush_start(name=name)
 
@@ -202,7 +204,7 @@ def drain(rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0) -> dict[str, Any
         status = rpc.bdev_pcache_flush_status(name=name)
         return None if status["in_progress"] else status
 
-    return wait_until(finished, f"{name} is drained", timeout_s)
+    return wait_until(finished, f"{name} is drained", timeout_s, pause_s=pause_s)
 
 
 def settle(rpc: Rpc, name: str = CACHE) -> None:
