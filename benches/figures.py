@@ -112,6 +112,7 @@ RATIOS = [
     ),
     _iops("randread_qd32_vs_malloc", "randread_qd32", "pcache", "malloc", at_least=1),
     _iops("zcopy_randread_qd32_vs_malloc", "randread_qd32", "pcache_zcopy", "malloc", at_least=3),
+    _iops("zcopy_malloc_vs_malloc", "randread_qd32", "malloc_zcopy", "malloc"),
     _iops("two_cores_vs_one_randwrite", _WRITE, "pcache_2cores", "pcache", at_least=1.9),
     _iops("two_cores_skewed_vs_uniform", _WRITE, "pcache_2cores_skewed", "pcache_2cores"),
     _iops("zipf", _WRITE, "pcache_2cores_zipf", "pcache_2cores"),
