@@ -210,7 +210,7 @@ impl<P: Pmem> Background<P> {
 
     /// Says that the base does not answer, unless something is wrong already. What was said.
     fn tell_silence(&self, silent_s: u64, under_way: fmt::Arguments<'_>) -> Option<Health> {
-        if self.cache.health() != Health::Online {
+        if !self.cache.is_online() {
             return None;
         }
         let reason = format!(

@@ -67,6 +67,11 @@ impl<P> Cache<P> {
         lock(&self.health).clone()
     }
 
+    /// The same as a question, for those who ask again and again: a text that says why it does not is not copied.
+    pub(crate) fn is_online(&self) -> bool {
+        matches!(*lock(&self.health), Health::Online)
+    }
+
     /// What is wrong, if anything is.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.health().reason().map(str::to_owned)

@@ -77,6 +77,13 @@ pub struct Completion {
     pub status: Status,
 }
 
+/// Operations on the base device that a channel has under way at once, at most.
+pub const CHANNEL_BASE_OPS_MAX: usize = MISS_COUNT_MAX;
+/// The same for the background: those of a batch, and a flush.
+pub const BACKGROUND_BASE_OPS_MAX: usize = crate::writeback::BATCH_OPS_MAX + 1;
+/// Pieces that one of them writes, at most.
+pub const BASE_WRITE_SOURCES_MAX: usize = crate::writeback::BASE_WRITE_EXTENTS_MAX;
+
 /// Names an operation on the base device, within the channel (or the background) that asked for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BaseOpId(pub u32);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::base::Base;
-use super::base_queue::BaseQueue;
+use super::base_queue::{BaseQueue, Room};
 use super::memory::DmaBuf;
 use super::thread::{Polled, now};
 use crate::core_time::{Beside, Contender, CoreTime, Done};
@@ -62,7 +62,7 @@ impl Driver {
         bounce: Vec<DmaBuf>,
         copies: bool,
     ) -> Option<Self> {
-        let queue = BaseQueue::new(base, bounce)?;
+        let queue = BaseQueue::new(base, Room::BACKGROUND, bounce)?;
         Some(Self {
             engine: RefCell::new(cache.background()?),
             queue,

@@ -4,6 +4,9 @@
 //! tells the engine. So nothing is ever re-entered. A shortage of SPDK's own requests is waited for here;
 //! the engine never hears of it. An operation that needs a bounce buffer and finds none waits its turn.
 
+mod op;
+mod room;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_void};
@@ -12,68 +15,15 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use libc::iovec;
 use spdk_sys as sys;
 
 use super::base::Base;
 use super::memory::{BOUNCE_SIZE_BYTES, DmaBuf};
 use super::trampoline::guard;
-use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, ZeroesWent};
-use crate::pmem::{IovCursor, MemSlice, SliceError};
-
-/// Elements of one scatter list handed to the base, at most: below the kernel's limit (1024), and few enough
-/// for a device's own list. A longer write goes in several parts.
-const IOV_COUNT_MAX: usize = 128;
-/// Operations that are ready for use from the start.
-const OP_COUNT_START: u32 = 32;
-
-/// Room for SPDK's wait entry.
-const WAIT_ENTRY_WORDS: usize =
-    (sys::PCACHE_WAIT_ENTRY_SIZE_BYTES as usize).div_ceil(size_of::<*mut c_void>());
-
-/// Where the data of an operation is.
-#[derive(Debug)]
-enum Payload {
-    /// UNMAP, WRITE_ZEROES, FLUSH.
-    None,
-    Read(IovCursor),
-    /// `Op::sources`.
-    Write,
-    /// A WRITE_ZEROES that the base has failed, as data: address and length of zeroes.
-    Zeroes(*mut u8, usize),
-}
-
-/// What an operation does; a copy of the request's kind.
-#[derive(Clone, Copy, Debug)]
-enum Verb {
-    Read,
-    Write,
-    Unmap,
-    WriteZeroes,
-    Flush,
-}
-
-/// An operation under way. Never moves: SPDK has its address.
-#[derive(Debug)]
-struct Op {
-    /// SPDK's, while the operation waits for one of SPDK's requests.
-    wait_entry: [*mut c_void; WAIT_ENTRY_WORDS],
-    queue: NonNull<BaseQueue>,
-    index: u32,
-    id: BaseOpId,
-    verb: Verb,
-    payload: Payload,
-    /// What is still to do.
-    lba: u64,
-    blocks_left: u64,
-    /// Of these: under way.
-    part_blocks: u64,
-    iovs: Vec<iovec>,
-    sources: Vec<MemSlice>,
-    /// The first source that is not used up, and how much of it is.
-    source_at: (usize, usize),
-    bounce: Option<DmaBuf>,
-}
+use crate::engine::{BaseError, BaseOpId, BaseRequest, ZeroesWent};
+use crate::pmem::MemSlice;
+use op::{Op, Payload, Verb};
+pub(super) use room::Room;
 
 /// Whether base writes are copied to bounce buffers first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +40,7 @@ pub(super) struct BaseQueue {
     copying: Copying,
     /// A block of the base is two to the power of this, in bytes.
     block_shift: u32,
+    room: Room,
     in_flight: Cell<usize>,
     /// Whether `advance` has anything to do.
     news: Cell<bool>,
@@ -97,7 +48,8 @@ pub(super) struct BaseQueue {
     inner: RefCell<Inner>,
 }
 
-#[derive(Debug, Default)]
+/// The lists have room for all operations.
+#[derive(Debug)]
 struct Inner {
     ops: Vec<NonNull<Op>>,
     free: Vec<u32>,
@@ -119,7 +71,7 @@ struct Inner {
 impl BaseQueue {
     /// A queue on the current SPDK thread; it is dropped on that thread too. `bounce` empty: base writes go
     /// out from where their data are. `None`: the base has no channel to give.
-    pub(super) fn new(base: Arc<Base>, bounce: Vec<DmaBuf>) -> Option<Rc<Self>> {
+    pub(super) fn new(base: Arc<Base>, room: Room, bounce: Vec<DmaBuf>) -> Option<Rc<Self>> {
         // SAFETY: the descriptor is open while `base` lives.
         let channel = NonNull::new(unsafe { sys::spdk_bdev_get_io_channel(base.desc()) })?;
         let copying = if bounce.is_empty() {
@@ -132,15 +84,23 @@ impl BaseQueue {
             base,
             channel,
             copying,
+            room,
             in_flight: Cell::new(0),
             news: Cell::new(false),
             zeroes_went: Cell::default(),
             inner: RefCell::new(Inner {
+                ops: Vec::with_capacity(room.ops),
+                free: Vec::with_capacity(room.ops),
                 bounce,
-                ..Inner::default()
+                zeroes: None,
+                unmap_failure_told: false,
+                landed: Vec::with_capacity(room.ops),
+                landed_spare: Vec::with_capacity(room.ops),
+                retry: VecDeque::with_capacity(room.ops),
+                bounce_queue: VecDeque::with_capacity(room.ops),
             }),
         });
-        for _ in 0..OP_COUNT_START {
+        for _ in 0..room.ops {
             let op = queue.new_op();
             queue.release(op);
         }
@@ -369,17 +329,13 @@ impl BaseQueue {
         self.news.set(true);
     }
 
-    /// Makes room for one more operation. The number of operations that a queue ever has under way is soon
-    /// reached and not exceeded, so this ends with the warm-up.
+    /// Makes one more operation. In use there are enough: an owner that asks for more than it has said gets them, at the
+    /// price of an allocation.
     fn new_op(&self) -> u32 {
         let mut inner = self.inner.borrow_mut();
         let index = u32::try_from(inner.ops.len()).unwrap_or(u32::MAX);
-        let op = Box::new(Op::new(NonNull::from(self), index));
+        let op = Box::new(Op::new(NonNull::from(self), index, self.room.sources));
         inner.ops.push(NonNull::from(Box::leak(op)));
-        // So that releasing it cannot allocate.
-        let count = inner.ops.len();
-        let missing = count.saturating_sub(inner.free.len());
-        inner.free.reserve(missing);
         index
     }
 
@@ -415,147 +371,6 @@ impl Drop for BaseQueue {
         }
         // SAFETY: got in `new` on this thread, put once.
         unsafe { sys::spdk_put_io_channel(self.channel.as_ptr()) }
-    }
-}
-
-impl Op {
-    fn new(queue: NonNull<BaseQueue>, index: u32) -> Self {
-        Self {
-            wait_entry: [std::ptr::null_mut(); WAIT_ENTRY_WORDS],
-            queue,
-            index,
-            id: BaseOpId(0),
-            verb: Verb::Flush,
-            payload: Payload::None,
-            lba: 0,
-            blocks_left: 0,
-            part_blocks: 0,
-            iovs: Vec::with_capacity(IOV_COUNT_MAX),
-            sources: Vec::new(),
-            source_at: (0, 0),
-            bounce: None,
-        }
-    }
-
-    fn fill(&mut self, request: &BaseRequest, sources: &[MemSlice]) {
-        self.id = request.op;
-        self.lba = request.lba.0;
-        self.blocks_left = request.len_blocks;
-        self.part_blocks = 0;
-        self.source_at = (0, 0);
-        self.sources.clear();
-        self.payload = Payload::None;
-        self.verb = match request.kind {
-            BaseKind::Read(cursor) => {
-                self.payload = Payload::Read(cursor);
-                Verb::Read
-            }
-            BaseKind::Write {
-                first_source,
-                source_count,
-            } => {
-                let first = first_source as usize;
-                self.sources
-                    .extend_from_slice(&sources[first..first + source_count as usize]);
-                self.payload = Payload::Write;
-                Verb::Write
-            }
-            BaseKind::Unmap => Verb::Unmap,
-            BaseKind::WriteZeroes => Verb::WriteZeroes,
-            BaseKind::Flush => Verb::Flush,
-        };
-    }
-
-    /// How it goes to the base if it is a WRITE_ZEROES.
-    fn zeroes_went(&self) -> Option<ZeroesWent> {
-        match (&self.payload, self.verb) {
-            (Payload::Zeroes(..), _) => Some(ZeroesWent::AsData),
-            (_, Verb::WriteZeroes) => Some(ZeroesWent::AsAsked),
-            _ => None,
-        }
-    }
-
-    fn needs_bounce(&self, copying: Copying) -> bool {
-        copying == Copying::Bounced
-            && matches!(self.payload, Payload::Write)
-            && self.bounce.is_none()
-    }
-
-    /// Makes the scatter list of the next part.
-    ///
-    /// # Errors
-    /// There is nothing that could be written; why.
-    fn prepare(&mut self, block_shift: u32) -> Result<(), &'static str> {
-        self.iovs.clear();
-        match self.payload {
-            Payload::None => self.part_blocks = self.blocks_left,
-            Payload::Read(cursor) => {
-                self.part_blocks = self.blocks_left;
-                cursor.fill_iovecs((self.part_blocks as usize) << block_shift, &mut self.iovs);
-            }
-            Payload::Zeroes(at, len_bytes) => {
-                self.part_blocks = self.blocks_left.min((len_bytes >> block_shift) as u64);
-                self.iovs.push(iovec {
-                    iov_base: at.cast(),
-                    iov_len: (self.part_blocks as usize) << block_shift,
-                });
-            }
-            Payload::Write => {
-                let len_bytes = match self
-                    .bounce
-                    .as_ref()
-                    .map(|buf| (buf.as_ptr(), buf.len_bytes()))
-                {
-                    None => self.gather(),
-                    Some((to, room_bytes)) => self
-                        .copy_to_bounce(to, room_bytes)
-                        .map_err(|SliceError| "the cache device's memory cannot be read")?,
-                };
-                self.part_blocks = (len_bytes >> block_shift) as u64;
-                let is_whole = len_bytes > 0
-                    && len_bytes == (self.part_blocks as usize) << block_shift
-                    && self.part_blocks <= self.blocks_left;
-                if !is_whole {
-                    return Err("it is not made of whole blocks");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The next sources as a scatter list. Returns their length in bytes.
-    fn gather(&mut self) -> usize {
-        let first = self.source_at.0;
-        let end = self.sources.len().min(first + IOV_COUNT_MAX);
-        self.iovs
-            .extend(self.sources[first..end].iter().map(MemSlice::as_iovec));
-        self.source_at = (end, 0);
-        self.iovs.iter().map(|iov| iov.iov_len).sum()
-    }
-
-    /// Copies the next sources to the bounce buffer. Returns how many bytes that was.
-    fn copy_to_bounce(&mut self, to: *mut u8, room_bytes: usize) -> Result<usize, SliceError> {
-        let mut filled = 0;
-        while filled < room_bytes
-            && let Some(source) = self.sources.get(self.source_at.0)
-        {
-            let used = self.source_at.1;
-            let len = (source.len_bytes() - used).min(room_bytes - filled);
-            // SAFETY: the cache device stays mapped while operations on its base are under way; `filled +
-            // len` is at most the buffer's length, and the buffer is DMA memory apart from the mapping.
-            unsafe { source.part(used, len).copy_to_ptr(to.wrapping_add(filled)) }?;
-            filled += len;
-            self.source_at = if used + len == source.len_bytes() {
-                (self.source_at.0 + 1, 0)
-            } else {
-                (self.source_at.0, used + len)
-            };
-        }
-        self.iovs.push(iovec {
-            iov_base: to.cast(),
-            iov_len: filled,
-        });
-        Ok(filled)
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use spdk_sys as sys;
 
 use super::background::note_busy_poll;
-use super::base_queue::BaseQueue;
+use super::base_queue::{BaseQueue, Room};
 use super::memory::DmaBuf;
 use super::node::Node;
 use super::reset::Resets;
@@ -28,7 +28,7 @@ use crate::pmem::{IovCursor, MappedPmem};
 use crate::units::Lba;
 
 /// Requests that a channel takes at once; what comes beyond is handed back to SPDK, which repeats it.
-const REQUEST_COUNT_MAX: u32 = 4096;
+pub(super) const REQUEST_COUNT_MAX: u32 = 4096;
 
 /// Requests that have not been completed, by number. The number is what the engine calls them by; after a
 /// panic in the engine the table is what they are found by.
@@ -100,7 +100,7 @@ pub(super) struct ChannelState {
     /// Whether the poller has anything to look after.
     pub(super) awake: Cell<bool>,
     pub(super) loans: Loans,
-    /// Aborts that were granted.
+    /// Aborts that were granted, of a request each.
     aborts: RefCell<Vec<Abort>>,
     pub(super) resets: Resets,
     turns: Turns,
@@ -214,7 +214,7 @@ impl ChannelState {
         }
         let engine = node.cache.channel_with(pads)?;
         // Reads go straight to the caller's memory: nothing is bounced.
-        let base = BaseQueue::new(Arc::clone(&node.base), Vec::new())?;
+        let base = BaseQueue::new(Arc::clone(&node.base), Room::CHANNEL, Vec::new())?;
         let turns = Turns::of_this_thread()?;
         let state = Box::new(Self {
             node,
@@ -224,8 +224,8 @@ impl ChannelState {
             base,
             health: Cell::new(Health::Sound),
             awake: Cell::new(false),
-            loans: Loans::default(),
-            aborts: RefCell::new(Vec::with_capacity(16)),
+            loans: Loans::new(),
+            aborts: RefCell::new(Vec::with_capacity(REQUEST_COUNT_MAX as usize)),
             resets: Resets::default(),
             turns,
             poller: RefCell::new(None),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::base::Base;
-use super::base_queue::BaseQueue;
+use super::base_queue::{BaseQueue, Room};
 use super::memory::DmaBuf;
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest};
 use crate::pmem::IovCursor;
@@ -37,7 +37,11 @@ pub(super) struct WitnessReads {
 impl WitnessReads {
     /// `None`: there is no memory, or no channel.
     pub(super) fn new(base: Arc<Base>) -> Option<Self> {
-        let queue = BaseQueue::new(Arc::clone(&base), Vec::new())?;
+        let room = Room {
+            ops: READ_COUNT,
+            sources: 0,
+        };
+        let queue = BaseQueue::new(Arc::clone(&base), room, Vec::new())?;
         let places = (0..READ_COUNT)
             .map(|_| {
                 let buf = DmaBuf::new(PAGE_SIZE_BYTES as usize)?;

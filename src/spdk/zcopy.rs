@@ -11,7 +11,7 @@ use std::ptr::{self, NonNull};
 
 use spdk_sys as sys;
 
-use super::channel::{ChannelState, Health, complete};
+use super::channel::{ChannelState, Health, REQUEST_COUNT_MAX, complete};
 use super::memory::Access;
 use super::node::Node;
 use super::thread::{Polled, Poller};
@@ -55,7 +55,7 @@ impl Zcopy {
 }
 
 /// What a channel has lent, and the requests that need nothing more than an answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Loans {
     /// The requests that hold a loan, by its number.
     holders: RefCell<Vec<Option<NonNull<sys::spdk_bdev_io>>>>,
@@ -67,6 +67,15 @@ pub(super) struct Loans {
 }
 
 impl Loans {
+    pub(super) fn new() -> Self {
+        Self {
+            holders: RefCell::new(vec![None; LOAN_COUNT_MAX]),
+            answered: RefCell::new(VecDeque::with_capacity(REQUEST_COUNT_MAX as usize)),
+            sweeper: RefCell::new(None),
+            told: Cell::new(false),
+        }
+    }
+
     /// The channel goes; its loans end with the engine's channel.
     pub(super) fn close(&self) {
         *self.sweeper.borrow_mut() = None;
@@ -90,9 +99,6 @@ impl Loans {
 
     fn hold(&self, loan: LoanId, bdev_io: NonNull<sys::spdk_bdev_io>) {
         let mut holders = self.holders.borrow_mut();
-        if holders.is_empty() {
-            holders.resize(LOAN_COUNT_MAX, None);
-        }
         if let Some(holder) = holders.get_mut(loan.0 as usize) {
             *holder = Some(bdev_io);
         }

@@ -13,7 +13,7 @@ use crate::units::{Lba, Now, PAGE_SIZE_BYTES, PmemOff, Seq};
 use std::mem;
 
 /// Base operations under way at once: enough for the queues of a fast device if they are small.
-const IN_FLIGHT_MAX: usize = 128;
+pub(crate) const BATCH_OPS_MAX: usize = 128;
 /// Their bytes: enough for any device if they are large.
 const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
 /// What they clear: one that does so at once has enough to do, one that writes zeroes ends something every few seconds.
@@ -24,7 +24,7 @@ const IN_FLIGHT_BYTES_YIELDING: u64 = 256 << 10;
 const CLEAR_BYTES_YIELDING: u64 = 4 << 20;
 /// One base write: bytes and separate pieces of memory.
 pub(crate) const BASE_WRITE_BYTES_MAX: u64 = 1 << 20;
-const BASE_WRITE_EXTENTS_MAX: usize = 128;
+pub(crate) const BASE_WRITE_EXTENTS_MAX: usize = 128;
 /// Pieces of memory, or of what is cleared, that one poll hands out, at most; one operation may go beyond.
 const PIECES_PER_POLL: usize = 64;
 /// Pieces of one operation that clears; those of a write are pages, and limited by its bytes.
@@ -57,7 +57,7 @@ pub(super) enum Manners {
 impl Manners {
     fn in_flight_max(self) -> (usize, Load) {
         let (count, data_bytes) = match self {
-            Manners::Full => (IN_FLIGHT_MAX, IN_FLIGHT_BYTES_MAX),
+            Manners::Full => (BATCH_OPS_MAX, IN_FLIGHT_BYTES_MAX),
             Manners::Yielding => (IN_FLIGHT_YIELDING, IN_FLIGHT_BYTES_YIELDING),
         };
         let load = Load {
@@ -124,9 +124,9 @@ impl Batch {
         };
         Ok(Self {
             overlay: Overlay::new(key_count)?,
-            ops: (0..IN_FLIGHT_MAX).map(|_| op()).collect(),
-            free: Vec::with_capacity(IN_FLIGHT_MAX),
-            again: Vec::with_capacity(IN_FLIGHT_MAX),
+            ops: (0..BATCH_OPS_MAX).map(|_| op()).collect(),
+            free: Vec::with_capacity(BATCH_OPS_MAX),
+            again: Vec::with_capacity(BATCH_OPS_MAX),
             lookahead: None,
             in_flight: 0,
             in_flight_load: Load::NOTHING,

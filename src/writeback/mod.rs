@@ -31,8 +31,8 @@ use crate::media::{Geometry, KEY_SIZE_BYTES, KSET_KEYS_MAX, Tails};
 use crate::memory::NoMemory;
 use crate::pmem::Pmem;
 use crate::units::{Agent, Lba, NS_PER_MS, NS_PER_S, Now, Seq};
-pub(crate) use batch::BASE_WRITE_BYTES_MAX;
 use batch::Batch;
+pub(crate) use batch::{BASE_WRITE_BYTES_MAX, BASE_WRITE_EXTENTS_MAX, BATCH_OPS_MAX};
 pub(crate) use clearing::BASE_CLEAR_BYTES_MAX;
 use clearing::{BaseRates, Load};
 use log::{KeysLost, LogReader};
@@ -414,6 +414,7 @@ impl Writeback {
         now: Now,
     ) {
         if op != FLUSH_OP {
+            let is_told = self.batch.failed && !self.batch.source_lost;
             let failed = self.batch.on_done(op, result, now);
             if failed.is_some() && self.batch.look_for_cause(context.cache, op) {
                 // No error of the base: taken again, the data are found to be damaged.
@@ -421,7 +422,10 @@ impl Writeback {
             }
             let errors = &context.counters.base_write_errors;
             errors.add(u64::from(result.is_err()));
-            if let Some(error) = failed {
+            // What fails with it, before the next try, needs no other text.
+            if let Some(error) = failed
+                && !is_told
+            {
                 note_error(context, "write", error);
             }
             return;
@@ -523,7 +527,7 @@ impl Writeback {
             .absorbed_bytes
             .add(dirty_bytes.saturating_sub(written_bytes));
         cache.forget_overwritten_damage();
-        if cache.health() != Health::Online && !self.salvage.is_pending() {
+        if !cache.is_online() && !self.salvage.is_pending() {
             // It got on; whatever held it up has passed.
             cache.set_health(Health::Online);
         }

@@ -1,0 +1,206 @@
+//! One operation on the base bdev: what it does, where its data are, and the part of it that is under way.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+use libc::iovec;
+use spdk_sys as sys;
+
+use super::{BaseQueue, Copying};
+use crate::engine::{BaseKind, BaseOpId, BaseRequest, ZeroesWent};
+use crate::pmem::{IovCursor, MemSlice, SliceError};
+use crate::spdk::memory::DmaBuf;
+
+/// Elements of one scatter list handed to the base, at most: below the kernel's limit (1024), and few enough
+/// for a device's own list. A longer write goes in several parts.
+const IOV_COUNT_MAX: usize = 128;
+
+/// Room for SPDK's wait entry.
+const WAIT_ENTRY_WORDS: usize =
+    (sys::PCACHE_WAIT_ENTRY_SIZE_BYTES as usize).div_ceil(size_of::<*mut c_void>());
+
+/// Where the data of an operation is.
+#[derive(Debug)]
+pub(super) enum Payload {
+    /// UNMAP, WRITE_ZEROES, FLUSH.
+    None,
+    Read(IovCursor),
+    /// `Op::sources`.
+    Write,
+    /// A WRITE_ZEROES that the base has failed, as data: address and length of zeroes.
+    Zeroes(*mut u8, usize),
+}
+
+/// What an operation does; a copy of the request's kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Verb {
+    Read,
+    Write,
+    Unmap,
+    WriteZeroes,
+    Flush,
+}
+
+/// An operation under way. Never moves: SPDK has its address.
+#[derive(Debug)]
+pub(super) struct Op {
+    /// SPDK's, while the operation waits for one of SPDK's requests.
+    pub(super) wait_entry: [*mut c_void; WAIT_ENTRY_WORDS],
+    pub(super) queue: NonNull<BaseQueue>,
+    pub(super) index: u32,
+    pub(super) id: BaseOpId,
+    pub(super) verb: Verb,
+    pub(super) payload: Payload,
+    /// What is still to do.
+    pub(super) lba: u64,
+    pub(super) blocks_left: u64,
+    /// Of these: under way.
+    pub(super) part_blocks: u64,
+    /// Has room for [`IOV_COUNT_MAX`]. A read into memory in more pieces lets it grow; SPDK's targets have fewer.
+    pub(super) iovs: Vec<iovec>,
+    pub(super) sources: Vec<MemSlice>,
+    /// The first source that is not used up, and how much of it is.
+    pub(super) source_at: (usize, usize),
+    pub(super) bounce: Option<DmaBuf>,
+}
+
+impl Op {
+    pub(super) fn new(queue: NonNull<BaseQueue>, index: u32, source_count_max: usize) -> Self {
+        Self {
+            wait_entry: [std::ptr::null_mut(); WAIT_ENTRY_WORDS],
+            queue,
+            index,
+            id: BaseOpId(0),
+            verb: Verb::Flush,
+            payload: Payload::None,
+            lba: 0,
+            blocks_left: 0,
+            part_blocks: 0,
+            iovs: Vec::with_capacity(IOV_COUNT_MAX),
+            sources: Vec::with_capacity(source_count_max),
+            source_at: (0, 0),
+            bounce: None,
+        }
+    }
+
+    pub(super) fn fill(&mut self, request: &BaseRequest, sources: &[MemSlice]) {
+        self.id = request.op;
+        self.lba = request.lba.0;
+        self.blocks_left = request.len_blocks;
+        self.part_blocks = 0;
+        self.source_at = (0, 0);
+        self.sources.clear();
+        self.payload = Payload::None;
+        self.verb = match request.kind {
+            BaseKind::Read(cursor) => {
+                self.payload = Payload::Read(cursor);
+                Verb::Read
+            }
+            BaseKind::Write {
+                first_source,
+                source_count,
+            } => {
+                let first = first_source as usize;
+                self.sources
+                    .extend_from_slice(&sources[first..first + source_count as usize]);
+                self.payload = Payload::Write;
+                Verb::Write
+            }
+            BaseKind::Unmap => Verb::Unmap,
+            BaseKind::WriteZeroes => Verb::WriteZeroes,
+            BaseKind::Flush => Verb::Flush,
+        };
+    }
+
+    /// How it goes to the base if it is a WRITE_ZEROES.
+    pub(super) fn zeroes_went(&self) -> Option<ZeroesWent> {
+        match (&self.payload, self.verb) {
+            (Payload::Zeroes(..), _) => Some(ZeroesWent::AsData),
+            (_, Verb::WriteZeroes) => Some(ZeroesWent::AsAsked),
+            _ => None,
+        }
+    }
+
+    pub(super) fn needs_bounce(&self, copying: Copying) -> bool {
+        copying == Copying::Bounced
+            && matches!(self.payload, Payload::Write)
+            && self.bounce.is_none()
+    }
+
+    /// Makes the scatter list of the next part.
+    ///
+    /// # Errors
+    /// There is nothing that could be written; why.
+    pub(super) fn prepare(&mut self, block_shift: u32) -> Result<(), &'static str> {
+        self.iovs.clear();
+        match self.payload {
+            Payload::None => self.part_blocks = self.blocks_left,
+            Payload::Read(cursor) => {
+                self.part_blocks = self.blocks_left;
+                cursor.fill_iovecs((self.part_blocks as usize) << block_shift, &mut self.iovs);
+            }
+            Payload::Zeroes(at, len_bytes) => {
+                self.part_blocks = self.blocks_left.min((len_bytes >> block_shift) as u64);
+                self.iovs.push(iovec {
+                    iov_base: at.cast(),
+                    iov_len: (self.part_blocks as usize) << block_shift,
+                });
+            }
+            Payload::Write => {
+                let len_bytes = match self
+                    .bounce
+                    .as_ref()
+                    .map(|buf| (buf.as_ptr(), buf.len_bytes()))
+                {
+                    None => self.gather(),
+                    Some((to, room_bytes)) => self
+                        .copy_to_bounce(to, room_bytes)
+                        .map_err(|SliceError| "the cache device's memory cannot be read")?,
+                };
+                self.part_blocks = (len_bytes >> block_shift) as u64;
+                let is_whole = len_bytes > 0
+                    && len_bytes == (self.part_blocks as usize) << block_shift
+                    && self.part_blocks <= self.blocks_left;
+                if !is_whole {
+                    return Err("it is not made of whole blocks");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next sources as a scatter list. Returns their length in bytes.
+    fn gather(&mut self) -> usize {
+        let first = self.source_at.0;
+        let end = self.sources.len().min(first + IOV_COUNT_MAX);
+        self.iovs
+            .extend(self.sources[first..end].iter().map(MemSlice::as_iovec));
+        self.source_at = (end, 0);
+        self.iovs.iter().map(|iov| iov.iov_len).sum()
+    }
+
+    /// Copies the next sources to the bounce buffer. Returns how many bytes that was.
+    fn copy_to_bounce(&mut self, to: *mut u8, room_bytes: usize) -> Result<usize, SliceError> {
+        let mut filled = 0;
+        while filled < room_bytes
+            && let Some(source) = self.sources.get(self.source_at.0)
+        {
+            let used = self.source_at.1;
+            let len = (source.len_bytes() - used).min(room_bytes - filled);
+            // SAFETY: the cache device stays mapped while operations on its base are under way; `filled +
+            // len` is at most the buffer's length, and the buffer is DMA memory apart from the mapping.
+            unsafe { source.part(used, len).copy_to_ptr(to.wrapping_add(filled)) }?;
+            filled += len;
+            self.source_at = if used + len == source.len_bytes() {
+                (self.source_at.0 + 1, 0)
+            } else {
+                (self.source_at.0, used + len)
+            };
+        }
+        self.iovs.push(iovec {
+            iov_base: to.cast(),
+            iov_len: filled,
+        });
+        Ok(filled)
+    }
+}
