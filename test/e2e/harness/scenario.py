@@ -194,9 +194,7 @@ def wait_online(rpc: Rpc, name: str = CACHE, timeout_s: float = 30.0) -> dict[st
     return wait_until(lambda: bdev_info(rpc, name), f"{name} comes online", timeout_s)
 
 
-def drain(
-    rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0, *, pause_s: float = 0.02
-) -> dict[str, Any]:
+def drain(rpc: Rpc, name: str = CACHE, timeout_s: float = 60.0, *, pause_s: float = 0.02) -> dict[str, Any]:
     """bdev_pcache_flush_start, and until it is done."""
     rpc.bdev_pcache_flush_start(name=name)
 
