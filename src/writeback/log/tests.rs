@@ -168,8 +168,8 @@ fn a_restart_goes_on_over_many_polls_while_segments_are_opened() {
     assert!(taking.log.has_below(Seq(1)), "there may be something");
     let mut seen = 0;
     while let Some(SegId(next)) = taking.log.restarts_at {
-        assert!(next as usize - seen <= LOOKED_AT_PER_POLL);
-        seen = next as usize;
+        assert_eq!(next as usize, seen);
+        seen += LOOKED_AT_PER_POLL;
         assert_eq!(taking.log.look(&cache).unwrap(), None);
         let free = cache.segments.free_count();
         write(
@@ -178,6 +178,7 @@ fn a_restart_goes_on_over_many_polls_while_segments_are_opened() {
             1,
         );
     }
+    assert!((SEGMENTS as usize..SEGMENTS as usize + LOOKED_AT_PER_POLL).contains(&seen));
     assert!(taking.log.next.iter().all(Option::is_none));
     while taking.log.look(&cache).unwrap() != Some(cache.seq_settled()) {}
     taking = Taking {
