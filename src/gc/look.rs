@@ -12,8 +12,8 @@ use crate::engine::Cache;
 use crate::pmem::Pmem;
 use crate::units::{SegId, Seq};
 
-/// Segments that one poll looks at, at most. In simulations others get their turns in between.
-const SEGMENTS_PER_POLL: u32 = if cfg!(feature = "sim") { 8 } else { 1024 };
+/// Segments that one poll looks at, at most: some 15 us. In simulations others get their turns in between, in larger caches.
+const SEGMENTS_PER_POLL: u32 = if cfg!(feature = "sim") { 16 } else { 1024 };
 
 /// A loan comes back without a word: while one is in the way, so many polls go by from look to look.
 const LOAN_POLLS: u32 = 16;
