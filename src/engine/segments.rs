@@ -1,11 +1,13 @@
 //! What is known of each segment while the cache is in use.
 
+use super::cache::lock;
 use crate::media::{Geometry, SegmentInfo};
 use crate::memory::{self, NoMemory};
 use crate::sched;
 use crate::units::{Generation, SegId, Seq};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// What a segment is used for.
@@ -322,7 +324,8 @@ pub(crate) struct Segments {
     /// How often a segment became suspect.
     losses: AtomicU64,
     quarantined: AtomicUsize,
-    /// How often keys were found that cannot be read any more.
+    /// Those of which keys were found that cannot be read any more, and how many that are.
+    keyless: Mutex<Vec<SegId>>,
     key_losses: AtomicUsize,
     /// Counts the segments that were opened.
     clock: AtomicU64,
@@ -345,6 +348,7 @@ fn date(table: &[CachePadded<Segment>], mut in_order: Vec<usize>) {
 pub(crate) struct SegmentsMemory {
     table: Vec<CachePadded<Segment>>,
     in_order: Vec<usize>,
+    keyless: Vec<SegId>,
     free: ArrayQueue<SegId>,
     opened: ArrayQueue<SegId>,
 }
@@ -357,11 +361,13 @@ impl SegmentsMemory {
             memory::with_room(what, count)?,
             memory::with_room(what, count)?,
         );
+        let keyless = memory::with_room(what, count)?;
         let queues = || (ArrayQueue::new(count), ArrayQueue::new(count));
         let (free, opened) = memory::rehearsed(what, count * QUEUES_BYTES, queues)?;
         Ok(Self {
             table,
             in_order,
+            keyless,
             free,
             opened,
         })
@@ -379,6 +385,7 @@ impl Segments {
         let SegmentsMemory {
             mut table,
             in_order,
+            keyless,
             free,
             opened,
         } = memory;
@@ -394,6 +401,7 @@ impl Segments {
             suspects: AtomicUsize::new(0),
             losses: AtomicU64::new(0),
             quarantined: AtomicUsize::new(0),
+            keyless: Mutex::new(keyless),
             key_losses: AtomicUsize::new(0),
         };
         for id in segments.ids() {
@@ -477,9 +485,16 @@ impl Segments {
         self.suspect(id);
         let is_new = !self.get(id).is_keyless.swap(true, Ordering::AcqRel);
         if is_new {
+            lock(&self.keyless).push(id);
+            // Who sees the number finds the segment.
             self.key_losses.fetch_add(1, Ordering::Relaxed);
         }
         is_new
+    }
+
+    /// Those of which keys were lost since the start.
+    pub(crate) fn keyless(&self) -> Vec<SegId> {
+        lock(&self.keyless).clone()
     }
 
     /// In how many segments keys were lost so far.

@@ -4,6 +4,7 @@
 
 use super::BUCKETS_PER_POLL;
 use crate::engine::Cache;
+use crate::media::Geometry;
 use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{PAGE_SIZE_BYTES, SegId};
@@ -15,35 +16,39 @@ const PARTS: u64 = 16;
 /// use, the standard error is 5 % then; twice that if all was written in groups of pages that share a bucket.
 const PAGES_COUNTED: u64 = 256;
 
-/// What was counted of a segment, as much as if all had been. Of what is in use, if that was estimated, two standard
-/// errors more: the segment of which least is in use is looked for, which would be the one that was counted worst.
-#[derive(Clone, Copy, Debug, Default)]
+/// Counts that one poll sets to nothing: some microseconds.
+const CLEARED_PER_POLL: usize = if cfg!(feature = "sim") { 8 } else { 4096 };
+
+/// What was counted of a segment, as much as if all had been.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) live_blocks: u64,
     /// Sum of the heat of what is in use.
     pub(super) heat: u64,
 }
 
-impl Count {
-    /// `unit_blocks`: so many blocks stand for one page that was found.
-    fn be_careful(&mut self, unit_blocks: u64) {
-        let found = self.live_blocks / unit_blocks;
-        // The number of pages found is as good as Poisson's.
-        self.live_blocks += 2 * found.isqrt() * unit_blocks;
-    }
+/// How far a count is.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// None is under way.
+    Finished,
+    /// What is left of an earlier one goes, from this segment on.
+    Clearing(usize),
+    /// The index is gone through, from this bucket on.
+    Counting(usize),
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Census {
-    /// The last count that was finished, and the clock of the segments when it began.
+    /// The last count that was finished, and the clock of the segments when it began; 0: none was.
     counts: Vec<Count>,
     began_at: u64,
     /// The one under way.
     next: Vec<Count>,
     next_began_at: u64,
-    /// The next bucket, and how many there are for each that is looked at.
-    bucket: usize,
+    stage: Stage,
+    /// So many buckets there are for each that is looked at.
     stride: usize,
     /// How many counts have begun: each looks at other buckets.
     begun: usize,
@@ -51,15 +56,20 @@ pub(super) struct Census {
 
 impl Census {
     /// Nothing was counted yet.
-    pub(super) fn new(segment_count: usize) -> Result<Self, NoMemory> {
-        let what = "counts of what is in use";
+    pub(super) fn new(geometry: &Geometry) -> Result<Self, NoMemory> {
+        let counts = || {
+            let (what, count) = ("counts of what is in use", geometry.segment_count());
+            memory::filled(what, count as usize, Count::default)
+        };
+        let pages = geometry.segment_size_bytes() / u64::from(PAGE_SIZE_BYTES);
         Ok(Self {
-            counts: memory::with_room(what, segment_count)?,
+            counts: counts()?,
             began_at: 0,
-            next: memory::with_room(what, segment_count)?,
+            next: counts()?,
             next_began_at: 0,
-            bucket: 0,
-            stride: 0,
+            stage: Stage::Finished,
+            // A segment has 1 GiB at the most.
+            stride: (pages / PAGES_COUNTED).max(1) as usize,
             begun: 0,
         })
     }
@@ -71,25 +81,62 @@ impl Census {
         counts.filter(|_| sealed_at < self.began_at).copied()
     }
 
-    /// Whether there is nothing to count for now.
-    fn is_recent<P: Pmem>(&self, cache: &Cache<P>) -> bool {
-        let every = (cache.segments.count() as u64 / PARTS).max(1);
-        !self.counts.is_empty() && cache.segments.clock() < self.began_at + every
+    /// How much is in use where that was counted. If it was estimated, two standard errors more: the segment of which least
+    /// is in use is looked for, which would be the one that was counted worst. Where less was counted it is less, too.
+    pub(super) fn live_blocks_max<P: Pmem>(&self, cache: &Cache<P>, count: Count) -> u64 {
+        if self.stride == 1 {
+            return count.live_blocks;
+        }
+        // So many blocks stand for one page that was found.
+        let unit_blocks = self.stride as u64 * u64::from(cache.geometry.blocks_per_page());
+        let found = count.live_blocks / unit_blocks;
+        // The number of pages found is as good as Poisson's.
+        count.live_blocks + 2 * found.isqrt() * unit_blocks
+    }
+
+    /// The clock of the segments when the last count began that was finished; 0: none was.
+    pub(super) fn counted_at(&self) -> u64 {
+        self.began_at
     }
 
     /// Whether the first count is finished.
     pub(super) fn is_ready(&self) -> bool {
-        !self.counts.is_empty()
+        self.began_at > 0
+    }
+
+    /// Whether there is nothing to count for now.
+    fn is_recent<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        let every = (cache.segments.count() as u64 / PARTS).max(1);
+        self.is_ready() && cache.segments.clock() < self.began_at + every
     }
 
     /// Counts some buckets. `true`: it did something.
     pub(super) fn poll<P: Pmem>(&mut self, cache: &Cache<P>) -> bool {
-        if self.stride == 0 {
+        if matches!(self.stage, Stage::Finished) {
             if self.is_recent(cache) {
                 return false;
             }
-            self.begin(cache);
+            // There are segments, which the clock counts from the start: it is not 0.
+            self.next_began_at = cache.segments.clock();
+            self.stage = Stage::Clearing(0);
         }
+        if let Stage::Clearing(first) = self.stage {
+            let end = self.next.len().min(first + CLEARED_PER_POLL);
+            self.next[first..end].fill(Count::default());
+            if end < self.next.len() {
+                self.stage = Stage::Clearing(end);
+                return true;
+            }
+            self.stage = Stage::Counting(self.begun % self.stride);
+            self.begun = self.begun.wrapping_add(1);
+        }
+        if let Stage::Counting(bucket) = self.stage {
+            self.count(cache, bucket);
+        }
+        true
+    }
+
+    fn count<P: Pmem>(&mut self, cache: &Cache<P>, first: usize) {
         let weight = self.stride as u64;
         let mut note = |place, len_blocks| {
             let id = cache.geometry.segment_of(place);
@@ -99,36 +146,19 @@ impl Census {
             }
         };
         let end = cache.index.bucket_count();
-        let buckets = (self.bucket..end).step_by(self.stride);
+        let buckets = (first..end).step_by(self.stride);
         let buckets = buckets.take(BUCKETS_PER_POLL);
         buckets
             .clone()
             .for_each(|bucket| cache.index.prefetch_bucket(bucket));
         buckets.for_each(|bucket| cache.index.look_at_bucket(bucket, &mut note));
-        self.bucket += BUCKETS_PER_POLL * self.stride;
-        if self.bucket >= end {
-            self.stride = 0;
-            if weight > 1 {
-                let page_blocks = u64::from(cache.geometry.blocks_per_page());
-                self.next
-                    .iter_mut()
-                    .for_each(|count| count.be_careful(weight * page_blocks));
-            }
+        let next = first + BUCKETS_PER_POLL * self.stride;
+        self.stage = Stage::Counting(next);
+        if next >= end {
+            self.stage = Stage::Finished;
             std::mem::swap(&mut self.counts, &mut self.next);
             self.began_at = self.next_began_at;
         }
-        true
-    }
-
-    fn begin<P: Pmem>(&mut self, cache: &Cache<P>) {
-        self.next.clear();
-        self.next.resize(cache.segments.count(), Count::default());
-        self.next_began_at = cache.segments.clock();
-        let pages = cache.geometry.segment_size_bytes() / u64::from(PAGE_SIZE_BYTES);
-        // A segment has 1 GiB at the most.
-        self.stride = (pages / PAGES_COUNTED).max(1) as usize;
-        self.bucket = self.begun % self.stride;
-        self.begun = self.begun.wrapping_add(1);
     }
 }
 
@@ -162,6 +192,30 @@ mod tests {
         }
     }
 
+    /// What an earlier count has left is gone before the index is gone through, some of it in each poll.
+    #[test]
+    fn a_count_of_many_segments_begins_over_several_polls() {
+        let cache = new_cache_of(&Setup {
+            segment_count: 3 * CLEARED_PER_POLL as u64 + 1,
+            ..Setup::default()
+        });
+        let mut census = Census::new(&cache.geometry).unwrap();
+        let count = Count {
+            live_blocks: 7,
+            heat: 7,
+        };
+        census.next.fill(count);
+        for cleared in 1..=3 {
+            assert!(census.poll(&cache));
+            let left = census.next.iter().filter(|left| **left == count);
+            assert_eq!(left.count(), (3 - cleared) * CLEARED_PER_POLL + 1);
+        }
+        while !census.is_ready() {
+            assert!(census.poll(&cache));
+        }
+        assert!(census.counts.iter().all(|left| *left == Count::default()));
+    }
+
     /// Segments of 4 MiB, of which every fourth bucket is looked at. The first is all in use, then three quarters, half
     /// and a quarter.
     #[test]
@@ -184,28 +238,27 @@ mod tests {
             .collect();
         // What was sealed when the last segment was opened is known.
         cache.segments.open_next(None).expect("most are free");
-        let mut census = Census::new(cache.segments.count()).unwrap();
+        let mut census = Census::new(&cache.geometry).unwrap();
+        assert_eq!(census.stride, 4);
         // Each count looks at other buckets.
         for begun in 0..6 {
             assert!(census.poll(&cache), "count {begun} has begun");
-            assert_eq!(census.stride, 4);
-            while census.stride > 0 {
+            while !matches!(census.stage, Stage::Finished) {
                 census.poll(&cache);
             }
             for (number, id) in (0..).zip(&ids) {
                 let used = PAGES - number * PAGES / SEGMENTS;
                 let count = census.get(&cache, *id).expect("it was sealed before");
+                let live_blocks = census.live_blocks_max(&cache, count);
                 // Groups of four pages were looked at, so many; two errors are added to each count.
                 let error = used / (used / 16).isqrt();
                 let expected = used..used + 2 * error;
                 assert!(
-                    expected.start - 2 * error < count.live_blocks
-                        && count.live_blocks < expected.end + error,
+                    expected.start - 2 * error < live_blocks && live_blocks < expected.end + error,
                     "{count:?} of {used} in count {begun}"
                 );
             }
             census.began_at = 0;
-            census.counts.clear();
         }
     }
 }

@@ -14,9 +14,9 @@
 //! any more.
 
 mod census;
+mod look;
 mod victim;
 mod walk;
-mod watch;
 
 use crate::canary::{self, Canary};
 use crate::engine::{
@@ -27,13 +27,16 @@ use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use census::Census;
+use look::{Look, Looked};
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use victim::{Plan, Wish};
 use walk::{Step, Walk};
-use watch::Watch;
 
 /// Buckets of the index that one poll goes through, at most: some microseconds.
 const BUCKETS_PER_POLL: usize = 64;
+/// Segments that were lent, of which one poll looks whether they have come back, at most.
+const LENT_PER_POLL: usize = 64;
 /// What a poll of the background looks at of a segment's memory in one go: each page costs a line.
 pub(crate) const PROBE_BYTES: u64 = 64 * PAGE_SIZE_BYTES as u64;
 
@@ -70,10 +73,10 @@ pub(crate) struct Gc {
     state: State,
     walk: Walk,
     census: Census,
-    watch: Watch,
+    look: Look,
     /// Out of the index, and still lent: to be freed when the last loan has come back. Nothing waits for them
     /// meanwhile.
-    lent: Vec<SegId>,
+    lent: VecDeque<SegId>,
     is_needed: bool,
     lack: Lack,
     /// The dirty tail when that was found.
@@ -86,12 +89,12 @@ impl Gc {
         Ok(Self {
             state: State::Idle,
             walk: Walk::default(),
-            census: Census::new(geometry.segment_count() as usize)?,
-            lent: memory::with_room("reclaiming", geometry.segment_count() as usize)?,
+            census: Census::new(geometry)?,
+            look: Look::default(),
+            lent: memory::with_room("reclaiming", geometry.segment_count() as usize)?.into(),
             is_needed: false,
             lack: Lack::Nothing,
             lack_tail: Seq(0),
-            watch: Watch::default(),
         })
     }
 
@@ -116,6 +119,7 @@ impl Gc {
         if matches!(self.state, State::Idle)
             && self.is_needed
             && !is_urgent
+            && !self.look.is_under_way()
             && self.census.poll(cache)
         {
             return Progress::Busy;
@@ -134,7 +138,7 @@ impl Gc {
                 if cache.grace.passed(ticket) || canary::is(Canary::ReclaimIgnoresReaders) =>
             {
                 if cache.segments.get(id).is_pinned() {
-                    self.lent.push(id);
+                    self.lent.push_back(id);
                     self.state = State::Idle;
                     return Progress::Busy;
                 }
@@ -178,24 +182,32 @@ impl Gc {
         Some(id)
     }
 
-    /// An emptied segment that is not lent any more.
+    /// An emptied segment that is not lent any more. Some are looked at; the others have their turns with the next polls.
     fn take_returned<P: Pmem>(&mut self, cache: &Cache<P>) -> Option<SegId> {
-        let mut lent = self.lent.iter();
-        let at = lent.position(|id| !cache.segments.get(*id).is_pinned())?;
-        Some(self.lent.swap_remove(at))
+        for _ in 0..self.lent.len().min(LENT_PER_POLL) {
+            let id = self.lent.pop_front()?;
+            if !cache.segments.get(id).is_pinned() {
+                return Some(id);
+            }
+            self.lent.push_back(id);
+        }
+        None
     }
 
     fn choose<P: Pmem>(&mut self, cache: &Cache<P>, agent: Agent, counters: &Counters) -> Progress {
         let segments = &cache.segments;
         let lack = need(cache);
         let wanted = lack == Lack::Room;
-        self.lack = Lack::Nothing;
         self.is_needed = lack != Lack::Nothing;
         if !(self.is_needed || segments.has_suspects()) {
+            self.lack = Lack::Nothing;
+            self.look.give_up();
             return Progress::Idle;
         }
-        if !(self.census.is_ready() || wanted || segments.has_suspects()) {
+        let can_look = self.census.is_ready() || self.look.is_under_way();
+        if !(can_look || wanted || segments.has_suspects()) {
             // What is in use is known in a moment.
+            self.lack = Lack::Nothing;
             return Progress::Busy;
         }
         let wish = Wish {
@@ -203,18 +215,29 @@ impl Gc {
             is_urgent: wanted,
         };
         let dirty_tail = cache.dirty_tail();
-        let Some((id, plan)) = self.look(cache, wish) else {
-            (self.lack, self.lack_tail) = (lack, dirty_tail);
-            if wanted {
-                seal_special_streams(cache, agent);
+        let looked = self.look.poll(cache, &self.census, wish);
+        self.lack = match looked {
+            // As far as is known.
+            Looked::InPart if self.lack != Lack::Nothing => lack,
+            Looked::InPart | Looked::Victim(..) => Lack::Nothing,
+            Looked::Nothing => lack,
+        };
+        let (id, plan) = match looked {
+            Looked::Victim(id, plan) => (id, plan),
+            Looked::InPart => return Progress::Busy,
+            Looked::Nothing => {
+                self.lack_tail = dirty_tail;
+                if wanted {
+                    seal_special_streams(cache, agent);
+                }
+                // An unmap has no bytes, and is dirty.
+                let is_clean = dirty_tail.0 + 1 >= cache.seq_settled().0;
+                if self.is_needed && is_clean {
+                    // Everything is clean: a writer that waits for the index finds room now.
+                    cache.space_wanted.store(false, Ordering::Release);
+                }
+                return Progress::Idle;
             }
-            // An unmap has no bytes, and is dirty.
-            let is_clean = dirty_tail.0 + 1 >= cache.seq_settled().0;
-            if self.is_needed && is_clean {
-                // Everything is clean: a writer that waits for the index finds room now.
-                cache.space_wanted.store(false, Ordering::Release);
-            }
-            return Progress::Idle;
         };
         let victim = segments.get(id);
         assert!(
@@ -228,21 +251,6 @@ impl Gc {
             .add(u64::from(plan == Plan::Compact));
         self.state = State::Emptying(id);
         Progress::Busy
-    }
-
-    /// Looks for a victim, if there can be another answer than at the last look.
-    fn look<P: Pmem>(&mut self, cache: &Cache<P>, wish: Wish) -> Option<(SegId, Plan)> {
-        if !self.watch.is_due(cache, wish) {
-            return None;
-        }
-        let found = victim::look(cache, &self.census);
-        let victim = found.choose(cache, wish);
-        if victim.is_some() {
-            self.watch.forget();
-        } else if found.has_lent() {
-            self.watch.wait_for_loans();
-        }
-        victim
     }
 
     /// Lets the pages of the victim leave it, some in each poll.
@@ -384,7 +392,8 @@ fn raise_generation<P: Pmem>(cache: &Cache<P>, agent: Agent, id: SegId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::invariant_tests::new_cache;
+    use crate::engine::invariant_tests::{new_cache, new_cache_of};
+    use crate::sim::machine::Setup;
 
     #[test]
     #[should_panic(expected = "INV-SEG-5")]
@@ -441,7 +450,7 @@ mod tests {
         let mut poll = |tails: &mut Tails| {
             cache.space_wanted.store(true, Ordering::Release);
             gc.poll(&cache, tails, Agent(1), counters);
-            gc.watch.look_count
+            gc.look.begun_count
         };
         assert!((0..100).all(|_| poll(&mut tails) == 1));
         assert_eq!(cache.segments.get(id).state(), SegmentState::Sealed);
@@ -449,6 +458,51 @@ mod tests {
         cache.persist_tails(&mut tails, Agent(1));
         assert_eq!(poll(&mut tails), 2);
         assert_eq!(cache.segments.get(id).state(), SegmentState::Reclaiming);
+    }
+
+    /// A look may have begun for a writer who did not wait for that.
+    #[test]
+    fn a_look_under_way_gets_to_its_end_though_nothing_was_counted() {
+        let cache = new_cache_of(&Setup {
+            segment_count: 40,
+            ..Setup::default()
+        });
+        while cache.segments.free_count() > 1 {
+            let id = cache.segments.open_next(None).expect("one is free");
+            cache.segments.set_sealed(id);
+        }
+        let (mut gc, mut tails) = (Gc::new(&cache.geometry).unwrap(), Tails::empty());
+        let counters = cache.background_counters();
+        cache.space_wanted.store(true, Ordering::Release);
+        gc.poll(&cache, &mut tails, Agent(1), counters);
+        assert!(gc.look.is_under_way());
+        cache.space_wanted.store(false, Ordering::Release);
+        for _ in 0..100 {
+            gc.poll(&cache, &mut tails, Agent(1), counters);
+        }
+        assert!(cache.segments.free_count() > 1);
+    }
+
+    /// As many may be lent as there are segments.
+    #[test]
+    fn some_of_those_that_are_lent_are_looked_at_in_a_poll_and_each_has_its_turn() {
+        const COUNT: u64 = 3 * LENT_PER_POLL as u64;
+        let cache = new_cache_of(&Setup {
+            segment_count: COUNT + 1,
+            ..Setup::default()
+        });
+        let mut gc = Gc::new(&cache.geometry).unwrap();
+        for id in cache.segments.ids().take(COUNT as usize) {
+            cache.segments.get(id).pin();
+            gc.lent.push_back(id);
+        }
+        let last = gc.lent[COUNT as usize - 1];
+        cache.segments.get(last).unpin();
+        assert_eq!(gc.take_returned(&cache), None);
+        assert_eq!(gc.take_returned(&cache), None);
+        assert_eq!(gc.take_returned(&cache), Some(last));
+        assert_eq!(gc.lent.len() as u64, COUNT - 1);
+        (0..10).for_each(|_| assert_eq!(gc.take_returned(&cache), None));
     }
 
     /// An unmap has no bytes.

@@ -23,6 +23,8 @@ const SPARSE_PERCENT: u64 = 70;
 const PROBATION_PERCENT: usize = 3;
 /// They may have so many segments in any case: one that is open, one that is sealed.
 const PROBATION_SEGMENTS_MIN: usize = 2;
+/// So many candidates of each kind a look keeps.
+const KEPT: usize = if cfg!(feature = "sim") { 3 } else { 16 };
 
 /// What becomes of what is left in a victim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,8 @@ pub(super) struct Wish {
     pub(super) is_urgent: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A sealed segment of which the base holds everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Candidate {
     id: SegId,
     class: Class,
@@ -54,40 +57,236 @@ struct Candidate {
     count: Option<Count>,
 }
 
-/// What one look at all segments finds.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    suspect: Option<Candidate>,
-    /// The one of which the least is in use.
-    sparsest: Option<(u64, Candidate)>,
-    log: Option<Candidate>,
-    probation: Option<Candidate>,
-    kept: Option<Candidate>,
-    fills: Option<Candidate>,
-    /// What is lent may take long until it is free.
-    lent: Option<Candidate>,
-    on_probation: usize,
+impl Candidate {
+    /// The segment as it is now; `None`: it is none.
+    fn of<P: Pmem>(cache: &Cache<P>, census: &Census, id: SegId) -> Option<Self> {
+        let segment = cache.segments.get(id);
+        // The state comes first: nobody but the background takes a segment out of this one, and what is read behind
+        // it stays as it is, but for loans and what is found of its memory.
+        if segment.state() != SegmentState::Sealed {
+            return None;
+        }
+        // What is suspect is to be behind the tail also for the next recovery.
+        let (is_suspect, dirty_tail) = (segment.is_suspect(), cache.dirty_tail());
+        let is_clean = if is_suspect {
+            segment.last_seq() <= dirty_tail
+        } else {
+            segment.is_on_base(dirty_tail)
+        };
+        let is_candidate = is_clean || canary::is(Canary::DirtySegmentReclaimed);
+        is_candidate.then(|| Self {
+            id,
+            class: segment.class(),
+            born: segment.born(),
+            is_lent: segment.is_pinned(),
+            is_suspect,
+            count: census.get(cache, id),
+        })
+    }
 }
 
-fn by_policy<P: Pmem>(cache: &Cache<P>, found: &Found, wish: Wish) -> Option<(SegId, Plan)> {
-    let can_copy = !wish.is_urgent && cache.special_stream(Special::Kept).is_some();
-    let keep_hot = if can_copy { Plan::KeepHot } else { Plan::Evict };
-    if let Some((live_blocks, sparse)) = found.sparsest {
-        if can_copy && is_sparse(cache, live_blocks) {
-            // Of nothing at all there is nothing to copy.
-            return Some((sparse.id, Plan::Compact));
+/// Of what there are candidates.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Suspect,
+    /// Those of which the least is in use.
+    Sparse,
+    /// The oldest of each class.
+    Log,
+    Probation,
+    Kept,
+    Fills,
+    /// What is lent may take long until it is free.
+    Lent,
+}
+
+const KINDS: usize = Kind::Lent as usize + 1;
+
+/// The first candidates of a kind, in the order in which they are reclaimed.
+#[derive(Debug)]
+struct Few(Vec<(Rank, Candidate)>);
+
+/// The lowest comes first, and of equals the segment with the lowest number. What is lent comes behind the rest.
+type Rank = (bool, u64);
+
+impl Few {
+    fn first(&self) -> Option<Candidate> {
+        self.0.first().map(|(_, candidate)| *candidate)
+    }
+
+    fn add(&mut self, rank: Rank, candidate: Candidate) {
+        let order = |(rank, each): &(Rank, Candidate)| (*rank, each.id);
+        let new = (rank, candidate);
+        let is_full = self.0.len() == KEPT;
+        if is_full && self.0.last().is_some_and(|last| order(last) < order(&new)) {
+            return;
         }
-        if live_blocks == 0 {
-            return Some((sparse.id, Plan::Evict));
+        // One that was put here anew for what has changed may be here already.
+        if let Err(at) = self.0.binary_search_by_key(&order(&new), order) {
+            self.0.truncate(KEPT - 1);
+            self.0.insert(at, new);
         }
     }
-    let most = cache.segments_in_service() * PROBATION_PERCENT / 100;
-    let much_on_probation = found.on_probation >= most.max(PROBATION_SEGMENTS_MIN);
-    let surplus = found.probation.filter(|_| much_on_probation);
-    let victim = surplus
-        .or_else(|| found.coldest(cache.segments.clock()))
-        .or(found.probation);
-    victim.map(|victim| (victim.id, keep_hot))
+}
+
+/// What a look at all segments finds.
+#[derive(Debug)]
+pub(super) struct Found {
+    few: [Few; KINDS],
+    on_probation: usize,
+    /// So many candidates may still be taken from the lists or turn out to be none: up to then the first of each list is
+    /// the first of all.
+    left: usize,
+}
+
+impl Default for Found {
+    /// Nothing was looked at.
+    fn default() -> Self {
+        Self {
+            few: std::array::from_fn(|_| Few(Vec::with_capacity(KEPT))),
+            on_probation: 0,
+            left: 0,
+        }
+    }
+}
+
+impl Found {
+    /// A look begins.
+    pub(super) fn begin(&mut self) {
+        self.forget();
+        self.left = KEPT;
+    }
+
+    /// There is nothing to be chosen from before the next look.
+    pub(super) fn forget(&mut self) {
+        self.few.iter_mut().for_each(|few| few.0.clear());
+        self.on_probation = 0;
+        self.left = 0;
+    }
+
+    /// Whether there may be others before those that are left.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The look comes to a segment.
+    pub(super) fn look_at<P: Pmem>(&mut self, cache: &Cache<P>, census: &Census, id: SegId) {
+        let segment = cache.segments.get(id);
+        let in_use = matches!(segment.state(), SegmentState::Open | SegmentState::Sealed);
+        self.on_probation += usize::from(in_use && segment.class() == Class::Probation);
+        if let Some(candidate) = Candidate::of(cache, census, id) {
+            self.add(candidate);
+        }
+    }
+
+    /// The next victim; `None`: nothing can be reclaimed now. What was looked at some time ago is looked at again: it may
+    /// have been lent since, or reclaimed, or its memory may be lost.
+    pub(super) fn choose<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        census: &Census,
+        wish: Wish,
+    ) -> Option<(SegId, Plan)> {
+        for kind in 0..KINDS {
+            while let Some(first) = self.few[kind].first()
+                && self.left > 0
+            {
+                let now = Candidate::of(cache, census, first.id);
+                if now == Some(first) {
+                    break;
+                }
+                self.left -= 1;
+                self.few[kind].0.remove(0);
+                if let Some(now) = now {
+                    self.add(now);
+                }
+            }
+        }
+        if self.is_used_up() {
+            return None;
+        }
+        let (victim, plan) = self.by_policy(cache, census, wish)?;
+        self.on_probation -= usize::from(victim.class == Class::Probation).min(self.on_probation);
+        Some((victim.id, plan))
+    }
+
+    fn by_policy<P: Pmem>(
+        &self,
+        cache: &Cache<P>,
+        census: &Census,
+        wish: Wish,
+    ) -> Option<(Candidate, Plan)> {
+        // What is lent comes last. But if requests wait for room it has to do: once it is out of the index, nothing of it
+        // is lent anew. What is suspect comes first, needed or not.
+        if let Some(suspect) = self.first(Kind::Suspect)
+            && (wish.is_urgent || !suspect.is_lent)
+        {
+            return Some((suspect, Plan::Evict));
+        }
+        if !wish.is_needed {
+            return None;
+        }
+        let can_copy = !wish.is_urgent && cache.special_stream(Special::Kept).is_some();
+        let keep_hot = if can_copy { Plan::KeepHot } else { Plan::Evict };
+        if let Some(sparse) = self.first(Kind::Sparse)
+            && let Some(count) = sparse.count
+        {
+            let live_blocks = census.live_blocks_max(cache, count);
+            if can_copy && is_sparse(cache, live_blocks) {
+                // Of nothing at all there is nothing to copy.
+                return Some((sparse, Plan::Compact));
+            }
+            if live_blocks == 0 {
+                return Some((sparse, Plan::Evict));
+            }
+        }
+        let most = cache.segments_in_service() * PROBATION_PERCENT / 100;
+        let much_on_probation = self.on_probation >= most.max(PROBATION_SEGMENTS_MIN);
+        let on_probation = self.first(Kind::Probation);
+        let victim = (on_probation.filter(|_| much_on_probation))
+            .or_else(|| self.coldest(cache.segments.clock()))
+            .or(on_probation);
+        if let Some(victim) = victim {
+            return Some((victim, keep_hot));
+        }
+        let lent = self.first(Kind::Lent).filter(|_| wish.is_urgent)?;
+        Some((lent, Plan::Evict))
+    }
+
+    /// Whether a loan keeps anything from being a victim.
+    pub(super) fn has_lent(&self) -> bool {
+        let suspect = self.first(Kind::Suspect);
+        self.first(Kind::Lent).is_some() || suspect.is_some_and(|suspect| suspect.is_lent)
+    }
+
+    /// Of the oldest of each class, but for probation, the one in which least was read again; or the oldest of several.
+    fn coldest(&self, clock: u64) -> Option<Candidate> {
+        let oldest = [Kind::Log, Kind::Fills, Kind::Kept].map(|kind| self.first(kind));
+        let oldest = oldest.into_iter().flatten();
+        oldest.min_by_key(|each| (warmth(each, clock), each.born))
+    }
+
+    fn first(&self, kind: Kind) -> Option<Candidate> {
+        self.few[kind as usize].first()
+    }
+
+    fn add(&mut self, candidate: Candidate) {
+        let age = (candidate.is_lent, candidate.born);
+        let kind = match candidate.class {
+            _ if candidate.is_suspect => Kind::Suspect,
+            _ if candidate.is_lent => Kind::Lent,
+            Class::Log => Kind::Log,
+            Class::Probation => Kind::Probation,
+            Class::Kept => Kind::Kept,
+            Class::Fills => Kind::Fills,
+        };
+        self.few[kind as usize].add(age, candidate);
+        if let Some(Count { live_blocks, .. }) = candidate.count
+            && !(candidate.is_suspect || candidate.is_lent)
+        {
+            self.few[Kind::Sparse as usize].add((false, live_blocks), candidate);
+        }
+    }
 }
 
 /// What was read again of it for each segment that was opened since it began.
@@ -95,108 +294,6 @@ fn warmth(candidate: &Candidate, clock: u64) -> u64 {
     let age = clock.saturating_sub(candidate.born) + 1;
     let heat = candidate.count.map_or(0, |count| count.heat);
     (heat << 16) / age
-}
-
-/// Looks at all segments.
-pub(super) fn look<P: Pmem>(cache: &Cache<P>, census: &Census) -> Found {
-    let mut found = Found::default();
-    let dirty_tail = cache.dirty_tail();
-    for id in cache.segments.ids() {
-        let segment = cache.segments.get(id);
-        // The state comes first: nobody but the background takes a segment out of this one, and what is read behind
-        // it stays as it is.
-        let state = segment.state();
-        let class = segment.class();
-        let in_use = matches!(state, SegmentState::Open | SegmentState::Sealed);
-        found.on_probation += usize::from(in_use && class == Class::Probation);
-        if state != SegmentState::Sealed {
-            continue;
-        }
-        // What is suspect is to be behind the tail also for the next recovery.
-        let is_suspect = segment.is_suspect();
-        let is_clean = if is_suspect {
-            segment.last_seq() <= dirty_tail
-        } else {
-            segment.is_on_base(dirty_tail)
-        };
-        if !is_clean && !canary::is(Canary::DirtySegmentReclaimed) {
-            continue;
-        }
-        found.add(Candidate {
-            id,
-            class,
-            born: segment.born(),
-            is_lent: segment.is_pinned(),
-            is_suspect,
-            count: census.get(cache, id),
-        });
-    }
-    found
-}
-
-impl Found {
-    /// The next victim; `None`: nothing can be reclaimed now.
-    pub(super) fn choose<P: Pmem>(&self, cache: &Cache<P>, wish: Wish) -> Option<(SegId, Plan)> {
-        // What is lent comes last. But if requests wait for room it has to do: once it is out of the index, nothing of it
-        // is lent anew. What is suspect comes first, needed or not.
-        if let Some(suspect) = self.suspect
-            && (wish.is_urgent || !suspect.is_lent)
-        {
-            return Some((suspect.id, Plan::Evict));
-        }
-        if !wish.is_needed {
-            return None;
-        }
-        if let Some(chosen) = by_policy(cache, self, wish) {
-            return Some(chosen);
-        }
-        let lent = self.lent.filter(|_| wish.is_urgent)?;
-        Some((lent.id, Plan::Evict))
-    }
-
-    /// Whether a loan keeps anything from being a victim.
-    pub(super) fn has_lent(&self) -> bool {
-        self.lent.is_some() || self.suspect.is_some_and(|suspect| suspect.is_lent)
-    }
-
-    /// Of the oldest of each class, but for probation, the one in which least was read again; or the oldest of several.
-    fn coldest(&self, clock: u64) -> Option<Candidate> {
-        let oldest = [self.log, self.fills, self.kept].into_iter().flatten();
-        oldest.min_by_key(|each| (warmth(each, clock), each.born))
-    }
-
-    fn add(&mut self, candidate: Candidate) {
-        if candidate.is_suspect {
-            return keep_older(&mut self.suspect, candidate);
-        }
-        if candidate.is_lent {
-            return keep_older(&mut self.lent, candidate);
-        }
-        if let Some(Count { live_blocks, .. }) = candidate.count
-            && self
-                .sparsest
-                .is_none_or(|(least_blocks, _)| live_blocks < least_blocks)
-        {
-            self.sparsest = Some((live_blocks, candidate));
-        }
-        let oldest = match candidate.class {
-            Class::Log => &mut self.log,
-            Class::Probation => &mut self.probation,
-            Class::Kept => &mut self.kept,
-            Class::Fills => &mut self.fills,
-        };
-        keep_older(oldest, candidate);
-    }
-}
-
-fn keep_older(oldest: &mut Option<Candidate>, candidate: Candidate) {
-    let age = |each: &Candidate| (each.is_lent, each.born, each.id);
-    if oldest
-        .as_ref()
-        .is_none_or(|oldest| age(&candidate) < age(oldest))
-    {
-        *oldest = Some(candidate);
-    }
 }
 
 fn is_sparse<P: Pmem>(cache: &Cache<P>, live_blocks: u64) -> bool {

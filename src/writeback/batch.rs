@@ -2,7 +2,7 @@
 
 use super::clearing::{BASE_CLEAR_BYTES_MAX, Clearing, ClearingBase, Load};
 use super::lost::is_source_lost;
-use super::overlay::{Overlay, Piece};
+use super::overlay::{Ahead, Overlay, Piece};
 use super::witness::WitnessUpdate;
 use crate::canary::{self, Canary};
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Outbox};
@@ -27,6 +27,8 @@ pub(crate) const BASE_WRITE_BYTES_MAX: u64 = 1 << 20;
 pub(crate) const BASE_WRITE_EXTENTS_MAX: usize = 128;
 /// Pieces of memory, or of what is cleared, that one poll hands out, at most; one operation may go beyond.
 const PIECES_PER_POLL: usize = 64;
+/// Keys that one poll looks at to make them, at most.
+const KEYS_PER_POLL: usize = if cfg!(feature = "sim") { 24 } else { 512 };
 /// Pieces of one operation that clears; those of a write are pages, and limited by its bytes.
 const PIECES_CLEARED_MAX: usize = 128;
 
@@ -92,8 +94,8 @@ pub(super) struct Batch {
     free: Vec<u32>,
     /// Numbers of those that are to be started again.
     again: Vec<u32>,
-    /// The piece behind the last operation, which did not go with it.
-    lookahead: Option<Piece>,
+    /// What is behind the last operation, and did not go with it.
+    lookahead: Ahead,
     in_flight: usize,
     in_flight_load: Load,
     pub(super) failed: bool,
@@ -127,7 +129,7 @@ impl Batch {
             ops: (0..BATCH_OPS_MAX).map(|_| op()).collect(),
             free: Vec::with_capacity(BATCH_OPS_MAX),
             again: Vec::with_capacity(BATCH_OPS_MAX),
-            lookahead: None,
+            lookahead: Ahead::End,
             in_flight: 0,
             in_flight_load: Load::NOTHING,
             failed: false,
@@ -148,7 +150,7 @@ impl Batch {
 
     /// Nothing is left that has not been handed to the base.
     pub(super) fn is_handed_out(&self) -> bool {
-        self.lookahead.is_none() && self.again.is_empty()
+        self.lookahead == Ahead::End && self.again.is_empty()
     }
 
     /// Everything is on the base, as far as the base has said.
@@ -163,8 +165,12 @@ impl Batch {
         // The first one is taken from the end.
         self.free.extend((0..self.ops.len() as u32).rev());
         self.again.clear();
-        self.lookahead = self.overlay.next();
-        self.has_ops = self.lookahead.is_some();
+        self.has_ops = self.overlay.key_count() > 0;
+        self.lookahead = if self.has_ops {
+            Ahead::Unknown
+        } else {
+            Ahead::End
+        };
         self.failed = false;
         self.source_lost = false;
         self.written_bytes = 0;
@@ -173,7 +179,7 @@ impl Batch {
     }
 
     /// Starts operations as far as there is room, and not much more than `load_max`. Returns what they count for; `None`:
-    /// there was nothing to be started, or no room.
+    /// there was nothing to be started, or no room. Nothing yet, if more keys are to be looked at first.
     pub(super) fn start_ops<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
@@ -186,6 +192,10 @@ impl Batch {
         let (count_max, in_flight_max) = manners.in_flight_max();
         let clearing = self.clearing_base.clearing(cache.base_caps, now);
         let op_max = load_max.at_most(manners.op_max());
+        let mut keys_left = KEYS_PER_POLL;
+        if self.lookahead == Ahead::Unknown {
+            self.lookahead = self.overlay.next(&mut keys_left);
+        }
         let (mut pieces, mut load, mut started) = (0, Load::NOTHING, false);
         while pieces < PIECES_PER_POLL
             && self.in_flight < count_max
@@ -196,7 +206,7 @@ impl Batch {
                 .has_room_for(clearing, kind, in_flight_max)
         {
             let Some(number) = self.again.pop().or_else(|| {
-                let number = self.make(cache, clearing, op_max)?;
+                let number = self.make(cache, clearing, op_max, &mut keys_left)?;
                 self.witness.note(&self.ops[number as usize], cache, tails);
                 Some(number)
             }) else {
@@ -214,20 +224,31 @@ impl Batch {
             hand_out(op, number, cache, out);
             started = true;
         }
-        started.then_some(load)
+        (started || self.lookahead == Ahead::Unknown).then_some(load)
     }
 
     /// What the next operation is going to be.
     fn next_kind(&self, clearing: Clearing) -> Option<KeyKind> {
         match self.again.last() {
             Some(number) => Some(self.ops[*number as usize].kind),
-            None => self.lookahead.map(|piece| clearing.base_kind(piece.kind)),
+            None => match self.lookahead {
+                Ahead::Piece(piece) => Some(clearing.base_kind(piece.kind)),
+                Ahead::Unknown | Ahead::End => None,
+            },
         }
     }
 
     /// Makes an operation of the next pieces: neighbours go together. Returns its number.
-    fn make<P: Pmem>(&mut self, cache: &Cache<P>, clearing: Clearing, op_max: Load) -> Option<u32> {
-        let first = self.lookahead?;
+    fn make<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        clearing: Clearing,
+        op_max: Load,
+        keys_left: &mut usize,
+    ) -> Option<u32> {
+        let Ahead::Piece(first) = self.lookahead else {
+            return None;
+        };
         let number = self.free.pop()?;
         let op = &mut self.ops[number as usize];
         op.kind = clearing.base_kind(first.kind);
@@ -240,16 +261,19 @@ impl Batch {
         } else {
             op_max.cleared_bytes
         };
-        let (head, mut next) = cut(cache, first, bytes_max);
+        let (head, rest) = cut(cache, first, bytes_max);
         op.append(cache, &head);
-        next = next.or_else(|| self.overlay.next());
-        while let Some(piece) = next
+        let mut ahead = match rest {
+            Some(rest) => Ahead::Piece(rest),
+            None => self.overlay.next(keys_left),
+        };
+        while let Ahead::Piece(piece) = ahead
             && op.takes(cache, &piece, clearing, bytes_max)
         {
             op.append(cache, &piece);
-            next = self.overlay.next();
+            ahead = self.overlay.next(keys_left);
         }
-        self.lookahead = next;
+        self.lookahead = ahead;
         Some(number)
     }
 
@@ -484,6 +508,38 @@ mod tests {
             }
             assert_eq!((batch.written, batch.written_bytes), (written, 0));
         }
+    }
+
+    #[test]
+    fn many_keys_below_a_newer_one_are_looked_at_over_several_polls() {
+        const COUNT: usize = 10 * KEYS_PER_POLL;
+        let cache = new_cache();
+        let mut batch = Batch::new(COUNT + 1).unwrap();
+        let key = |lba, len_blocks| Key {
+            lba: Lba(lba),
+            len_blocks,
+            kind: KeyKind::Unmap,
+            payload_off: 0,
+            crc: 0,
+        };
+        for lba in 0..COUNT {
+            batch.overlay.push(&key(lba as u64, 1), PmemOff(0), 9);
+        }
+        batch.overlay.push(&key(0, COUNT as u32), PmemOff(0), 9);
+        while !batch.overlay.sort(100) {}
+        batch.rewind();
+        assert!(batch.has_ops && !batch.is_handed_out());
+        let mut out = Outbox::new();
+        for _ in 0..10 {
+            assert!(out.base.is_empty() && !batch.is_done());
+            // There is more to do, and nothing was started.
+            let started = start(&mut batch, &cache, LOAD_MAX, &mut out);
+            assert_eq!(started.map(|load| load.cleared_bytes), Some(0));
+        }
+        start(&mut batch, &cache, LOAD_MAX, &mut out);
+        assert_eq!(out.base.len(), 1);
+        assert_eq!(out.base[0].len_blocks, COUNT as u64);
+        assert!(batch.is_handed_out());
     }
 
     #[test]

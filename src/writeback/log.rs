@@ -166,6 +166,8 @@ pub(super) struct LogReader {
     /// Segments that may get more.
     watched: Watched,
     look: Option<Look>,
+    /// Since a restart: the next segment of which it has to be seen whether it has anything to take.
+    restarts_at: Option<SegId>,
     /// No look has ended since the reader began.
     begins: bool,
     reader: KsetReader,
@@ -187,6 +189,7 @@ impl LogReader {
             looked_at: Vec::with_capacity(KSET_KEYS_MAX),
             watched: Watched::new(segment_count)?,
             look: None,
+            restarts_at: None,
             begins: true,
             reader: KsetReader::default(),
             epoch: Epoch(0),
@@ -203,16 +206,25 @@ impl LogReader {
 
     /// Begins again at the dirty tail: what was taken and not written back is taken again. Segments whose keys are lost
     /// are left out from now on (`salvage.rs`). To be followed by a [`LogReader::look`].
-    pub(super) fn restart<P: Pmem>(&mut self, cache: &Cache<P>) {
+    pub(super) fn restart(&mut self) {
         self.ready.clear();
         self.watched.clear();
         self.look = None;
+        self.restarts_at = Some(SegId(0));
         self.begins = true;
         self.epoch = Epoch(0);
-        let spare = &mut self.spare;
-        let taken = self.next.iter_mut().filter_map(Option::take);
-        spare.extend(taken.map(|decoded| decoded.keys));
-        for id in cache.segments.ids() {
+    }
+
+    /// Goes on with a restart. `true`: all segments have been seen. Nothing else is looked at before: their cursors are
+    /// where they were.
+    fn go_on_restarting<P: Pmem>(&mut self, cache: &Cache<P>, left: &mut usize) -> bool {
+        while let Some(id) = self.restarts_at {
+            if *left == 0 {
+                return false;
+            }
+            *left -= 1;
+            let taken = self.next[id.index()].take();
+            self.spare.extend(taken.map(|decoded| decoded.keys));
             let segment = cache.segments.get(id);
             // An open one may get more, whatever it holds now.
             let has_more = match segment.state() {
@@ -225,24 +237,34 @@ impl LogReader {
                 self.cursors[id.index()] = KsetCursor::start(segment.generation());
                 self.watched.add(id);
             }
+            let next = SegId(id.0 + 1);
+            self.restarts_at = (next.0 < cache.geometry.segment_count()).then_some(next);
         }
+        true
     }
 
     /// Goes on to look for ksets that have come. Some: all segments have been looked at; everything below this number was
     /// in the log before.
     pub(super) fn look<P: Pmem>(&mut self, cache: &Cache<P>) -> Result<Option<Seq>, KeysLost> {
+        let mut left = LOOKED_AT_PER_POLL;
+        if !self.go_on_restarting(cache, &mut left) {
+            return Ok(None);
+        }
         let begun = self.look.take();
         let mut look = begun.unwrap_or_else(|| Look {
             settled: cache.seq_settled(),
             at: 0,
         });
-        let mut left = LOOKED_AT_PER_POLL;
         self.watch_opened(cache, &mut left);
-        while let Some(id) = self.watched.get(look.at) {
+        loop {
             if left == 0 {
+                // More may have been opened.
                 self.look = Some(look);
                 return Ok(None);
             }
+            let Some(id) = self.watched.get(look.at) else {
+                break;
+            };
             left -= 1;
             let segment = cache.segments.get(id);
             // While a batch was under way it may have been sealed and reclaimed. If it is opened again it is among the

@@ -344,7 +344,7 @@ impl Writeback {
         if self.batch.failed {
             if self.batch.in_flight() == 0 && self.batch.source_lost {
                 // Taken again, it is found to be damaged.
-                self.start_over(context.cache);
+                self.start_over();
             } else if self.batch.in_flight() == 0 {
                 self.back_off(now);
             }
@@ -458,8 +458,8 @@ impl Writeback {
 
     /// Takes everything behind the dirty tail again. Part of it may be on the base, up to the recorded end of
     /// the batch, where the next one ends as well (INV-WB-2).
-    fn start_over<P: Pmem>(&mut self, cache: &Cache<P>) {
-        self.log.restart(cache);
+    fn start_over(&mut self) {
+        self.log.restart();
         self.next.clear();
         self.salvage.start_over();
         self.state = State::Idle;
@@ -474,7 +474,7 @@ impl Writeback {
         }
         let cache = context.cache;
         cache.writeback_stands.store(false, Ordering::Relaxed);
-        self.start_over(cache);
+        self.start_over();
         Progress::Busy
     }
 

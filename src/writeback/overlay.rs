@@ -19,9 +19,6 @@ const SMALL_COUNT: usize = if cfg!(feature = "sim") { 4 } else { 256 };
 /// Neighbouring pages of one write are laid on as one key of so many bytes, at most.
 const JOINED_BYTES_MAX: u64 = 128 << 10;
 
-/// Keys that are looked at for one piece, at most, unless more of them start at one block.
-const KEYS_PER_PIECE: usize = 64;
-
 /// A range that comes from one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -30,6 +27,16 @@ pub(super) struct Piece {
     pub(super) len_blocks: u64,
     /// Where the payload of the first block lies.
     pub(super) payload: PmemOff,
+}
+
+/// What an overlay gives out next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ahead {
+    Piece(Piece),
+    /// There are more keys to look at before that is known.
+    Unknown,
+    /// All has been given out.
+    End,
 }
 
 /// A key that was laid on.
@@ -267,51 +274,47 @@ impl Overlay {
         self.at = 0;
     }
 
-    /// The next piece, in order of address.
-    pub(super) fn next(&mut self) -> Option<Piece> {
+    /// The next piece, in order of address. Each key that is looked at takes one of `steps`: when it begins to cover
+    /// blocks, when it ceases to, and for each piece of it.
+    pub(super) fn next(&mut self, steps: &mut usize) -> Ahead {
         loop {
-            while let Some(&(_, top)) = self.active.peek()
-                && end(&self.keys[top as usize]) <= self.at
-            {
-                self.active.pop();
+            if self.active.is_empty() && self.next == self.keys.len() {
+                return Ahead::End;
             }
+            if *steps == 0 {
+                return Ahead::Unknown;
+            }
+            *steps -= 1;
             let Some(&(top_number, top)) = self.active.peek() else {
-                let first = *self.keys.get(self.next)?;
-                let alone = self.next_start_is_after(self.next + 1, end(&first));
+                let first = self.keys[self.next];
                 self.at = first.lba.0;
-                if alone {
+                if self.next_start_is_after(self.next + 1, end(&first)) {
                     self.next += 1;
                     return self.give(&first, end(&first));
                 }
-                while self.next_start() == Some(self.at) {
-                    self.activate_next();
-                }
+                self.activate_next();
                 continue;
             };
             let key = self.keys[top as usize];
-            // The top rules until it ends or a newer key starts.
-            let mut until = end(&key);
-            let mut looked_at = 0;
-            while let Some(start) = self.next_start()
-                && start < until
-            {
-                // Or so far: the rest comes with the next piece.
-                let is_enough = looked_at >= KEYS_PER_PIECE && start > self.at;
-                if is_enough || self.activate_next() > top_number {
-                    until = start;
-                }
-                looked_at += 1;
+            if end(&key) <= self.at {
+                self.active.pop();
+                continue;
             }
-            if until > self.at {
-                return self.give(&key, until);
+            // The top rules until it ends or a newer key starts.
+            let Some(start) = self.next_start().filter(|start| *start < end(&key)) else {
+                return self.give(&key, end(&key));
+            };
+            let is_newer = self.activate_next() > top_number;
+            if is_newer && start > self.at {
+                return self.give(&key, start);
             }
         }
     }
 
-    fn give(&mut self, key: &Laid, until: u64) -> Option<Piece> {
+    fn give(&mut self, key: &Laid, until: u64) -> Ahead {
         let piece = cut(key, self.at, until, self.block_shift);
         self.at = until;
-        Some(piece)
+        Ahead::Piece(piece)
     }
 
     fn next_start_is_after(&self, index: usize, end: u64) -> bool {
@@ -372,9 +375,24 @@ mod tests {
         }
     }
 
-    fn pieces(overlay: &mut Overlay) -> Vec<Piece> {
+    /// All pieces, and how many steps they took.
+    fn pieces_in_steps(overlay: &mut Overlay) -> (Vec<Piece>, usize) {
         overlay.rewind();
-        std::iter::from_fn(|| overlay.next()).collect()
+        let (mut pieces, mut count) = (vec![], 0);
+        loop {
+            // It may be interrupted anywhere.
+            let mut step = 1;
+            match overlay.next(&mut step) {
+                Ahead::Piece(piece) => pieces.push(piece),
+                Ahead::Unknown => assert_eq!(step, 0),
+                Ahead::End => return (pieces, count),
+            }
+            count += 1;
+        }
+    }
+
+    fn pieces(overlay: &mut Overlay) -> Vec<Piece> {
+        pieces_in_steps(overlay).0
     }
 
     proptest! {
@@ -531,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_below_a_newer_one_are_looked_at_a_few_for_each_piece() {
+    fn keys_below_a_newer_one_are_looked_at_once() {
         const COUNT: usize = 10_000;
         let mut overlay = Overlay::new(COUNT).unwrap();
         for lba in 0..COUNT as u64 {
@@ -540,15 +558,32 @@ mod tests {
         }
         overlay.push(&key(0, COUNT as u32, KeyKind::Unmap), PmemOff(0), 12);
         while !overlay.sort(100) {}
-        overlay.rewind();
-        let (mut before, mut end) = (0, 0);
-        while let Some(piece) = overlay.next() {
-            assert_eq!((piece.kind, piece.lba), (KeyKind::Unmap, Lba(end)));
-            end += piece.len_blocks;
-            assert!(overlay.next - before <= KEYS_PER_PIECE + 2);
-            assert!(overlay.active.len() <= 1, "nothing else comes to light");
-            before = overlay.next;
+        let (pieces, steps) = pieces_in_steps(&mut overlay);
+        assert_eq!((pieces.len(), pieces[0].kind), (1, KeyKind::Unmap));
+        assert_eq!(pieces[0].len_blocks, COUNT as u64);
+        assert!((COUNT..COUNT + 10).contains(&steps), "{steps} steps");
+    }
+
+    /// Each begins and ends a block later than the one before it, and is older. The last key goes further than all of them.
+    #[test]
+    fn keys_that_come_to_their_ends_below_a_newer_one_are_looked_at_twice() {
+        const COUNT: usize = 4000;
+        let mut overlay = Overlay::new(COUNT + 1).unwrap();
+        for lba in (0..COUNT as u64).rev() {
+            overlay.push(&key(lba, COUNT as u32, KeyKind::Unmap), PmemOff(0), 12);
         }
-        assert_eq!(end, COUNT as u64);
+        overlay.push(
+            &key(COUNT as u64, COUNT as u32, KeyKind::Data),
+            PmemOff(0),
+            12,
+        );
+        while !overlay.sort(100) {}
+        let (pieces, steps) = pieces_in_steps(&mut overlay);
+        let kinds: Vec<KeyKind> = pieces.iter().map(|piece| piece.kind).collect();
+        assert_eq!(kinds, [KeyKind::Unmap, KeyKind::Data]);
+        assert!(
+            (COUNT * 2..COUNT * 2 + 10).contains(&steps),
+            "{steps} steps"
+        );
     }
 }

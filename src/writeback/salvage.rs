@@ -126,7 +126,7 @@ impl Writeback {
                 (may_await(segment) && is_open) || segment.awaits_salvage(dirty_tail)
             };
             // Most that the scrub looks at is clean.
-            if segments.ids().any(matters) {
+            if segments.keyless().into_iter().any(matters) {
                 self.demand_salvage(context.cache);
             }
         }
@@ -193,22 +193,23 @@ impl Writeback {
     /// `false`: somebody is at a stream that appends where keys are lost.
     fn begin_salvage<P: Pmem>(&mut self, context: &Context<'_, P>, now: Now) -> bool {
         let (cache, segments) = (context.cache, &context.cache.segments);
+        let keyless = segments.keyless();
         let lost = |id: SegId| may_await(segments.get(id));
-        let is_open = |id| lost(id) && segments.get(id).state() == SegmentState::Open;
-        if segments.ids().any(is_open) {
+        let is_open = |id: &SegId| lost(*id) && segments.get(*id).state() == SegmentState::Open;
+        if keyless.iter().any(is_open) {
             for number in 0..cache.streams.len() {
                 cache.try_seal(number, context.agent, |open| lost(open.id));
             }
-            if segments.ids().any(is_open) {
+            if keyless.iter().any(is_open) {
                 return false;
             }
         }
         self.salvage.is_due = false;
-        self.log.restart(cache);
+        self.log.restart();
         let dirty_tail = cache.dirty_tail();
-        let awaits = |id: &SegId| segments.get(*id).awaits_salvage(dirty_tail);
-        let Some(upto) = (segments.ids().filter(awaits))
-            .map(|id| segments.get(id).last_seq())
+        let keyless = keyless.iter().map(|id| segments.get(*id));
+        let Some(upto) = (keyless.filter(|segment| segment.awaits_salvage(dirty_tail)))
+            .map(Segment::last_seq)
             .max()
         else {
             // The base has all of it by now.
@@ -245,7 +246,7 @@ fn tell<P: Pmem>(cache: &Cache<P>) {
         return;
     }
     let dirty_tail = cache.dirty_tail();
-    let named: Vec<String> = (cache.segments.ids())
+    let named: Vec<String> = (cache.segments.keyless().into_iter())
         .filter(|id| cache.segments.get(*id).awaits_salvage(dirty_tail))
         .take(RANGES_NAMED)
         .map(|id| id.0.to_string())

@@ -139,12 +139,66 @@ fn what_the_tail_has_passed_is_left_behind_over_many_polls() {
     look(&mut log, &cache);
     let tail = Seq(cache.seq_next().0 - 2);
     cache.dirty_tail.store(tail.0, Ordering::Release);
-    log.restart(&cache);
+    log.restart();
     let calls = look(&mut log, &cache);
     let least = tail.0 as usize / LOOKED_AT_PER_POLL;
     assert!(calls >= least, "{calls} calls instead of {least}");
     assert_eq!(log.ready.len(), 1);
     assert!(log.has_below(cache.seq_next()) && !log.has_below(Seq(tail.0 + 1)));
+}
+
+/// How many segments are looked at in a poll, and whether everything is found that comes meanwhile.
+#[test]
+fn a_restart_goes_on_over_many_polls_while_segments_are_opened() {
+    let cache = new_cache_of(&Setup {
+        segment_count: SEGMENTS,
+        ..Setup::default()
+    });
+    write(&cache, |cache| cache.segments.free_count() > 50, 1);
+    let mut taking = Taking::new(&cache);
+    taking.limits.settled = Seq(10);
+    assert_eq!(taking.gather(&cache).unwrap(), Gathered::Dry);
+    assert!(
+        taking.log.next.iter().any(Option::is_some),
+        "one is at hand"
+    );
+    // The reader has not heard of these.
+    write(&cache, |cache| cache.segments.free_count() > 40, 1);
+    taking.log.restart();
+    assert!(taking.log.has_below(Seq(1)), "there may be something");
+    let mut seen = 0;
+    while let Some(SegId(next)) = taking.log.restarts_at {
+        assert_eq!(next as usize, seen);
+        seen += LOOKED_AT_PER_POLL;
+        assert_eq!(taking.log.look(&cache).unwrap(), None);
+        let free = cache.segments.free_count();
+        write(
+            &cache,
+            |cache| cache.segments.free_count() + 1 > free.max(10),
+            1,
+        );
+    }
+    assert!((SEGMENTS as usize..SEGMENTS as usize + LOOKED_AT_PER_POLL).contains(&seen));
+    assert!(taking.log.next.iter().all(Option::is_none));
+    while taking.log.look(&cache).unwrap() != Some(cache.seq_settled()) {}
+    taking = Taking {
+        taken: Taken::NOTHING,
+        limits: Limits {
+            settled: cache.seq_settled(),
+            ..taking.limits
+        },
+        ..taking
+    };
+    let before = taking.overlay.key_count();
+    while taking.gather(&cache).expect("all can be read") == Gathered::InPart {}
+    // A key each, from the first one on.
+    let taken = taking.taken;
+    assert_eq!(
+        (taken.first_seq, taken.last_seq),
+        (Some(Seq(1)), Some(Seq(cache.seq_next().0 - 1)))
+    );
+    let count = taking.overlay.key_count() - before;
+    assert_eq!(count as u64, cache.seq_next().0 - 1);
 }
 
 /// INV-WB-1: most segments are ready long before it is their turn.
@@ -173,7 +227,7 @@ fn a_segment_that_is_told_after_it_was_seen_open_is_ready_once() {
     let id = cache.segments.next_opened().expect("there is one");
     assert_eq!(cache.segments.next_opened(), None);
     let mut taking = Taking::new(&cache);
-    taking.log.restart(&cache);
+    taking.log.restart();
     look(&mut taking.log, &cache);
     assert_eq!(taking.log.ready.len(), 1);
     cache.segments.tell_opened(id);
