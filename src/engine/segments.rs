@@ -493,8 +493,8 @@ impl Segments {
     }
 
     /// Those of which keys were lost since the start.
-    pub(crate) fn keyless(&self) -> Vec<SegId> {
-        lock(&self.keyless).clone()
+    pub(crate) fn keyless(&self) -> impl Iterator<Item = SegId> {
+        (0..).map_while(|number: usize| lock(&self.keyless).get(number).copied())
     }
 
     /// In how many segments keys were lost so far.

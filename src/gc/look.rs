@@ -2,8 +2,9 @@
 //! than at the last one: where there is no victim it would be repeated all the time, just when writers wait.
 //!
 //! Where a look takes more than one poll, what it finds serves for several victims. They are those that looks of their own
-//! would find, but for segments that can be reclaimed only since: of more than a thousand segments some few go before
-//! such a one.
+//! would find, but for what has come since: segments that can be reclaimed only now, loans that have come back, and read
+//! fills on probation, which may take some few segments more than their share meanwhile. Of more than a thousand
+//! segments some few go before such a one.
 
 use super::census::Census;
 use super::victim::{Found, Plan, Wish};
@@ -96,15 +97,15 @@ impl Look {
         census: &Census,
         wish: Wish,
     ) -> Looked {
+        let ground = Ground::now(cache, census);
         if self.next.is_none() {
-            let ground = Ground::now(cache, census);
             if self.ground.holds(&ground)
-                && let Some((id, plan)) = self.choose(cache, census, wish)
+                && let Some(victim) = self.found.choose(cache, census, wish)
             {
-                return Looked::Victim(id, plan);
+                return self.take(cache, victim);
             }
             if !self.is_due(ground) {
-                return Looked::Nothing;
+                return self.take_lent(cache, census, wish);
             }
             self.begin(ground);
         }
@@ -112,10 +113,38 @@ impl Look {
         if self.next.is_some() {
             return Looked::InPart;
         }
-        if let Some((id, plan)) = self.choose(cache, census, wish) {
-            return Looked::Victim(id, plan);
+        if let Some(victim) = self.found.choose(cache, census, wish) {
+            return self.take(cache, victim);
         }
-        self.loan_polls = self.found.has_lent().then_some(LOAN_POLLS);
+        if self.found.is_used_up() {
+            // All that was found has changed meanwhile.
+            return Looked::InPart;
+        }
+        if self.ground != ground {
+            // There may be something that is not lent by now: the next poll looks.
+            return Looked::Nothing;
+        }
+        self.take_lent(cache, census, wish)
+    }
+
+    fn take<P: Pmem>(&mut self, cache: &Cache<P>, (id, plan): (SegId, Plan)) -> Looked {
+        if cache.geometry.segment_count() <= SEGMENTS_PER_POLL {
+            // The next victim is found as fast by a look of its own.
+            self.found.forget();
+        }
+        Looked::Victim(id, plan)
+    }
+
+    /// Of what was found nothing is left but what was lent.
+    fn take_lent<P: Pmem>(&mut self, cache: &Cache<P>, census: &Census, wish: Wish) -> Looked {
+        if let Some(victim) = self.found.choose_lent(cache, census, wish) {
+            return self.take(cache, victim);
+        }
+        if self.found.has_reclaimed_lent(cache, census) {
+            // There may be more than were kept in mind.
+            self.found.forget();
+            return Looked::InPart;
+        }
         Looked::Nothing
     }
 
@@ -125,9 +154,10 @@ impl Look {
     }
 
     fn is_loan_due(&mut self) -> bool {
-        let Some(left) = &mut self.loan_polls else {
+        if !self.found.has_lent() {
             return false;
-        };
+        }
+        let left = self.loan_polls.get_or_insert(LOAN_POLLS);
         *left -= 1;
         *left == 0
     }
@@ -148,20 +178,6 @@ impl Look {
         let end = count.min(first + SEGMENTS_PER_POLL);
         (first..end).for_each(|number| self.found.look_at(cache, census, SegId(number)));
         self.next = (end < count).then_some(end);
-    }
-
-    fn choose<P: Pmem>(
-        &mut self,
-        cache: &Cache<P>,
-        census: &Census,
-        wish: Wish,
-    ) -> Option<(SegId, Plan)> {
-        let victim = self.found.choose(cache, census, wish)?;
-        if cache.geometry.segment_count() <= SEGMENTS_PER_POLL {
-            // The next victim is found as fast by a look of its own.
-            self.found.forget();
-        }
-        Some(victim)
     }
 }
 
@@ -422,6 +438,65 @@ mod tests {
         cache.segments.suspect(ids[5]);
         let (looked, _) = poll_on(&mut look, &cache, &census, WISH);
         assert_eq!(victim(looked), ids[5]);
+    }
+
+    /// More of them than are kept in mind, and all have come back when the look gets to its end.
+    #[test]
+    fn loans_that_come_back_amid_a_look_hide_nothing() {
+        let cache = large_cache();
+        let (mut look, census) = (Look::default(), census(&cache));
+        let ids: Vec<SegId> = (0..8).map(|_| fill(&cache, None)).collect();
+        ids[..7].iter().for_each(|id| cache.segments.get(*id).pin());
+        assert_eq!(look.poll(&cache, &census, WISH), Looked::InPart);
+        ids[..7]
+            .iter()
+            .for_each(|id| cache.segments.get(*id).unpin());
+        let mut left: Vec<SegId> = ids.clone();
+        for number in 0..ids.len() {
+            let (looked, _) = poll_on(&mut look, &cache, &census, WISH);
+            let id = victim(looked);
+            assert!(number > 0 || id == ids[7], "it was never lent");
+            assert!(left.contains(&id), "{id:?} is taken twice");
+            left.retain(|other| *other != id);
+            cache.segments.get(id).set_state(SegmentState::Reclaiming);
+            cache.segments.put_free(id);
+        }
+        assert!(left.is_empty());
+    }
+
+    #[test]
+    fn what_is_lent_comes_last_also_behind_what_has_come_since_the_look() {
+        let cache = large_cache();
+        let (mut look, census) = (Look::default(), census(&cache));
+        let lent = fill(&cache, None);
+        cache.segments.get(lent).pin();
+        let (looked, _) = poll_on(&mut look, &cache, &census, WISH);
+        assert_eq!(looked, Looked::Nothing);
+        let id = fill(&cache, None);
+        let (looked, _) = poll_on(&mut look, &cache, &census, URGENT);
+        assert_eq!(victim(looked), id);
+        cache.segments.get(id).set_state(SegmentState::Reclaiming);
+        let (looked, _) = poll_on(&mut look, &cache, &census, URGENT);
+        assert_eq!(victim(looked), lent);
+    }
+
+    #[test]
+    fn a_loan_that_comes_back_after_a_victim_was_found_is_noticed() {
+        let cache = large_cache();
+        let (mut look, census) = (Look::default(), census(&cache));
+        let ids: Vec<SegId> = (0..3).map(|_| fill(&cache, None)).collect();
+        ids[1..].iter().for_each(|id| cache.segments.get(*id).pin());
+        let (looked, _) = poll_on(&mut look, &cache, &census, WISH);
+        assert_eq!(victim(looked), ids[0]);
+        cache
+            .segments
+            .get(ids[0])
+            .set_state(SegmentState::Reclaiming);
+        assert_eq!(poll_on(&mut look, &cache, &census, WISH).0, Looked::Nothing);
+        cache.segments.get(ids[2]).unpin();
+        let mut looked = (0..LOAN_POLLS + POLLS).map(|_| look.poll(&cache, &census, WISH));
+        let found = looked.find(|looked| matches!(looked, Looked::Victim(..)));
+        assert_eq!(found.map(victim), Some(ids[2]));
     }
 
     /// A look that was left alone knows nothing of what has come since.

@@ -135,7 +135,7 @@ pub(super) struct Found {
     few: [Few; KINDS],
     on_probation: usize,
     /// So many candidates may still be taken from the lists or turn out to be none: up to then the first of each list is
-    /// the first of all.
+    /// the first of all. At 0 nothing is known any more.
     left: usize,
 }
 
@@ -179,15 +179,16 @@ impl Found {
         }
     }
 
-    /// The next victim; `None`: nothing can be reclaimed now. What was looked at some time ago is looked at again: it may
-    /// have been lent since, or reclaimed, or its memory may be lost.
+    /// The next victim that is not lent; `None`: there is none, or [`Found::is_used_up`]. What was looked at some time ago is
+    /// looked at again: it may have been lent since, or reclaimed, or its memory may be lost.
     pub(super) fn choose<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
         census: &Census,
         wish: Wish,
     ) -> Option<(SegId, Plan)> {
-        for kind in 0..KINDS {
+        // Loans come and go while a look is under way: they use up nothing.
+        for kind in 0..Kind::Lent as usize {
             while let Some(first) = self.few[kind].first()
                 && self.left > 0
             {
@@ -216,8 +217,7 @@ impl Found {
         census: &Census,
         wish: Wish,
     ) -> Option<(Candidate, Plan)> {
-        // What is lent comes last. But if requests wait for room it has to do: once it is out of the index, nothing of it
-        // is lent anew. What is suspect comes first, needed or not.
+        // What is suspect comes first, needed or not.
         if let Some(suspect) = self.first(Kind::Suspect)
             && (wish.is_urgent || !suspect.is_lent)
         {
@@ -245,12 +245,30 @@ impl Found {
         let on_probation = self.first(Kind::Probation);
         let victim = (on_probation.filter(|_| much_on_probation))
             .or_else(|| self.coldest(cache.segments.clock()))
-            .or(on_probation);
-        if let Some(victim) = victim {
-            return Some((victim, keep_hot));
-        }
-        let lent = self.first(Kind::Lent).filter(|_| wish.is_urgent)?;
-        Some((lent, Plan::Evict))
+            .or(on_probation)?;
+        Some((victim, keep_hot))
+    }
+
+    /// The next victim of those that were lent, where there is no other: one that has come back, or any if requests wait for
+    /// room. Once it is out of the index, nothing of it is lent anew.
+    pub(super) fn choose_lent<P: Pmem>(
+        &self,
+        cache: &Cache<P>,
+        census: &Census,
+        wish: Wish,
+    ) -> Option<(SegId, Plan)> {
+        let now = |(_, then): &(Rank, Candidate)| Candidate::of(cache, census, then.id);
+        let lent = self.few[Kind::Lent as usize].0.iter().filter_map(now);
+        let victim = lent
+            .filter(|now| wish.is_needed && (wish.is_urgent || !now.is_lent))
+            .min_by_key(|now| now.is_lent)?;
+        Some((victim.id, Plan::Evict))
+    }
+
+    /// Whether any of those that were lent has been reclaimed since.
+    pub(super) fn has_reclaimed_lent<P: Pmem>(&self, cache: &Cache<P>, census: &Census) -> bool {
+        let mut lent = self.few[Kind::Lent as usize].0.iter();
+        lent.any(|(_, then)| Candidate::of(cache, census, then.id).is_none())
     }
 
     /// Whether a loan keeps anything from being a victim.

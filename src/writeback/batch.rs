@@ -28,8 +28,8 @@ pub(crate) const BASE_WRITE_EXTENTS_MAX: usize = 128;
 /// Pieces of memory, or of what is cleared, that one poll hands out, at most; one operation may go beyond.
 const PIECES_PER_POLL: usize = 64;
 /// Keys that one poll looks at to make them, at most.
-const KEYS_PER_POLL: usize = if cfg!(feature = "sim") { 24 } else { 512 };
-/// Pieces of one operation that clears; those of a write are pages, and limited by its bytes.
+const KEYS_LOOKED_AT_PER_POLL: usize = if cfg!(feature = "sim") { 24 } else { 512 };
+/// Pieces of one operation that clears; those of a write are limited by its bytes, and by [`BASE_WRITE_EXTENTS_MAX`].
 const PIECES_CLEARED_MAX: usize = 128;
 
 /// An operation on the base. Keeps its memory.
@@ -192,7 +192,7 @@ impl Batch {
         let (count_max, in_flight_max) = manners.in_flight_max();
         let clearing = self.clearing_base.clearing(cache.base_caps, now);
         let op_max = load_max.at_most(manners.op_max());
-        let mut keys_left = KEYS_PER_POLL;
+        let mut keys_left = KEYS_LOOKED_AT_PER_POLL;
         if self.lookahead == Ahead::Unknown {
             self.lookahead = self.overlay.next(&mut keys_left);
         }
@@ -512,7 +512,7 @@ mod tests {
 
     #[test]
     fn many_keys_below_a_newer_one_are_looked_at_over_several_polls() {
-        const COUNT: usize = 10 * KEYS_PER_POLL;
+        const COUNT: usize = 10 * KEYS_LOOKED_AT_PER_POLL;
         let cache = new_cache();
         let mut batch = Batch::new(COUNT + 1).unwrap();
         let key = |lba, len_blocks| Key {

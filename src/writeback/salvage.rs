@@ -126,7 +126,7 @@ impl Writeback {
                 (may_await(segment) && is_open) || segment.awaits_salvage(dirty_tail)
             };
             // Most that the scrub looks at is clean.
-            if segments.keyless().into_iter().any(matters) {
+            if segments.keyless().any(matters) {
                 self.demand_salvage(context.cache);
             }
         }
@@ -193,21 +193,20 @@ impl Writeback {
     /// `false`: somebody is at a stream that appends where keys are lost.
     fn begin_salvage<P: Pmem>(&mut self, context: &Context<'_, P>, now: Now) -> bool {
         let (cache, segments) = (context.cache, &context.cache.segments);
-        let keyless = segments.keyless();
         let lost = |id: SegId| may_await(segments.get(id));
-        let is_open = |id: &SegId| lost(*id) && segments.get(*id).state() == SegmentState::Open;
-        if keyless.iter().any(is_open) {
+        let is_open = |id: SegId| lost(id) && segments.get(id).state() == SegmentState::Open;
+        if segments.keyless().any(is_open) {
             for number in 0..cache.streams.len() {
                 cache.try_seal(number, context.agent, |open| lost(open.id));
             }
-            if keyless.iter().any(is_open) {
+            if segments.keyless().any(is_open) {
                 return false;
             }
         }
         self.salvage.is_due = false;
         self.log.restart();
         let dirty_tail = cache.dirty_tail();
-        let keyless = keyless.iter().map(|id| segments.get(*id));
+        let keyless = segments.keyless().map(|id| segments.get(id));
         let Some(upto) = (keyless.filter(|segment| segment.awaits_salvage(dirty_tail)))
             .map(Segment::last_seq)
             .max()
@@ -246,7 +245,7 @@ fn tell<P: Pmem>(cache: &Cache<P>) {
         return;
     }
     let dirty_tail = cache.dirty_tail();
-    let named: Vec<String> = (cache.segments.keyless().into_iter())
+    let named: Vec<String> = (cache.segments.keyless())
         .filter(|id| cache.segments.get(*id).awaits_salvage(dirty_tail))
         .take(RANGES_NAMED)
         .map(|id| id.0.to_string())

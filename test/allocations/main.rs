@@ -323,6 +323,15 @@ fn nothing_is_allocated_in_use_with_checksums_that_reads_verify() {
     everything(4096, DataCrc::On, settings);
 }
 
+/// A core that is at its end, one way or another.
+struct Goes<'a>(&'a AtomicUsize);
+
+impl Drop for Goes<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Cores that run into each other, where one thread would never find anybody in its way.
 #[test]
 fn nothing_is_allocated_by_threads_that_meet() {
@@ -346,12 +355,13 @@ fn nothing_is_allocated_by_threads_that_meet() {
     std::thread::scope(|scope| {
         for core in cores.iter_mut() {
             scope.spawn(|| {
+                // Also if it panics: the background waits for it.
+                let _goes = Goes(&left);
                 let ((), heap) = counted(|| {
                     while !core.has_done(&load) {
                         core.step(next(), &load);
                     }
                 });
-                left.fetch_sub(1, Ordering::Relaxed);
                 heap.assert_untouched("a core of several");
             });
         }

@@ -7,6 +7,7 @@ RPC of the module meanwhile, whose answer would be made of allocations.
 
 from __future__ import annotations
 
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,16 +17,18 @@ from harness import Bdevperf, Host, NvmfTarget
 from harness.allocations import Allocations
 from harness.rpc import Rpc
 from harness.scenario import Storage, assert_intact, cache_info, cache_stats, start_session
+from harness.util import wait_until
 
 # Far smaller than what is written and read: it has to write back and reclaim all the time.
 SMALL_MIB = 24
-# Until all jobs, connections and channels are there.
+# Until all jobs, connections and channels are there: for so long at the least, and until each kind has gone on.
 WARM_UP_S = 1.5
-# It is counted so often, for so long; more often on a machine that is busy, until enough has gone on.
+# It is counted so often at the least, for so long; more often on a machine that is busy, until enough has gone on.
 TIMES_MIN = 4
-TIMES_MAX = 8
 COUNTED_S = 0.5
-RUN_S = 7
+RUN_S = 12
+# So long before the end of the run nothing is counted any more: what is closed then is freed.
+SPARE_S = 2
 # What must have gone on while it was counted, at the least.
 GOES_ON = {
     "requests.rd_total": 1000,
@@ -88,11 +91,20 @@ def allocations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Allocations:
     return allocations
 
 
-def assert_none_amid_a_load(allocations: Allocations, rpc: Rpc) -> dict[str, int]:
-    """While a load that has just been started goes on. Returns what went on meanwhile."""
+def assert_none_amid_a_load(allocations: Allocations, rpc: Rpc, *kinds: str) -> None:
+    """While a load that has just been started goes on, in which there are requests of these kinds."""
+    end_s = time.monotonic() + RUN_S - SPARE_S
+    cold = cache_stats(rpc)
     time.sleep(WARM_UP_S)
+
+    def has_begun() -> bool:
+        now = cache_stats(rpc)
+        return all(now[f"requests.{kind}"] > cold[f"requests.{kind}"] for kind in kinds)
+
+    wait_until(has_begun, f"there are requests of each kind: {kinds}", RUN_S - SPARE_S - WARM_UP_S)
     before = cache_stats(rpc)
-    for number in range(TIMES_MAX):
+    for number in itertools.count():
+        assert time.monotonic() + COUNTED_S < end_s, f"too little went on: {went_on if number else cold}"
         allocations.begin()
         time.sleep(COUNTED_S)
         counted = allocations.end()
@@ -102,14 +114,13 @@ def assert_none_amid_a_load(allocations: Allocations, rpc: Rpc) -> dict[str, int
         missing = [name for name, least in GOES_ON.items() if went_on[name] < least]
         if number + 1 >= TIMES_MIN and not missing:
             break
-    assert not missing, went_on
+    assert all(went_on[f"requests.{kind}"] > 0 for kind in kinds), went_on
     # That it would have been seen: the answer to an RPC is made of allocations.
     allocations.begin()
     cache_stats(rpc)
     allocated, freed = allocations.end()
     assert allocated > 10
     assert freed > 10
-    return went_on
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])
@@ -133,13 +144,9 @@ def test_bdevperf(host: Host, need_app, media: Path, allocations: Allocations, b
     with ThreadPoolExecutor() as pool:
         run = pool.submit(bdevperf.run, "randrw", io_size=4096, queue_depth=64, seconds=RUN_S)
         # Another connection than the one that waits for the end of the run.
-        went_on = assert_none_amid_a_load(allocations, Rpc(bdevperf.app.socket_path))
+        kinds = ("rd_lent",) if zero_copy else ("unmaps", "write_zeroes", "flushes")
+        assert_none_amid_a_load(allocations, Rpc(bdevperf.app.socket_path), *kinds)
         assert run.result().io_failed == 0
-    if zero_copy:
-        assert went_on["requests.rd_lent"] > 0
-    else:
-        for kind in ("unmaps", "write_zeroes", "flushes"):
-            assert went_on[f"requests.{kind}"] > 0, went_on
     bdevperf.stop()
 
 
@@ -158,12 +165,15 @@ def test_nvmf_tcp(host: Host, media: Path, allocations: Allocations, seed: int, 
     info = cache_info(session.rpc)
     assert info is not None
     assert info["base_write_path"].endswith("bounce buffers")
-    kinds = {"read_percent": 30, "unmap_percent": 4, "zero_percent": 4, "fua_percent": 10, "flush_percent": 4}
-    client.start_writing(session.url, seconds=RUN_S, depth=64, io_bytes="512:131072", **kinds)
-    went_on = assert_none_amid_a_load(allocations, session.rpc)
+    shares = {
+        "read_percent": 30,
+        "unmap_percent": 4,
+        "zero_percent": 4,
+        "fua_percent": 10,
+        "flush_percent": 4,
+    }
+    client.start_writing(session.url, seconds=RUN_S, depth=64, io_bytes="512:131072", **shares)
+    assert_none_amid_a_load(allocations, session.rpc, "wr_fua", "unmaps", "write_zeroes", "flushes")
     assert_intact(client.finish_writing())
-    assert went_on["requests.wr_fua"] > 0
-    for kind in ("unmaps", "write_zeroes", "flushes"):
-        assert went_on[f"requests.{kind}"] > 0, went_on
     assert_intact(client.verify(session.url))
     session.app.stop()

@@ -20,7 +20,7 @@
 
 enum { TRACES_MAX = 16, FRAMES_MAX = 24 };
 
-/* test/e2e/harness/preload.py reads and writes it; the layout is known to both. */
+/* test/e2e/harness/allocations.py reads and writes it; the layout is known to both. */
 struct report {
 	_Atomic uint64_t is_counting;
 	_Atomic uint64_t allocations;
@@ -84,8 +84,8 @@ static void note_trace(uint64_t number)
 	if (number >= TRACES_MAX)
 		return;
 	int count = backtrace(frames, FRAMES_MAX);
-	for (int i = 0; i < count; i++) {
-		uintptr_t at = (uintptr_t)frames[i];
+	for (int i = 0; i < FRAMES_MAX; i++) {
+		uintptr_t at = i < count ? (uintptr_t)frames[i] : 0;
 		bool is_module = at >= g_module_start && at < g_module_end;
 		g_report->traces[number][i] = is_module ? at - g_module_start : 0;
 	}

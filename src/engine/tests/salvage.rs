@@ -194,7 +194,7 @@ fn a_loss_that_matters_to_nobody_is_forgotten() {
     cached.lose_keys(id, 0);
     assert!(cached.plain.cache.segments.lose_keys(id));
     assert!(!cached.plain.cache.segments.lose_keys(id));
-    assert_eq!(cached.plain.cache.segments.keyless(), [id]);
+    assert!(cached.plain.cache.segments.keyless().eq([id]));
     for _ in 0..100 {
         cached.plain.poll_background();
         assert_eq!(cached.plain.cache.health(), Health::Online);

@@ -257,6 +257,7 @@ impl Index {
 
     /// Forgets what lies where `dead` says of the entry that had this value, under the claim of its home bucket. `false`:
     /// somebody holds that.
+    #[must_use]
     pub(super) fn evict_entry(
         &self,
         bucket: usize,
