@@ -226,8 +226,7 @@ impl Found {
         if !wish.is_needed {
             return None;
         }
-        let can_copy = !wish.is_urgent && cache.special_stream(Special::Kept).is_some();
-        let keep_hot = if can_copy { Plan::KeepHot } else { Plan::Evict };
+        let can_copy = can_copy(cache, wish);
         if let Some(sparse) = self.first(Kind::Sparse)
             && let Some(count) = sparse.count
         {
@@ -246,7 +245,7 @@ impl Found {
         let victim = (on_probation.filter(|_| much_on_probation))
             .or_else(|| self.coldest(cache.segments.clock()))
             .or(on_probation)?;
-        Some((victim, keep_hot))
+        Some((victim, oldest_plan(cache, wish)))
     }
 
     /// The next victim of those that were lent, where there is no other: one that has come back, or any if requests wait for
@@ -262,7 +261,7 @@ impl Found {
         let victim = lent
             .filter(|now| wish.is_needed && (wish.is_urgent || !now.is_lent))
             .min_by_key(|now| now.is_lent)?;
-        Some((victim.id, Plan::Evict))
+        Some((victim.id, oldest_plan(cache, wish)))
     }
 
     /// Whether any of those that were lent has been reclaimed since.
@@ -304,6 +303,20 @@ impl Found {
         {
             self.few[Kind::Sparse as usize].add((false, live_blocks), candidate);
         }
+    }
+}
+
+/// Whether anything of a victim may be copied: whoever waits for room does not wait for that.
+fn can_copy<P: Pmem>(cache: &Cache<P>, wish: Wish) -> bool {
+    !wish.is_urgent && cache.special_stream(Special::Kept).is_some()
+}
+
+/// What becomes of one that is reclaimed for its age.
+fn oldest_plan<P: Pmem>(cache: &Cache<P>, wish: Wish) -> Plan {
+    if can_copy(cache, wish) {
+        Plan::KeepHot
+    } else {
+        Plan::Evict
     }
 }
 
