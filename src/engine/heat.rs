@@ -10,7 +10,7 @@ use super::cache::Cache;
 use super::segments::SegmentState;
 use crate::media::{Geometry, Place};
 use crate::memory::{self, NoMemory};
-use crate::pmem::Pmem;
+use crate::pmem::{Pmem, prefetch_line};
 use crate::units::SegId;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -48,6 +48,15 @@ impl Heat {
     #[inline]
     fn number_of(&self, place: Place) -> usize {
         place.0.wrapping_shr(self.page_shift) as usize
+    }
+
+    /// Asks for the count of what lies here.
+    #[inline]
+    pub(super) fn prefetch(&self, place: Place) {
+        self.counts
+            .get(self.number_of(place))
+            .into_iter()
+            .for_each(prefetch_line);
     }
 
     /// Counts a read of what lies here, in one segment.

@@ -15,16 +15,16 @@ use super::settings::Setting;
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, GROUP_PAGES, Lookup, PageMap, Version};
 use crate::media::Place;
-use crate::pmem::{IovCursor, Pmem};
+use crate::pmem::{Coming, IovCursor, Pmem};
 use crate::units::{Lba, Page};
 use run::Run;
+use std::mem;
 
 /// A miss of more pages is not put into the cache: it is likely part of a scan, and streams well by itself.
 pub(super) const FILL_PAGES_MAX: usize = 64;
 /// For how many pages the index is asked ahead.
 pub(super) const PREFETCH_PAGES: u64 = 32;
-/// Of the data of the next read, so much is asked for while the last is copied. Behind it the CPU runs ahead by
-/// itself.
+/// Of the data of the next read, so much is asked for before the last is copied, and the rest of its first page meanwhile.
 const PREFETCH_BYTES: u64 = 512;
 
 /// What may lie between two reads of a sequence: what others of it have found in the cache.
@@ -107,6 +107,8 @@ struct WholePage {
     page: Page,
     source: BlockMap,
     version: Version,
+    /// What the read wants of it, and has not asked for yet.
+    coming: Coming,
 }
 
 /// Nothing more can be done for this read now.
@@ -125,6 +127,8 @@ struct Reader<'a, P> {
     state: ReadState,
     /// Of the page at which some read was going to begin, be it this one (INV-READ-9).
     ahead: Option<WholePage>,
+    /// Of the read behind this one.
+    coming: Coming,
     run: Option<Run>,
     mode: CacheMode,
     /// How many of [`Core::run_versions`] are the run's; more, if there was no room for them.
@@ -161,7 +165,8 @@ impl Core {
             bytes += cache.geometry.bytes(len_blocks);
             let ahead = next;
             next = self.look_ahead(cache);
-            match self.run_read(cache, id, ahead, out) {
+            let coming = next.map_or(Coming::NOTHING, |next| next.coming);
+            match self.run_read(cache, id, (ahead, coming), out) {
                 Ok(()) => self.end_read_if_done(cache, id, out),
                 Err(Blocked::Busy) => self.reads.push_back(id),
                 Err(Blocked::Awaiting) => self.await_fetch(id),
@@ -174,25 +179,39 @@ impl Core {
     #[inline]
     fn look_ahead<P: Pmem>(&self, cache: &Cache<P>) -> Option<WholePage> {
         let request = self.requests.get(*self.reads.front()?)?;
-        let start = request.io.lba.0 + request.read?.done_blocks;
+        let done_blocks = request.read?.done_blocks;
+        let start = request.io.lba.0 + done_blocks;
         let page = cache.geometry.page_of(Lba(start));
         let Lookup { map, version } = cache.index.lookup(cache.index.locate(page))?;
         let PageMap::Whole(source @ BlockMap::Mapped(_)) = map else {
             return None;
         };
-        let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+        let page_blocks = u64::from(cache.geometry.blocks_per_page());
+        let first = start & (page_blocks - 1);
         // A page has 8 blocks at most.
-        if let BlockMap::Mapped(place) = map.block((start & in_page) as u32) {
-            let off = cache.geometry.place_off(place);
-            cache.pmem.prefetch(off, PREFETCH_BYTES);
-            if let Some(crcs) = cache.verifying() {
-                crcs.prefetch(place);
-            }
+        let BlockMap::Mapped(place) = source.behind(first as u32) else {
+            return None;
+        };
+        let len_blocks = (page_blocks - first).min(request.io.len_blocks - done_blocks);
+        let len_bytes = cache.geometry.bytes(len_blocks);
+        let (off, at_once) = (
+            cache.geometry.place_off(place),
+            PREFETCH_BYTES.min(len_bytes),
+        );
+        cache.pmem.prefetch(off, at_once);
+        cache.heat.prefetch(place);
+        if let Some(crcs) = cache.verifying() {
+            crcs.prefetch(place);
         }
+        let coming = Coming {
+            off: off.plus(at_once),
+            len_bytes: len_bytes - at_once,
+        };
         Some(WholePage {
             page,
             source,
             version,
+            coming,
         })
     }
 
@@ -201,7 +220,7 @@ impl Core {
         &mut self,
         cache: &Cache<P>,
         id: RequestId,
-        ahead: Option<WholePage>,
+        (ahead, coming): (Option<WholePage>, Coming),
         out: &mut Outbox,
     ) -> Result<(), Blocked> {
         let Some(request) = self.requests.get(id) else {
@@ -217,6 +236,7 @@ impl Core {
             id,
             state,
             ahead,
+            coming,
             run: None,
             mode: cache.settings.cache_mode(),
             version_count: 0,
@@ -348,7 +368,9 @@ impl Core {
         if cache.damage.covers(place, run.len_blocks) {
             return self.do_without(reader, (run, place), out);
         }
-        if cache.pmem.read_to(off, &mut cursor, bytes).is_err() {
+        let coming = mem::replace(&mut reader.coming, Coming::NOTHING);
+        let read = cache.pmem.read_to_and_ask(off, &mut cursor, bytes, coming);
+        if read.is_err() {
             return self.serve_poisoned(reader, (run, place), out);
         }
         self.end_hit(reader, run, place, cursor);

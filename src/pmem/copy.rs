@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use super::LINE_SIZE_BYTES;
 use super::iov::IovCursor;
-use super::load::Load;
+use super::load::{Load, LoadAndAsk};
 
 const LINE: usize = LINE_SIZE_BYTES as usize;
 
@@ -28,6 +28,7 @@ pub(super) struct Kernel {
     /// `(dst, src, crc)`: stores [`BOUNCE_SIZE_BYTES`] bytes and returns their checksum, in one pass.
     store_block: Option<unsafe fn(*mut u8, *const u8, u32) -> u32>,
     load: Load,
+    load_and_ask: LoadAndAsk,
     /// `None`: as everything else.
     records: Option<Records>,
 }
@@ -40,6 +41,24 @@ struct Records {
     store: unsafe fn(*mut u8, *const u8, usize),
     /// Longer ones are not short.
     size_bytes_max: usize,
+}
+
+/// Memory that is asked for while something else is copied. Nothing is required of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    ptr: *const u8,
+    len_bytes: usize,
+}
+
+impl Asked {
+    pub(super) fn new(ptr: *const u8, len_bytes: usize) -> Self {
+        Self { ptr, len_bytes }
+    }
+
+    fn advance(&mut self, len_bytes: usize) {
+        self.ptr = self.ptr.wrapping_add(len_bytes);
+        self.len_bytes -= len_bytes;
+    }
 }
 
 /// The memory at this address cannot be read.
@@ -192,7 +211,8 @@ impl Kernel {
         }
     }
 
-    /// As [`Kernel::load`], to the caller's memory at `dst`, which advances in any case.
+    /// As [`Kernel::load`], to the caller's memory at `dst`, which advances in any case. Meanwhile `ahead` is asked for, as
+    /// much of it as is copied.
     ///
     /// # Errors
     /// As [`Kernel::load`].
@@ -207,17 +227,50 @@ impl Kernel {
         dst: &mut IovCursor,
         src: *const u8,
         len_bytes: usize,
+        ahead: Asked,
     ) -> Result<(), Unreadable> {
-        let (mut src, mut result) = (src, Ok(()));
+        let (mut src, mut ahead, mut result) = (src, ahead, Ok(()));
         dst.chunks(len_bytes, |dst, len| {
             if result.is_ok() {
                 // SAFETY: `chunks` names `len` writable bytes (contract of `IovCursor::new`), and never more in
                 // sum than the `len_bytes` of the source.
-                result = unsafe { self.load(dst, src, len) };
+                result = unsafe { self.load_and_ask(dst, src, len, &mut ahead) };
             }
             src = src.wrapping_add(len);
         });
         result
+    }
+
+    /// As [`Kernel::load`], and asks for as much of `ahead`, which goes on.
+    ///
+    /// # Errors
+    /// As [`Kernel::load`].
+    ///
+    /// # Safety
+    /// As [`Kernel::load`].
+    unsafe fn load_and_ask(
+        &self,
+        dst: *mut u8,
+        src: *const u8,
+        len_bytes: usize,
+        ahead: &mut Asked,
+    ) -> Result<(), Unreadable> {
+        let asked_bytes = ahead.len_bytes.min(len_bytes);
+        if asked_bytes > 0 {
+            // SAFETY: by the contract, of which this is the first part; nothing is required of what is asked for.
+            match unsafe { (self.load_and_ask)(dst, src, asked_bytes, ahead.ptr) } {
+                0 => ahead.advance(asked_bytes),
+                addr => return Err(Unreadable(addr)),
+            }
+        }
+        // SAFETY: the rest, by the contract.
+        unsafe {
+            self.load(
+                dst.wrapping_add(asked_bytes),
+                src.wrapping_add(asked_bytes),
+                len_bytes - asked_bytes,
+            )
+        }
     }
 
     /// As [`Kernel::store_from`]; returns `crc32c(seed, the bytes stored)`.

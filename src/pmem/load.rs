@@ -10,18 +10,31 @@
 /// And the CPU has the instructions.
 pub(super) type Load = unsafe fn(*mut u8, *const u8, usize) -> usize;
 
+/// As [`Load`]. While it copies it asks for as many bytes at its last argument, of which nothing is required, line by line:
+/// all at once they would have to wait for room in the CPU's queue of misses, and the copy behind them.
+pub(super) type LoadAndAsk = unsafe fn(*mut u8, *const u8, usize, *const u8) -> usize;
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod arch {
     use super::super::guard::guard;
     use std::arch::asm;
 
-    /// Eight registers in a turn of the loop, then one in a turn, then single bytes.
+    /// Eight registers in a turn of the loop, then one in a turn, then single bytes. `$ask`: what a turn of eight does
+    /// besides.
     macro_rules! load {
-        ($(#[$feature:meta])? $name:ident, $width:literal, $mov:literal, $reg:literal, $end:literal) => {
+        (
+            $(#[$feature:meta])?
+            $name:ident($($ahead:ident)?), $width:literal, $mov:literal, $reg:literal, $end:literal, [$($ask:literal),*]
+        ) => {
             /// # Safety
             /// See [`super::Load`].
             $(#[$feature])?
-            pub(in super::super) unsafe fn $name(dst: *mut u8, src: *const u8, len_bytes: usize) -> usize {
+            pub(in super::super) unsafe fn $name(
+                dst: *mut u8,
+                src: *const u8,
+                len_bytes: usize
+                $(, $ahead: *const u8)?
+            ) -> usize {
                 let fault;
                 // SAFETY: copies what the contract allows, all of it or up to the first byte that cannot be
                 // read. The handler changes `rax` alone.
@@ -39,6 +52,7 @@ pub(super) mod arch {
                         concat!($mov, " ", $reg, "5, [rsi + 5 * {w}]"),
                         concat!($mov, " ", $reg, "6, [rsi + 6 * {w}]"),
                         concat!($mov, " ", $reg, "7, [rsi + 7 * {w}]"),
+                        $($ask,)*
                         concat!($mov, " [rdi], ", $reg, "0"),
                         concat!($mov, " [rdi + {w}], ", $reg, "1"),
                         concat!($mov, " [rdi + 2 * {w}], ", $reg, "2"),
@@ -72,6 +86,7 @@ pub(super) mod arch {
                         w = const $width,
                         inout("rdi") dst => _, inout("rsi") src => _, inout("rcx") len_bytes => _,
                         inout("rax") 0usize => fault,
+                        $(inout("rdx") $ahead => _,)?
                         clobber_abi("sysv64"),
                         options(nostack),
                     );
@@ -105,22 +120,70 @@ pub(super) mod arch {
         fault
     }
 
-    load!(load_sse2, 16, "movdqu", "xmm", "");
+    load!(load_sse2(), 16, "movdqu", "xmm", "", []);
+    load!(
+        load_sse2_and_ask(ahead),
+        16,
+        "movdqu",
+        "xmm",
+        "",
+        [
+            "prefetcht0 [rdx]",
+            "prefetcht0 [rdx + 64]",
+            "add rdx, 8 * {w}"
+        ]
+    );
     load!(
         #[target_feature(enable = "avx2")]
-        load_avx2,
+        load_avx2(),
         32,
         "vmovdqu",
         "ymm",
-        "vzeroupper"
+        "vzeroupper",
+        []
+    );
+    load!(
+        #[target_feature(enable = "avx2")]
+        load_avx2_and_ask(ahead),
+        32,
+        "vmovdqu",
+        "ymm",
+        "vzeroupper",
+        [
+            "prefetcht0 [rdx]",
+            "prefetcht0 [rdx + 64]",
+            "prefetcht0 [rdx + 128]",
+            "prefetcht0 [rdx + 192]",
+            "add rdx, 8 * {w}"
+        ]
     );
     load!(
         #[target_feature(enable = "avx512f")]
-        load_avx512,
+        load_avx512(),
         64,
         "vmovdqu64",
         "zmm",
-        "vzeroupper"
+        "vzeroupper",
+        []
+    );
+    load!(
+        #[target_feature(enable = "avx512f")]
+        load_avx512_and_ask(ahead),
+        64,
+        "vmovdqu64",
+        "zmm",
+        "vzeroupper",
+        [
+            "prefetcht0 [rdx]",
+            "prefetcht0 [rdx + 64]",
+            "prefetcht0 [rdx + 128]",
+            "prefetcht0 [rdx + 192]",
+            "prefetcht0 [rdx + 256]",
+            "prefetcht0 [rdx + 320]",
+            "prefetcht0 [rdx + 384]",
+            "prefetcht0 [rdx + 448]",
+            "add rdx, 8 * {w}"
+        ]
     );
 }
 
@@ -132,6 +195,18 @@ pub(super) mod arch {
     /// # Safety
     /// See [`super::Load`].
     pub(in super::super) unsafe fn load(dst: *mut u8, src: *const u8, len_bytes: usize) -> usize {
+        // SAFETY: by the contract; to ask for what is copied is no harm.
+        unsafe { load_and_ask(dst, src, len_bytes, src) }
+    }
+
+    /// # Safety
+    /// See [`super::Load`].
+    pub(in super::super) unsafe fn load_and_ask(
+        dst: *mut u8,
+        src: *const u8,
+        len_bytes: usize,
+        ahead: *const u8,
+    ) -> usize {
         let fault;
         // SAFETY: copies what the contract allows, all of it or up to the first byte that cannot be read. The
         // handler changes `x0` alone.
@@ -141,6 +216,8 @@ pub(super) mod arch {
                 "subs x3, x3, #64",
                 "b.lo 6f",
                 "5:",
+                "prfm pldl1keep, [x5]",
+                "add x5, x5, #64",
                 "ldp q0, q1, [x2], #32",
                 "ldp q2, q3, [x2], #32",
                 "stp q0, q1, [x1], #32",
@@ -159,6 +236,7 @@ pub(super) mod arch {
                 guard!("0"),
                 inout("x0") 0usize => fault,
                 inout("x1") dst => _, inout("x2") src => _, inout("x3") len_bytes => _, out("x4") _,
+                inout("x5") ahead => _,
                 clobber_abi("C"),
                 options(nostack),
             );

@@ -14,13 +14,13 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 
 use super::backing::{self, Opened};
-use super::copy::{self, Kernel, Unreadable};
+use super::copy::{self, Asked, Kernel, Unreadable};
 use super::dax::{Backing, Durability, PersistenceDomain};
 use super::load;
 use super::regions::LiveRegion;
 use super::{
-    Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, Pmem, PmemRead, Poisoned,
-    bounds, guard,
+    Coming, Durable, IovCursor, LINE_SIZE_BYTES, MapError, MapRequest, MemSlice, Pmem, PmemRead,
+    Poisoned, bounds, guard,
 };
 use crate::units::{Agent, PmemOff};
 
@@ -182,10 +182,24 @@ impl PmemRead for MappedPmem {
 
 impl Pmem for MappedPmem {
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned> {
+        self.read_to_and_ask(off, dst, len_bytes, Coming::NOTHING)
+    }
+
+    fn read_to_and_ask(
+        &self,
+        off: PmemOff,
+        dst: &mut IovCursor,
+        len_bytes: u64,
+        coming: Coming,
+    ) -> Result<(), Poisoned> {
         let src = self.map.at(off, len_bytes);
+        let asked = Asked::new(
+            self.map.at(coming.off, coming.len_bytes),
+            coming.len_bytes as usize,
+        );
         // SAFETY: as in `Mapping::copy_to`; that the caller's memory does not overlap is the contract of
         // `IovCursor::new`.
-        let loaded = unsafe { self.kernel.load_to(dst, src, len_bytes as usize) };
+        let loaded = unsafe { self.kernel.load_to(dst, src, len_bytes as usize, asked) };
         loaded.map_err(|at| self.map.poisoned(at))
     }
 

@@ -66,6 +66,23 @@ pub struct Poisoned {
     pub at: PmemOff,
 }
 
+/// Bytes of a cache device that will be read soon, and have not been asked for yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coming {
+    /// Where they begin.
+    pub off: PmemOff,
+    /// How many they are.
+    pub len_bytes: u64,
+}
+
+impl Coming {
+    /// None.
+    pub const NOTHING: Self = Self {
+        off: PmemOff(0),
+        len_bytes: 0,
+    };
+}
+
 /// What can be read of a cache device, and nothing else: whoever has no more than this cannot change a byte
 /// of it. Offsets are bytes from the start of the region; a range outside of it is a bug of the caller and
 /// panics before anything is touched.
@@ -113,6 +130,22 @@ pub trait Pmem: PmemRead {
     /// # Errors
     /// The memory is poisoned; what lies under the cursor then holds unspecified bytes.
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned>;
+
+    /// As [`Pmem::read_to`]. Meanwhile `coming` is asked for, as much of it as is copied: all at once its lines would wait for
+    /// each other, and the copy for them.
+    ///
+    /// # Errors
+    /// As [`Pmem::read_to`].
+    fn read_to_and_ask(
+        &self,
+        off: PmemOff,
+        dst: &mut IovCursor,
+        len_bytes: u64,
+        coming: Coming,
+    ) -> Result<(), Poisoned> {
+        self.prefetch(coming.off, coming.len_bytes.min(len_bytes));
+        self.read_to(off, dst, len_bytes)
+    }
 
     /// Stores `bytes` at `off`. Both ends are multiples of [`LINE_SIZE_BYTES`].
     fn store(&self, agent: Agent, off: PmemOff, bytes: &[u8]);

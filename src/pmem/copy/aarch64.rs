@@ -6,7 +6,7 @@
 use std::arch::asm;
 
 use super::super::guard::guard;
-use super::super::load::arch::load;
+use super::super::load::arch::{load, load_and_ask};
 use super::{Kernel, LINE, Records};
 
 pub(super) fn unflushed_records() -> Option<Records> {
@@ -22,6 +22,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
             stream: store_cvap,
             store_block: None,
             load,
+            load_and_ask,
             records: None,
         });
     }

@@ -7,7 +7,9 @@ use std::arch::x86_64::{
 };
 
 use super::super::guard::guard;
-use super::super::load::arch::{load_avx2, load_avx512, load_sse2};
+use super::super::load::arch::{
+    load_avx2, load_avx2_and_ask, load_avx512, load_avx512_and_ask, load_sse2, load_sse2_and_ask,
+};
 use super::super::{folded, fused};
 use super::{Kernel, LINE, Records, records};
 
@@ -39,6 +41,7 @@ fn streams(records: Option<Records>) -> Vec<Kernel> {
             stream,
             store_block: folded::available().or_else(fused::available),
             load: load_avx512,
+            load_and_ask: load_avx512_and_ask,
             records,
         });
     }
@@ -49,6 +52,7 @@ fn streams(records: Option<Records>) -> Vec<Kernel> {
             stream,
             store_block: fused::available(),
             load: load_avx2,
+            load_and_ask: load_avx2_and_ask,
             records,
         });
     }
@@ -57,6 +61,7 @@ fn streams(records: Option<Records>) -> Vec<Kernel> {
         stream: stream_sse2,
         store_block: None,
         load: load_sse2,
+        load_and_ask: load_sse2_and_ask,
         records,
     });
     kernels

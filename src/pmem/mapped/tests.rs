@@ -382,6 +382,37 @@ fn memory_that_is_gone_is_an_error_of_the_read_and_says_where() {
 }
 
 #[test]
+fn what_is_asked_for_ahead_and_is_gone_is_no_error_of_the_read() {
+    let dir = dir();
+    let lost = Poisoned {
+        at: PmemOff(MIB / 2),
+    };
+    for kernel in Kernel::available() {
+        let pmem = with_half_lost(&dir).with_store_kernel(&kernel.name());
+        // Less is asked for than is copied, or more; some or all of it is gone.
+        for coming in [
+            (MIB / 2 - 100, 1000),
+            (MIB / 2, 64),
+            (MIB / 2 - 64, MIB / 4),
+        ] {
+            let coming = Coming {
+                off: PmemOff(coming.0),
+                len_bytes: coming.1,
+            };
+            let len = 8192;
+            let target = IovBuf::new(&vec![0; len], &[1, 100, 4350]);
+            let read =
+                |off| pmem.read_to_and_ask(PmemOff(off), &mut target.cursor(), len as u64, coming);
+            assert_eq!(read(MIB / 2 - 8192), Ok(()), "{coming:?} {}", kernel.name());
+            assert!(target.bytes().iter().all(|byte| *byte == 0x5a));
+            // The copy itself meets what is gone, beside what is asked for or behind it.
+            assert_eq!(read(MIB / 2 - 8000), Err(lost), "{coming:?}");
+        }
+        fs::remove_file(dir.path().join("cache")).unwrap();
+    }
+}
+
+#[test]
 fn a_store_that_the_memory_does_not_take_is_never_called_durable() {
     // INV-PMEM-4.
     let dir = dir();
@@ -494,6 +525,7 @@ proptest! {
         at in 0u64..50,
         cuts in vec(0usize..12_800, 0..9),
         back in vec(0usize..12_800, 0..9),
+        ahead in (0u64..MIB / 2, 0u64..20_000),
         seed: u32,
     ) {
         let dir = dir();
@@ -505,6 +537,10 @@ proptest! {
         pmem.store_from(A, off, &mut source.cursor(), len);
         let target = IovBuf::new(&vec![0; bytes.len()], &back);
         pmem.read_to(off, &mut target.cursor(), len).unwrap();
+        prop_assert_eq!(target.bytes(), &bytes[..]);
+        let target = IovBuf::new(&vec![0; bytes.len()], &back);
+        let coming = Coming { off: PmemOff(ahead.0), len_bytes: ahead.1 };
+        pmem.read_to_and_ask(off, &mut target.cursor(), len, coming).unwrap();
         prop_assert_eq!(target.bytes(), &bytes[..]);
         let off = PmemOff(off.0 + len);
         let crc = pmem.store_from_crc(A, off, &mut source.cursor(), len, seed);
