@@ -201,7 +201,13 @@ impl KsetBuilder {
         let used = KSET_HEADER_SIZE_BYTES + count * KEY_SIZE_BYTES;
         let crc = seed.checksum(&media.as_bytes()[4..used]);
         media.header.crc = crc.into();
-        &media.as_bytes()[..kset_size_bytes(count)]
+        self.bytes()
+    }
+
+    /// What [`KsetBuilder::finish`] has made.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        &self.media.as_bytes()[..kset_size_bytes(self.key_count)]
     }
 }
 

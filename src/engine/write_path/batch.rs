@@ -241,6 +241,9 @@ impl Batch {
         let (agent, seq, epoch) = (self.agent, self.seq, self.epoch);
         let segment = cache.segments.get(open.id);
         let floor = &cache.stream_floors[number];
+        // While the payloads are on their way.
+        self.kset
+            .finish(open.kset_seed, open.kset_index, seq, epoch);
         // 1. Payloads are durable before the kset that names them is stored (INV-LOG-4).
         if !canary::is(Canary::PayloadsNotFenced) {
             drop(cache.pmem.fence(agent));
@@ -249,16 +252,18 @@ impl Batch {
             self.publish(cache, open);
         }
         #[cfg(feature = "canary")]
-        let seq = self.commit_half(cache, open, (seq, epoch));
+        {
+            let seq = self.commit_half(cache, open, (seq, epoch));
+            self.kset
+                .finish(open.kset_seed, open.kset_index, seq, epoch);
+        }
 
         // 2. The kset. From the fence on, recovery finds the whole batch; before it, nothing of it.
         let off = cache
             .geometry
             .segment_off(open.id)
             .plus(u64::from(open.key_off));
-        let bytes = self
-            .kset
-            .finish(open.kset_seed, open.kset_index, seq, epoch);
+        let bytes = self.kset.bytes();
         let keys_end = u64::from(open.key_off) + bytes.len() as u64;
         assert!(
             keys_end <= u64::from(open.data_off),
