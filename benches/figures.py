@@ -152,6 +152,11 @@ RATIOS = [
         at_least=0.9,
     ),
     Yardstick(
+        "backlog_writeback_vs_malloc_cached",
+        ("backlog", "pcache", "mibps"),
+        ("backlog", "malloc_cached", "mibps"),
+    ),
+    Yardstick(
         "backlog_writeback_vs_malloc_128k",
         ("backlog", "pcache", "mibps"),
         ("seqwrite_128k_qd8", "malloc", "mibps"),

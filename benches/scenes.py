@@ -55,8 +55,11 @@ COPY_SECONDS = 0.4
 COST_SECONDS = 0.2
 # The scenes that take long do with fewer rounds.
 LONG_SCENE_ROUNDS = 3
-# What write-back has under way at a base that is fast, when the log is sequential.
-WRITEBACK_SIZES = {"io_size": 1 << 20, "queue_depth": 32}
+# What write-back asks a base for, when the log is sequential, and how much it has under way.
+WRITEBACK_IO_SIZE = 1 << 20
+WRITEBACK_DEPTH = 32
+# So many that their buffers do not stay in the caches of a CPU: what is written back lies in memory, too.
+UNCACHED_DEPTH = 512
 # A drain takes less than a second.
 DRAIN_PAUSE_S = 0.001
 # A cache of its own for a backlog.
@@ -314,11 +317,14 @@ class Bench:
 
     def backlog(self) -> None:
         """How fast dirty data reach a RAM disk when nobody else wants the core."""
-        if self.wanted("backlog", "malloc"):
-            with self._bdevperf([peers.malloc("Base", WORKING_SET_MIB)]) as bdevperf:
-                self.fill(bdevperf, WORKING_SET_MIB)
-                result = bdevperf.run("write", **WRITEBACK_SIZES, seconds=self.seconds)
-            self.figures.add("backlog", "malloc", mibps=result.mibps)
+        for name, depth in (("malloc", UNCACHED_DEPTH), ("malloc_cached", WRITEBACK_DEPTH)):
+            if self.wanted("backlog", name):
+                with self._bdevperf([peers.malloc("Base", WORKING_SET_MIB)]) as bdevperf:
+                    self.fill(bdevperf, WORKING_SET_MIB)
+                    result = bdevperf.run(
+                        "write", io_size=WRITEBACK_IO_SIZE, queue_depth=depth, seconds=self.seconds
+                    )
+                self.figures.add("backlog", name, mibps=result.mibps)
         if self.wanted("backlog", "pcache"):
             self._backlog("pcache", self.store.cache_file, self.cache_mib)
         if self.wanted("backlog", "pcache_direct"):
@@ -355,13 +361,13 @@ class Bench:
             rpc = bdevperf.app.rpc
             # Twice, so that the base's pages are not touched for the first time.
             for is_last in (False, True):
+                # Of nothing.
+                calls_s = _drain_s(rpc)
                 self.fill(bdevperf, WORKING_SET_MIB)
                 if is_last:
                     limit(rpc)
                 rpc.bdev_pcache_reset_stats(name=CACHE)
-                started_s = time.monotonic()
-                drain(rpc, pause_s=DRAIN_PAUSE_S)
-                took_s = time.monotonic() - started_s
+                took_s = _drain_s(rpc) - calls_s
                 written_mib = cache_stats(rpc)["bytes.core_volume_wr"] / MIB
         self.figures.add("backlog", name, mibps=written_mib / took_s, written_mib=written_mib)
 
@@ -454,6 +460,12 @@ def _shares(stats: dict[str, int]) -> dict[str, float]:
         shares["copied_share"] = stats["gc.copied_bytes"] / stats["bytes.volume_wr"]
         shares["segments_reclaimed"] = stats["gc.segments_reclaimed"]
     return shares
+
+
+def _drain_s(rpc: Rpc) -> float:
+    started_s = time.monotonic()
+    drain(rpc, pause_s=DRAIN_PAUSE_S)
+    return time.monotonic() - started_s
 
 
 def _limit_base(rpc: Rpc) -> None:
