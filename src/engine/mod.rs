@@ -62,6 +62,8 @@ pub use drain::DrainStatus;
 pub(crate) use grace::Ticket;
 pub use growth::GrowError;
 pub use health::Health;
+#[cfg(feature = "spdk")]
+pub(crate) use health::StallWatch;
 pub(crate) use heat::Heat;
 pub use io::*;
 pub(crate) use kset_cursor::KsetCursor;
