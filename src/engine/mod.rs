@@ -28,6 +28,7 @@ mod kset_cursor;
 mod lend;
 mod misses;
 mod mode;
+mod open_ids;
 mod place_crcs;
 mod read_path;
 #[cfg(feature = "heap")]
