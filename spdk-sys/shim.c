@@ -3,6 +3,7 @@
 #include "shim.h"
 
 #include "spdk/accel.h"
+#include "spdk/init.h"
 #include "spdk/log.h"
 #include "spdk/rpc.h"
 #include "spdk/thread.h"
@@ -23,11 +24,60 @@
 
 const int pcache_module_anchor = 1;
 
+/* ---- the begin of the end ---- */
+
+/*
+ * spdk_bdev_finish waits until all examinations have ended, and calls fini_start then only. A cache that holds an
+ * examination until it is open would keep the application from ending. SPDK's framework ends its subsystems from the
+ * last to the first: one that comes behind all others hears of the end before anybody else.
+ */
+#ifndef SPDK_SUBSYSTEM_REGISTER
+/* As in spdk_internal/init.h, which is not installed. Later releases have it in spdk/init.h. */
+struct spdk_subsystem {
+	const char *name;
+	void (*init)(void);
+	void (*fini)(void);
+	void (*write_config_json)(struct spdk_json_write_ctx *w);
+	TAILQ_ENTRY(spdk_subsystem) tailq;
+};
+
+void spdk_add_subsystem(struct spdk_subsystem *subsystem);
+void spdk_subsystem_fini_next(void);
+#endif
+/* An application may use the bdev layer without the framework. */
+#pragma weak spdk_add_subsystem
+#pragma weak spdk_subsystem_fini_next
+
+static void
+subsystem_fini(void)
+{
+	pcache_up_end_begins();
+	spdk_subsystem_fini_next();
+}
+
+static struct spdk_subsystem g_pcache_subsystem = {
+	.name = "pcache",
+	.fini = subsystem_fini,
+};
+
+static void
+add_subsystem(void)
+{
+	static bool is_added;
+
+	if (!is_added && spdk_add_subsystem != NULL && spdk_subsystem_fini_next != NULL) {
+		is_added = true;
+		spdk_add_subsystem(&g_pcache_subsystem);
+	}
+}
+
 /* ---- the module ---- */
 
 static int
 module_init(void)
 {
+	/* Now: the framework has sorted its subsystems, and is at the one of the bdevs. */
+	add_subsystem();
 	return pcache_up_module_init();
 }
 

@@ -104,6 +104,7 @@ extern const int pcache_module_anchor;
 
 struct spdk_bdev_module *pcache_module(void);
 int pcache_up_module_init(void);
+void pcache_up_end_begins(void);
 void pcache_up_fini_start(void);
 void pcache_up_module_fini(void);
 void pcache_up_config_json(struct spdk_json_write_ctx *w);

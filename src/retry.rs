@@ -1,4 +1,5 @@
-//! Whether and when it is tried again to open a cache that could not be opened, although nobody has mended anything.
+//! Whether and when something is tried again, such as to open a cache that could not be opened, although nobody has mended
+//! anything.
 
 use crate::units::{NS_PER_S, Now};
 
@@ -37,6 +38,12 @@ impl Pause {
     }
 }
 
+/// Whether it is the turn of something that is done at the first of many looks, and then less and less often: the pause doubles
+/// until it is as long as `apart` looks. `look` counts from 1.
+pub(crate) fn is_rare(look: u32, apart: u32) -> bool {
+    look.is_power_of_two() && look < apart || look.is_multiple_of(apart)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +54,12 @@ mod tests {
         let ends = pauses.map(|pause| pause.end(Now(5)).since_ns(Now(5)) / NS_PER_S);
         let seconds: Vec<_> = ends.take(9).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    }
+
+    #[test]
+    fn what_is_done_again_and_again_is_done_less_and_less_often() {
+        let turns: Vec<_> = (1..60).filter(|look| is_rare(*look, 12)).collect();
+        assert_eq!(turns, [1, 2, 4, 8, 12, 24, 36, 48]);
     }
 
     #[test]

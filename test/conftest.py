@@ -117,7 +117,7 @@ def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
     for name, value in hold.environment.items():
         monkeypatch.setenv(name, value)
     yield hold
-    for call in ("munmap", "madvise"):
+    for call in ("munmap", "madvise", "spdk_mem_register", "spdk_mem_unregister"):
         hold.let_go(call)
 
 

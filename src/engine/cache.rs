@@ -10,6 +10,7 @@ use super::grace::Grace;
 use super::health::Health;
 use super::heat::Heat;
 use super::mode::ModeState;
+use super::open_ids::CORE_STREAM_COUNT_MAX;
 use super::place_crcs::PlaceCrcs;
 use super::room_queue::RoomQueue;
 #[cfg(any(test, feature = "sim"))]
@@ -192,13 +193,15 @@ impl<P: Pmem> Cache<P> {
         let geometry = parts.superblock.geometry;
         let stream_count = (geometry.segment_count() / SEGMENTS_PER_STREAM)
             .min(parts.stream_count_max)
-            .max(1);
-        let stream = |special| CachePadded::new(Mutex::new(Stream::new(special)));
-        let mut streams: Vec<_> = (0..stream_count).map(|_| stream(None)).collect();
-        let core_stream_count = streams.len();
+            .clamp(1, CORE_STREAM_COUNT_MAX);
+        let mut purposes = vec![None; stream_count as usize];
+        let core_stream_count = purposes.len();
         if geometry.segment_count() >= SPECIAL_SEGMENTS_MIN {
-            streams.extend(Special::ALL.map(|special| stream(Some(special))));
+            purposes.extend(Special::ALL.map(Some));
         }
+        let stream = |(number, special)| Mutex::new(Stream::new(number, special));
+        let streams = purposes.into_iter().enumerate().map(stream);
+        let streams: Vec<_> = streams.map(CachePadded::new).collect();
         let channel_ids = ArrayQueue::new(usize::from(CHANNEL_COUNT_MAX));
         for id in 0..CHANNEL_COUNT_MAX {
             // As many as there is room for.

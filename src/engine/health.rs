@@ -86,25 +86,31 @@ impl<P> Cache<P> {
 
 /// Notices a base that answers nothing.
 #[derive(Debug, Default)]
-pub(super) struct StallWatch {
+pub(crate) struct StallWatch {
     /// When the base was last heard of; `None`: nothing is asked of it.
     heard: Option<Now>,
 }
 
 impl StallWatch {
     /// The base has ended an operation.
-    pub(super) fn heard(&mut self) {
+    pub(crate) fn heard(&mut self) {
         self.heard = None;
     }
 
     /// To be asked with every poll. Some: the base has been silent for so many seconds, too long.
-    pub(super) fn silent_s(&mut self, now: Now, in_flight: usize) -> Option<u64> {
+    pub(crate) fn silent_s(&mut self, now: Now, in_flight: usize) -> Option<u64> {
         if in_flight == 0 {
             self.heard = None;
             return None;
         }
-        let silent_ns = now.since_ns(*self.heard.get_or_insert(now));
+        self.heard.get_or_insert(now);
+        let silent_ns = self.silent_ns(now);
         (silent_ns >= STALL_NS).then_some(silent_ns / NS_PER_S)
+    }
+
+    /// How long the base has been silent, as far as [`StallWatch::silent_s`] knows.
+    pub(crate) fn silent_ns(&self, now: Now) -> u64 {
+        self.heard.map_or(0, |heard| now.since_ns(heard))
     }
 }
 

@@ -28,6 +28,7 @@ mod kset_cursor;
 mod lend;
 mod misses;
 mod mode;
+mod open_ids;
 mod place_crcs;
 mod read_path;
 #[cfg(feature = "heap")]
@@ -62,6 +63,8 @@ pub use drain::DrainStatus;
 pub(crate) use grace::Ticket;
 pub use growth::GrowError;
 pub use health::Health;
+#[cfg(feature = "spdk")]
+pub(crate) use health::StallWatch;
 pub(crate) use heat::Heat;
 pub use io::*;
 pub(crate) use kset_cursor::KsetCursor;

@@ -1,6 +1,7 @@
 //! What is known of each segment while the cache is in use.
 
 use super::cache::lock;
+use super::open_ids::OpenIds;
 use crate::media::{Geometry, SegmentInfo};
 use crate::memory::{self, NoMemory};
 use crate::sched;
@@ -329,6 +330,7 @@ pub(crate) struct Segments {
     key_losses: AtomicUsize,
     /// Counts the segments that were opened.
     clock: AtomicU64,
+    pub(crate) open_ids: OpenIds,
 }
 
 /// Of a segment, in both queues.
@@ -403,6 +405,7 @@ impl Segments {
             quarantined: AtomicUsize::new(0),
             keyless: Mutex::new(keyless),
             key_losses: AtomicUsize::new(0),
+            open_ids: OpenIds::default(),
         };
         for id in segments.ids() {
             let segment = segments.get(id);
@@ -437,6 +440,12 @@ impl Segments {
 
     pub(crate) fn free_count(&self) -> usize {
         self.free.len()
+    }
+
+    /// What can still be appended to open segments, in bytes.
+    pub(crate) fn open_room_bytes(&self) -> u64 {
+        let rooms = self.open_ids.iter().map(|id| self.get(id).room_bytes());
+        rooms.map(u64::from).sum()
     }
 
     /// Segments out of service.

@@ -7,7 +7,6 @@ use crate::media::{
 };
 use crate::pmem::Pmem;
 use crate::units::{Agent, SegId, Seq};
-use std::ops::Range;
 
 /// The open segment of a stream.
 #[derive(Clone, Copy, Debug)]
@@ -21,9 +20,33 @@ pub(crate) struct OpenSegment {
     pub(crate) data_off: u32,
     /// Number of the next kset.
     pub(crate) kset_index: u32,
-    /// [`Segments::losses`] when its memory was looked at, or was 0.
+    /// [`Segments::losses`] when all of its memory had been looked at, or 0.
     losses: u64,
+    look: Look,
 }
+
+/// How far a look at the memory of an open segment is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Look {
+    /// [`Segments::losses`] when it began.
+    losses: u64,
+    /// The byte of the segment with which it goes on.
+    next_off: u32,
+}
+
+/// Whether more may be stored in the open segment (INV-SEG-7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Yes, as far as anybody knows.
+    Sound,
+    /// Not yet: the next poll goes on with the look at it.
+    Unknown,
+    /// No.
+    Lost,
+}
+
+/// So much of a segment is looked at in one poll, at the most: it takes some ten microseconds.
+const LOOK_BYTES: u32 = 512 << 10;
 
 impl OpenSegment {
     /// Bytes between keys and data.
@@ -41,6 +64,7 @@ impl OpenSegment {
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) open: Option<OpenSegment>,
+    number: usize,
     special: Option<Special>,
 }
 
@@ -54,32 +78,22 @@ pub(crate) struct StreamContext<'a, P> {
 }
 
 impl Stream {
-    /// With no segment open yet.
-    pub(crate) fn new(special: Option<Special>) -> Self {
+    /// The stream of this number, with no segment open yet.
+    pub(crate) fn new(number: usize, special: Option<Special>) -> Self {
         Self {
             open: None,
+            number,
             special,
         }
     }
 
-    /// Seals the open segment, if there is one with anything in it, and opens a free one. `false`: none is
-    /// free; the stream then has no open segment.
+    /// Seals the open segment, if there is one, and opens a free one. `false`: none is free; the stream then has no open
+    /// segment. If memory was lost anywhere [`Stream::memory`] is to be asked before anything is stored.
     pub(crate) fn advance<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
         self.seal(context);
         let size = context.geometry.segment_size_bytes();
-        let losses = context.segments.losses();
-        let id = loop {
-            let Some(id) = context.segments.open_next(self.special) else {
-                return false;
-            };
-            if losses > 0 {
-                look_at(context, id, 0..size);
-            }
-            if !context.segments.get(id).is_suspect() {
-                break id;
-            }
-            // At most once for each segment.
-            retire(context, id);
+        let Some(id) = context.segments.open_next(self.special) else {
+            return false;
         };
         let segment = context.segments.get(id);
         let generation = segment.generation().0;
@@ -90,25 +104,23 @@ impl Stream {
             key_off: KEYS_START_BYTES,
             data_off: u32::try_from(size).unwrap_or(u32::MAX),
             kset_index: 0,
-            losses,
+            losses: 0,
+            look: Look::default(),
         };
         segment.set_room_bytes(open.room_bytes());
+        context.segments.open_ids.set(self.number, Some(id));
         self.open = Some(open);
         true
     }
 
-    /// Whether nothing more is to be stored in the open segment, since memory was lost there (INV-SEG-7).
+    /// Whether anything is to be stored in the open segment. When memory was lost anywhere since the start it is looked at,
+    /// a part of it with each call.
     #[inline]
-    pub(crate) fn is_on_lost_memory<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
+    pub(crate) fn memory<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> Memory {
         let losses = context.segments.losses();
         match &mut self.open {
-            Some(open) if open.losses != losses => {
-                open.losses = losses;
-                let room = u64::from(open.key_off)..u64::from(open.data_off);
-                look_at(context, open.id, room);
-                context.segments.get(open.id).is_suspect()
-            }
-            _ => false,
+            Some(open) if open.losses != losses => open.look_on(context, losses),
+            _ => Memory::Sound,
         }
     }
 
@@ -117,7 +129,11 @@ impl Stream {
     /// segment lies on the device as it would after a power cut (INV-PAIR-3).
     pub(crate) fn seal<P: Pmem>(&mut self, context: &StreamContext<'_, P>) {
         let Some(open) = self.open.take() else { return };
+        context.segments.open_ids.set(self.number, None);
         let segment = context.segments.get(open.id);
+        if open.kset_index == 0 && segment.is_suspect() {
+            return retire(context, open.id);
+        }
         let last_seq: Seq = segment.last_seq();
         let state = segment.state();
         assert!(
@@ -136,13 +152,38 @@ impl Stream {
     }
 }
 
-/// Looks at each page of a part of a segment, which is suspect if one cannot be read. For a cache that has lost memory: it
-/// takes some hundred microseconds for 16 MiB.
-#[cold]
-fn look_at<P: Pmem>(context: &StreamContext<'_, P>, id: SegId, part: Range<u64>) {
-    let start = context.geometry.segment_off(id).plus(part.start);
-    if part.start < part.end && context.pmem.probe(start, part.end - part.start).is_err() {
-        context.segments.suspect(id);
+impl OpenSegment {
+    /// Looks at the next part of what may be stored to, and at the info too if nothing was stored yet. `losses` are those
+    /// that are known now.
+    #[cold]
+    fn look_on<P: Pmem>(&mut self, context: &StreamContext<'_, P>, losses: u64) -> Memory {
+        if self.look.losses != losses {
+            let next_off = if self.kset_index == 0 {
+                0
+            } else {
+                self.key_off
+            };
+            self.look = Look { losses, next_off };
+        }
+        let (next, end) = (self.look.next_off, self.data_off);
+        let part_end = end.min(next.saturating_add(LOOK_BYTES));
+        let segment = context.segments.get(self.id);
+        if !segment.is_suspect() && next < part_end {
+            let start = context.geometry.segment_off(self.id).plus(u64::from(next));
+            let len_bytes = u64::from(part_end - next);
+            if context.pmem.probe(start, len_bytes).is_err() {
+                context.segments.suspect(self.id);
+            }
+        }
+        if segment.is_suspect() {
+            return Memory::Lost;
+        }
+        self.look.next_off = part_end;
+        if part_end < end {
+            return Memory::Unknown;
+        }
+        self.losses = losses;
+        Memory::Sound
     }
 }
 

@@ -1,11 +1,10 @@
 //! What the cache device is used for.
 //!
-//! It is found out when somebody asks, by a look at all segments and at a sample of the index. Exact counts would be
+//! It is found out when somebody asks, by a look at the open segments and at a sample of the index. Exact counts would be
 //! of clean and dirty copies of each page, and of those that nobody finds any more: to keep them, a write would have
 //! to look at the segment of each copy that it replaces, and write-back at the index for each page that gets clean.
 
 use super::cache::Cache;
-use super::segments::SegmentState;
 use crate::pmem::Pmem;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
@@ -48,8 +47,9 @@ impl<P: Pmem> Cache<P> {
         });
         let size = self.segments.count() as u64 * segment_bytes;
         let quarantined = self.segments.quarantined_count() as u64 * segment_bytes;
-        let free = (self.segments.free_count() as u64 * segment_bytes + self.open_room_bytes())
-            .min(size - quarantined);
+        let free = (self.segments.free_count() as u64 * segment_bytes
+            + self.segments.open_room_bytes())
+        .min(size - quarantined);
         // A sample may tell a little more than there is room for.
         let bytes_of = |blocks| sample.scale(blocks) * block_bytes;
         let occupancy = bytes_of(clean_blocks + dirty_blocks).min(size - quarantined - free);
@@ -66,14 +66,5 @@ impl<P: Pmem> Cache<P> {
             dead: size - quarantined - free - occupancy,
             quarantined,
         }
-    }
-
-    /// What can still be appended to open segments.
-    fn open_room_bytes(&self) -> u64 {
-        let segments = self.segments.ids().map(|id| self.segments.get(id));
-        segments
-            .filter(|segment| segment.state() == SegmentState::Open)
-            .map(|segment| u64::from(segment.room_bytes()))
-            .sum()
     }
 }

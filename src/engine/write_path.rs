@@ -276,6 +276,11 @@ impl Core {
                     // Nothing will make room.
                     self.refused.push_back((id, Status::Failed));
                 }
+                Err(Refusal::NotLookedAt) => {
+                    // There is room, for all that is known: nothing is to be reclaimed for it.
+                    self.writes.push_front(id);
+                    return false;
+                }
                 Err(Refusal::NoRoom) => {
                     self.counters(cache).space_waits.add(1);
                     self.writes.push_front(id);
@@ -294,13 +299,14 @@ impl Core {
         stream: &mut Stream,
         out: &mut Outbox,
     ) -> bool {
+        let mut is_looked_at = true;
         while let Some(op) = self.fills.pop_front() {
             let Some(miss) = self.misses.get(op) else {
                 continue;
             };
             let (lba, len_blocks, versions) = (miss.lba, miss.len_blocks, miss.versions);
             let mark = self.batch.mark();
-            let admitted = if cache.has_room_for_fills() {
+            let admitted = if is_looked_at && cache.has_room_for_fills() {
                 let batch = &mut self.batch;
                 batch.admit(cache, stream, lba, len_blocks, HasPayload::Yes)
             } else {
@@ -316,6 +322,8 @@ impl Core {
                     self.fills.push_front(op);
                     return true;
                 }
+                // One look for all of them.
+                Err(Refusal::NotLookedAt) => is_looked_at = false,
                 Err(Refusal::Busy | Refusal::NoRoom) => {}
             }
             self.counters(cache).fills_dropped.add(1);

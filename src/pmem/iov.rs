@@ -192,6 +192,59 @@ impl IovCursor {
         });
     }
 
+    /// Puts the scatter list of the next bytes into `out`, without empty elements, and advances: of `len_bytes` at most, in
+    /// whole units, and in `count_max` elements at most, unless not even one unit goes into so many. Returns how many bytes.
+    ///
+    /// # Panics
+    /// The list ends before.
+    pub fn take_iovecs(
+        &mut self,
+        len_bytes: usize,
+        unit_bytes: usize,
+        count_max: usize,
+        out: &mut Vec<iovec>,
+    ) -> usize {
+        out.clear();
+        let (start, mut taken) = (*self, 0);
+        while taken < len_bytes && (out.len() < count_max || taken < unit_bytes) {
+            let Some((ptr, len)) = self.piece() else {
+                panic!("the caller's scatter list ends before its request does");
+            };
+            // What does not go into so many is one unit and no more.
+            let limit = if out.len() < count_max {
+                len_bytes
+            } else {
+                unit_bytes
+            };
+            let len = len.min(limit - taken);
+            self.skip(len);
+            taken += len;
+            out.push(iovec {
+                iov_base: ptr.cast(),
+                iov_len: len,
+            });
+        }
+        let mut excess = if taken < len_bytes {
+            taken % unit_bytes
+        } else {
+            0
+        };
+        if excess > 0 {
+            taken -= excess;
+            *self = start;
+            self.advance(taken);
+        }
+        while let Some(last) = out.last_mut().filter(|_| excess > 0) {
+            let cut = excess.min(last.iov_len);
+            last.iov_len -= cut;
+            excess -= cut;
+            if last.iov_len == 0 {
+                out.pop();
+            }
+        }
+        taken
+    }
+
     /// Writes zeroes to the next `len_bytes` bytes of the caller's memory, and advances.
     ///
     /// # Panics
@@ -359,6 +412,32 @@ mod tests {
                 cursor.advance(step);
                 prop_assert_eq!(cursor.remaining(), ahead.remaining());
                 at += step;
+            }
+        }
+
+        #[test]
+        fn a_list_is_taken_in_whole_units_and_few_elements(
+            units in 1usize..40,
+            cuts in vec(0usize..300, 0..60),
+            count_max in 1usize..8,
+        ) {
+            const UNIT_BYTES: usize = 8;
+            let len = units * UNIT_BYTES;
+            let flat = pattern(len);
+            let buf = IovBuf::new(&flat, &cuts);
+            let (mut cursor, mut list, mut at) = (buf.cursor(), Vec::new(), 0);
+            while at < len {
+                let taken = cursor.take_iovecs(len - at, UNIT_BYTES, count_max, &mut list);
+                prop_assert!(taken >= UNIT_BYTES && taken.is_multiple_of(UNIT_BYTES));
+                prop_assert!(list.len() <= count_max || taken == UNIT_BYTES);
+                let elements = list.iter().map(|iov| {
+                    // SAFETY: the list names memory of `buf`, to which nobody writes meanwhile.
+                    unsafe { std::slice::from_raw_parts(iov.iov_base.cast::<u8>(), iov.iov_len) }
+                });
+                let got: Vec<u8> = elements.flatten().copied().collect();
+                prop_assert_eq!(&got[..], &flat[at..at + taken]);
+                at += taken;
+                prop_assert_eq!(cursor.remaining(), len - at);
             }
         }
 

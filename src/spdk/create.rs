@@ -1,6 +1,8 @@
 //! From a definition and an open base to a cache in use: map the cache device on a thread of its own, open
 //! the cache in slices (reading a few blocks of the base on the way), register its bdev.
 
+mod ending;
+
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
 use std::mem;
@@ -14,20 +16,21 @@ use super::background::Driver;
 use super::base::{Base, BaseFacts, BaseFlush, os_text};
 use super::json::{Json, Request};
 use super::mapping::{self, Job, Mapped, Origin};
-use super::memory::Access;
+use super::memory::{Access, Mover};
 use super::node::{Node, NodeApp};
 use super::recovery::{Helpers, Watch};
 use super::registry::{self, EntryId};
 use super::remove::{self, After, Removal};
-use super::thread::{AppCell, Polled, Poller};
+use super::thread::{AppCell, Polled, Poller, now};
 use super::trampoline::guard;
 use super::watch::StateWatch;
 use super::witness_reads::WitnessReads;
 use super::zcopy::Zcopy;
-use crate::engine::{BaseError, Cache, OpenOptions};
+use crate::engine::{BaseError, Cache, OpenOptions, StallWatch};
 use crate::pmem::{Durability, MappedPmem};
 use crate::recovery::{OpenStep, Opening, RecoveryProgress};
 use crate::rpc::{Definition, RpcError};
+use crate::units::{NS_PER_S, Now};
 
 /// How many cores may append at once, at most.
 const STREAM_COUNT_MAX: u32 = 64;
@@ -52,6 +55,8 @@ pub(super) struct Creation {
     origin: Cell<Origin>,
     progress: Cell<(u64, u64)>,
     recovery: Cell<Option<RecoveryProgress>>,
+    /// When it began, or recovery did, or ended.
+    since: Cell<Now>,
     poller: RefCell<Option<Poller>>,
 }
 
@@ -74,8 +79,20 @@ struct OpeningStage {
     helpers: Helpers,
     watch: Option<Watch>,
     reads: WitnessReads,
+    silence: StallWatch,
+    told: Told,
     durability: Durability,
 }
+
+/// What was said of a base that does not answer, once.
+#[derive(Debug, Default)]
+struct Told {
+    silence: bool,
+    reset: bool,
+}
+
+/// A cache that nothing uses, and before it how its memory was to be reached: what is unmapped must not be registered.
+type UnusedMapping = (Option<Access>, Arc<Cache<MappedPmem>>);
 
 /// Whether SPDK waits with the end of the base's examination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +111,8 @@ impl Creation {
     ) -> Result<Rc<Self>, (RpcError, Option<Request>)> {
         let unwanted = Arc::new(AtomicBool::new(false));
         let (for_thread, options) = (definition.clone(), options(&definition, &base.facts));
-        let is_unwanted = Arc::clone(&unwanted);
-        let map = move || mapping::map(&for_thread, options, &is_unwanted);
+        let (is_unwanted, mover) = (Arc::clone(&unwanted), Mover::of(&base.facts));
+        let map = move || mapping::map(&for_thread, options, mover, &is_unwanted);
         let Some(job) = Job::start("pcache-map", map) else {
             return Err((
                 RpcError::errno(libc::EAGAIN, "the system has no thread to give"),
@@ -115,6 +132,7 @@ impl Creation {
             origin: Cell::new(Origin::Existed),
             progress: Cell::new((0, 1)),
             recovery: Cell::new(None),
+            since: Cell::new(now()),
             poller: RefCell::new(None),
         });
         let arg = Rc::as_ptr(&creation).cast_mut().cast();
@@ -127,12 +145,6 @@ impl Creation {
         }
         *creation.poller.borrow_mut() = poller;
         Ok(creation)
-    }
-
-    /// Gives up, as soon as nothing is under way.
-    pub(super) fn cancel(&self, why: RpcError) {
-        self.unwanted.store(true, Ordering::Relaxed);
-        self.cancelled.borrow_mut().get_or_insert(why);
     }
 
     /// Gives up, and answers the delete when that is done.
@@ -192,27 +204,25 @@ impl Creation {
 
     /// The cache device is there, and the engine is to go on with it.
     fn mapped(self: &Rc<Self>, mapped: Mapped) {
-        let Mapped {
-            mut opening,
-            mapping,
-            backing,
-            durability,
-            origin,
-        } = mapped;
-        self.origin.set(origin);
+        self.origin.set(mapped.origin);
         let base = self.base.borrow().clone();
         let Some(base) = base.filter(|_| self.cancelled.borrow().is_none()) else {
-            return self.give_back(opening);
+            return self.give_back(mapped);
         };
-        let Some(access) = Access::choose(mapping, backing, &base.facts) else {
+        let Mapped {
+            registration,
+            mut opening,
+            durability,
+            ..
+        } = mapped;
+        let Some(access) = Access::choose(Mover::of(&base.facts), registration) else {
             drop(base);
             self.cancel(no_memory("bounce buffers"));
             return self.give_back(opening);
         };
         let Some(reads) = WitnessReads::new(base) else {
-            drop(access);
             self.cancel(no_memory("a channel"));
-            return self.give_back(opening);
+            return self.give_back((access, opening));
         };
         // A new cache holds nothing to be recovered.
         let helpers = match opening.recovery() {
@@ -228,12 +238,15 @@ impl Creation {
             helpers,
             watch,
             reads,
+            silence: StallWatch::default(),
+            told: Told::default(),
             durability,
         }));
     }
 
     /// One slice of the opening.
     fn open(self: &Rc<Self>, mut stage: Box<OpeningStage>) -> Polled {
+        self.listen(&mut stage);
         let OpeningStage {
             opening,
             helpers,
@@ -241,7 +254,6 @@ impl Creation {
             reads,
             ..
         } = &mut *stage;
-        reads.advance(|slot, result| opening.on_base_block(slot, result));
         if self.cancelled.borrow().is_some() {
             return self.abandon(stage, None);
         }
@@ -284,82 +296,88 @@ impl Creation {
         polled
     }
 
+    /// Takes what the base has answered. One that does not answer is told of, and SPDK waits no longer for the cache then.
+    fn listen(&self, stage: &mut OpeningStage) {
+        let OpeningStage {
+            opening,
+            reads,
+            silence,
+            told,
+            ..
+        } = stage;
+        reads.advance(|slot, result| {
+            silence.heard();
+            opening.on_base_block(slot, result);
+        });
+        let Some(silent_s) = silence.silent_s(now(), reads.in_flight()) else {
+            return;
+        };
+        if !mem::replace(&mut told.silence, true) {
+            let (name, base) = (&self.definition.name, &self.definition.base_bdev_name);
+            log::warn!(
+                "{name}: the base bdev {base} has answered no read for {silent_s} s, which the opening waits for"
+            );
+        }
+        self.release_examination();
+    }
+
     /// Tells the log, and whoever asks, how far it is.
     fn note_recovery(&self, opening: &Opening<MappedPmem>, watch: &mut Option<Watch>) {
         let Some(progress) = opening.recovery() else {
             return;
         };
         if opening.is_recovering() {
-            self.recovery.set(Some(progress));
+            if self.recovery.replace(Some(progress)).is_none() {
+                self.since.set(now());
+            }
             if let Some(watch) = watch {
                 watch.tell(&self.definition.name, progress);
             }
         } else if let Some(watch) = watch.take() {
             self.recovery.set(None);
+            self.since.set(now());
             watch.end(&self.definition.name, progress);
         }
+    }
+
+    /// For how many seconds it has been opening the cache, or recovering.
+    pub(super) fn state_age_s(&self) -> u64 {
+        now().since_ns(self.since.get()) / NS_PER_S
+    }
+
+    /// What it waits for, if it is not at work itself.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        let waits_for = match &*self.stage.borrow() {
+            Stage::Mapping(_) => "the cache device is being mapped".to_owned(),
+            Stage::Unmapping(_) => "the cache device is being unmapped".to_owned(),
+            Stage::Opening(stage) => {
+                let silent_s = stage.silence.silent_ns(now()) / NS_PER_S;
+                match stage.reads.in_flight() {
+                    0 => return self.given_up(),
+                    count => format!(
+                        "{count} reads of the base bdev {} are under way, the last answer came {silent_s} s ago",
+                        self.definition.base_bdev_name
+                    ),
+                }
+            }
+            Stage::Taken => return None,
+        };
+        Some(match self.given_up() {
+            Some(why) => format!("{why}; {waits_for}"),
+            None => waits_for,
+        })
+    }
+
+    fn given_up(&self) -> Option<String> {
+        let cancelled = self.cancelled.borrow();
+        cancelled
+            .as_ref()
+            .map(|why| format!("given up: {}", why.message))
     }
 
     /// How far recovery is, while there is one.
     pub(super) fn recovery(&self) -> Option<RecoveryProgress> {
         self.recovery.get()
-    }
-
-    /// Gives up with an opening half-done, once its base reads have ended, and its helpers are gone.
-    fn abandon(self: &Rc<Self>, stage: Box<OpeningStage>, error: Option<RpcError>) -> Polled {
-        if let Some(error) = error {
-            self.cancel(error);
-        }
-        stage.helpers.stop();
-        if stage.reads.in_flight() > 0 || !stage.helpers.are_gone() {
-            *self.stage.borrow_mut() = Stage::Opening(stage);
-            return Polled::Idle;
-        }
-        let OpeningStage {
-            access,
-            opening,
-            reads,
-            ..
-        } = *stage;
-        drop(access);
-        drop(reads);
-        self.give_back(opening);
-        Polled::Busy
-    }
-
-    /// Nothing comes of it: the cache device is unmapped with what has hold of it, and removed if it was made for this.
-    /// The base, of which the caller has nothing any more, does not wait for that.
-    fn give_back(self: &Rc<Self>, holder: impl Send + 'static) {
-        self.let_go_of_base();
-        let (path, origin) = (self.definition.cache_path.clone(), self.origin.get());
-        let job = Job::start("pcache-unmap", move || {
-            drop(holder);
-            mapping::discard(&path, origin);
-        });
-        let Some(job) = job else {
-            // It was unmapped here, for want of a thread.
-            return self.give_up();
-        };
-        self.origin.set(Origin::Existed);
-        *self.stage.borrow_mut() = Stage::Unmapping(job);
-    }
-
-    /// It does not work, and nothing is under way. Who has deleted the cache meanwhile is told that it is gone.
-    fn refuse(self: &Rc<Self>, error: RpcError) {
-        self.cancel(error);
-        self.give_up();
-    }
-
-    /// Nothing is under way any more.
-    fn give_up(self: &Rc<Self>) {
-        let why = self.cancelled.borrow_mut().take();
-        let why = why.unwrap_or_else(|| RpcError::errno(libc::ECANCELED, "given up"));
-        let deleters = self.deleters.take();
-        if deleters.is_empty() {
-            self.fail(why);
-        } else {
-            self.deleted(why, deleters);
-        }
     }
 
     /// The cache is there: it gets its bdev.
@@ -372,9 +390,9 @@ impl Creation {
                 Ok(()) => self.succeed(&node),
                 Err(errno) => self.take_back(&node, errno),
             },
-            Err((error, cache)) => {
+            Err((error, mapping)) => {
                 self.cancel(error);
-                self.give_back(cache);
+                self.give_back(mapping);
             }
         }
     }
@@ -414,7 +432,7 @@ impl Creation {
         self: &Rc<Self>,
         stage: OpeningStage,
         base: Arc<Base>,
-    ) -> Result<Arc<Node>, (RpcError, Arc<Cache<MappedPmem>>)> {
+    ) -> Result<Arc<Node>, (RpcError, UnusedMapping)> {
         let OpeningStage {
             opening,
             reads,
@@ -432,8 +450,8 @@ impl Creation {
         let cache = opening.finish();
         let zcopy = Zcopy::of(&cache, &access);
         let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce, copies) else {
-            drop(access);
-            return Err((no_memory("a channel of the base bdev"), cache));
+            let mapping = (Some(access), cache);
+            return Err((no_memory("a channel of the base bdev"), mapping));
         };
         let app = NodeApp::new(driver, access, cache.block_count());
         let node = Arc::new(Node {
@@ -451,9 +469,10 @@ impl Creation {
             app: AppCell::new(app),
         });
         if node.publish().is_none() {
-            let cache = Arc::clone(&node.cache);
+            let access = node.app.get().access.borrow_mut().take();
+            let mapping = (access, Arc::clone(&node.cache));
             drop(node);
-            return Err((no_memory("a bdev"), cache));
+            return Err((no_memory("a bdev"), mapping));
         }
         // From here on the way back is that of a cache in use.
         *self.base.borrow_mut() = None;
@@ -488,56 +507,6 @@ impl Creation {
         self.discard();
         self.end();
         remove::on_register_failed(node, refusal);
-    }
-
-    /// Removes a file of which no cache is to be.
-    fn discard(&self) {
-        let origin = self.origin.replace(Origin::Existed);
-        mapping::discard(&self.definition.cache_path, origin);
-    }
-
-    /// Tells whoever waits that there will be no cache.
-    fn fail(self: &Rc<Self>, error: RpcError) {
-        let request = self.request.borrow_mut().take();
-        self.discard();
-        self.end();
-        registry::creation_failed(self.id, error, request);
-    }
-
-    /// The same, if the cache is not to wait for another attempt either.
-    fn deleted(self: &Rc<Self>, why: RpcError, deleters: Vec<Request>) {
-        let creator = self.request.borrow_mut().take();
-        self.discard();
-        self.end();
-        registry::creation_deleted(self.id);
-        match creator {
-            Some(creator) => creator.answer(Err(why)),
-            None => log::info!("{}: {why}", self.definition.name),
-        }
-        for request in deleters {
-            request.answer(Ok(Json::yes()));
-        }
-    }
-
-    /// The last that this creation does.
-    fn end(&self) {
-        *self.stage.borrow_mut() = Stage::Taken;
-        let poller = self.poller.borrow_mut().take();
-        drop(poller);
-        self.let_go_of_base();
-    }
-
-    /// The base is closed, unless a cache has it now or that was done before, and SPDK may go on.
-    fn let_go_of_base(&self) {
-        let base = self.base.borrow_mut().take();
-        if let Some(base) = base {
-            drop(base);
-            registry::on_base_closed();
-        }
-        if self.hold.replace(Hold::None) == Hold::Examination {
-            // SAFETY: `pcache_up_examine_disk` said that this would come; it comes once.
-            unsafe { sys::spdk_bdev_module_examine_done(sys::pcache_module()) }
-        }
     }
 }
 

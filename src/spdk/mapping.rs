@@ -1,5 +1,5 @@
-//! What blocks is done on a thread of its own: allocating, mapping and unmapping a cache device may take
-//! the kernel seconds, during which a reactor must not stand still.
+//! What blocks is done on a thread of its own: allocating, mapping and unmapping a cache device, and making it known to
+//! devices, may take the kernel seconds, during which a reactor must not stand still.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +7,9 @@ use std::thread::JoinHandle;
 
 use spdk_sys as sys;
 
+use super::memory::{Mover, Registration};
 use crate::engine::{FormatPolicy, OpenOptions};
-use crate::pmem::{
-    Backing, Durability, Extent, MapError, MapRequest, MappedPmem, MemSlice, Pmem, PmemRead,
-};
+use crate::pmem::{Durability, Extent, MapError, MapRequest, MappedPmem, Pmem, PmemRead};
 use crate::recovery::{OpenError, Opening};
 use crate::rpc::{CACHE_SIZE_MIB_MIN, Definition, RpcError};
 use crate::units::PmemOff;
@@ -49,10 +48,9 @@ impl<T: Send + 'static> Job<T> {
 /// A cache device, mapped, and that the engine has had a first look at.
 #[derive(Debug)]
 pub(super) struct Mapped {
+    /// Of all of it. Before `opening`, which has the mapping: what is unmapped must not be registered.
+    pub(super) registration: Option<Registration>,
     pub(super) opening: Opening<MappedPmem>,
-    /// All of it.
-    pub(super) mapping: MemSlice,
-    pub(super) backing: Backing,
     pub(super) durability: Durability,
     pub(super) origin: Origin,
 }
@@ -66,11 +64,12 @@ pub(super) enum Origin {
     Created,
 }
 
-/// Maps the cache device of `definition`, makes its page tables, and begins to open the cache; gives up with that once it
-/// is `unwanted`. Blocks. If it fails the device is as it was.
+/// Maps the cache device of `definition`, makes its page tables, begins to open the cache, and registers the mapping if
+/// `mover` needs it; gives up with that once it is `unwanted`. Blocks. If it fails the device is as it was.
 pub(super) fn map(
     definition: &Definition,
     options: OpenOptions,
+    mover: Mover,
     unwanted: &AtomicBool,
 ) -> Result<Mapped, RpcError> {
     let path = &definition.cache_path;
@@ -101,9 +100,11 @@ pub(super) fn map(
     let (mapping, backing) = (pmem.slice(PmemOff(0), pmem.len_bytes()), pmem.backing());
     match Opening::begin(pmem, options) {
         Ok(opening) => Ok(Mapped {
+            registration: match unwanted.load(Ordering::Relaxed) {
+                false => Registration::of(mover, mapping, backing),
+                true => None,
+            },
             opening,
-            mapping,
-            backing,
             durability,
             origin,
         }),

@@ -36,7 +36,7 @@ const ACCEL_MODULE: &str = "malloc";
 pub(super) enum Access {
     /// The base device never sees the addresses: it copies with the CPU.
     Cpu,
-    /// Devices can read the mapping; it stays registered for as long as this lives.
+    /// Devices can read the mapping; it stays registered for as long as this lives. To drop it blocks.
     Registered {
         /// Unregisters when dropped.
         _registration: Registration,
@@ -45,21 +45,37 @@ pub(super) enum Access {
     Bounce(Vec<DmaBuf>),
 }
 
-impl Access {
-    /// Decides for a mapping, all of which is `mapping`, and the base. `None`: bounce buffers are needed, and
-    /// there is no memory for them. The mapping outlives what is returned.
-    pub(super) fn choose(mapping: MemSlice, backing: Backing, base: &BaseFacts) -> Option<Self> {
+/// Who moves the data of a base read or write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mover {
+    /// The CPU, whatever the address.
+    Cpu,
+    /// A device, perhaps.
+    Device,
+}
+
+impl Mover {
+    /// Of this base. On the app thread.
+    pub(super) fn of(base: &BaseFacts) -> Self {
         let module = base.module_name.as_str();
         // SAFETY: no arguments; the accel framework is up before any bdev module.
         let accel_is_cpu = || unsafe { sys::pcache_accel_copies_by_cpu() };
         if CPU_ONLY_MODULES.contains(&module) || (module == ACCEL_MODULE && accel_is_cpu()) {
+            Self::Cpu
+        } else {
+            Self::Device
+        }
+    }
+}
+
+impl Access {
+    /// Decides for a base, and what became of the mapping's registration. `None`: bounce buffers are needed, and there is
+    /// no memory for them. The mapping outlives what is returned.
+    pub(super) fn choose(mover: Mover, registration: Option<Registration>) -> Option<Self> {
+        if mover == Mover::Cpu {
             return Some(Self::Cpu);
         }
-        // Pages of a file can be moved or taken away by its file system while a device still reads them,
-        // even where a translation is offered for them.
-        if matches!(backing, Backing::DevDax | Backing::Hugetlbfs)
-            && let Some(registration) = Registration::new(mapping)
-        {
+        if let Some(registration) = registration {
             return Some(Self::Registered {
                 _registration: registration,
             });
@@ -100,14 +116,35 @@ impl fmt::Display for Access {
 }
 
 /// The mapping, known to SPDK as memory for devices.
+///
+/// Both to make and to drop one blocks: the kernel pins each page for a device, which takes a second and more for some hundred
+/// GiB. So both are for a thread of their own, which need not be one of SPDK's: what SPDK calls for it (the translation for
+/// devices, VFIO, RDMA, CUDA) takes mutexes and asks for no SPDK thread, and its vhost target does the same on a thread of
+/// DPDK's. Reactors translate addresses without a lock meanwhile; whoever registers other memory waits.
 #[derive(Debug)]
 pub(super) struct Registration {
     start: NonNull<c_void>,
     len_bytes: usize,
 }
 
+// SAFETY: it is a range of addresses of the process, and nothing is read or written through it; SPDK registers and unregisters
+// memory on any thread (above).
+unsafe impl Send for Registration {}
+
 impl Registration {
-    /// `None` if devices cannot reach all of it.
+    /// Registers a mapping, all of which is `mapping`, if whoever moves data to the base may need it. `None`: it does not, or
+    /// devices cannot reach all of it. Blocks. The mapping outlives what is returned.
+    pub(super) fn of(mover: Mover, mapping: MemSlice, backing: Backing) -> Option<Self> {
+        // Pages of a file can be moved or taken away by its file system while a device still reads them,
+        // even where a translation is offered for them.
+        let stays = matches!(backing, Backing::DevDax | Backing::Hugetlbfs);
+        if mover == Mover::Device && stays {
+            Self::new(mapping)
+        } else {
+            None
+        }
+    }
+
     fn new(mapping: MemSlice) -> Option<Self> {
         // Whole units only: what is left over at the end would not be translated.
         let start = NonNull::new(mapping.as_ptr().cast::<c_void>())?;

@@ -30,7 +30,14 @@ extern "C" fn pcache_up_module_init() -> c_int {
     )
 }
 
-/// Called by SPDK when the application ends, with all bdevs still there. It waits for
+/// Called by SPDK when the application begins to end, if it is one of SPDK's framework: before the targets end, which use the
+/// bdevs.
+#[unsafe(no_mangle)]
+extern "C" fn pcache_up_end_begins() {
+    guard((), registry::stop_opening, |_| ());
+}
+
+/// Called by SPDK when the targets have ended, with all bdevs still there. It waits for
 /// `spdk_bdev_module_fini_start_done`.
 #[unsafe(no_mangle)]
 extern "C" fn pcache_up_fini_start() {

@@ -5,6 +5,7 @@ mod attach;
 mod config;
 mod look;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::rc::Rc;
@@ -75,7 +76,9 @@ struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// The application ends; SPDK waits for our word.
+    /// The application ends. SPDK has not come to the bdevs yet: others may still use the caches.
+    Stopping,
+    /// SPDK has come to the bdevs, and waits for our word.
     Ending,
     /// The word was given.
     Ended,
@@ -237,9 +240,10 @@ fn wait_again(id: EntryId) {
 /// that whatever is configured afterwards finds it.
 pub(super) fn holds_examination(bdev: *const sys::spdk_bdev) -> bool {
     let creations = creations();
-    creations
-        .iter()
-        .any(|creation| creation.hold_examination(bdev))
+    !is_shutting_down()
+        && creations
+            .iter()
+            .any(|creation| creation.hold_examination(bdev))
 }
 
 fn creations() -> Vec<Rc<Creation>> {
@@ -441,7 +445,7 @@ enum Described<'a> {
         cache_offset_mib: Option<u64>,
         state: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        reason: Option<&'a str>,
+        reason: Option<Cow<'a, str>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         state_age_s: Option<u64>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -476,21 +480,32 @@ impl From<RecoveryProgress> for DescribedRecovery {
 
 fn describe_one(entry: &Entry) -> Described<'_> {
     let mut recovery = None;
+    let pending_since = entry.pending_since;
+    let mut state_age_s = None;
+    let pending_age_s = pending_since.map(|since| now().since_ns(since) / NS_PER_S);
     let (state, reason, percent) = match &entry.state {
         State::Online(node) => return Described::Online(Box::new(node.describe())),
-        State::Waiting { why } => ("pending", Some(why.as_str()), None),
-        State::Awaiting(_) => ("pending", Some(AWAITS_EXAMINATIONS), None),
+        State::Waiting { why } => {
+            state_age_s = pending_age_s;
+            ("pending", Some(Cow::from(why)), None)
+        }
+        State::Awaiting(_) => {
+            state_age_s = pending_age_s;
+            ("pending", Some(Cow::from(AWAITS_EXAMINATIONS)), None)
+        }
         State::Creating(creation) => {
             recovery = creation.recovery();
+            state_age_s = Some(creation.state_age_s());
+            let reason = creation.waits_for().map(Cow::from);
             match recovery {
-                Some(_) => ("recovering", None, None),
-                None => ("opening", None, Some(creation.percent())),
+                Some(_) => ("recovering", reason, None),
+                None => ("opening", reason, Some(creation.percent())),
             }
         }
         State::Closing { .. } => ("removing", None, None),
     };
     let definition = &entry.definition;
-    let pending_since = entry.pending_since.filter(|_| state == "pending");
+    let pending_since = pending_since.filter(|_| state == "pending");
     Described::Other {
         name: &definition.name,
         base_bdev_name: &definition.base_bdev_name,
@@ -498,7 +513,7 @@ fn describe_one(entry: &Entry) -> Described<'_> {
         cache_offset_mib: definition.cache_offset_mib,
         state,
         reason,
-        state_age_s: pending_since.map(|since| now().since_ns(since) / NS_PER_S),
+        state_age_s,
         dirty_bytes: pending_since.and(entry.dirty_bytes),
         percent,
         recovery: recovery.map(DescribedRecovery::from),
@@ -508,6 +523,17 @@ fn describe_one(entry: &Entry) -> Described<'_> {
 /// What is refused while the application ends is told this.
 fn ending() -> RpcError {
     RpcError::errno(libc::ESHUTDOWN, "the application is ending")
+}
+
+/// The application begins to end. SPDK comes to the bdevs when it is done with what uses them, and not before all examinations
+/// have ended: what holds one, or would begin now, is given up.
+pub(super) fn stop_opening() {
+    with(|registry| registry.phase = Phase::Stopping);
+    for creation in creations() {
+        creation.cancel(ending());
+        creation.release_examination();
+    }
+    give_up_awaiting();
 }
 
 /// The application ends. SPDK goes on when `end_if_idle` gives the word.

@@ -476,7 +476,7 @@ fn look_at_final_drain(node: &Arc<Node>, stuck: Option<String>) {
     }
 }
 
-/// Nothing is under way any more: everything that uses the base or the mapping goes.
+/// Nothing is under way any more: everything that uses the base goes.
 fn close(node: &Arc<Node>) {
     set_stage(node, Stage::Closing);
     let app = node.app.get();
@@ -484,8 +484,6 @@ fn close(node: &Arc<Node>) {
     // Taken out first: dropping them calls SPDK.
     let driver = app.driver.borrow_mut().take();
     drop(driver);
-    let access = app.access.borrow_mut().take();
-    drop(access);
     let poller = app.poller.borrow_mut().take();
     drop(poller);
     // SAFETY: the node was registered by `publish`; its bdev has no channels any more, so ours are closed or

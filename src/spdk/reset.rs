@@ -1,6 +1,6 @@
 //! RESET: on every channel what has not begun is given up, and the rest is waited for. That is reads of the base: if
 //! they do not end, the base is reset too, which makes it end them; again and again, since a channel that is not reached
-//! yet may ask it for more.
+//! yet may ask it for more, but less and less often, down to once a minute.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
@@ -14,10 +14,14 @@ use super::channel::{ChannelState, Health, complete};
 use super::thread::{Polled, Poller};
 use super::trampoline::guard;
 use crate::engine::Status;
+use crate::retry::is_rare;
 
 /// So long a base may take for what is under way: as long as SPDK advises modules to wait before they reset a device
 /// (`SPDK_BDEV_RESET_IO_DRAIN_RECOMMENDED_VALUE`). A reset fails what write-back has under way, too.
 const BASE_RESET_AFTER_US: u64 = 5_000_000;
+
+/// At last every so many looks: once a minute.
+const BASE_RESETS_APART: u32 = 12;
 
 /// A reset that came by this channel.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ struct Asked {
     bdev_io: *mut sys::spdk_bdev_io,
     /// All channels have run empty, or not.
     emptied: Option<Status>,
+    /// How often it was looked whether it is time to reset the base.
+    looks: u32,
     /// Looks whether it is time to reset the base.
     _poller: Option<Poller>,
 }
@@ -62,6 +68,15 @@ impl Resets {
         asked.as_ref().is_some_and(|asked| asked.emptied.is_none())
     }
 
+    /// Notes another look at a request that waits. Whether it is time for something that is done less and less often.
+    fn is_due(&self) -> bool {
+        let mut asked = self.asked.borrow_mut();
+        asked.as_mut().is_some_and(|asked| {
+            asked.looks += 1;
+            is_rare(asked.looks, BASE_RESETS_APART)
+        })
+    }
+
     /// All channels have run empty, or not.
     fn note_emptied(&self, status: Status) {
         if let Some(asked) = self.asked.borrow_mut().as_mut() {
@@ -85,6 +100,7 @@ impl ChannelState {
         *self.resets.asked.borrow_mut() = Some(Asked {
             bdev_io,
             emptied: None,
+            looks: 0,
             _poller: poller,
         });
         let device = Arc::as_ptr(&self.node).cast_mut().cast();
@@ -123,7 +139,8 @@ impl ChannelState {
 
     /// Does so if some channel still waits for the base.
     fn reset_base(&self) {
-        if !self.resets.waits() || self.node.base.is_resetting() {
+        let is_due = self.resets.is_due();
+        if !is_due || !self.resets.waits() || self.node.base.is_resetting() {
             return;
         }
         let name = &self.node.name;

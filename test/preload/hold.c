@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Preloaded before the module: unmapping a large cache device, or making its page tables, takes as long as a test wants:
-// while there is a file of the call's name in the folder PCACHE_HOLD. Tells which thread it is that waits. What is larger
+// Preloaded before the module: unmapping a large cache device, making its page tables, or making it known to devices takes
+// as long as a test wants: while there is a file of the call's name in the folder PCACHE_HOLD. Tells which thread it is that waits. What is larger
 // still are addresses that SPDK's environment reserves.
 
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -44,4 +45,22 @@ int madvise(void *address, size_t size_bytes, int advice)
 	if (advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE)
 		hold("madvise", size_bytes);
 	return (int)syscall(SYS_madvise, address, size_bytes, advice);
+}
+
+/* Of SPDK. */
+int spdk_mem_register(void *address, size_t size_bytes);
+int spdk_mem_unregister(void *address, size_t size_bytes);
+
+int spdk_mem_register(void *address, size_t size_bytes)
+{
+	int (*next)(void *, size_t) = (int (*)(void *, size_t))dlsym(RTLD_NEXT, "spdk_mem_register");
+	hold("spdk_mem_register", size_bytes);
+	return next(address, size_bytes);
+}
+
+int spdk_mem_unregister(void *address, size_t size_bytes)
+{
+	int (*next)(void *, size_t) = (int (*)(void *, size_t))dlsym(RTLD_NEXT, "spdk_mem_unregister");
+	hold("spdk_mem_unregister", size_bytes);
+	return next(address, size_bytes);
 }

@@ -6,7 +6,7 @@ use crate::canary::{self, Canary};
 use crate::engine::DataCrc;
 use crate::engine::cache::{BACKGROUND_AGENT, Cache};
 use crate::engine::io::HostIo;
-use crate::engine::stream::{OpenSegment, Stream};
+use crate::engine::stream::{Memory, OpenSegment, Stream};
 use crate::index::{BlockMap, Change, LineStock, PageSlot, Target, Version};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
 use crate::pmem::{Durable, IovCursor, Pmem};
@@ -23,6 +23,8 @@ pub(super) enum Refusal {
     Busy,
     /// Nothing is free, in the log or in the index.
     NoRoom,
+    /// Memory was lost, and what is free has to be looked at first: that goes on with the next poll.
+    NotLookedAt,
 }
 
 /// The batch under construction. Empty between polls; allocates once.
@@ -184,17 +186,28 @@ impl Batch {
             return Err(Refusal::BatchFull);
         }
         let fits = self.fits(stream, need.key_count, need.payload_bytes);
-        if fits && !(first && stream.is_on_lost_memory(&cache.stream_context(self.agent))) {
-            return Ok(());
-        }
         if !first {
-            return Err(Refusal::BatchFull);
+            return if fits {
+                Ok(())
+            } else {
+                Err(Refusal::BatchFull)
+            };
+        }
+        if fits {
+            match stream.memory(&cache.stream_context(self.agent)) {
+                Memory::Sound => return Ok(()),
+                Memory::Unknown => return Err(Refusal::NotLookedAt),
+                Memory::Lost => {}
+            }
         }
         self.open_segment(cache, stream);
-        if self.fits(stream, need.key_count, need.payload_bytes) {
-            Ok(())
-        } else {
-            Err(Refusal::NoRoom)
+        if !self.fits(stream, need.key_count, need.payload_bytes) {
+            return Err(Refusal::NoRoom);
+        }
+        match stream.memory(&cache.stream_context(self.agent)) {
+            Memory::Sound => Ok(()),
+            // One that is lost goes out of service with the next poll, and another one comes.
+            Memory::Unknown | Memory::Lost => Err(Refusal::NotLookedAt),
         }
     }
 

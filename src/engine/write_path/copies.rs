@@ -161,7 +161,7 @@ impl Copier {
                 }
                 Err(Refusal::Busy) => end = CopyEnd::Busy,
                 Err(Refusal::BatchFull) => return (at, end),
-                Err(Refusal::NoRoom) => return (at, CopyEnd::NoRoom),
+                Err(Refusal::NoRoom | Refusal::NotLookedAt) => return (at, CopyEnd::NoRoom),
             }
         }
         (self.copies.len(), end)

@@ -12,7 +12,7 @@ use crate::pmem::{IovCursor, MemSlice, SliceError};
 use crate::spdk::memory::DmaBuf;
 
 /// Elements of one scatter list handed to the base, at most: below the kernel's limit (1024), and few enough
-/// for a device's own list. A longer write goes in several parts.
+/// for a device's own list. A longer one goes in several parts.
 const IOV_COUNT_MAX: usize = 128;
 
 /// Room for SPDK's wait entry.
@@ -56,7 +56,7 @@ pub(super) struct Op {
     pub(super) blocks_left: u64,
     /// Of these: under way.
     pub(super) part_blocks: u64,
-    /// Has room for [`IOV_COUNT_MAX`]. A read into memory in more pieces lets it grow; SPDK's targets have fewer.
+    /// Has room for [`IOV_COUNT_MAX`]. A read of one block into more pieces lets it grow.
     pub(super) iovs: Vec<iovec>,
     pub(super) sources: Vec<MemSlice>,
     /// The first source that is not used up, and how much of it is.
@@ -135,9 +135,10 @@ impl Op {
         self.iovs.clear();
         match self.payload {
             Payload::None => self.part_blocks = self.blocks_left,
-            Payload::Read(cursor) => {
-                self.part_blocks = self.blocks_left;
-                cursor.fill_iovecs((self.part_blocks as usize) << block_shift, &mut self.iovs);
+            Payload::Read(ref mut cursor) => {
+                let (left, block) = ((self.blocks_left as usize) << block_shift, 1 << block_shift);
+                let len_bytes = cursor.take_iovecs(left, block, IOV_COUNT_MAX, &mut self.iovs);
+                self.part_blocks = (len_bytes >> block_shift) as u64;
             }
             Payload::Zeroes(at, len_bytes) => {
                 self.part_blocks = self.blocks_left.min((len_bytes >> block_shift) as u64);

@@ -33,6 +33,7 @@ pub(super) fn finish(node: Arc<Node>) {
         poller: None,
     });
     let cache = Arc::clone(&node.cache);
+    let access = node.app.get().access.borrow_mut().take();
     // Memory that has gone bad takes no stores: then the last segments stay open, as after a kill.
     guard((), || cache.seal_streams(), |why| cache.poison(why));
     registry::closed(node.id, cache.info().dirty_bytes);
@@ -42,7 +43,9 @@ pub(super) fn finish(node: Arc<Node>) {
     // Closes the base.
     drop(node);
     registry::on_base_closed();
-    finishing.unmapping = Job::start("pcache-unmap", move || drop(cache));
+    // In this order, on whatever thread: what is unmapped must not be registered.
+    let mapping = (access, cache);
+    finishing.unmapping = Job::start("pcache-unmap", move || drop(mapping));
     let raw = Box::into_raw(finishing);
     // SAFETY: the box is only taken back by `look_at_unmapping`, when it drops the poller.
     let poller = unsafe {

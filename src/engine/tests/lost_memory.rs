@@ -1,0 +1,86 @@
+//! Memory was lost somewhere: what is free is looked at before it is used, in small pieces.
+
+use super::super::segments::SegmentState;
+use super::*;
+use crate::sim::pmem::PoisonedStore;
+use crate::units::{Lba, Now, SegId};
+use std::sync::Arc;
+
+const BLOCK: usize = 512;
+/// Two looks.
+const SEGMENT_BYTES: u64 = 1 << 20;
+const SEGMENT_COUNT: u64 = 10;
+
+/// A cache without a background, in which a segment that is in use is known to have lost memory.
+fn with_a_loss() -> (Plain<SimPmem>, IovBuf) {
+    let options = options(BLOCK as u32, Some(DataCrc::Off));
+    let options = OpenOptions {
+        segment_size_bytes: Some(SEGMENT_BYTES),
+        settings: options.settings.and(Setting::ScrubMibS, 0),
+        ..options
+    };
+    let base = vec![0; options.base.block_count as usize * BLOCK];
+    let pmem = SimPmem::new((64 << 10) + SEGMENT_COUNT * SEGMENT_BYTES);
+    let plain = Plain::new(pmem, base, options, BackgroundRuns::InDrains);
+    let mut plain = plain.expect("the device is blank");
+    plain.pmem().set_poisoned_store(PoisonedStore::Faults);
+    let buf = IovBuf::new(&[1; BLOCK], &[]);
+    let status = plain.run(0, Op::Write(buf.cursor(), Fua::No), 8, 1);
+    assert_eq!(status, Status::Success);
+    let mut ids = plain.cache.segments.ids();
+    let open = ids.find(|id| plain.cache.segments.get(*id).state() == SegmentState::Open);
+    assert!(
+        plain
+            .cache
+            .segments
+            .suspect(open.expect("it was written to"))
+    );
+    (plain, buf)
+}
+
+/// Submits a write, and polls until it has ended. How, and how many segments were out of service after each poll.
+fn write(plain: &mut Plain<SimPmem>, buf: &IovBuf) -> (Status, Vec<usize>) {
+    let (cache, channel) = (Arc::clone(&plain.cache), plain.channel_mut(0));
+    let io = HostIo {
+        token: IoToken(1),
+        op: Op::Write(buf.cursor(), Fua::No),
+        lba: Lba(16),
+        len_blocks: 1,
+    };
+    channel.submit(io).expect("there is room");
+    let mut out = Outbox::new();
+    let mut counts = Vec::new();
+    while counts.len() < 100 {
+        channel.poll(Now(0), &mut out);
+        counts.push(cache.segments.quarantined_count());
+        if let Some(end) = out.completions.first() {
+            return (end.status, counts);
+        }
+    }
+    panic!("the write gets nowhere: {counts:?}");
+}
+
+#[test]
+fn free_memory_is_looked_at_in_several_polls() {
+    let (mut plain, buf) = with_a_loss();
+    assert_eq!(write(&mut plain, &buf), (Status::Success, vec![0; 2]));
+    // It is known from now on.
+    assert_eq!(write(&mut plain, &buf), (Status::Success, vec![0]));
+}
+
+#[test]
+fn of_free_segments_that_are_lost_one_goes_out_of_service_in_a_poll() {
+    let (mut plain, buf) = with_a_loss();
+    let geometry = plain.cache.geometry;
+    // All but the last, in the second half of each.
+    for id in (0..geometry.segment_count() - 1).map(SegId) {
+        let lost = geometry.segment_off(id).plus(SEGMENT_BYTES - 4096);
+        plain.pmem().poison(lost);
+    }
+    let (status, counts) = write(&mut plain, &buf);
+    assert_eq!(status, Status::Success);
+    let steps = counts.windows(2).map(|pair| pair[1] - pair[0]);
+    assert!(steps.clone().all(|step| step <= 1), "{counts:?}");
+    assert!(counts.last() >= Some(&3), "{counts:?}");
+    assert_eq!(counts[0], 0, "{counts:?}");
+}
