@@ -31,8 +31,11 @@ const int pcache_module_anchor = 1;
  * examination until it is open would keep the application from ending. SPDK's framework ends its subsystems from the
  * last to the first: one that comes behind all others hears of the end before anybody else.
  */
-#ifndef SPDK_SUBSYSTEM_REGISTER
-/* As in spdk_internal/init.h, which is not installed. Later releases have it in spdk/init.h. */
+#if !defined(SPDK_SUBSYSTEM_REGISTER) && __has_include("spdk_internal/init.h")
+/* Of a source tree. Later releases have it in spdk/init.h. */
+#include "spdk_internal/init.h"
+#elif !defined(SPDK_SUBSYSTEM_REGISTER)
+/* An installed 26.01 has no header for it. */
 struct spdk_subsystem {
 	const char *name;
 	void (*init)(void);
