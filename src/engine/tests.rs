@@ -13,6 +13,7 @@ mod flaws;
 mod held;
 mod lend;
 mod pages;
+mod room;
 mod rounding;
 mod salvage;
 mod staging;

@@ -57,7 +57,8 @@ impl Writeback {
         let under_way = self.under_way();
         let (taken_upto, taken_bytes) = under_way.unwrap_or((cache.dirty_tail(), 0));
         let all = self.reasons.want_all(cache, taken_upto, now);
-        if all || context.lack == Lack::Room || cache.drain_wanted() {
+        // Not for want of room: who waits for that needs some of it, and what is dirty absorbs overwrites.
+        if all || cache.drain_wanted() {
             self.target = settled;
         }
         // Kept up to date, whatever else is wanted.
