@@ -11,6 +11,7 @@
 
 mod batch;
 mod clearing;
+mod index_share;
 mod log;
 mod lost;
 mod next;
@@ -35,6 +36,7 @@ use batch::Batch;
 pub(crate) use batch::{BASE_WRITE_BYTES_MAX, BASE_WRITE_EXTENTS_MAX, BATCH_OPS_MAX};
 pub(crate) use clearing::BASE_CLEAR_BYTES_MAX;
 use clearing::{BaseRates, Load};
+use index_share::IndexShare;
 use log::{KeysLost, LogReader};
 use lost::damage_text;
 use next::{Hurry, Next};
@@ -85,6 +87,7 @@ pub(crate) struct Writeback {
     flush_failed: bool,
     reasons: Reasons,
     throttle: Throttle,
+    index_share: IndexShare,
     /// Everything below this is wanted on the base.
     target: Seq,
     /// When the tail may pass what is clean again.
@@ -127,6 +130,7 @@ impl Writeback {
             flush_failed: false,
             reasons: Reasons::default(),
             throttle: Throttle::default(),
+            index_share: IndexShare::default(),
             target: Seq(0),
             pass_clean_at: Now(0),
         })
@@ -146,6 +150,7 @@ impl Writeback {
         out: &mut Outbox,
     ) -> Progress {
         self.tell_age(context.cache, now);
+        self.index_share.poll(context.cache, now);
         let prepared = self.prepare(context, now);
         let need = self.checkpoint_need(context.cache, now);
         let tail_stands = need == CheckpointNeed::Hold || self.is_held_up();

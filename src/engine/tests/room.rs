@@ -114,3 +114,39 @@ fn many_writers_that_wait_are_all_served() {
     }
     plain.cache.check_invariants();
 }
+
+/// How often a request waits for room if the background has a turn, of a millisecond, after each.
+fn waits(change: impl Fn(&mut Plain<SimPmem>, u64)) -> u64 {
+    let mut plain = plain();
+    for number in 0..6000 {
+        change(&mut plain, number);
+        plain.poll_background();
+    }
+    let info = plain.cache.info();
+    assert!(info.dirty_bytes < (SEGMENT_COUNT * SEGMENT_BYTES) / 4);
+    plain.cache.check_invariants();
+    plain.cache.stats().space_waits
+}
+
+/// The index is full of dirty pages long before the log is full of their bytes.
+#[test]
+fn small_scattered_writes_do_not_wait_for_the_index() {
+    let write = |plain: &mut Plain<SimPmem>, number: u64| {
+        let buf = IovBuf::new(&[number as u8; 512], &[]);
+        let lba = number * 8 + number % 8;
+        let status = plain.run(0, Op::Write(buf.cursor(), Fua::No), lba, 1);
+        assert_eq!(status, Status::Success);
+    };
+    assert_eq!(waits(write), 0);
+}
+
+/// An unmap has no bytes at all.
+#[test]
+fn unmaps_do_not_wait_for_the_index() {
+    let unmap = |plain: &mut Plain<SimPmem>, number: u64| {
+        let lba = number * 8 * 8 % (PAGE_COUNT * 8);
+        let status = plain.run(0, Op::Unmap, lba, 64);
+        assert_eq!(status, Status::Success);
+    };
+    assert_eq!(waits(unmap), 0);
+}
