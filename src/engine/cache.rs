@@ -144,7 +144,7 @@ pub struct Cache<P> {
     pub(crate) segments: Segments,
     /// Those of the cores, then one for each [`Special`], if there is room for them.
     pub(crate) streams: Box<[CachePadded<Mutex<Stream>>]>,
-    pub(super) core_stream_count: usize,
+    pub(crate) core_stream_count: usize,
     pub(crate) heat: Heat,
     /// For each stream: no kset below this number is still to come from the batch under way; `u64::MAX`
     /// while there is none.
@@ -156,6 +156,9 @@ pub struct Cache<P> {
     pub(crate) dirty_bytes: AtomicU64,
     /// See [`CacheInfo`]; told by the background.
     pub(crate) dirty_age_ms: AtomicU64,
+    /// Pages in the index of which something is dirty, in percent of what it is made for; 0 while that is not known, or does
+    /// not matter. Told by write-back.
+    pub(crate) index_dirty_percent: AtomicU64,
     pub(crate) stall_us_max: AtomicU64,
     /// Reads of the base for requests that wait for them.
     pub(crate) base_reads: CachePadded<AtomicU32>,
@@ -228,6 +231,7 @@ impl<P: Pmem> Cache<P> {
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
             dirty_bytes: AtomicU64::new(parts.dirty_bytes),
             dirty_age_ms: AtomicU64::new(0),
+            index_dirty_percent: AtomicU64::new(0),
             stall_us_max: AtomicU64::new(0),
             base_reads: CachePadded::default(),
             base_reads_ended: CachePadded::default(),
@@ -482,6 +486,12 @@ impl<P: Pmem> Cache<P> {
             all.map(Counter::get).fold(0, u64::wrapping_add)
         };
         let counts = self.counters.iter().map(of_one);
+        counts.fold(0, u64::wrapping_add)
+    }
+
+    /// Pages that were written, unmapped or cleared since the start, each as often as it was.
+    pub(crate) fn pages_written(&self) -> u64 {
+        let counts = self.counters.iter().map(|counters| counters.pages.get());
         counts.fold(0, u64::wrapping_add)
     }
 

@@ -130,6 +130,11 @@ impl<P: Pmem> Cache<P> {
             self.heat.note(segment, place, len_blocks);
         }
     }
+
+    /// Whether what lies here was read again.
+    pub(super) fn is_hot(&self, place: Place) -> bool {
+        self.heat.get(self.geometry.segment_of(place), place) > 0
+    }
 }
 
 #[cfg(test)]

@@ -65,6 +65,13 @@ impl RoomQueue {
     }
 }
 
+impl<P> Cache<P> {
+    /// Channels that wait for room.
+    pub(crate) fn channels_that_wait(&self) -> usize {
+        self.room_queue.waiting.load(Ordering::Relaxed) as usize
+    }
+}
+
 fn place(Agent(number): Agent) -> usize {
     // Channels count from 1.
     usize::from(number) - 1

@@ -32,6 +32,8 @@ macro_rules! counters {
         pub(crate) struct Counters {
             $($(#[doc = $doc])+ pub(crate) $name: Counter,)+
             pub(crate) histograms: Histograms,
+            /// Pages of what was written, unmapped or cleared; for write-back.
+            pub(crate) pages: Counter,
         }
 
         /// Statistics of a cache since its creation or the last reset. Counts of requests, bytes of data.

@@ -14,6 +14,7 @@ mod held;
 mod lend;
 mod lost_memory;
 mod pages;
+mod room;
 mod rounding;
 mod salvage;
 mod staging;

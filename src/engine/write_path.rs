@@ -17,6 +17,7 @@ mod split;
 
 use super::cache::Cache;
 use super::channel::{Core, REQUEST_COUNT_MAX, RequestId};
+use super::held::Logged;
 use super::io::{Fua, HostIo, Op, Outbox, Status};
 use super::segments::Special;
 use super::stats::Counters;
@@ -24,11 +25,12 @@ use super::stream::{OpenSegment, Stream};
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, KSET_KEYS_MAX, KeyKind};
 use crate::pmem::{Durable, Pmem};
+use crate::units::SegId;
 pub(super) use batch::Batch;
 use batch::Refusal;
 pub(crate) use copies::{Copier, CopyEnd};
 pub(super) use extent::pages;
-use extent::{HasPayload, has_payload};
+use extent::{HasPayload, has_payload, need};
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
 
@@ -225,12 +227,12 @@ impl Core {
         };
         self.batch.draw(cache, number, open);
         self.store_payloads(cache, open);
-        let durable = self.batch.commit(cache, number, open);
+        let (segment, durable) = (open.id, self.batch.commit(cache, number, open));
         let histograms = &self.counters(cache).histograms;
         histograms
             .batch_requests
             .note(self.gathered.items.len() as u64);
-        self.complete_batch(cache, &durable, out);
+        self.complete_batch(cache, segment, &durable, out);
     }
 
     fn gather_writes<P: Pmem>(&mut self, cache: &Cache<P>, stream: &mut Stream) -> bool {
@@ -365,7 +367,13 @@ impl Core {
     }
 
     /// Completes what the batch was made of. Asks for the proof that it is durable (INV-LOG-5).
-    fn complete_batch<P: Pmem>(&mut self, cache: &Cache<P>, _durable: &Durable, out: &mut Outbox) {
+    fn complete_batch<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        segment: SegId,
+        _durable: &Durable,
+        out: &mut Outbox,
+    ) {
         if self.gathered.fua && !canary::is(Canary::FuaClosesNoEpoch) {
             // Nothing that is submitted after a FUA write has completed may reach the base before it
             // (INV-EPOCH-2).
@@ -373,11 +381,13 @@ impl Core {
         }
         let holds = cache.settings.cache_mode().holds_writes() && !canary::is(Canary::WriteNotHeld);
         let mut counts = WriteCounts::default();
+        // Of those in front of the item.
+        let mut key_count = 0;
         for at in 0..self.gathered.items.len() {
             match self.gathered.items[at] {
                 Item::Write(id) | Item::Stored(id) => {
                     let io = if holds {
-                        self.hold(cache, self.batch.seq, id)
+                        self.hold_write(cache, segment, id, &mut key_count)
                     } else {
                         self.complete(cache, id, Status::Success, out)
                     };
@@ -389,6 +399,8 @@ impl Core {
                     if let Some(miss) = self.misses.get(op) {
                         let bytes = cache.geometry.bytes(miss.len_blocks);
                         self.counters(cache).fill_bytes.add(bytes);
+                        key_count +=
+                            usize::from(holds) * pages(cache, miss.lba, miss.len_blocks).count();
                     }
                     self.settle_miss(cache, op, out);
                 }
@@ -397,6 +409,25 @@ impl Core {
         counts.add_to(self.counters(cache), &cache.geometry);
         self.gathered.items.clear();
         self.gathered.fua = false;
+    }
+
+    /// Lets a write of the batch wait for the base. `number`: of its first key; then of the key behind its last.
+    #[inline(never)]
+    fn hold_write<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        segment: SegId,
+        id: RequestId,
+        number: &mut usize,
+    ) -> Option<HostIo> {
+        let Some(request) = self.requests.get(id) else {
+            unreachable!("INV-IO-1: a request of the batch has ended before it")
+        };
+        let io = request.io;
+        let logged = Logged::new(cache, segment, &self.batch.keys[*number], io.len_blocks);
+        *number += need(cache, io.lba, io.len_blocks, has_payload(&io)).key_count;
+        self.hold(cache, self.batch.seq, logged, id);
+        Some(io)
     }
 }
 

@@ -81,6 +81,8 @@ pub(crate) struct Gc {
     lack: Lack,
     /// The dirty tail when that was found.
     lack_tail: Seq,
+    /// Somebody waits for the index: until everything below this is clean, no segment is emptied for that.
+    index_wait: Option<Seq>,
 }
 
 impl Gc {
@@ -95,6 +97,7 @@ impl Gc {
             is_needed: false,
             lack: Lack::Nothing,
             lack_tail: Seq(0),
+            index_wait: None,
         })
     }
 
@@ -198,6 +201,15 @@ impl Gc {
         let segments = &cache.segments;
         let lack = need(cache);
         let wanted = lack == Lack::Room;
+        if !wanted {
+            self.index_wait = None;
+        } else if waits_for_index(cache) && !segments.has_suspects() {
+            // Not for ever: a writer leaves alone what shares buckets with its own pages.
+            let upto = *self.index_wait.get_or_insert_with(|| cache.seq_settled());
+            if cache.dirty_tail().0 + 1 < upto.0 {
+                return self.leave_to_writeback(cache.dirty_tail());
+            }
+        }
         self.is_needed = lack != Lack::Nothing;
         if !(self.is_needed || segments.has_suspects()) {
             self.lack = Lack::Nothing;
@@ -251,6 +263,14 @@ impl Gc {
             .add(u64::from(plan == Plan::Compact));
         self.state = State::Emptying(id);
         Progress::Busy
+    }
+
+    /// Somebody waits, and not for a segment: what becomes clean makes room.
+    fn leave_to_writeback(&mut self, dirty_tail: Seq) -> Progress {
+        self.look.give_up();
+        self.is_needed = false;
+        (self.lack, self.lack_tail) = (Lack::Room, dirty_tail);
+        Progress::Idle
     }
 
     /// Lets the pages of the victim leave it, some in each poll.
@@ -312,6 +332,13 @@ fn need<P: Pmem>(cache: &Cache<P>) -> Lack {
     } else {
         Lack::Nothing
     }
+}
+
+/// Whether those who wait for room could all have a segment: then they wait for the index, which forgets what is clean when
+/// they come again, and no segment is to be emptied for them.
+fn waits_for_index<P: Pmem>(cache: &Cache<P>) -> bool {
+    let free_count = cache.segments.free_count();
+    free_count >= cache.free_segments_wanted() && free_count >= cache.channels_that_wait()
 }
 
 /// Ends the segments that are open for special purposes and hold anything, so that they can be reclaimed: requests
@@ -445,6 +472,8 @@ mod tests {
         cache.segments.get(id).note_seq(Seq(1));
         cache.segments.set_sealed(id);
         cache.seq_next.store(2, Ordering::SeqCst);
+        // The writer waits for a segment.
+        while cache.segments.open_next(None).is_some() {}
         let (mut gc, mut tails) = (Gc::new(&cache.geometry).unwrap(), Tails::empty());
         let counters = cache.background_counters();
         let mut poll = |tails: &mut Tails| {
@@ -505,19 +534,49 @@ mod tests {
         (0..10).for_each(|_| assert_eq!(gc.take_returned(&cache), None));
     }
 
+    /// A writer waits, and there are segments enough: it waits for the index.
+    #[test]
+    fn no_segment_is_emptied_for_a_wait_for_the_index_that_write_back_can_end() {
+        let cache = new_cache();
+        let id = cache.segments.open_next(None).expect("the cache is empty");
+        cache.segments.get(id).note_seq(Seq(1));
+        cache.segments.set_sealed(id);
+        cache.seq_next.store(3, Ordering::SeqCst);
+        let (mut gc, mut tails) = (Gc::new(&cache.geometry).unwrap(), Tails::empty());
+        let counters = cache.background_counters();
+        let mut states_and_lack = |tails: &mut Tails, dirty_tail| {
+            tails.dirty_tail = Seq(dirty_tail);
+            cache.persist_tails(tails, Agent(1));
+            for _ in 0..10 {
+                cache.space_wanted.store(true, Ordering::Release);
+                gc.poll(&cache, tails, Agent(1), counters);
+            }
+            (cache.segments.get(id).state(), gc.lack())
+        };
+        assert_eq!(
+            states_and_lack(&mut tails, 1),
+            (SegmentState::Sealed, Lack::Room)
+        );
+        // The writer still waits: its pages may share buckets with what it would have to drive out.
+        let (state, _) = states_and_lack(&mut tails, 2);
+        assert_ne!(state, SegmentState::Sealed);
+    }
+
     /// An unmap has no bytes.
     #[test]
     fn a_writer_waits_as_long_as_unmaps_are_dirty() {
         let cache = new_cache();
         let (mut gc, mut tails) = (Gc::new(&cache.geometry).unwrap(), Tails::empty());
         let counters = cache.background_counters();
-        let mut waits_after_poll = |seq_next| {
-            cache.seq_next.store(seq_next, Ordering::SeqCst);
+        cache.seq_next.store(2, Ordering::SeqCst);
+        let mut waits_after_poll = |tails: &mut Tails| {
             cache.space_wanted.store(true, Ordering::Release);
-            gc.poll(&cache, &mut tails, Agent(1), counters);
+            gc.poll(&cache, tails, Agent(1), counters);
             cache.space_wanted.load(Ordering::Acquire)
         };
-        assert!(waits_after_poll(2));
-        assert!(!waits_after_poll(1));
+        assert!(waits_after_poll(&mut tails));
+        tails.dirty_tail = Seq(1);
+        cache.persist_tails(&mut tails, Agent(1));
+        assert!(!waits_after_poll(&mut tails));
     }
 }

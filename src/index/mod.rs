@@ -30,4 +30,6 @@ pub(crate) use bucket::{Change, OWNER_MAX, PageSlot, Version};
 pub(crate) use map::{BlockMap, PageMap, Target};
 pub(crate) use newest::{Newest, PagePart, RangeId};
 pub(crate) use side::LineStock;
-pub(crate) use table::{Claim, EarlierParts, GOLDEN, GROUP_PAGES, Index, IndexFull, Lookup};
+pub(crate) use table::{
+    Claim, EarlierParts, GOLDEN, GROUP_PAGES, Index, IndexFull, Lookup, SlotRef,
+};

@@ -101,6 +101,10 @@ pub(super) struct Batch {
     pub(super) failed: bool,
     /// One has failed because the cache's memory cannot be read.
     pub(super) source_lost: bool,
+    /// In this poll it was looked whether that is so.
+    pub(super) looked_for_cause: bool,
+    /// An operation has ended well since the last pause.
+    pub(super) has_progressed: bool,
     /// Anything for the base at all.
     pub(super) has_ops: bool,
     pub(super) last_seq: Seq,
@@ -134,6 +138,8 @@ impl Batch {
             in_flight_load: Load::NOTHING,
             failed: false,
             source_lost: false,
+            looked_for_cause: false,
+            has_progressed: false,
             has_ops: false,
             last_seq: Seq(0),
             dirty_bytes: 0,
@@ -277,11 +283,24 @@ impl Batch {
         Some(number)
     }
 
-    /// After an error of an operation: was it the source that could not be read?
-    pub(super) fn look_for_cause<P: Pmem>(&mut self, cache: &Cache<P>, op: BaseOpId) -> bool {
+    /// After an error of an operation: was it the source that could not be read? All of that is read, so one operation is
+    /// looked at in each poll: where a base fails everything there may be many, and where one source is lost its operation
+    /// is looked at when it is one of few that fail.
+    pub(super) fn look_for_cause<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        op: BaseOpId,
+        error: BaseError,
+    ) -> bool {
+        if error != BaseError::Io || self.looked_for_cause {
+            return false;
+        }
         let op = self.ops.get(op.0 as usize);
-        let is_lost =
-            op.is_some_and(|op| op.kind == KeyKind::Data && is_source_lost(cache, &op.extents));
+        let Some(op) = op.filter(|op| op.kind == KeyKind::Data) else {
+            return false;
+        };
+        self.looked_for_cause = true;
+        let is_lost = is_source_lost(cache, &op.extents);
         self.source_lost |= is_lost;
         is_lost
     }
@@ -307,6 +326,7 @@ impl Batch {
             }
             Err(_) if canary::is(Canary::FailedBaseWriteIgnored) => self.free.push(number),
             Ok(()) => {
+                self.has_progressed = true;
                 self.written += op.load;
                 if op.kind == KeyKind::Data {
                     self.written_bytes += op.load.data_bytes;
@@ -405,6 +425,9 @@ fn hand_out<P: Pmem>(op: &BaseOp, number: u32, cache: &Cache<P>, out: &mut Outbo
         len_blocks: op.len_blocks,
     });
 }
+
+#[cfg(test)]
+mod cause_tests;
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@
 
 mod batch;
 mod clearing;
+mod index_share;
 mod log;
 mod lost;
 mod next;
@@ -35,6 +36,7 @@ use batch::Batch;
 pub(crate) use batch::{BASE_WRITE_BYTES_MAX, BASE_WRITE_EXTENTS_MAX, BATCH_OPS_MAX};
 pub(crate) use clearing::BASE_CLEAR_BYTES_MAX;
 use clearing::{BaseRates, Load};
+use index_share::IndexShare;
 use log::{KeysLost, LogReader};
 use lost::damage_text;
 use next::{Hurry, Next};
@@ -81,8 +83,11 @@ pub(crate) struct Writeback {
     stopping: bool,
     base_rates: BaseRates,
     backoff_ns: u64,
+    /// Of this batch, a flush has.
+    flush_failed: bool,
     reasons: Reasons,
     throttle: Throttle,
+    index_share: IndexShare,
     /// Everything below this is wanted on the base.
     target: Seq,
     /// When the tail may pass what is clean again.
@@ -122,8 +127,10 @@ impl Writeback {
             stopping: false,
             base_rates: BaseRates::default(),
             backoff_ns: BACKOFF_NS_MIN,
+            flush_failed: false,
             reasons: Reasons::default(),
             throttle: Throttle::default(),
+            index_share: IndexShare::default(),
             target: Seq(0),
             pass_clean_at: Now(0),
         })
@@ -143,6 +150,7 @@ impl Writeback {
         out: &mut Outbox,
     ) -> Progress {
         self.tell_age(context.cache, now);
+        self.index_share.poll(context.cache, now);
         let prepared = self.prepare(context, now);
         let need = self.checkpoint_need(context.cache, now);
         let tail_stands = need == CheckpointNeed::Hold || self.is_held_up();
@@ -178,6 +186,7 @@ impl Writeback {
         budget: Budget,
         out: &mut Outbox,
     ) -> Progress {
+        self.batch.looked_for_cause = false;
         match self.state {
             State::Writing => self.go_on(context, now, budget, out),
             State::Backoff(until) if now >= until => {
@@ -204,6 +213,7 @@ impl Writeback {
         budget: Budget,
         out: &mut Outbox,
     ) -> Progress {
+        self.batch.looked_for_cause = false;
         match self.state {
             State::Writing => self.go_on(context, now, budget, out),
             State::Idle if self.salvages_last(context.cache) => self.salvage_last(context, now),
@@ -416,7 +426,9 @@ impl Writeback {
         if op != FLUSH_OP {
             let is_told = self.batch.failed && !self.batch.source_lost;
             let failed = self.batch.on_done(op, result, now);
-            if failed.is_some() && self.batch.look_for_cause(context.cache, op) {
+            if let Some(error) = failed
+                && self.batch.look_for_cause(context.cache, op, error)
+            {
                 // No error of the base: taken again, the data are found to be damaged.
                 return;
             }
@@ -440,6 +452,7 @@ impl Writeback {
                 if !canary::is(Canary::OnlyBaseFlushRepeated) {
                     self.batch.rewind();
                 }
+                self.flush_failed = true;
                 context.counters.base_flush_errors.add(1);
                 note_error(context, "flush", error);
                 self.back_off(now);
@@ -484,7 +497,12 @@ impl Writeback {
         has_failed || matches!(self.state, State::Backoff(_) | State::Damaged(_))
     }
 
+    /// After an error. The pauses grow as long as nothing ends well between them: of a base that fails a few operations of
+    /// many, each round has some that do. Writes that a failed flush may have lost are nothing that has ended well.
     fn back_off(&mut self, now: Now) {
+        if mem::take(&mut self.batch.has_progressed) && !self.flush_failed {
+            self.backoff_ns = BACKOFF_NS_MIN;
+        }
         self.state = State::Backoff(Now(now.0 + self.backoff_ns));
         self.backoff_ns = (self.backoff_ns * 2).min(BACKOFF_NS_MAX);
     }
@@ -506,6 +524,7 @@ impl Writeback {
         let zeroes_bytes = batch.written.data_bytes - written_bytes;
         self.learn_rate(now);
         self.backoff_ns = BACKOFF_NS_MIN;
+        self.flush_failed = false;
         self.salvage.end();
         self.state = State::Idle;
         // A checkpoint is asked first, between two batches: else it waits for as long as batch follows batch.

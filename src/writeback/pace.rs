@@ -29,7 +29,7 @@ pub(crate) struct Excess {
 pub(crate) fn excess<P: Pmem>(cache: &Cache<P>) -> Excess {
     let high = high_percent(cache);
     Excess {
-        part: dirty_percent(cache, 0).saturating_sub(high),
+        part: full_percent(cache).saturating_sub(high),
         whole: 100 - high,
     }
 }
@@ -38,7 +38,19 @@ pub(crate) fn excess<P: Pmem>(cache: &Cache<P>) -> Excess {
 /// is a fifth of the way from the upper mark to the end.
 pub(super) fn is_urgent<P: Pmem>(cache: &Cache<P>) -> bool {
     let high = high_percent(cache);
-    dirty_percent(cache, 0) >= high + (100 - high) / 5
+    full_percent(cache) >= high + (100 - high) / 5
+}
+
+/// Whether the index has more to keep for the sake of dirty data than the upper mark says. It is the pages that count there,
+/// however little of each is dirty.
+pub(super) fn is_index_above_high<P: Pmem>(cache: &Cache<P>) -> bool {
+    cache.index_dirty_percent.load(Ordering::Relaxed) >= high_percent(cache)
+}
+
+/// Dirty data as a share of what there is room for, in the log or in the index.
+fn full_percent<P: Pmem>(cache: &Cache<P>) -> u64 {
+    let index_percent = cache.index_dirty_percent.load(Ordering::Relaxed).min(100);
+    dirty_percent(cache, 0).max(index_percent)
 }
 
 /// Whether more is dirty, apart from this, than the mark says at which write-back for want of room ends.
@@ -63,7 +75,7 @@ fn low_percent<P: Pmem>(cache: &Cache<P>) -> u64 {
     u64::from(cache.settings.get(Setting::DirtyLowPercent))
 }
 
-fn high_percent<P: Pmem>(cache: &Cache<P>) -> u64 {
+pub(super) fn high_percent<P: Pmem>(cache: &Cache<P>) -> u64 {
     u64::from(cache.settings.get(Setting::DirtyHighPercent))
 }
 

@@ -3,7 +3,10 @@
 use super::batch::Manners;
 use super::clearing::Load;
 use super::log::Limits;
-use super::pace::{bytes_above_low, capacity_bytes, is_above_low, is_urgent, is_used_above_high};
+use super::pace::{
+    bytes_above_low, capacity_bytes, is_above_low, is_index_above_high, is_urgent,
+    is_used_above_high,
+};
 use super::{Context, State, Writeback};
 use crate::engine::Cache;
 use crate::gc::Lack;
@@ -57,7 +60,8 @@ impl Writeback {
         let under_way = self.under_way();
         let (taken_upto, taken_bytes) = under_way.unwrap_or((cache.dirty_tail(), 0));
         let all = self.reasons.want_all(cache, taken_upto, now);
-        if all || context.lack == Lack::Room || cache.drain_wanted() {
+        // Not for want of room: who waits for that needs some of it, and what is dirty absorbs overwrites.
+        if all || cache.drain_wanted() {
             self.target = settled;
         }
         // Kept up to date, whatever else is wanted.
@@ -69,6 +73,9 @@ impl Writeback {
             return Some(Extent::ToLowerMark);
         }
         // What the batch under way makes clean may be enough.
+        if self.state == State::Idle && is_index_above_high(cache) {
+            return Some(Extent::Batch);
+        }
         let is_ahead = context.lack == Lack::Ahead && self.state == State::Idle;
         if is_ahead { ahead(cache) } else { None }
     }

@@ -160,3 +160,97 @@ fn reads_that_the_base_does_not_answer_are_told_and_that_is_taken_back() {
     channel.on_base_done(reads[1], Ok(()));
     assert_eq!([36, 60].map(&mut health_at), [other.clone(), other]);
 }
+
+/// A cache with many dirty blocks that are apart, which are to be drained.
+fn dirty_apart(count: u64) -> (Arc<Cache<SimPmem>>, Background<SimPmem>) {
+    let setup = crate::sim::machine::Setup {
+        block_count: 16 * count,
+        segment_count: 128,
+        segment_size_bytes: 64 << 10,
+        ..crate::sim::machine::Setup::default()
+    };
+    let cache = crate::engine::invariant_tests::new_cache_of(&setup);
+    let background = cache.background().expect("the first");
+    let mut channel = cache.channel().expect("the first");
+    let (buf, mut out) = (IovBuf::new(&[7; 512], &[]), Outbox::new());
+    for number in 0..count {
+        let io = HostIo {
+            token: IoToken(number),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba(16 * number),
+            len_blocks: 1,
+        };
+        channel.submit(io).expect("the table is empty");
+        out.clear();
+        channel.poll(Now(0), &mut out);
+        assert_eq!(out.completions.len(), 1);
+    }
+    cache.drain_start();
+    (cache, background)
+}
+
+/// Answers all operations for so many seconds, as `result` says of the number of each. Returns how many rounds of them with
+/// an error there were, and after how many seconds nothing is dirty any more.
+fn answer(
+    cache: &Cache<SimPmem>,
+    background: &mut Background<SimPmem>,
+    seconds: u64,
+    result: impl Fn(u64, &BaseKind) -> Result<(), BaseError>,
+) -> (usize, Option<u64>) {
+    let (mut number, mut failing_rounds, mut out) = (0, 0, Outbox::new());
+    let mut now = Now(NS_PER_S);
+    for ms in 0..seconds * 1000 {
+        now.0 += NS_PER_S / 1000;
+        out.clear();
+        background.poll(now, Budget::default(), &mut out);
+        let mut has_failed = false;
+        for request in &out.base {
+            number += 1;
+            let result = result(number, &request.kind);
+            has_failed |= result.is_err();
+            background.on_base_done(request.op, result, now);
+        }
+        failing_rounds += usize::from(has_failed);
+        if !cache.drain_status().in_progress {
+            return (failing_rounds, Some(ms / 1000));
+        }
+    }
+    (failing_rounds, None)
+}
+
+#[test]
+fn a_base_that_fails_few_operations_of_many_is_not_taken_for_one_that_fails() {
+    let (cache, mut background) = dirty_apart(1000);
+    let few = |number: u64, kind: &BaseKind| match kind {
+        BaseKind::Write { .. } if number.is_multiple_of(20) => Err(BaseError::Io),
+        _ => Ok(()),
+    };
+    let (rounds, ended) = answer(&cache, &mut background, 600, few);
+    assert!(rounds > 20, "{rounds} rounds");
+    assert!(ended.is_some_and(|seconds| seconds < 10), "{ended:?}");
+    assert_eq!(cache.health(), Health::Online);
+}
+
+#[test]
+fn a_base_that_fails_everything_is_asked_less_and_less_often() {
+    let (cache, mut background) = dirty_apart(100);
+    let all = |_, _: &BaseKind| Err(BaseError::Io);
+    let (rounds, ended) = answer(&cache, &mut background, 60, all);
+    assert_eq!(ended, None);
+    assert!((10..25).contains(&rounds), "{rounds} rounds in a minute");
+}
+
+/// The writes that end well before the flush are lost with it.
+#[test]
+fn a_base_that_fails_its_flushes_is_asked_less_and_less_often() {
+    let (cache, mut background) = dirty_apart(100);
+    let flushes = |number: u64, kind: &BaseKind| match kind {
+        BaseKind::Flush => Err(BaseError::Io),
+        // Some of these as well.
+        _ if number.is_multiple_of(40) => Err(BaseError::Io),
+        _ => Ok(()),
+    };
+    let (rounds, ended) = answer(&cache, &mut background, 60, flushes);
+    assert_eq!(ended, None);
+    assert!((10..40).contains(&rounds), "{rounds} rounds in a minute");
+}

@@ -318,6 +318,9 @@ impl Batch {
         // What the batch did is visible before its floor is gone. Nobody is misled who sees the floor longer.
         floor.store(u64::MAX, Ordering::Release);
         let counters = &cache.counters[usize::from(self.agent.0 - 1)];
+        if change == Change::Written {
+            counters.pages.add(self.slots.len() as u64);
+        }
         counters.batches.add(1);
         counters.keys.add(self.keys.len() as u64);
         counters.logged_bytes.add(self.payload_bytes + kset_bytes);

@@ -63,7 +63,11 @@ impl Batch {
             Claim::Busy => return Err(Refusal::Busy),
         }
         let reserved = index.reserve(at).or_else(|_| {
-            index.make_room(at, owner, |place| cache.forget_if_clean(place));
+            let is_clean = |place| cache.is_clean(place);
+            let is_hot = |place| cache.is_hot(place);
+            index.make_room(at, owner, is_clean, is_hot, |place| {
+                cache.forget_if_clean(place)
+            });
             index.reserve(at)
         });
         let slot = reserved.map_err(|IndexFull| Refusal::NoRoom)?;

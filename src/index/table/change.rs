@@ -17,6 +17,16 @@ pub(crate) enum EarlierParts {
     Maybe,
 }
 
+/// What is lost with a page that is forgotten, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Loss {
+    /// Whoever reads it asks the base for zeroes.
+    Zeroes,
+    /// Nobody has read it again.
+    Cold,
+    Hot,
+}
+
 impl Index {
     /// Gives back a slot that was taken and not published; one that was there before stays.
     pub(crate) fn unreserve(&self, at: PageSlot) {
@@ -356,21 +366,82 @@ impl Index {
         true
     }
 
-    /// Forgets clean pages within reach of `at`, so that it can be reserved. Leaves alone what others hold.
-    pub(crate) fn make_room(&self, at: SlotRef, owner: u16, clean: impl Fn(Place) -> bool) {
-        for distance in 0..PROBE_MAX {
-            let bucket = self.bucket_at(at.bucket, distance);
-            for slot in 1..BUCKET_WORDS {
-                let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
-                if matches!(
-                    self.layout.kind(value),
-                    SlotKind::Empty | SlotKind::Reserved
-                ) {
-                    continue;
-                }
-                // A bucket held already belongs to a write of this very batch, or to somebody else: its pages stay.
-                let _ = self.evict_entry(bucket, slot, value, owner, &clean);
+    /// Forgets a clean page within reach of `at`, so that it can be reserved: the one that is missed least; or all that are
+    /// zeroes, which are missed by few, and come in large numbers with one key. Leaves alone what others hold. If somebody else is faster, it is to be tried again later. `is_clean` and `is_hot` choose; `forget` says
+    /// the same as the first, and is asked when what lies there goes.
+    #[cold]
+    pub(crate) fn make_room(
+        &self,
+        at: SlotRef,
+        owner: u16,
+        is_clean: impl Fn(Place) -> bool,
+        is_hot: impl Fn(Place) -> bool,
+        forget: impl Fn(Place) -> bool,
+    ) {
+        let mut best: Option<(Loss, usize, usize, u64)> = None;
+        let mut has_room = false;
+        for (bucket, slot, value) in self.entries_within_reach(at) {
+            let Some(loss) = self.loss_of(value, &is_clean, &is_hot) else {
+                continue;
+            };
+            if loss == Loss::Zeroes {
+                has_room |= self.evict_entry(bucket, slot, value, owner, &forget);
+            } else if best.is_none_or(|(least, ..)| loss < least) {
+                best = Some((loss, bucket, slot, value));
             }
+        }
+        if has_room {
+            return;
+        }
+        if let Some((_, bucket, slot, value)) = best {
+            let _ = self.evict_entry(bucket, slot, value, owner, &forget);
+            return;
+        }
+        // What a split page says is known under the claim alone.
+        for (bucket, slot, value) in self.entries_within_reach(at) {
+            if self.layout.kind(value) == SlotKind::Split
+                && self.evict_entry(bucket, slot, value, owner, &forget)
+                && self.buckets.line(bucket)[slot].load(Ordering::Acquire) == 0
+            {
+                return;
+            }
+        }
+    }
+
+    /// Bucket, slot and value of the entries in whose place that of `at` could be, without those that somebody holds: they
+    /// belong to a write of the same batch, or to somebody else.
+    fn entries_within_reach(&self, at: SlotRef) -> impl Iterator<Item = (usize, usize, u64)> {
+        let buckets = (0..PROBE_MAX).map(move |distance| self.bucket_at(at.bucket, distance));
+        let slots = buckets.flat_map(|bucket| (1..BUCKET_WORDS).map(move |slot| (bucket, slot)));
+        slots.filter_map(|(bucket, slot)| {
+            let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
+            let home = self.home_of(bucket, self.layout.distance(value));
+            let is_held = Meta(self.meta(home).load(Ordering::Relaxed)).owner() != 0;
+            (!is_held).then_some((bucket, slot, value))
+        })
+    }
+
+    /// What is lost with an entry. `None`: it has to stay, or is none, or is that of a split page.
+    fn loss_of(
+        &self,
+        value: u64,
+        is_clean: &impl Fn(Place) -> bool,
+        is_hot: &impl Fn(Place) -> bool,
+    ) -> Option<Loss> {
+        let kind = self.layout.kind(value);
+        let place = match kind {
+            SlotKind::Empty | SlotKind::Reserved | SlotKind::Split => return None,
+            SlotKind::Mapped | SlotKind::Zero => Place(self.layout.payload(value)),
+            SlotKind::MappedRun | SlotKind::ZeroRun => self.layout.run(value).place(),
+        };
+        if !is_clean(place) {
+            None
+        } else if matches!(kind, SlotKind::Zero | SlotKind::ZeroRun) {
+            Some(Loss::Zeroes)
+        } else if is_hot(place) {
+            Some(Loss::Hot)
+        } else {
+            Some(Loss::Cold)
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What lies where, bucket by bucket or by a sample of the table: to count all of a large one takes seconds.
 
+use super::sizes::LOAD_PERCENT;
 use super::{BlockMap, Index, Meta};
-use crate::index::bucket::{BUCKET_WORDS, SlotKind};
+use crate::index::bucket::{BUCKET_SLOTS, BUCKET_WORDS, SlotKind};
 use crate::media::Place;
 use std::sync::atomic::Ordering;
 
@@ -30,17 +31,48 @@ impl Index {
     pub(crate) fn sample(&self, buckets_max: usize, mut found: impl FnMut(Place, u64)) -> Sample {
         let all = self.bucket_count();
         let count = all.min(buckets_max);
-        // One of so many next to each other.
-        let width = all / count.max(1);
         for number in 0..count {
-            let start = (number as u128 * all as u128 / count as u128) as usize;
-            let bucket = start + number.wrapping_mul(SCATTER) % width;
-            self.look_at_bucket(bucket, &mut found);
+            self.look_at_bucket(self.sampled_bucket(number, count), &mut found);
         }
         Sample {
             buckets: count as u64,
             buckets_all: all as u64,
         }
+    }
+
+    /// The bucket of this number of `count`, which are spread over all.
+    fn sampled_bucket(&self, number: usize, count: usize) -> usize {
+        let all = self.bucket_count();
+        // One of so many next to each other.
+        let width = (all / count.max(1)).max(1);
+        let start = (number as u128 * all as u128 / count.max(1) as u128) as usize;
+        start + number.wrapping_mul(SCATTER) % width
+    }
+
+    /// How many entries name a place that is `wanted`, in bucket `number` of such a sample. Of a page that is
+    /// split, zeroes do not count.
+    pub(crate) fn sampled_slots(
+        &self,
+        number: usize,
+        count: usize,
+        wanted: impl Fn(Place) -> bool,
+    ) -> u64 {
+        let bucket = self.sampled_bucket(number, count);
+        let is_wanted = |slot: &usize| {
+            let value = self.buckets.line(bucket)[*slot].load(Ordering::Acquire);
+            if self.layout.kind(value) != SlotKind::Split {
+                return self.may_name(value, &wanted);
+            }
+            let mut is_there = false;
+            self.look_at_slot(bucket, *slot, &mut |place, _| is_there |= wanted(place));
+            is_there
+        };
+        (1..BUCKET_WORDS).filter(is_wanted).count() as u64
+    }
+
+    /// How many pages it is made for: with more, pages may find no slot.
+    pub(crate) fn page_room(&self) -> u64 {
+        self.bucket_count * BUCKET_SLOTS as u64 * LOAD_PERCENT / 100
     }
 
     /// Calls `found` with place and number of the blocks that lie on the device, by the entries of a bucket. A page

@@ -5,7 +5,7 @@ use crate::index::bucket::{BUCKET_SLOTS, PROBE_MAX, PayloadBits};
 use crate::media::Geometry;
 
 /// Slots that are filled when as many pages are cached as the cache device has room for, in percent.
-const LOAD_PERCENT: u64 = 78;
+pub(super) const LOAD_PERCENT: u64 = 78;
 /// Bits of a page number, at most; no base is larger than 2^60 bytes.
 const PAGE_BITS_MAX: u32 = 48;
 

@@ -47,3 +47,80 @@ fn what_is_left_of_a_page_that_is_written_meanwhile_is_forgotten_too() {
         }
     }
 }
+
+/// An index whose next page finds no room, and that page. What lies where `place` says of each page.
+fn full(place: impl Fn(u64) -> Target) -> (Index, SlotRef, u64) {
+    let index = index(512);
+    for page in 0..PAGES {
+        let at = index.locate(Page(page));
+        let Ok(slot) = index.reserve(at) else {
+            return (index, at, page);
+        };
+        index.unreserve(slot);
+        let target = place(page);
+        set(&index, page, 0, 8, target);
+    }
+    panic!("there are more pages than slots");
+}
+
+fn cached(index: &Index, page_count: u64) -> Vec<u64> {
+    let is_there = |page: &u64| block(index, *page, 0) != BlockMap::Absent;
+    (0..page_count).filter(is_there).collect()
+}
+
+#[test]
+fn room_for_a_page_takes_zeroes_or_one_page_the_one_that_is_missed_least() {
+    let mapped = |page: u64| Target::Mapped(Place(page * 8));
+    let number = |place: Place| place.0 / 8;
+    let is_dirty = |place: Place| number(place) % 2 == 0;
+    let is_hot = |place: Place| number(place) % 10 != 1;
+    // What goes: zeroes if there are any, else what is not hot, else what is hot; nothing that is dirty.
+    for (zeroes, hot, expected) in [(5, 1, 5), (u64::MAX, 1, 1), (u64::MAX, 0, 3)] {
+        let (index, at, page_count) = full(|page| match mapped(page) {
+            Target::Mapped(place) if page % 10 == zeroes => Target::Zero(place),
+            target => target,
+        });
+        assert_eq!(index.claim(at, ME), Claim::Taken);
+        let make_room = |is_clean: &dyn Fn(Place) -> bool| {
+            let is_hot = |place: Place| is_hot(place) || hot == 0;
+            index.make_room(at, ME, is_clean, is_hot, is_clean);
+        };
+        make_room(&|_| false);
+        assert_eq!(cached(&index, page_count).len() as u64, page_count);
+        make_room(&|place| !is_dirty(place));
+        let left: BTreeSet<_> = cached(&index, page_count).into_iter().collect();
+        let gone: Vec<_> = (0..page_count)
+            .filter(|page| !left.contains(page))
+            .collect();
+        if zeroes == expected {
+            assert!(gone.iter().all(|page| page % 10 == zeroes), "{gone:?}");
+            assert!(gone.len() > 1, "{gone:?}");
+        } else if hot == 1 {
+            assert!(gone.len() == 1 && gone[0] % 10 == expected, "{gone:?}");
+        } else {
+            assert!(gone.len() == 1 && gone[0] % 2 == 1, "{gone:?}");
+        }
+        let slot = index.reserve(at);
+        assert!(slot.is_ok(), "there is room");
+        slot.into_iter().for_each(|slot| index.unreserve(slot));
+        index.release(at.bucket(), ME, Change::Moved);
+        index.check_at_rest();
+    }
+}
+
+/// Pages of several pieces are looked at when nothing else goes.
+#[test]
+fn room_for_a_page_is_made_where_all_are_split() {
+    let (index, at, page_count) = full(|page| Target::Mapped(Place(page * 8)));
+    for page in 0..page_count {
+        set(&index, page, 3, 1, Target::Mapped(Place(page * 8 + 1)));
+    }
+    assert_eq!(index.claim(at, ME), Claim::Taken);
+    index.make_room(at, ME, |_| true, |_| false, |_| true);
+    assert_eq!(cached(&index, page_count).len() as u64, page_count - 1);
+    let slot = index.reserve(at);
+    assert!(slot.is_ok(), "there is room");
+    slot.into_iter().for_each(|slot| index.unreserve(slot));
+    index.release(at.bucket(), ME, Change::Moved);
+    index.check_at_rest();
+}
