@@ -12,6 +12,7 @@ mod fills;
 mod flaws;
 mod held;
 mod lend;
+mod many_losses;
 mod pages;
 mod rounding;
 mod salvage;
