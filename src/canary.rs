@@ -138,6 +138,8 @@ canaries! {
     WitnessNotRenewed = "witness_not_renewed",
     /// Dirty data whose memory is lost or whose checksum is wrong are written to the base all the same.
     DamagedPayloadWritten = "damaged_payload_written",
+    /// What the base could not be given, since the memory cannot be read, is taken again as if nothing had happened.
+    LostSourceForgotten = "lost_source_forgotten",
     /// Dirty data that are damaged are read from the base, which holds something older.
     DirtyDamageReadFromBase = "dirty_damage_read_from_base",
     /// What is damaged counts as clean if the first key of its kset names clean data.

@@ -257,7 +257,7 @@ fn look_at_payload<P: Pmem>(
     let is_clean =
         cache.is_key_clean(walk.seq, key.kind) || canary::is(Canary::ScrubDropsDirtyData);
     if !is_clean {
-        cache.note_damage(context.counters, walk.id, key, flaw, buf);
+        cache.note_damage(context.counters, (walk.id, key), flaw, buf, |_, _| {});
         return Some(len_bytes);
     }
     let at = cache.index.locate(cache.geometry.page_of(key.lba));

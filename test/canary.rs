@@ -315,6 +315,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::StopKeepsToRate => &["a stop takes"],
         Canary::DrainEndsEarly => &[DRAINED],
         Canary::DamagedPayloadWritten => &[CUT, BARRIER, DEGRADED],
+        Canary::LostSourceForgotten => &[DEGRADED],
         Canary::DirtyDamageReadFromBase => &["fail, not", "is not served without the base"],
         Canary::DamageJudgedByNeighbour => &["is not served without the base"],
         Canary::CheckpointHeldTooEarly => &[CUT],

@@ -1,6 +1,7 @@
 //! What a cache in use needs that grows with its device, beside the index: there before anything is stored to the device
 //! (INV-OPEN-7).
 
+use super::damage::Damage;
 use super::heat::Heat;
 use super::segments::SegmentsMemory;
 use crate::gc::Gc;
@@ -11,6 +12,7 @@ use crate::writeback::Writeback;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct CacheMemory {
+    pub(crate) damage: Damage,
     pub(crate) heat: Heat,
     pub(crate) segments: SegmentsMemory,
     pub(crate) background: BackgroundMemory,
@@ -26,6 +28,7 @@ pub(crate) struct BackgroundMemory {
 impl CacheMemory {
     pub(crate) fn new(geometry: &Geometry) -> Result<Self, NoMemory> {
         Ok(Self {
+            damage: Damage::new(geometry)?,
             heat: Heat::new(geometry)?,
             segments: SegmentsMemory::new(geometry)?,
             background: BackgroundMemory {

@@ -134,6 +134,8 @@ pub(super) struct Core {
     pub(super) run_versions: [Version; FILL_PAGES_MAX],
     /// For reads that meet damage.
     pub(super) key_search: KeySearch,
+    /// What the poll under way may still find out about lost memory.
+    pub(super) losses_left: u32,
     /// For a payload that is verified.
     pub(super) payload_buf: Box<[u8]>,
     /// Base reads that have ended since the last poll.
@@ -285,6 +287,7 @@ impl Core {
             misses: Misses::new(pads),
             run_versions: [Version::UNSTABLE; FILL_PAGES_MAX],
             key_search: KeySearch::default(),
+            losses_left: 0,
             payload_buf: vec![0; PAGE_SIZE_BYTES as usize].into(),
             misses_done: VecDeque::with_capacity(MISS_COUNT_MAX),
             fills: VecDeque::with_capacity(MISS_COUNT_MAX),

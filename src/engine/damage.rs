@@ -9,19 +9,20 @@ use super::cache::{Cache, lock};
 use super::config::DataCrc;
 use super::stats::Counters;
 use crate::index::BlockMap;
-use crate::media::{Key, Place};
+use crate::media::{Geometry, Key, Place};
+use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PmemOff, SegId};
 use serde::Serialize;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Blocks that are kept in mind; what is found beyond is found again when one of them is well.
-const DAMAGED_BLOCKS_MAX: usize = 1024;
-
-/// Neighbouring places that share a bit of the filter, and bits of it: it takes eight lines.
-const GROUP_BLOCKS: u64 = 64;
-const FILTER_BITS: u64 = 4096;
+/// Blocks that are named. Of what is found beyond reads fail as well; and those that hold write-back up are named
+/// besides, so many at most.
+pub(crate) const DAMAGED_BLOCKS_MAX: usize = 1024;
+/// Blocks of which one poll asks the index whether they have been overwritten, at most: some microseconds.
+pub(crate) const ASKED_PER_POLL: usize = 64;
 
 /// Neighbouring blocks whose only copy is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,102 +54,176 @@ pub(crate) enum Depth {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Damage {
-    /// Reads ask for no more than this while all is well.
+    /// Damaged places. Reads ask for no more than this while all is well.
     count: AtomicUsize,
-    /// Where this has no bit, nothing is damaged: what is well takes no lock when something else is not.
-    filter: [AtomicU64; (FILTER_BITS / 64) as usize],
-    blocks: Mutex<Vec<(Lba, Place)>>,
+    /// A bit for each place: what is damaged is known however much it is, and readers take no lock. The system provides
+    /// the memory for it where something is damaged.
+    places: Vec<AtomicU64>,
+    named: Mutex<Named>,
 }
 
-/// The word and the bit of the filter that stand for a group of places.
-fn filter_bit(group: u64) -> (usize, u64) {
-    let bit = group % FILTER_BITS;
-    ((bit / 64) as usize, 1 << (bit % 64))
+/// What is told. Both are sorted, and have their memory from the start.
+#[derive(Debug)]
+struct Named {
+    blocks: Vec<(Lba, Place)>,
+    /// Those that hold write-back up.
+    holding: Vec<(Lba, Place)>,
+    /// Of `blocks`: the next one of which the index is asked.
+    next: usize,
+}
+
+/// The words of the bits in a range, and which of their bits are in it.
+fn words(places: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+    let below = |bit: u64| if bit >= 64 { u64::MAX } else { (1 << bit) - 1 };
+    (places.start / 64..places.end.div_ceil(64)).map(move |word| {
+        let first = places.start.saturating_sub(word * 64);
+        // A cache has fewer words than there are addresses.
+        (word as usize, below(places.end - word * 64) & !below(first))
+    })
 }
 
 impl Damage {
-    pub(crate) fn new() -> Self {
-        Self {
+    /// Nothing is damaged.
+    pub(crate) fn new(geometry: &Geometry) -> Result<Self, NoMemory> {
+        let segments_bytes = u64::from(geometry.segment_count()) * geometry.segment_size_bytes();
+        let place_count = segments_bytes >> geometry.block_shift();
+        Ok(Self {
             count: AtomicUsize::new(0),
-            filter: [const { AtomicU64::new(0) }; (FILTER_BITS / 64) as usize],
-            blocks: Mutex::new(Vec::with_capacity(DAMAGED_BLOCKS_MAX)),
-        }
+            places: memory::zeroed("what is damaged", place_count.div_ceil(64) as usize)?,
+            named: Mutex::new(Named {
+                blocks: Vec::with_capacity(DAMAGED_BLOCKS_MAX),
+                holding: Vec::with_capacity(DAMAGED_BLOCKS_MAX),
+                next: 0,
+            }),
+        })
     }
 
     /// Notes a block and where its damaged copy lies. `true`: it is news.
     pub(crate) fn add(&self, lba: Lba, place: Place) -> bool {
-        let mut blocks = lock(&self.blocks);
-        let is_new = !blocks.contains(&(lba, place)) && blocks.len() < DAMAGED_BLOCKS_MAX;
-        if is_new {
-            blocks.push((lba, place));
-            let (word, bit) = filter_bit(place.0 / GROUP_BLOCKS);
-            self.filter[word].fetch_or(bit, Ordering::Relaxed);
-            // Who sees the number sees the bit.
-            self.count.store(blocks.len(), Ordering::Release);
+        let mut named = lock(&self.named);
+        let bit = 1 << (place.0 % 64);
+        let word = self.places.get((place.0 / 64) as usize);
+        if word.is_none_or(|word| word.fetch_or(bit, Ordering::Relaxed) & bit != 0) {
+            return false;
         }
-        is_new
+        // Who sees the number sees the bit.
+        self.count.fetch_add(1, Ordering::Release);
+        let block = (lba, place);
+        if named.blocks.len() < DAMAGED_BLOCKS_MAX
+            && let Err(at) = named.blocks.binary_search(&block)
+        {
+            named.blocks.insert(at, block);
+        }
+        true
     }
 
     /// Whether any of the blocks from `start` on is damaged.
     #[inline]
     pub(crate) fn covers(&self, start: Place, len_blocks: u64) -> bool {
-        self.count.load(Ordering::Acquire) > 0
-            && self.may_cover(start, len_blocks)
-            && self.find(start, len_blocks)
-    }
-
-    #[cold]
-    fn may_cover(&self, start: Place, len_blocks: u64) -> bool {
-        let end = start.0 + len_blocks;
-        (start.0 / GROUP_BLOCKS..end.div_ceil(GROUP_BLOCKS)).any(|group| {
-            let (word, bit) = filter_bit(group);
-            self.filter[word].load(Ordering::Relaxed) & bit != 0
-        })
+        self.count.load(Ordering::Acquire) > 0 && self.find(start, len_blocks)
     }
 
     #[cold]
     fn find(&self, start: Place, len_blocks: u64) -> bool {
-        let places = start.0..start.0 + len_blocks;
-        let blocks = lock(&self.blocks);
-        blocks.iter().any(|(_, place)| places.contains(&place.0))
+        words(start.0..start.0 + len_blocks).any(|(word, mask)| {
+            let word = self.places.get(word);
+            word.is_some_and(|word| word.load(Ordering::Relaxed) & mask != 0)
+        })
     }
 
-    pub(crate) fn contains(&self, lba: Lba) -> bool {
-        lock(&self.blocks).iter().any(|(block, _)| *block == lba)
+    /// Says which blocks hold write-back up; sorted. They are named whatever else is damaged.
+    pub(crate) fn hold(&self, blocks: &[(Lba, Place)]) {
+        let mut named = lock(&self.named);
+        named.holding.clear();
+        let count = blocks.len().min(DAMAGED_BLOCKS_MAX);
+        named.holding.extend_from_slice(&blocks[..count]);
     }
 
-    /// The memory of these places is used for something else from now on.
-    pub(crate) fn forget(&self, is_gone: impl Fn(Lba, Place) -> bool) {
+    /// Forgets some of those that are named, and that are gone. Each call looks at others. Called by the background.
+    fn forget_some(&self, is_gone: impl Fn(Lba, Place) -> bool) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let mut blocks = lock(&self.blocks);
-        blocks.retain(|(lba, place)| !is_gone(*lba, *place));
-        let mut filter = [0; (FILTER_BITS / 64) as usize];
-        for (_, place) in blocks.iter() {
-            let (word, bit) = filter_bit(place.0 / GROUP_BLOCKS);
-            filter[word] |= bit;
+        let mut some = [(Lba(0), Place(0)); ASKED_PER_POLL];
+        let mut count = 0;
+        {
+            let named = &mut *lock(&self.named);
+            if named.next >= named.blocks.len() {
+                named.next = 0;
+            }
+            let blocks = named.blocks[named.next..].iter();
+            for (slot, block) in some.iter_mut().zip(blocks) {
+                *slot = *block;
+                count += 1;
+            }
+            named.next += count;
         }
-        for (kept, bits) in self.filter.iter().zip(filter) {
-            kept.store(bits, Ordering::Relaxed);
-        }
-        self.count.store(blocks.len(), Ordering::Release);
-    }
-
-    /// All of them, in order.
-    pub(crate) fn ranges(&self) -> Vec<DamagedRange> {
-        let mut lbas: Vec<u64> = lock(&self.blocks).iter().map(|(lba, _)| lba.0).collect();
-        lbas.sort_unstable();
-        lbas.dedup();
-        let mut ranges: Vec<DamagedRange> = Vec::new();
-        for lba in lbas {
-            match ranges.last_mut() {
-                Some(last) if last.lba + last.len_blocks == lba => last.len_blocks += 1,
-                _ => ranges.push(DamagedRange { lba, len_blocks: 1 }),
+        // Who reads takes no part in that: the index is not asked under the lock.
+        for (lba, place) in &some[..count] {
+            if is_gone(*lba, *place) {
+                self.forget(*lba, *place);
             }
         }
-        ranges
     }
+
+    fn forget(&self, lba: Lba, place: Place) {
+        let mut named = lock(&self.named);
+        if let Ok(at) = named.blocks.binary_search(&(lba, place)) {
+            named.blocks.remove(at);
+            named.next -= usize::from(at < named.next);
+        }
+        self.clear(place.0..place.0 + 1);
+    }
+
+    /// The memory of these places is used for something else from now on.
+    fn forget_places(&self, places: Range<u64>) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut named = lock(&self.named);
+        let is_elsewhere = |place: Place| !places.contains(&place.0);
+        named.blocks.retain(|(_, place)| is_elsewhere(*place));
+        self.clear(places);
+    }
+
+    /// The list is locked.
+    fn clear(&self, places: Range<u64>) {
+        let mut cleared = 0;
+        for (word, mask) in words(places) {
+            // Most of them have no memory yet, and need none.
+            if let Some(word) = self.places.get(word)
+                && word.load(Ordering::Relaxed) & mask != 0
+            {
+                let before = word.fetch_and(!mask, Ordering::Relaxed);
+                cleared += (before & mask).count_ones() as usize;
+            }
+        }
+        self.count.fetch_sub(cleared, Ordering::Release);
+    }
+
+    /// Those that are named, in order.
+    pub(crate) fn ranges(&self) -> Vec<DamagedRange> {
+        let mut lbas: Vec<Lba> = {
+            let named = lock(&self.named);
+            let all = named.blocks.iter().chain(&named.holding);
+            all.map(|(lba, _)| *lba).collect()
+        };
+        lbas.sort_unstable();
+        ranges_of(lbas)
+    }
+}
+
+/// Sorted blocks, as ranges.
+pub(crate) fn ranges_of(lbas: impl IntoIterator<Item = Lba>) -> Vec<DamagedRange> {
+    let mut ranges: Vec<DamagedRange> = Vec::new();
+    for Lba(lba) in lbas {
+        match ranges.last_mut() {
+            Some(last) if lba < last.lba + last.len_blocks => {}
+            Some(last) if last.lba + last.len_blocks == lba => last.len_blocks += 1,
+            _ => ranges.push(DamagedRange { lba, len_blocks: 1 }),
+        }
+    }
+    ranges
 }
 
 impl<P: Pmem> Cache<P> {
@@ -210,31 +285,37 @@ impl<P: Pmem> Cache<P> {
     }
 
     /// Keeps the damaged blocks of a dirty key in mind, as far as nothing newer has taken their place, and counts
-    /// what is news.
+    /// what is news. Calls `found` with each of them, whatever has taken its place.
     pub(crate) fn note_damage(
         &self,
         counters: &Counters,
-        id: SegId,
-        key: &Key,
+        (id, key): (SegId, &Key),
         flaw: Flaw,
         buf: &mut [u8],
+        mut found: impl FnMut(Lba, Place),
     ) {
         let mut is_new = false;
         self.for_each_flawed_block(id, key, flaw, buf, |lba, place| {
             is_new |= !self.is_overwritten(lba, place) && self.damage.add(lba, place);
+            found(lba, place);
         });
         count_flaw(counters, flaw, u64::from(is_new));
     }
 
     /// Forgets damage that something newer has taken the place of, and that in segments of which the base holds all by now:
-    /// where keys cannot be read, what counted as dirty may have been clean.
+    /// where keys cannot be read, what counted as dirty may have been clean. Some of it: each call looks at a bounded part.
     pub(crate) fn forget_overwritten_damage(&self) {
         self.damage
-            .forget(|lba, place| self.is_clean(place) || self.is_overwritten(lba, place));
+            .forget_some(|lba, place| self.is_well(lba, place));
+    }
+
+    /// Whether a block that was damaged at a place can be had from elsewhere. `false` also if that cannot be told yet.
+    pub(crate) fn is_well(&self, lba: Lba, place: Place) -> bool {
+        self.is_clean(place) || self.is_overwritten(lba, place)
     }
 
     /// Whether a block is read from elsewhere. `false` also if its page changes too fast to tell.
-    pub(super) fn is_overwritten(&self, lba: Lba, place: Place) -> bool {
+    pub(crate) fn is_overwritten(&self, lba: Lba, place: Place) -> bool {
         let per_page = u64::from(self.geometry.blocks_per_page());
         let at = self.index.locate(self.geometry.page_of(lba));
         self.index.lookup(at).is_some_and(|found| {
@@ -245,8 +326,9 @@ impl<P: Pmem> Cache<P> {
 
     /// Forgets the damage in a segment that is freed.
     pub(crate) fn forget_damage_in(&self, segment: SegId) {
-        self.damage
-            .forget(|_, place| self.geometry.segment_of(place) == segment);
+        let Place(first) = self.geometry.place(segment, 0);
+        let len_blocks = self.geometry.segment_size_bytes() >> self.geometry.block_shift();
+        self.damage.forget_places(first..first + len_blocks);
     }
 }
 
@@ -262,9 +344,14 @@ pub(crate) fn count_flaw(counters: &Counters, flaw: Flaw, count: u64) {
 mod tests {
     use super::*;
 
+    /// With 2048 places.
+    fn damage() -> Damage {
+        Damage::new(&Geometry::plan(2 << 20, 16 << 10, 512).unwrap()).unwrap()
+    }
+
     #[test]
     fn neighbouring_blocks_are_told_as_one_range() {
-        let damage = Damage::new();
+        let damage = damage();
         for (lba, place) in [(9, 90), (7, 70), (8, 81), (20, 82)] {
             assert!(damage.add(Lba(lba), Place(place)));
             assert!(!damage.add(Lba(lba), Place(place)));
@@ -272,39 +359,86 @@ mod tests {
         let range = |lba, len_blocks| DamagedRange { lba, len_blocks };
         assert_eq!(damage.ranges(), [range(7, 3), range(20, 1)]);
         assert!(damage.covers(Place(60), 11) && !damage.covers(Place(71), 10));
-        damage.forget(|_, place| place.0 != 82);
+        damage.forget_some(|_, place| place.0 != 82);
         assert_eq!(damage.ranges(), [range(20, 1)]);
         assert!(damage.covers(Place(82), 1) && !damage.covers(Place(81), 1));
+        // What holds write-back up is told once.
+        damage.hold(&[(Lba(20), Place(82)), (Lba(21), Place(5))]);
+        assert_eq!(damage.ranges(), [range(20, 2)]);
     }
 
     #[test]
     fn each_damaged_place_is_found_and_no_other() {
-        let damage = Damage::new();
-        // Two of them share a bit, two a group; one is the last of a group.
-        let all = [0, 63, 64 * 4096 + 5, 64 * 4097, 64 * 9000 + 63];
+        let damage = damage();
+        let all = [0, 63, 64, 191, 1500, 1501, 1919];
         for place in all {
             damage.add(Lba(place), Place(place));
         }
         for kept in (0..=all.len()).rev() {
-            damage.forget(|_, place| !all[..kept].contains(&place.0));
-            for place in all
-                .iter()
-                .flat_map(|place| place.saturating_sub(9)..place + 9)
-            {
-                for len_blocks in [1, 8, 200] {
-                    let covered = all[..kept].iter();
-                    let covered = { covered }.any(|bad| (place..place + len_blocks).contains(bad));
-                    let found = damage.covers(Place(place), len_blocks);
-                    assert_eq!(found, covered, "{place}, {len_blocks}, {kept}");
-                }
+            damage.forget_some(|_, place| !all[..kept].contains(&place.0));
+            check_found(&damage, &all[..kept]);
+        }
+        assert_eq!(damage.count.into_inner(), 0);
+    }
+
+    fn check_found(damage: &Damage, damaged: &[u64]) {
+        for place in 0..1920 {
+            for len_blocks in [1, 8, 200] {
+                let places = place..place + len_blocks;
+                let covered = damaged.iter().any(|bad| places.contains(bad));
+                let found = damage.covers(Place(place), len_blocks);
+                assert_eq!(found, covered, "{place}, {len_blocks}, {damaged:?}");
             }
         }
     }
 
     #[test]
-    fn what_is_beyond_the_limit_is_not_kept() {
-        let damage = Damage::new();
-        let noted = (0..2000).filter(|lba| damage.add(Lba(*lba), Place(*lba)));
-        assert_eq!(noted.count(), DAMAGED_BLOCKS_MAX);
+    fn places_are_forgotten_with_their_segment_and_none_beside_them() {
+        let damage = damage();
+        let all = [0, 31, 32, 63, 64, 95, 96, 640];
+        for (first, end) in [(32, 64), (0, 32), (64, 96), (32, 96), (100, 640)] {
+            for place in all {
+                damage.add(Lba(place), Place(place));
+            }
+            damage.forget_places(first..end);
+            let left = all.iter().filter(|place| !(first..end).contains(*place));
+            let left: Vec<u64> = left.copied().collect();
+            check_found(&damage, &left);
+            assert_eq!(
+                damage.ranges(),
+                ranges_of(left.iter().map(|place| Lba(*place)))
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_those_that_are_named_is_known_to_be_damaged() {
+        let damage = damage();
+        let news = (0..1920).filter(|lba| damage.add(Lba(*lba), Place(*lba)));
+        assert_eq!(news.count(), 1920);
+        let named = DAMAGED_BLOCKS_MAX as u64;
+        let range = |lba, len_blocks| DamagedRange { lba, len_blocks };
+        assert_eq!(damage.ranges(), [range(0, named)]);
+        assert!((0..1920).all(|place| damage.covers(Place(place), 1)));
+        damage.hold(&[(Lba(1800), Place(1800))]);
+        assert_eq!(damage.ranges(), [range(0, named), range(1800, 1)]);
+        // A call looks at some of them.
+        damage.forget_some(|_, _| true);
+        let asked = ASKED_PER_POLL as u64;
+        assert_eq!(damage.ranges()[0], range(asked, named - asked));
+        damage.hold(&[]);
+        (1..named / asked).for_each(|_| damage.forget_some(|_, _| true));
+        assert_eq!(damage.ranges(), []);
+        assert!(!damage.covers(Place(0), named) && damage.covers(Place(named), 1));
+    }
+
+    #[test]
+    fn all_that_are_named_get_their_turn_while_some_are_forgotten() {
+        let damage = damage();
+        assert!((0..1000).all(|lba| damage.add(Lba(lba), Place(lba))));
+        // Every third is well.
+        let calls = 1000_usize.div_ceil(ASKED_PER_POLL);
+        (0..calls).for_each(|_| damage.forget_some(|lba, _| lba.0 % 3 == 0));
+        assert!((0..1000).all(|place| damage.covers(Place(place), 1) == (place % 3 != 0)));
     }
 }

@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 /// The highest count.
 const HEAT_MAX: u8 = 3;
 
+/// Counts that one poll clears, at most: some microseconds. A segment of 64 MiB has so many.
+const COOLED_PER_POLL: usize = 16 << 10;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Heat {
@@ -108,16 +111,23 @@ impl Heat {
         }
     }
 
-    /// Something else is going to lie in the segment.
-    pub(crate) fn clear(&self, id: SegId) {
-        if !self.is_warm[id.index()].swap(false, Ordering::Relaxed) {
-            return;
+    /// Something else is going to lie in the segment, which nobody reads any more: forgets what was counted in it, some of it,
+    /// from page `from` on. Returns where to go on; `None`: that was all.
+    pub(crate) fn cool(&self, id: SegId, from: usize) -> Option<usize> {
+        if !self.is_warm(id) {
+            return None;
         }
+        let end = self.pages_per_segment.min(from + COOLED_PER_POLL);
         let first = id.index() * self.pages_per_segment;
-        let counts = self.counts.get(first..first + self.pages_per_segment);
+        let counts = self.counts.get(first + from..first + end);
         for count in counts.unwrap_or_default() {
             count.store(0, Ordering::Relaxed);
         }
+        if end < self.pages_per_segment {
+            return Some(end);
+        }
+        self.is_warm[id.index()].store(false, Ordering::Relaxed);
+        None
     }
 }
 
@@ -153,9 +163,33 @@ mod tests {
         assert_eq!(heat.get(SegId(1), Place(second.0 + 16)), 0);
         (0..9).for_each(|_| heat.note(SegId(1), second, 1));
         assert_eq!(heat.get(SegId(1), second), HEAT_MAX);
-        heat.clear(SegId(0));
+        assert_eq!(heat.cool(SegId(0), 0), None);
         assert_eq!(heat.get(SegId(1), second), HEAT_MAX);
-        heat.clear(SegId(1));
+        assert_eq!(heat.cool(SegId(1), 0), None);
         assert_eq!(heat.get(SegId(1), second), 0);
+    }
+
+    #[test]
+    fn a_large_segment_cools_over_many_polls_and_wholly() {
+        const SEGMENT_BYTES: u64 = 256 << 20;
+        let geometry = Geometry::plan(5 * SEGMENT_BYTES, SEGMENT_BYTES, 4096).unwrap();
+        let heat = Heat::new(&geometry).unwrap();
+        let id = SegId(1);
+        let pages =
+            [0, 1, 16_383, 16_384, 40_000, 65_535].map(|page| geometry.place(id, page << 12));
+        let beside = geometry.place(SegId(0), 65_535 << 12);
+        heat.note(SegId(0), beside, 1);
+        pages.iter().for_each(|page| heat.note(id, *page, 1));
+        let (mut from, mut polls) = (Some(0), 0);
+        while let Some(at) = from {
+            assert!(heat.is_warm(id), "what is left would be forgotten");
+            from = heat.cool(id, at);
+            polls += 1;
+        }
+        assert_eq!(polls, 4);
+        // Warm again, it knows of nothing else.
+        heat.note(id, geometry.place(id, 7 << 12), 1);
+        assert!(pages.iter().all(|page| heat.get(id, *page) == 0));
+        assert_eq!(heat.get(SegId(0), beside), 1);
     }
 }

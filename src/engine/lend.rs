@@ -194,7 +194,8 @@ impl Lend {
         Some(cache.segments.get(cache.geometry.segment_of(place)))
     }
 
-    /// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found.
+    /// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found; but where
+    /// somebody has met one nothing is lent, since it ends the process if who has the loan does.
     #[inline]
     fn look_at<P: Pmem>(&mut self, cache: &Cache<P>) {
         let Found::Piece(place) = self.found else {
@@ -202,7 +203,9 @@ impl Lend {
         };
         let off = cache.geometry.place_off(place);
         let len_bytes = cache.geometry.bytes(self.len_blocks);
-        if cache.pmem.probe(off, len_bytes).is_err() || cache.damage.covers(place, self.len_blocks)
+        if self.segment(cache).is_some_and(Segment::is_suspect)
+            || cache.pmem.probe(off, len_bytes).is_err()
+            || cache.damage.covers(place, self.len_blocks)
         {
             self.unpin(cache);
             self.found = Found::Nowhere;

@@ -58,7 +58,9 @@ pub use checkpoint::{
 };
 pub use config::*;
 pub use damage::DamagedRange;
-pub(crate) use damage::{Depth, Flaw, count_flaw};
+pub(crate) use damage::{
+    ASKED_PER_POLL, DAMAGED_BLOCKS_MAX, Damage, Depth, Flaw, count_flaw, ranges_of,
+};
 pub use drain::DrainStatus;
 pub(crate) use grace::Ticket;
 pub use growth::GrowError;

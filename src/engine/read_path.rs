@@ -17,6 +17,7 @@ use crate::index::{BlockMap, GROUP_PAGES, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{Coming, IovCursor, Pmem};
 use crate::units::{Lba, Page};
+use damaged::LOSSES_PER_POLL;
 use run::Run;
 use std::mem;
 
@@ -118,6 +119,10 @@ pub(super) enum Blocked {
     Busy,
     /// It waits for a page that another miss is fetching.
     Awaiting,
+    /// Part of it is lost, so all of it fails.
+    Lost,
+    /// The next poll tries again, and goes on with all reads behind it: this one has met enough lost memory.
+    Spent,
 }
 
 /// A read while it is worked on: the state is written back at the end.
@@ -150,6 +155,7 @@ impl<P> Reader<'_, P> {
 impl Core {
     pub(super) fn poll_reads<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         let (mut next, mut bytes) = (None, 0);
+        self.losses_left = LOSSES_PER_POLL;
         for _ in 0..self.reads.len().min(REQUESTS_PER_POLL) {
             if bytes >= READ_BYTES_PER_POLL {
                 return;
@@ -170,6 +176,14 @@ impl Core {
                 Ok(()) => self.end_read_if_done(cache, id, out),
                 Err(Blocked::Busy) => self.reads.push_back(id),
                 Err(Blocked::Awaiting) => self.await_fetch(id),
+                Err(Blocked::Lost) => {
+                    self.give_up_rest(id);
+                    self.end_read_if_done(cache, id, out);
+                }
+                Err(Blocked::Spent) => {
+                    self.reads.push_back(id);
+                    return;
+                }
             }
         }
     }

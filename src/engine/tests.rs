@@ -13,6 +13,7 @@ mod flaws;
 mod held;
 mod lend;
 mod lost_memory;
+mod many_losses;
 mod pages;
 mod room;
 mod rounding;

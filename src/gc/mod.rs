@@ -49,7 +49,9 @@ enum State {
     Sweeping(SegId, usize),
     /// Nobody finds its pages any more; some may still be reading them.
     Waiting(SegId, Ticket),
-    /// Nobody reads there any more. Its memory is looked at, from this byte on.
+    /// Nobody reads there any more. What is known of its pages is forgotten, from this one on.
+    Cooling(SegId, usize),
+    /// Its memory is looked at, from this byte on.
     Probing(SegId, u64),
 }
 
@@ -132,7 +134,7 @@ impl Gc {
                 let Some(id) = self.take_returned(cache) else {
                     return self.choose(cache, agent, counters);
                 };
-                self.state = State::Probing(id, 0);
+                self.state = State::Cooling(id, 0);
             }
             State::Emptying(id) => return self.empty(cache, id, agent, counters),
             State::Sweeping(id, bucket) => return self.sweep(cache, id, bucket, agent),
@@ -145,10 +147,16 @@ impl Gc {
                     self.state = State::Idle;
                     return Progress::Busy;
                 }
-                self.state = State::Probing(id, 0);
+                self.state = State::Cooling(id, 0);
             }
             State::Waiting(..) => return Progress::Idle,
-            State::Probing(..) => {}
+            State::Cooling(..) | State::Probing(..) => {}
+        }
+        if let State::Cooling(id, from) = self.state {
+            self.state = match cache.heat.cool(id, from) {
+                Some(next) => State::Cooling(id, next),
+                None => State::Probing(id, 0),
+            };
         }
         if let Some(id) = self.probe(cache) {
             free(cache, tails, agent, id);
@@ -377,7 +385,6 @@ fn free<P: Pmem>(cache: &Cache<P>, tails: &mut Tails, agent: Agent, id: SegId) {
         tails.key_tail = passed;
         cache.persist_tails(tails, agent);
     }
-    cache.heat.clear(id);
     cache.forget_damage_in(id);
     if segment.is_suspect() && !canary::is(Canary::SuspectSegmentReused) {
         // Its info stays as it is: nothing is stored where the memory may not take it, and the next recovery

@@ -351,6 +351,7 @@ impl<P: Pmem> Opening<P> {
             index: found.index,
             place_crcs: found.place_crcs,
             segments: found.segments,
+            damage: found.damage,
             heat: found.heat,
             background: found.background,
             seq_next: found.seq_next,

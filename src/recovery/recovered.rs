@@ -5,8 +5,8 @@ use super::opening::OpenStep;
 use super::pass::{FoundSegment, Known};
 use crate::canary::{self, Canary};
 use crate::engine::{
-    BACKGROUND_AGENT, BackgroundMemory, CacheMemory, Heat, PlaceCrcs, SegmentStart, SegmentState,
-    Segments,
+    BACKGROUND_AGENT, BackgroundMemory, CacheMemory, Damage, Heat, PlaceCrcs, SegmentStart,
+    SegmentState, Segments,
 };
 use crate::index::Index;
 use crate::media::{
@@ -27,6 +27,7 @@ pub(super) struct Found {
     pub(super) index: Index,
     pub(super) place_crcs: Option<PlaceCrcs>,
     pub(super) segments: Segments,
+    pub(super) damage: Damage,
     pub(super) heat: Heat,
     pub(super) background: BackgroundMemory,
     pub(super) seq_next: Seq,
@@ -223,6 +224,7 @@ impl Recovered {
         }
         Found {
             segments,
+            damage: self.memory.damage,
             heat: self.memory.heat,
             background: self.memory.background,
             seq_next: Seq((self.seq_max.0 + 1)

@@ -7,7 +7,7 @@ use super::clearing::{Clearing, Load};
 use super::lost::{self, Lost};
 use super::overlay::Overlay;
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, KsetCursor, SegmentState, WritebackOrder};
+use crate::engine::{Cache, Counters, Depth, KsetCursor, SegmentState, WritebackOrder};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, Kset, KsetReader};
 use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
@@ -42,6 +42,8 @@ pub(super) struct Limits {
     /// Part of what comes before this, and of it itself, may be on the base already: a batch goes that far,
     /// whatever else is said here. A salvage goes as far as it has to.
     pub(super) reach: Seq,
+    /// The base has met memory that cannot be read in what lies up to here: payloads are read as a whole.
+    pub(super) read_upto: Seq,
 }
 
 impl Limits {
@@ -52,7 +54,17 @@ impl Limits {
         clearing: Clearing::AS_DATA,
         key_count: 0,
         reach: Seq(0),
+        read_upto: Seq(0),
     };
+
+    /// How well to look at what has this number.
+    pub(super) fn depth(&self, seq: Seq) -> Depth {
+        if seq <= self.read_upto && !canary::is(Canary::LostSourceForgotten) {
+            Depth::Read
+        } else {
+            Depth::Probe
+        }
+    }
 }
 
 /// What was taken.
@@ -407,7 +419,7 @@ impl LogReader {
         while let Some(&Reverse((seq, segment))) = self.ready.peek() {
             let id = SegId(segment);
             let full = taken.load.reaches(limits.load) || overlay.key_count() >= limits.key_count;
-            let must = seq <= limits.reach || !lost.is_empty();
+            let must = seq <= limits.reach || !lost.is_empty() || seq < lost.upto();
             if seq >= limits.settled {
                 break;
             }
@@ -436,10 +448,10 @@ impl LogReader {
                 "INV-LOG-7: {seq:?} turns up behind {:?}",
                 taken.last_seq
             );
-            let was_whole = lost.is_empty();
-            let buf = &mut self.payload;
-            lost::check_kset(cache, counters, (id, seq), &decoded.keys, buf, lost);
-            if was_whole && !lost.is_empty() && taken.spread != Spread::Nothing && !must {
+            let was_whole = lost.is_none();
+            let (buf, depth) = (&mut self.payload, limits.depth(seq));
+            lost::check_kset(cache, counters, (id, seq, depth), &decoded.keys, buf, lost);
+            if was_whole && !lost.is_none() && taken.spread != Spread::Nothing && !must {
                 // What comes before the damage need not wait for it.
                 lost.clear();
                 self.next[id.index()] = Some(decoded);

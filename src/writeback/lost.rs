@@ -6,31 +6,51 @@
 //! heals the cache.
 
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Counters, Depth, Flaw};
-use crate::media::{Key, KeyKind};
+use crate::engine::{ASKED_PER_POLL, Cache, Counters, DAMAGED_BLOCKS_MAX, Depth, Flaw, ranges_of};
+use crate::media::{Key, KeyKind, Place};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId, Seq};
+use std::sync::atomic::Ordering;
 
 /// While a payload is looked at, the one so many keys behind it is asked for: as many lines as a core waits for at once.
 const LOOK_AHEAD_KEYS: usize = 16;
 /// Damaged ranges, or segments, that are named in the reason for a state.
 pub(super) const RANGES_NAMED: usize = 8;
-/// Blocks of a batch that are kept in mind.
-const LOST_BLOCKS_MAX: usize = 1024;
+/// Blocks of a batch that are kept in mind: as many as can be named.
+const LOST_BLOCKS_MAX: usize = DAMAGED_BLOCKS_MAX;
 
-/// Blocks whose newest copy in the batch is damaged.
+/// Blocks whose newest copy in the batch is damaged, and where that lies. Their number is bounded, and so is what a poll does
+/// with them.
 #[derive(Debug)]
 pub(super) struct Lost {
-    blocks: Vec<Lba>,
-    /// There are more of them.
-    is_cut_short: bool,
+    /// Those that nothing newer had overwritten when they were found, in order.
+    blocks: Vec<(Lba, Place)>,
+    /// One of those for which there was no room.
+    beyond: Option<(Lba, Place)>,
+    /// All others had been overwritten by something that is in the log below this: the batch goes that far.
+    upto: Seq,
+    /// Of `blocks`: the next one that is looked at.
+    next: usize,
+}
+
+/// What has become of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// All that are kept in mind have been overwritten.
+    Overwritten,
+    /// Some have; of others it is not known yet.
+    Unclear,
+    /// One that was looked at has not been.
+    Lost,
 }
 
 impl Default for Lost {
     fn default() -> Self {
         Self {
             blocks: Vec::with_capacity(LOST_BLOCKS_MAX),
-            is_cut_short: false,
+            beyond: None,
+            upto: Seq(0),
+            next: 0,
         }
     }
 }
@@ -38,30 +58,107 @@ impl Default for Lost {
 impl Lost {
     pub(super) fn clear(&mut self) {
         self.blocks.clear();
-        self.is_cut_short = false;
+        self.beyond = None;
+        self.upto = Seq(0);
+        self.next = 0;
     }
 
+    /// Whether none was found, be it one that was overwritten.
+    pub(super) fn is_none(&self) -> bool {
+        self.is_empty() && self.upto == Seq(0)
+    }
+
+    /// Whether nothing is left that was not overwritten, if the batch holds everything below [`Lost::upto`].
     pub(super) fn is_empty(&self) -> bool {
-        self.blocks.is_empty() && !self.is_cut_short
+        self.blocks.is_empty() && self.beyond.is_none()
     }
 
-    /// Whether all that are kept in mind were overwritten meanwhile.
-    pub(super) fn is_overwritten<P: Pmem>(&self, cache: &Cache<P>) -> bool {
-        !self.blocks.iter().any(|lba| cache.damage.contains(*lba))
+    pub(super) fn upto(&self) -> Seq {
+        self.upto
     }
 
-    pub(super) fn add(&mut self, lba: Lba) {
-        if self.blocks.len() == LOST_BLOCKS_MAX {
-            self.is_cut_short = true;
-        } else if !self.blocks.contains(&lba) {
-            self.blocks.push(lba);
+    /// The batch must not be written: there is always a block that says why.
+    pub(super) fn end(&mut self) {
+        if self.blocks.is_empty() {
+            self.blocks.extend(self.beyond.take());
+        }
+    }
+
+    /// In order.
+    pub(super) fn blocks(&self) -> &[(Lba, Place)] {
+        &self.blocks
+    }
+
+    /// Looks at some of those that are kept in mind, in turns, and forgets which of them were overwritten meanwhile.
+    pub(super) fn look<P: Pmem>(&mut self, cache: &Cache<P>) -> Fate {
+        let mut is_any_left = false;
+        for _ in 0..ASKED_PER_POLL {
+            let Some((lba, place)) = self.blocks.get(self.next).copied() else {
+                break;
+            };
+            if cache.is_well(lba, place) {
+                self.blocks.remove(self.next);
+            } else {
+                is_any_left = true;
+                self.next += 1;
+            }
+        }
+        if self.blocks.is_empty() {
+            // If there were more, they are found anew.
+            return Fate::Overwritten;
+        }
+        let is_end = self.next >= self.blocks.len();
+        if is_end {
+            self.next = 0;
+        }
+        if is_any_left || is_end {
+            Fate::Lost
+        } else {
+            Fate::Unclear
+        }
+    }
+
+    pub(super) fn add<P: Pmem>(&mut self, cache: &Cache<P>, lba: Lba, place: Place) {
+        // A block has one newest copy.
+        let at = self.blocks.partition_point(|(block, _)| *block < lba);
+        if cache.is_overwritten(lba, place) {
+            // Whoever has done so has drawn its number before.
+            self.upto = Seq(cache.seq_next.load(Ordering::SeqCst));
+        } else if let Some((_, older)) = self.blocks.get_mut(at).filter(|(block, _)| *block == lba)
+        {
+            *older = place;
+        } else if self.blocks.len() < LOST_BLOCKS_MAX {
+            self.blocks.insert(at, (lba, place));
+        } else {
+            self.beyond = Some((lba, place));
         }
     }
 
     /// A newer key takes the place of some.
     pub(super) fn cover(&mut self, key: &Key) {
-        let end = key.end().0;
-        self.blocks.retain(|lba| !(key.lba.0..end).contains(&lba.0));
+        let place_of = |lba: Lba| self.blocks.partition_point(|(block, _)| *block < lba);
+        let covered = place_of(key.lba)..place_of(key.end());
+        self.blocks.drain(covered);
+    }
+
+    /// What an operator has to know of them.
+    pub(super) fn text(&self) -> String {
+        let ranges = ranges_of(self.blocks.iter().map(|(lba, _)| *lba));
+        let named: Vec<String> = ranges
+            .iter()
+            .take(RANGES_NAMED)
+            .map(|range| format!("{}+{}", range.lba, range.len_blocks))
+            .collect();
+        let more = ranges.len().saturating_sub(RANGES_NAMED);
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        format!(
+            "the only copy of blocks {}{more} is damaged; write-back stands still until they are overwritten",
+            named.join(", ")
+        )
     }
 }
 
@@ -79,7 +176,7 @@ fn ask_for<P: Pmem>(cache: &Cache<P>, id: SegId, key: &Key) {
 pub(super) fn check_kset<P: Pmem>(
     cache: &Cache<P>,
     counters: &Counters,
-    (id, seq): (SegId, Seq),
+    (id, seq, depth): (SegId, Seq, Depth),
     keys: &[Key],
     buf: &mut [u8],
     lost: &mut Lost,
@@ -97,8 +194,8 @@ pub(super) fn check_kset<P: Pmem>(
         if key.kind != KeyKind::Data {
             continue;
         }
-        // With checksums off a look at each page has to do: the base meets the rest.
-        let Err(flaw) = cache.check_payload(id, key, buf, Depth::Probe) else {
+        // With checksums off a look at each page has to do: the base meets the rest. What that has met is read as a whole.
+        let Err(flaw) = cache.check_payload(id, key, buf, depth) else {
             continue;
         };
         if flaw == Flaw::Poisoned {
@@ -106,8 +203,9 @@ pub(super) fn check_kset<P: Pmem>(
             cache.segments.suspect(id);
         }
         if !canary::is(Canary::DamagedPayloadWritten) {
-            cache.note_damage(counters, id, key, flaw, buf);
-            cache.for_each_flawed_block(id, key, flaw, buf, |lba, _| lost.add(lba));
+            cache.note_damage(counters, (id, key), flaw, buf, |lba, place| {
+                lost.add(cache, lba, place);
+            });
         }
     }
 }
@@ -127,24 +225,4 @@ pub(super) fn is_source_lost<P: Pmem>(cache: &Cache<P>, extents: &[(PmemOff, u64
         }
         false
     })
-}
-
-/// What an operator has to know of damage in dirty data.
-pub(super) fn damage_text<P: Pmem>(cache: &Cache<P>) -> String {
-    let ranges = cache.damage.ranges();
-    let named: Vec<String> = ranges
-        .iter()
-        .take(RANGES_NAMED)
-        .map(|range| format!("{}+{}", range.lba, range.len_blocks))
-        .collect();
-    let more = ranges.len().saturating_sub(RANGES_NAMED);
-    let more = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    format!(
-        "the only copy of blocks {}{more} is damaged; write-back stands still until they are overwritten",
-        named.join(", ")
-    )
 }

@@ -38,7 +38,7 @@ pub(crate) use clearing::BASE_CLEAR_BYTES_MAX;
 use clearing::{BaseRates, Load};
 use index_share::IndexShare;
 use log::{KeysLost, LogReader};
-use lost::damage_text;
+use lost::Fate;
 use next::{Hurry, Next};
 use pace::{Reasons, Throttle};
 pub(crate) use pace::{excess, is_above_low};
@@ -90,6 +90,8 @@ pub(crate) struct Writeback {
     index_share: IndexShare,
     /// Everything below this is wanted on the base.
     target: Seq,
+    /// Up to here base writes have failed since the cache's memory cannot be read.
+    read_upto: Seq,
     /// When the tail may pass what is clean again.
     pass_clean_at: Now,
 }
@@ -132,6 +134,7 @@ impl Writeback {
             throttle: Throttle::default(),
             index_share: IndexShare::default(),
             target: Seq(0),
+            read_upto: Seq(0),
             pass_clean_at: Now(0),
         })
     }
@@ -165,9 +168,7 @@ impl Writeback {
             if self.next.is_ready() {
                 self.begin(context, now);
             } else if self.next.is_damaged() {
-                let text = damage_text(context.cache);
-                let state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
-                self.stand_still(context.cache, state, text);
+                self.stand_still(context.cache, now);
             }
         }
         self.pass_clean(context, now);
@@ -189,6 +190,10 @@ impl Writeback {
         self.batch.looked_for_cause = false;
         match self.state {
             State::Writing => self.go_on(context, now, budget, out),
+            State::Backoff(until) if now >= until && self.batch.source_lost => {
+                self.start_over();
+                Progress::Busy
+            }
             State::Backoff(until) if now >= until => {
                 self.batch.failed = false;
                 self.state = State::Writing;
@@ -353,8 +358,7 @@ impl Writeback {
     ) -> Progress {
         if self.batch.failed {
             if self.batch.in_flight() == 0 && self.batch.source_lost {
-                // Taken again, it is found to be damaged.
-                self.start_over();
+                self.take_again(context, now);
             } else if self.batch.in_flight() == 0 {
                 self.back_off(now);
             }
@@ -469,6 +473,22 @@ impl Writeback {
         }
     }
 
+    /// The memory of the batch cannot be read: all of it is read when it is taken again, and what is lost is found to be
+    /// damaged. If that has been done before, and has found nothing, there is a pause first.
+    fn take_again<P: Pmem>(&mut self, context: &Context<'_, P>, now: Now) {
+        let is_new = self.read_upto <= context.tails.dirty_tail;
+        self.read_upto = self.read_upto.max(self.batch.last_seq);
+        if is_new {
+            self.start_over();
+            return;
+        }
+        self.back_off(now);
+        let reason = "write-back waits: part of the cache device cannot be read at one time and can at another; \
+                      nothing is known to be lost, it is repeated";
+        let health = Health::WritebackFailing(reason.to_owned());
+        context.cache.set_health(health);
+    }
+
     /// Takes everything behind the dirty tail again. Part of it may be on the base, up to the recorded end of
     /// the batch, where the next one ends as well (INV-WB-2).
     fn start_over(&mut self) {
@@ -480,12 +500,18 @@ impl Writeback {
 
     /// Goes on if all that was damaged has been overwritten.
     fn look_at_damage<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) -> Progress {
-        context.cache.forget_overwritten_damage();
-        if !self.next.lost.is_overwritten(context.cache) {
-            self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
-            return Progress::Idle;
-        }
         let cache = context.cache;
+        cache.forget_overwritten_damage();
+        let fate = self.next.lost.look(cache);
+        cache.damage.hold(self.next.lost.blocks());
+        match fate {
+            Fate::Overwritten => {}
+            Fate::Unclear => return Progress::Busy,
+            Fate::Lost => {
+                self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
+                return Progress::Idle;
+            }
+        }
         cache.writeback_stands.store(false, Ordering::Relaxed);
         self.start_over();
         Progress::Busy
@@ -559,10 +585,12 @@ impl Writeback {
     }
 
     /// Because of damage: whoever waits for the base waits in vain.
-    fn stand_still<P: Pmem>(&mut self, cache: &Cache<P>, state: State, reason: String) {
-        self.state = state;
+    fn stand_still<P: Pmem>(&mut self, cache: &Cache<P>, now: Now) {
+        self.state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
         cache.writeback_stands.store(true, Ordering::Relaxed);
-        cache.set_health(Health::Degraded(reason));
+        let lost = &self.next.lost;
+        cache.damage.hold(lost.blocks());
+        cache.set_health(Health::Degraded(lost.text()));
     }
 }
 

@@ -153,12 +153,14 @@ impl Next {
                 self.step = Step::Nothing;
                 return Ok(Progress::Idle);
             }
-            if hurry == Hurry::No {
+            if hurry == Hurry::No || self.limits.settled < self.lost.upto() {
                 return Ok(Progress::Idle);
             }
             self.step = Step::Sorting;
         }
-        if self.step == Step::Sorting && !self.lost.is_empty() {
+        let is_whole = self.lost.is_empty() && self.lost.upto() <= self.limits.settled;
+        if self.step == Step::Sorting && !is_whole {
+            self.lost.end();
             self.step = Step::Damaged;
         }
         if self.step != Step::Sorting {

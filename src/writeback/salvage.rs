@@ -33,13 +33,13 @@
 //! content. Nor is it known which blocks are clean: a lost one counts as dirty.
 
 use super::log::Limits;
-use super::lost::{Lost, RANGES_NAMED, damage_text};
+use super::lost::{Lost, RANGES_NAMED};
 use super::next::{Next, Step};
 use super::wanted::Extent;
-use super::{Context, DAMAGE_LOOK_NS, State, Writeback};
+use super::{Context, State, Writeback};
 use crate::canary::{self, Canary};
 use crate::engine::{
-    Cache, CheckpointNeed, Counters, Flaw, Health, Progress, Segment, SegmentState,
+    Cache, CheckpointNeed, Counters, Depth, Flaw, Health, Progress, Segment, SegmentState,
 };
 use crate::index::{BlockMap, PageMap};
 use crate::media::{Key, KeyKind, Place};
@@ -52,6 +52,8 @@ use std::sync::atomic::Ordering;
 /// Buckets of the index that one poll goes through, at most: some microseconds. In simulations others get their turns
 /// in between.
 const BUCKETS_PER_POLL: usize = if cfg!(feature = "sim") { 4 } else { 64 };
+/// The same, where all that lies there is read.
+const BUCKETS_READ_PER_POLL: usize = 4;
 
 /// After a stop, a salvage that others keep from going on is given up when it has waited for so long.
 const STAND_NS_MAX: u64 = NS_PER_S;
@@ -161,8 +163,7 @@ impl Writeback {
             return Progress::Busy;
         }
         if self.next.is_damaged() {
-            let state = State::Damaged(Now(now.0 + DAMAGE_LOOK_NS));
-            self.stand_still(context.cache, state, damage_text(context.cache));
+            self.stand_still(context.cache, now);
             return Progress::Idle;
         }
         let is_held = matches!(
@@ -281,17 +282,23 @@ impl Next {
             cache.segments.get(id).awaits_salvage(dirty_tail)
         };
         let end = cache.index.bucket_count();
-        for bucket in bucket..end.min(bucket + BUCKETS_PER_POLL) {
+        // The oldest of what is looked for may be just behind the tail.
+        let depth = self.limits.depth(Seq(dirty_tail.0 + 1));
+        let count = match depth {
+            Depth::Probe => BUCKETS_PER_POLL,
+            Depth::Read => BUCKETS_READ_PER_POLL,
+        };
+        for bucket in bucket..end.min(bucket + count) {
             let laid = cache.index.visit_bucket(bucket, awaits, |page, map| {
-                self.lay(cache, counters, page, &map, awaits);
+                self.lay((cache, counters), (page, &map), depth, awaits);
             });
             if !laid {
                 self.stage = Stage::Visiting(bucket);
                 return Step::Visiting;
             }
         }
-        if bucket + BUCKETS_PER_POLL < end {
-            self.stage = Stage::Visiting(bucket + BUCKETS_PER_POLL);
+        if bucket + count < end {
+            self.stage = Stage::Visiting(bucket + count);
             return Step::Visiting;
         }
         if canary::is(Canary::SalvageEndsEarly) {
@@ -326,7 +333,7 @@ impl Next {
                 if let Some(BlockMap::Mapped(place)) = map {
                     let segment = cache.segments.get(cache.geometry.segment_of(place));
                     if segment.awaits_salvage(dirty_tail) && cache.damage.covers(place, 1) {
-                        self.lost.add(lba);
+                        self.lost.add(cache, lba, place);
                     }
                 }
             }
@@ -336,10 +343,9 @@ impl Next {
     /// Lays the blocks of a page on the batch that await it.
     fn lay<P: Pmem>(
         &mut self,
-        cache: &Cache<P>,
-        counters: &Counters,
-        page: Page,
-        map: &PageMap,
+        (cache, counters): (&Cache<P>, &Counters),
+        (page, map): (Page, &PageMap),
+        depth: Depth,
         awaits: impl Fn(Place) -> bool,
     ) {
         let (start, count) = (
@@ -372,7 +378,7 @@ impl Next {
                 payload_off: payload_off as u32,
                 crc: 0,
             };
-            look_at(cache, counters, (id, place), &key, &mut self.lost);
+            look_at(cache, counters, (id, place), &key, depth, &mut self.lost);
             self.overlay
                 .push(&key, payload, cache.geometry.block_shift());
             block += len_blocks;
@@ -386,6 +392,7 @@ fn look_at<P: Pmem>(
     counters: &Counters,
     (id, place): (SegId, Place),
     key: &Key,
+    depth: Depth,
     lost: &mut Lost,
 ) {
     lost.cover(key);
@@ -393,20 +400,31 @@ fn look_at<P: Pmem>(
         return;
     }
     let len_blocks = u64::from(key.len_blocks);
-    let len_bytes = cache.geometry.bytes(len_blocks);
-    if cache
-        .pmem
-        .probe(cache.geometry.place_off(place), len_bytes)
-        .is_err()
-    {
-        let mut buf = [0; PAGE_SIZE_BYTES as usize];
-        cache.note_damage(counters, id, key, Flaw::Poisoned, &mut buf);
-        cache.for_each_flawed_block(id, key, Flaw::Poisoned, &mut buf, |lba, _| lost.add(lba));
+    let (off, len_bytes) = (
+        cache.geometry.place_off(place),
+        cache.geometry.bytes(len_blocks),
+    );
+    let mut buf = [0; PAGE_SIZE_BYTES as usize];
+    let found = match depth {
+        Depth::Probe => cache.pmem.probe(off, len_bytes),
+        // A page at the most.
+        Depth::Read => cache.pmem.read(off, &mut buf[..len_bytes as usize]),
+    };
+    if found.is_err() {
+        cache.note_damage(
+            counters,
+            (id, key),
+            Flaw::Poisoned,
+            &mut buf,
+            |lba, place| {
+                lost.add(cache, lba, place);
+            },
+        );
     }
     if cache.damage.covers(place, len_blocks) {
         for block in 0..len_blocks {
             if cache.damage.covers(Place(place.0 + block), 1) {
-                lost.add(Lba(key.lba.0 + block));
+                lost.add(cache, Lba(key.lba.0 + block), Place(place.0 + block));
             }
         }
     }

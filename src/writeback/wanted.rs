@@ -137,6 +137,7 @@ impl Writeback {
             clearing: self.batch.clearing_base.clearing(cache.base_caps, now),
             key_count: BATCH_KEYS_MAX as usize,
             reach: context.tails.batch_end,
+            read_upto: self.read_upto,
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{Blocked, Reader, Run};
 use crate::canary::{self, Canary};
-use crate::engine::channel::Core;
+use crate::engine::channel::{Core, RequestId};
 use crate::engine::damage::{Flaw, count_flaw};
 use crate::engine::io::Outbox;
 use crate::engine::key_search::Owner;
@@ -14,13 +14,20 @@ use crate::media::{Key, Place};
 use crate::pmem::Pmem;
 use crate::units::{Lba, SegId};
 
+/// What one poll finds out about lost memory, at most: blocks that are looked at one by one, and loads that fail, each of which
+/// is an exception and counts for so many blocks.
+pub(super) const LOSSES_PER_POLL: u32 = 512;
+const FAILED_LOAD_COST: u32 = 8;
+
 /// What becomes of damaged data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// The base holds the same.
     OnBase,
-    /// The cache held the only copy, or may have.
+    /// The cache held the only copy.
     Lost,
+    /// It may have: no key that can be read says so.
+    Unknown,
 }
 
 impl Core {
@@ -38,7 +45,8 @@ impl Core {
     }
 
     /// Not all of the memory of a run can be read. If the segment is clean all of the run comes from the base; else what
-    /// can be read is served, block by block.
+    /// can be read is served, block by block, up to the first block that is lost: that fails the read as a whole, and is kept
+    /// in mind, so that nobody looks at it again.
     #[cold]
     pub(super) fn serve_poisoned<P: Pmem>(
         &mut self,
@@ -49,28 +57,36 @@ impl Core {
         let cache = reader.cache;
         // Nothing is stored there again: the memory may not take it (INV-SEG-7).
         cache.segments.suspect(cache.geometry.segment_of(place));
+        self.spend(FAILED_LOAD_COST)?;
         let block_bytes = cache.geometry.bytes(1);
         let mut rest = *run;
         while rest.len_blocks > 0 {
             let place = Place(place.0 + (rest.lba.0 - run.lba.0));
+            if cache.is_clean(place) {
+                let part = Run::mapped(rest.lba, place, rest.len_blocks);
+                self.read_clean_from_base(reader, &part, out)?;
+                count_flaw(self.counters(cache), Flaw::Poisoned, 1);
+                return Ok(());
+            }
+            self.spend(1)?;
             let mut cursor = reader.state.cursor;
             let off = cache.geometry.place_off(place);
-            let part = if !cache.is_clean(place)
-                && cache.pmem.read_to(off, &mut cursor, block_bytes).is_ok()
-            {
+            let part = if cache.pmem.read_to(off, &mut cursor, block_bytes).is_ok() {
                 let part = Run::mapped(rest.lba, place, 1);
                 self.end_hit(reader, &part, place, cursor);
                 part
             } else {
-                // The rest of a read that fails is not worth a search.
-                let (fate, len_blocks) = if reader.state.failed && !cache.is_clean(place) {
-                    (Fate::Lost, 1)
-                } else {
-                    self.judge(reader, &rest, place)?
-                };
+                self.losses_left = self.losses_left.saturating_sub(FAILED_LOAD_COST);
+                let (fate, len_blocks) = self.judge(reader, &rest, place)?;
+                if fate == Fate::Lost && !cache.is_overwritten(rest.lba, place) {
+                    cache.damage.add(rest.lba, place);
+                }
                 let part = Run::mapped(rest.lba, place, len_blocks);
-                self.serve_judged(reader, &part, fate, out)?;
-                count_flaw(self.counters(cache), Flaw::Poisoned, 1);
+                let served = self.serve_judged(reader, &part, fate, out);
+                if !matches!(served, Err(Blocked::Busy | Blocked::Awaiting)) {
+                    count_flaw(self.counters(cache), Flaw::Poisoned, 1);
+                }
+                served?;
                 part
             };
             rest.lba = Lba(rest.lba.0 + part.len_blocks);
@@ -79,8 +95,25 @@ impl Core {
         Ok(())
     }
 
-    /// Something is wrong with a payload, of which a part is asked for. If it is lost the damage is kept in mind if a
-    /// checksum tells of it; memory that cannot be read tells of itself.
+    /// What is left of a read that fails is not worth a look.
+    #[cold]
+    pub(super) fn give_up_rest(&mut self, id: RequestId) {
+        if let Some(request) = self.requests.get_mut(id)
+            && let Some(read) = &mut request.read
+        {
+            read.failed = true;
+            read.done_blocks = request.io.len_blocks;
+        }
+    }
+
+    /// Takes something off what the poll may find out about lost memory.
+    fn spend(&mut self, cost: u32) -> Result<(), Blocked> {
+        self.losses_left = self.losses_left.checked_sub(cost).ok_or(Blocked::Spent)?;
+        Ok(())
+    }
+
+    /// Something is wrong with a payload, of which a part is asked for. If it is lost the damage is kept in mind; where no
+    /// key says that it is, only if a checksum tells of it.
     #[cold]
     pub(super) fn serve_flawed<P: Pmem>(
         &mut self,
@@ -93,15 +126,19 @@ impl Core {
         if flaw == Flaw::Poisoned {
             cache.segments.suspect(id);
         }
+        self.spend(FAILED_LOAD_COST)?;
         let (fate, _) = self.judge(reader, part, place)?;
-        self.serve_judged(reader, part, fate, out)?;
+        let served = self.serve_judged(reader, part, fate, out);
+        if matches!(served, Err(Blocked::Busy | Blocked::Awaiting)) {
+            return served;
+        }
         let counters = &cache.counters[usize::from(self.owner() - 1)];
-        if flaw == Flaw::Checksum && fate == Fate::Lost {
-            cache.note_damage(counters, id, key, flaw, &mut self.payload_buf);
+        if fate == Fate::Lost || (flaw == Flaw::Checksum && fate == Fate::Unknown) {
+            cache.note_damage(counters, (id, key), flaw, &mut self.payload_buf, |_, _| {});
         } else {
             count_flaw(counters, flaw, 1);
         }
-        Ok(())
+        served
     }
 
     /// What becomes of the first block of a damaged run, and of how many more of the same key, if that can be told by now.
@@ -119,7 +156,7 @@ impl Core {
         reader.state.asks_for_key = owner.is_none();
         match owner {
             None => Err(Blocked::Busy),
-            Some(Owner::Unknown) => Ok((Fate::Lost, 1)),
+            Some(Owner::Unknown) => Ok((Fate::Unknown, 1)),
             Some(Owner::Key(seq, key)) => {
                 let is_clean = cache.is_key_clean(seq, key.kind)
                     || canary::is(Canary::DirtyDamageReadFromBase);
@@ -140,10 +177,6 @@ impl Core {
         if fate == Fate::OnBase {
             return self.read_clean_from_base(reader, run, out);
         }
-        let bytes = reader.cache.geometry.bytes(run.len_blocks);
-        reader.state.cursor.advance(bytes as usize);
-        reader.state.done_blocks += run.len_blocks;
-        reader.state.failed = true;
-        Ok(())
+        Err(Blocked::Lost)
     }
 }

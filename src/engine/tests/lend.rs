@@ -215,6 +215,9 @@ fn unreadable_memory_is_not_lent() {
         .poison(rig.cache().geometry.place_off(place));
     assert_eq!(rig.lend(0, 2), None);
     assert!(rig.lend(0, 1).is_some());
+    // Somebody meets it: other lines may be lost too, which a look at each page does not find.
+    assert_eq!(rig.plain.read(0, 1, 1).0, Status::Failed);
+    assert_eq!(rig.lend(0, 1), None);
 }
 
 /// More than are looked up in one turn, and each gets its own answer.

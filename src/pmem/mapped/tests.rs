@@ -445,6 +445,73 @@ fn a_store_that_the_memory_does_not_take_is_never_called_durable() {
     }
 }
 
+/// Each fault is dealt with by the thread that has met it, whatever the others meet meanwhile.
+#[test]
+fn threads_that_meet_lost_memory_at_once_each_learn_where() {
+    const THREADS: u64 = 8;
+    let dir = dir();
+    let pmem = with_half_lost(&dir);
+    let barrier = std::sync::Barrier::new(THREADS as usize);
+    let work = |thread: u64| {
+        let (mut page, target) = (vec![0; 4096], IovBuf::new(&[0; 4096], &[1000]));
+        barrier.wait();
+        for round in 0..500 {
+            // Lines of a page of its own, and those of others.
+            let line = (thread * 64 + round * 7) % (THREADS * 64);
+            let at = PmemOff(MIB / 2 + line * 64);
+            let lost = Err(Poisoned { at });
+            assert_eq!(pmem.read(at, &mut [0; 64]), lost, "{thread}");
+            let read = pmem.read_to(at, &mut target.cursor(), 4096);
+            assert_eq!(read, lost, "{thread}");
+            assert_eq!(pmem.probe(at, 64), lost, "{thread}");
+            // In between what is left is read well.
+            let well = PmemOff((thread * 500 + round) % 100 * 4096);
+            page.fill(0);
+            pmem.read(well, &mut page).unwrap();
+            assert!(page.iter().all(|byte| *byte == 0x5a), "{thread}");
+        }
+    };
+    std::thread::scope(|scope| {
+        let work = &work;
+        (0..THREADS).for_each(|thread| drop(scope.spawn(move || work(thread))));
+    });
+}
+
+/// A store that one thread loses is no other thread's: its own fence knows.
+#[test]
+fn a_store_that_is_lost_beside_reads_that_fail_is_never_called_durable() {
+    // INV-PMEM-4.
+    let dir = dir();
+    let pmem = with_half_lost(&dir);
+    let barrier = std::sync::Barrier::new(5);
+    std::thread::scope(|scope| {
+        let (pmem, barrier) = (&pmem, &barrier);
+        for thread in 0..4 {
+            scope.spawn(move || {
+                barrier.wait();
+                for round in 0..500 {
+                    let at = PmemOff(MIB / 2 + (thread * 500 + round) % 1000 * 64);
+                    assert_eq!(pmem.read(at, &mut [0; 8]), Err(Poisoned { at }));
+                }
+            });
+        }
+        let stores = scope.spawn(move || {
+            barrier.wait();
+            for _ in 0..100 {
+                pmem.store(A, PmemOff(MIB / 2 - 64), &[1; 64]);
+                let _ = pmem.fence(A);
+            }
+            pmem.store(A, PmemOff(MIB / 2 - 64), &[2; 128]);
+            let fence = std::panic::AssertUnwindSafe(|| drop(pmem.fence(A)));
+            std::panic::catch_unwind(fence).expect_err("a store was lost");
+        });
+        stores.join().unwrap();
+    });
+    let mut got = [0; 64];
+    pmem.read(PmemOff(MIB / 2 - 64), &mut got).unwrap();
+    assert_eq!(got, [2; 64], "what comes before the loss is there");
+}
+
 const CHILD: &str = "PCACHE_TEST_SIGBUS_CHILD";
 
 /// What the children of the test below do.

@@ -190,3 +190,66 @@ pub(super) fn an_error_of_the_memory_is_told_from_one_of_the_base(
     }
     Ok(())
 }
+
+/// The base meets memory that cannot be read, and whoever looks behind it can. The first time all of it is taken again at once;
+/// if that happens again, after a pause.
+pub(super) fn memory_that_cannot_be_read_now_and_then_is_not_tried_without_a_pause(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let setup = Setup {
+        data_crc: DataCrc::Off,
+        ..setup()
+    };
+    let steps = [
+        Step::Write(0, 8, 4, 0),
+        Step::Settle,
+        Step::Away(false),
+        Step::DrainStart,
+    ];
+    let machine = apply(context.machine(&setup)?, &steps)?;
+    for round in 0..3 {
+        machine.with_outside(|outside| outside.base.faults.stuck = true);
+        if round > 0 {
+            // The pause of the round before.
+            machine.pass_ms(1000);
+        }
+        let machine = apply_turns(&machine, 20);
+        let waiting = machine.with_outside(|outside| outside.base.in_flight());
+        check(waiting > 0, || format!("{round}: nothing is being written"))?;
+        let off = spoil(machine, 10, Way::Poison)?;
+        machine.with_outside(|outside| {
+            outside.base.faults.stuck = false;
+            outside.base.faults.write_percent = 100;
+        });
+        while machine.with_outside(|outside| outside.base.in_flight()) > 0 {
+            machine.poll_all();
+        }
+        machine.pmem().heal(off);
+        machine.with_outside(|outside| {
+            outside.base.faults.stuck = true;
+            outside.base.faults.write_percent = 0;
+        });
+        let waiting = apply_turns(machine, 20).with_outside(|outside| outside.base.in_flight());
+        check((waiting > 0) == (round == 0), || {
+            format!("{round}: {waiting} operations are under way at once")
+        })?;
+        let health = machine.cache().health();
+        let is_told = matches!(health, Health::WritebackFailing(_));
+        check(is_told == (round > 0), || format!("{round}: {health:?}"))?;
+    }
+    machine.with_outside(|outside| outside.base.faults.stuck = false);
+    machine.pass_ms(1000);
+    let machine = apply(machine, &[Step::Turns(60)])?;
+    let (health, stats) = (machine.cache().health(), machine.cache().stats());
+    let is_well = health == Health::Online && stats.base_write_errors == 0;
+    check(is_well, || format!("{health:?}, {stats:?}"))?;
+    check(machine.cache().info().damaged.is_empty(), || {
+        "nothing is lost".to_owned()
+    })?;
+    script::finish(&machine)
+}
+
+fn apply_turns(machine: &Machine, count: usize) -> &Machine {
+    (0..count).for_each(|_| machine.poll_all());
+    machine
+}

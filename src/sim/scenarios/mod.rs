@@ -118,6 +118,7 @@ scenarios! {
     31 awaiting::a_read_waits_until_the_fill_is_published,
     32 damage::an_overwrite_of_lost_dirty_data_lets_write_back_go_on,
     32 damage::an_error_of_the_memory_is_told_from_one_of_the_base,
+    32 damage::memory_that_cannot_be_read_now_and_then_is_not_tried_without_a_pause,
     32 reads::poisoned_memory_fails_only_what_is_dirty_in_it,
     32 scrub::a_scrub_finds_lost_memory_without_checksums,
     32 scrub::a_segment_on_lost_memory_is_used_again_only_when_it_reads_well,
