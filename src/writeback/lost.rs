@@ -58,6 +58,11 @@ impl Lost {
         }
     }
 
+    /// Leaves out what somebody else sees to.
+    pub(super) fn keep_within(&mut self, is_within: impl Fn(Lba) -> bool) {
+        self.blocks.retain(|lba| is_within(*lba));
+    }
+
     /// A newer key takes the place of some.
     pub(super) fn cover(&mut self, key: &Key) {
         let end = key.end().0;
