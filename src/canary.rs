@@ -154,6 +154,14 @@ canaries! {
     SalvageLeftAtStop = "salvage_left_at_stop",
     /// A drain ends when one kset is still missing on the base.
     DrainEndsEarly = "drain_ends_early",
+    /// One of the parts in which a large batch is written is left out.
+    PartLeftOut = "part_left_out",
+    /// Where a key is cut at the border of two parts, the second gets the payload of the first.
+    PartTakesWrongPayload = "part_takes_wrong_payload",
+    /// A part of a batch is written again by itself when the flush behind the last one has failed.
+    LastPartRepeated = "last_part_repeated",
+    /// What lies there and is written in parts counts as written to where the last one ends.
+    SalvageEndsWithLastPart = "salvage_ends_with_last_part",
     /// A checkpoint holds the base before all that was acknowledged before it is there.
     CheckpointHeldTooEarly = "checkpoint_held_too_early",
     /// A batch begins although a checkpoint holds the base.

@@ -18,7 +18,7 @@
 //! - by what a read returns: INV-READ-1, INV-READ-6, INV-READ-7, INV-FILL-1, INV-GRACE-1, INV-INDEX-2, INV-CRC-2,
 //!   INV-MODE-2, INV-MODE-3;
 //! - by what is on the base, at any moment, between batches and during a checkpoint: INV-EPOCH-1,
-//!   INV-EPOCH-2, INV-WB-1 to INV-WB-3, INV-WB-6, INV-CKPT-1;
+//!   INV-EPOCH-2, INV-WB-1 to INV-WB-3, INV-WB-6, INV-WB-8, INV-CKPT-1;
 //! - by what is on the base when a write is acknowledged in a mode that holds writes: INV-MODE-1;
 //! - by a base that is refused although it is the right one: INV-WIT-1, INV-GROW-1;
 //! - by a request that completes twice or not at all: INV-IO-1;

@@ -136,4 +136,7 @@ tests! {
     a_core_that_waits_has_one_turn_for_what_it_has_then
     a_core_that_is_slow_does_not_hold_up_the_others
     a_stall_counts_as_long_as_somebody_waits
+    a_batch_that_goes_beyond_damage_is_written_in_parts
+    parts_are_written_again_when_the_flush_behind_them_fails
+    a_salvage_in_parts_is_overtaken_by_writes
 }

@@ -3,6 +3,7 @@
 use super::clearing::{BASE_CLEAR_BYTES_MAX, Clearing, ClearingBase, Load};
 use super::lost::is_source_lost;
 use super::overlay::{Ahead, Overlay, Piece};
+use super::parts::Behind;
 use super::witness::WitnessUpdate;
 use crate::canary::{self, Canary};
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Outbox};
@@ -107,7 +108,18 @@ pub(super) struct Batch {
     pub(super) has_progressed: bool,
     /// Anything for the base at all.
     pub(super) has_ops: bool,
+    /// It makes clean what is not above this.
     pub(super) last_seq: Seq,
+    /// The base may hold parts of what is not above this: more only if a salvage has several parts.
+    pub(super) reach: Seq,
+    /// What is still to be written of it, when this part is.
+    pub(super) behind: Behind,
+    /// Its parts are made of what the log has behind this; the base has the rest. 0: behind the dirty tail.
+    pub(super) after: Seq,
+    /// The overlay holds a part behind the first one.
+    pub(super) has_parts: bool,
+    /// What was written of it counts for nothing: it is to be taken from the log again.
+    pub(super) is_void: bool,
     pub(super) dirty_bytes: u64,
     /// Payload that the base has taken.
     pub(super) written_bytes: u64,
@@ -142,6 +154,11 @@ impl Batch {
             has_progressed: false,
             has_ops: false,
             last_seq: Seq(0),
+            reach: Seq(0),
+            behind: Behind::Nothing,
+            after: Seq(0),
+            has_parts: false,
+            is_void: false,
             dirty_bytes: 0,
             written_bytes: 0,
             written: Load::NOTHING,
@@ -166,22 +183,26 @@ impl Batch {
 
     /// Begins with the first piece of the overlay; nothing is in flight.
     pub(super) fn rewind(&mut self) {
+        self.has_ops = false;
+        self.failed = false;
+        self.source_lost = false;
+        self.is_void = false;
+        self.written_bytes = 0;
+        self.written = Load::NOTHING;
+        self.witness = WitnessUpdate::default();
+        self.begin_part();
+    }
+
+    /// Begins with the first piece of the overlay; nothing is in flight. What was written before is a part of the same.
+    pub(super) fn begin_part(&mut self) {
         self.overlay.rewind();
         self.free.clear();
         // The first one is taken from the end.
         self.free.extend((0..self.ops.len() as u32).rev());
         self.again.clear();
-        self.has_ops = self.overlay.key_count() > 0;
-        self.lookahead = if self.has_ops {
-            Ahead::Unknown
-        } else {
-            Ahead::End
-        };
-        self.failed = false;
-        self.source_lost = false;
-        self.written_bytes = 0;
-        self.written = Load::NOTHING;
-        self.witness = WitnessUpdate::default();
+        let has_ops = self.overlay.key_count() > 0;
+        self.has_ops |= has_ops;
+        self.lookahead = if has_ops { Ahead::Unknown } else { Ahead::End };
     }
 
     /// Starts operations as far as there is room, and not much more than `load_max`. Returns what they count for; `None`:

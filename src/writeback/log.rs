@@ -39,6 +39,9 @@ pub(super) struct Limits {
     /// What they count for.
     pub(super) clearing: Clearing,
     pub(super) key_count: usize,
+    /// What has to go on beyond the limits takes another kset only while there are fewer keys: the overlay has room for no
+    /// more (INV-WB-8).
+    pub(super) room: usize,
     /// Part of what comes before this, and of it itself, may be on the base already: a batch goes that far,
     /// whatever else is said here. A salvage goes as far as it has to.
     pub(super) reach: Seq,
@@ -53,6 +56,7 @@ impl Limits {
         load: Load::NOTHING,
         clearing: Clearing::AS_DATA,
         key_count: 0,
+        room: 0,
         reach: Seq(0),
         read_upto: Seq(0),
     };
@@ -129,6 +133,8 @@ pub(super) struct Gathering<'a> {
 pub(super) enum Gathered {
     /// There is more to take.
     InPart,
+    /// There is more to take, and no room for it.
+    Crowded,
     /// There is nothing more to take yet.
     Dry,
     /// Nothing more may be taken: it has reached a limit or, in strict order, a barrier.
@@ -180,6 +186,8 @@ pub(super) struct LogReader {
     look: Option<Look>,
     /// Since a restart: the next segment of which it has to be seen whether it has anything to take.
     restarts_at: Option<SegId>,
+    /// What comes before this, or is this, is passed over, as what the dirty tail has passed.
+    after: Seq,
     /// No look has ended since the reader began.
     begins: bool,
     reader: KsetReader,
@@ -202,6 +210,7 @@ impl LogReader {
             watched: Watched::new(segment_count)?,
             look: None,
             restarts_at: None,
+            after: Seq(0),
             begins: true,
             reader: KsetReader::default(),
             epoch: Epoch(0),
@@ -223,8 +232,15 @@ impl LogReader {
         self.watched.clear();
         self.look = None;
         self.restarts_at = Some(SegId(0));
+        self.after = Seq(0);
         self.begins = true;
         self.epoch = Epoch(0);
+    }
+
+    /// The same, behind a number above the dirty tail.
+    pub(super) fn restart_after(&mut self, seq: Seq) {
+        self.restart();
+        self.after = seq;
     }
 
     /// Goes on with a restart. `true`: all segments have been seen. Nothing else is looked at before: their cursors are
@@ -242,7 +258,7 @@ impl LogReader {
             let has_more = match segment.state() {
                 _ if segment.has_fills_alone() || segment.is_keyless() => false,
                 SegmentState::Open => true,
-                SegmentState::Sealed => segment.last_seq() > cache.dirty_tail(),
+                SegmentState::Sealed => segment.last_seq() > cache.dirty_tail().max(self.after),
                 SegmentState::Free | SegmentState::Reclaiming | SegmentState::Quarantined => false,
             };
             if has_more {
@@ -327,7 +343,7 @@ impl LogReader {
         id: SegId,
         left: &mut usize,
     ) -> Result<Found, KeysLost> {
-        let dirty_tail = cache.dirty_tail();
+        let passed = cache.dirty_tail().max(self.after);
         let mut cursor = self.cursors[id.index()];
         while cursor.off < cache.segments.get(id).key_end() {
             if *left == 0 {
@@ -337,7 +353,7 @@ impl LogReader {
             let read = cursor.read(cache, id, &mut self.reader, &mut self.looked_at);
             let kset = read.map_err(|_| KeysLost(id))?;
             *left = left.saturating_sub(self.looked_at.len());
-            if kset.seq > dirty_tail {
+            if kset.seq > passed {
                 self.ready.push(Reverse((kset.seq, id.0)));
                 return Ok(Found::Kset);
             }
@@ -402,7 +418,8 @@ impl LogReader {
 
     /// Takes ksets in order, as many as make a batch or fit into a poll, and lays their keys on `overlay`. A
     /// batch with damaged data goes on, across barriers, to where all of them are overwritten, or as far as the
-    /// log goes: what is then left in `lost` must not be written (INV-WB-5).
+    /// log goes: what is then left in `lost` must not be written (INV-WB-5). If there is no room for that, the overlay is
+    /// to be narrowed, and holds a part of the batch from then on.
     pub(super) fn gather<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
@@ -418,7 +435,9 @@ impl LogReader {
         let mut left = KEYS_PER_POLL;
         while let Some(&Reverse((seq, segment))) = self.ready.peek() {
             let id = SegId(segment);
-            let full = taken.load.reaches(limits.load) || overlay.key_count() >= limits.key_count;
+            let full = taken.load.reaches(limits.load)
+                || overlay.key_count() >= limits.key_count
+                || overlay.next_part().is_some();
             let must = seq <= limits.reach || !lost.is_empty() || seq < lost.upto();
             if seq >= limits.settled {
                 break;
@@ -429,7 +448,10 @@ impl LogReader {
             if left == 0 {
                 return Ok(Gathered::InPart);
             }
-            let decoded = self.take_next(cache, id, seq)?;
+            if must && overlay.key_count() >= limits.room {
+                return Ok(Gathered::Crowded);
+            }
+            let mut decoded = self.take_next(cache, id, seq)?;
             // Numbers and epochs are drawn apart: a kset with an older epoch behind a newer one was under
             // way while the barrier came, and belongs on either side of it (INV-WB-3).
             let epoch = self.epoch.max(decoded.kset.epoch);
@@ -448,9 +470,17 @@ impl LogReader {
                 "INV-LOG-7: {seq:?} turns up behind {:?}",
                 taken.last_seq
             );
+            left = left.saturating_sub(decoded.keys.len());
+            if overlay.is_behind_first() {
+                // The first part was gathered with all the others in view.
+                decoded.keys.retain(|key| overlay.holds_some_of(key));
+            }
             let was_whole = lost.is_none();
             let (buf, depth) = (&mut self.payload, limits.depth(seq));
             lost::check_kset(cache, counters, (id, seq, depth), &decoded.keys, buf, lost);
+            if overlay.is_behind_first() && !lost.is_empty() {
+                lost.keep_within(|lba| overlay.holds(lba));
+            }
             if was_whole && !lost.is_none() && taken.spread != Spread::Nothing && !must {
                 // What comes before the damage need not wait for it.
                 lost.clear();
@@ -461,7 +491,6 @@ impl LogReader {
             taken.spans |= border;
             taken.spread = spread;
             take_keys(cache, id, &decoded.keys, limits.clearing, taken, overlay);
-            left = left.saturating_sub(decoded.keys.len());
             taken.last_seq = Some(seq);
             taken.first_seq.get_or_insert(seq);
             self.ready.pop();

@@ -18,6 +18,9 @@ const LOOK_AHEAD_KEYS: usize = 16;
 pub(super) const RANGES_NAMED: usize = 8;
 /// Blocks of a batch that are kept in mind: as many as can be named.
 const LOST_BLOCKS_MAX: usize = DAMAGED_BLOCKS_MAX;
+/// The same of a part behind the first: the keys that overwrite them are still to come. A batch with more of them in one part
+/// is begun again and again.
+const LOST_IN_PART_MAX: usize = 64 << 10;
 
 /// Blocks whose newest copy in the batch is damaged, and where that lies. Their number is bounded, and so is what a poll does
 /// with them.
@@ -31,6 +34,8 @@ pub(super) struct Lost {
     upto: Seq,
     /// Of `blocks`: the next one that is looked at.
     next: usize,
+    /// Of a batch that goes as far as it does: what is overwritten behind its end does not count.
+    has_end: bool,
 }
 
 /// What has become of them.
@@ -47,10 +52,11 @@ pub(super) enum Fate {
 impl Default for Lost {
     fn default() -> Self {
         Self {
-            blocks: Vec::with_capacity(LOST_BLOCKS_MAX),
+            blocks: Vec::with_capacity(LOST_IN_PART_MAX),
             beyond: None,
             upto: Seq(0),
             next: 0,
+            has_end: false,
         }
     }
 }
@@ -61,6 +67,13 @@ impl Lost {
         self.beyond = None;
         self.upto = Seq(0);
         self.next = 0;
+        self.has_end = false;
+    }
+
+    /// For a part of a batch behind the first one, which has found where the batch ends. What the part finds damaged has to be
+    /// overwritten before that, by keys that it meets.
+    pub(super) fn begin_part(&mut self) {
+        self.has_end = true;
     }
 
     /// Whether none was found, be it one that was overwritten.
@@ -121,17 +134,28 @@ impl Lost {
     pub(super) fn add<P: Pmem>(&mut self, cache: &Cache<P>, lba: Lba, place: Place) {
         // A block has one newest copy.
         let at = self.blocks.partition_point(|(block, _)| *block < lba);
-        if cache.is_overwritten(lba, place) {
+        let count_max = if self.has_end {
+            LOST_IN_PART_MAX
+        } else {
+            LOST_BLOCKS_MAX
+        };
+        if !self.has_end && cache.is_overwritten(lba, place) {
             // Whoever has done so has drawn its number before.
             self.upto = Seq(cache.seq_next.load(Ordering::SeqCst));
         } else if let Some((_, older)) = self.blocks.get_mut(at).filter(|(block, _)| *block == lba)
         {
             *older = place;
-        } else if self.blocks.len() < LOST_BLOCKS_MAX {
+        } else if self.blocks.len() < count_max {
             self.blocks.insert(at, (lba, place));
         } else {
             self.beyond = Some((lba, place));
         }
+    }
+
+    /// Leaves out what somebody else sees to.
+    pub(super) fn keep_within(&mut self, is_within: impl Fn(Lba) -> bool) {
+        self.blocks.retain(|(lba, _)| is_within(*lba));
+        self.beyond = self.beyond.filter(|(lba, _)| is_within(*lba));
     }
 
     /// A newer key takes the place of some.

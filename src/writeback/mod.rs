@@ -17,6 +17,7 @@ mod lost;
 mod next;
 mod overlay;
 mod pace;
+mod parts;
 mod pass_clean;
 mod salvage;
 mod wanted;
@@ -42,6 +43,7 @@ use lost::Fate;
 use next::{Hurry, Next};
 use pace::{Reasons, Throttle};
 pub(crate) use pace::{excess, is_above_low};
+use parts::Behind;
 use salvage::Salvage;
 use std::mem;
 use std::sync::atomic::Ordering;
@@ -94,6 +96,8 @@ pub(crate) struct Writeback {
     read_upto: Seq,
     /// When the tail may pass what is clean again.
     pass_clean_at: Now,
+    /// A batch has room for so many keys, and for those of one kset more.
+    room: usize,
 }
 
 /// The number of the flush among the operations of the background.
@@ -136,6 +140,7 @@ impl Writeback {
             target: Seq(0),
             read_upto: Seq(0),
             pass_clean_at: Now(0),
+            room: keys_max,
         })
     }
 
@@ -192,6 +197,12 @@ impl Writeback {
             State::Writing => self.go_on(context, now, budget, out),
             State::Backoff(until) if now >= until && self.batch.source_lost => {
                 self.start_over();
+                self.batch.is_void = false;
+                Progress::Busy
+            }
+            State::Backoff(until) if now >= until && self.batch.is_void => {
+                self.batch.is_void = false;
+                self.state = State::Idle;
                 Progress::Busy
             }
             State::Backoff(until) if now >= until => {
@@ -220,6 +231,15 @@ impl Writeback {
     ) -> Progress {
         self.batch.looked_for_cause = false;
         match self.state {
+            State::Writing if self.batch.behind != Behind::Nothing => {
+                let prepared = self.prepare(context, now);
+                let written = self.go_on(context, now, budget, out);
+                if prepared == Progress::Busy {
+                    prepared
+                } else {
+                    written
+                }
+            }
             State::Writing => self.go_on(context, now, budget, out),
             State::Idle if self.salvages_last(context.cache) => self.salvage_last(context, now),
             State::Backoff(until) if now >= until && self.retries_last(context.cache) => {
@@ -336,15 +356,22 @@ impl Writeback {
         let Some(last_seq) = self.next.taken.last_seq else {
             unreachable!("INV-WB-2: a batch that is ready has an end");
         };
-        self.batch.last_seq = last_seq;
-        self.batch.dirty_bytes = self.next.taken.dirty_bytes;
         mem::swap(&mut self.batch.overlay, &mut self.next.overlay);
-        self.next.clear();
-        self.batch.rewind();
+        if self.next.part.is_some() {
+            self.take_over_part(last_seq);
+        } else {
+            self.batch.last_seq = last_seq;
+            self.batch.reach = last_seq;
+            self.batch.after = Seq(0);
+            self.batch.has_parts = false;
+            self.batch.dirty_bytes = self.next.taken.dirty_bytes;
+            self.batch.rewind();
+            self.batch_start = now;
+        }
+        self.gather_behind(now);
         if self.batch.has_ops {
             context.tails.batch_end = context.tails.batch_end.max(last_seq);
         }
-        self.batch_start = now;
         self.state = State::Writing;
     }
 
@@ -365,9 +392,9 @@ impl Writeback {
             return Progress::Idle;
         }
         assert!(
-            !self.batch.has_ops || self.batch.last_seq <= context.tails.batch_end,
+            !self.batch.has_ops || self.batch.reach <= context.tails.batch_end,
             "INV-WB-2: a batch up to {:?} is begun, but the tails say {:?}",
-            self.batch.last_seq,
+            self.batch.reach,
             context.tails.batch_end
         );
         let (cache, manners) = (context.cache, self.manners(context));
@@ -391,6 +418,9 @@ impl Writeback {
                 Some(_) => Progress::Busy,
                 None => Progress::Idle,
             };
+        }
+        if self.batch.behind != Behind::Nothing {
+            return self.go_on_with_parts(context, now);
         }
         if self.batch.has_ops {
             let histogram = &context.counters.histograms.base_write_us;
@@ -453,7 +483,10 @@ impl Writeback {
             Err(_) if canary::is(Canary::FailedBaseFlushIgnored) => self.finish(context, now),
             // A flush that failed may have lost what was written: all of it is written again.
             Err(error) => {
-                if !canary::is(Canary::OnlyBaseFlushRepeated) {
+                if self.batch.has_parts && !canary::is(Canary::LastPartRepeated) {
+                    self.start_over();
+                    self.batch.is_void = true;
+                } else if !canary::is(Canary::OnlyBaseFlushRepeated) {
                     self.batch.rewind();
                 }
                 self.flush_failed = true;
@@ -538,7 +571,7 @@ impl Writeback {
     fn finish<P: Pmem>(&mut self, context: &mut Context<'_, P>, now: Now) {
         let (cache, batch) = (context.cache, &self.batch);
         assert!(
-            batch.is_done() && !batch.failed,
+            batch.is_done() && !batch.failed && batch.behind == Behind::Nothing,
             "INV-TAIL-3: the dirty tail moves to {:?} with base operations left",
             batch.last_seq
         );

@@ -3,6 +3,7 @@
 use super::log::{Gathered, Gathering, KeysLost, Limits, LogReader, Taken};
 use super::lost::Lost;
 use super::overlay::Overlay;
+use super::parts::Part;
 use super::salvage::Stage;
 use crate::engine::{Cache, Counters, Progress};
 use crate::memory::NoMemory;
@@ -22,6 +23,8 @@ pub(super) enum Step {
     Dry,
     /// What lies in segments whose keys are lost is looked for in the index.
     Visiting,
+    /// There is no room for what is still to come, and room is being made.
+    Narrowing,
     /// It is complete, and being sorted.
     Sorting,
     /// It can be written.
@@ -48,6 +51,8 @@ pub(super) struct Next {
     pub(super) lost: Lost,
     pub(super) limits: Limits,
     pub(super) stage: Stage,
+    /// It is a part of the batch that is being written, behind the first one.
+    pub(super) part: Option<Part>,
     /// Of a salvage: what it makes clean.
     pub(super) dirty_bytes: u64,
     /// When its first key was looked for.
@@ -63,6 +68,7 @@ impl Next {
             lost: Lost::default(),
             limits: Limits::NONE,
             stage: Stage::Ordinary,
+            part: None,
             dirty_bytes: 0,
             begun: Now(0),
         })
@@ -91,6 +97,7 @@ impl Next {
         self.taken = Taken::NOTHING;
         self.lost.clear();
         self.stage = Stage::Ordinary;
+        self.part = None;
         self.dirty_bytes = 0;
     }
 
@@ -113,8 +120,13 @@ impl Next {
 
     /// Everything below this is in the log, and the log has been looked at since.
     pub(super) fn extend(&mut self, settled: Seq) {
-        self.limits.settled = settled;
+        self.limits.settled = self.part.map_or(settled, |part| part.at_most(settled));
         self.step = Step::Gathering;
+    }
+
+    /// The log is to be read from the dirty tail on for a part, and has not been looked at.
+    pub(super) fn wait_for_look(&mut self) {
+        self.step = Step::Dry;
     }
 
     /// Takes some keys, or sorts some.
@@ -128,6 +140,15 @@ impl Next {
         log: &mut LogReader,
         hurry: Hurry,
     ) -> Result<Progress, KeysLost> {
+        if self.step == Step::Narrowing {
+            if self.overlay.narrow(SORTED_PER_POLL, self.limits.room / 2) {
+                self.step = match self.stage {
+                    Stage::Visiting(_) => Step::Visiting,
+                    Stage::Ordinary | Stage::Below(_) | Stage::Above(_) => Step::Gathering,
+                };
+            }
+            return Ok(Progress::Busy);
+        }
         if self.step == Step::Gathering {
             let batch = Gathering {
                 limits: &self.limits,
@@ -137,6 +158,10 @@ impl Next {
             };
             self.step = match log.gather(cache, counters, batch)? {
                 Gathered::InPart => return Ok(Progress::Busy),
+                Gathered::Crowded => {
+                    self.step = Step::Narrowing;
+                    return Ok(Progress::Busy);
+                }
                 Gathered::Full => Step::Sorting,
                 Gathered::Dry => Step::Dry,
             };
@@ -149,17 +174,18 @@ impl Next {
             });
         }
         if self.step == Step::Dry {
+            self.end_catching_up();
             if self.taken.last_seq.is_none() {
                 self.step = Step::Nothing;
                 return Ok(Progress::Idle);
             }
-            if hurry == Hurry::No || self.limits.settled < self.lost.upto() {
+            let may_wait = hurry == Hurry::No && self.part.is_none();
+            if may_wait || self.limits.settled < self.lost.upto() {
                 return Ok(Progress::Idle);
             }
             self.step = Step::Sorting;
         }
-        let is_whole = self.lost.is_empty() && self.lost.upto() <= self.limits.settled;
-        if self.step == Step::Sorting && !is_whole {
+        if self.step == Step::Sorting && self.is_damaged_inside() {
             self.lost.end();
             self.step = Step::Damaged;
         }

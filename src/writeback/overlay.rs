@@ -3,6 +3,10 @@
 //! A batch may have many thousands of keys, and a poll must stay short. So they are sorted by digits: a walk
 //! over all keys for each digit, which can be interrupted anywhere, and whose length does not depend on
 //! what the keys are.
+//!
+//! What has more keys than there is room for is cut into parts by address: see `overlay/narrow.rs`.
+
+mod narrow;
 
 use crate::canary::{self, Canary};
 use crate::media::{Key, KeyKind};
@@ -87,14 +91,22 @@ enum Order {
         kept: usize,
     },
     Sorted,
+    /// Room is being made: so many pieces have been cut from the keys, which are in order.
+    Narrowing {
+        kept: usize,
+    },
 }
 
-/// The keys of a batch. Has its memory from the start.
+/// The keys of a batch, or of a part of it. Has its memory from the start (INV-WB-8).
 #[derive(Debug)]
 pub(super) struct Overlay {
     keys: Vec<Laid>,
-    /// What sorting moves the keys to: at least as long.
+    /// What sorting moves the keys to: at least as long when they are counted.
     moved: Vec<Laid>,
+    /// Nothing is laid on it before this block.
+    from: u64,
+    /// Nor from this one on: that is left to other parts.
+    until: u64,
     /// For each digit: how often it occurs, then where the next key with it goes.
     places: Vec<u32>,
     order: Order,
@@ -112,12 +124,14 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    /// With room for so many keys; more are taken too.
+    /// With room for so many keys: whoever lays them on sees to it that there are no more.
     pub(super) fn new(key_count: usize) -> Result<Self, NoMemory> {
         let what = "the keys of a batch of write-back";
         Ok(Self {
             keys: memory::with_room(what, key_count)?,
             moved: memory::with_room(what, key_count)?,
+            from: 0,
+            until: u64::MAX,
             places: vec![0; 1 << DIGIT_BITS_MAX],
             order: Order::Laid,
             varying: 0,
@@ -131,6 +145,8 @@ impl Overlay {
 
     pub(super) fn clear(&mut self) {
         self.keys.clear();
+        self.from = 0;
+        self.until = u64::MAX;
         self.order = Order::Laid;
         self.varying = 0;
         self.is_ascending = true;
@@ -140,8 +156,16 @@ impl Overlay {
         self.keys.len()
     }
 
-    /// Lays a key on top of those that came before.
+    /// Lays a key on top of those that came before: what of it lies in the part that is gathered.
     pub(super) fn push(&mut self, key: &Key, payload: PmemOff, block_shift: u32) {
+        if self.holds_all_of(key) {
+            self.lay(key, payload, block_shift);
+        } else if let Some((key, payload)) = self.clip(key, payload, block_shift) {
+            self.lay(&key, payload, block_shift);
+        }
+    }
+
+    fn lay(&mut self, key: &Key, payload: PmemOff, block_shift: u32) {
         let covered = |laid: &Laid| laid.lba == key.lba && laid.len_blocks == key.len_blocks;
         if canary::is(Canary::OldestKeyWins) && self.keys.iter().any(covered) {
             return;
@@ -165,10 +189,12 @@ impl Overlay {
             number: self.keys.len() as u32,
             kind: key.kind,
         };
+        debug_assert!(
+            self.keys.len() < self.keys.capacity(),
+            "INV-WB-8: there is room for {} keys",
+            self.keys.len()
+        );
         self.keys.push(laid);
-        if self.moved.len() < self.keys.len() {
-            self.moved.push(laid);
-        }
     }
 
     /// Goes on with sorting, by at most `steps` keys, none of which is pushed afterwards. `true`: they are
@@ -178,6 +204,7 @@ impl Overlay {
         loop {
             self.order = match self.order {
                 Order::Sorted => return true,
+                Order::Narrowing { .. } => unreachable!("INV-WB-8: it is narrowed to its end"),
                 _ if left == 0 => return false,
                 Order::Laid if self.is_ascending => Order::Sorted,
                 Order::Laid if self.keys.len() <= SMALL_COUNT => {
@@ -211,6 +238,10 @@ impl Overlay {
         let end = self.keys.len().min(at + *left);
         for key in &self.keys[at..end] {
             self.places[((key.lba.0 >> shift) & mask) as usize] += 1;
+        }
+        if self.moved.len() < end {
+            self.moved
+                .extend_from_slice(&self.keys[self.moved.len()..end]);
         }
         *left -= end - at;
         if end < self.keys.len() {
@@ -361,236 +392,4 @@ fn cut(key: &Laid, from: u64, until: u64, block_shift: u32) -> Piece {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn key(lba: u64, len_blocks: u32, kind: KeyKind) -> Key {
-        Key {
-            lba: Lba(lba),
-            len_blocks,
-            kind,
-            payload_off: 0,
-            crc: 0,
-        }
-    }
-
-    /// All pieces, and how many steps they took.
-    fn pieces_in_steps(overlay: &mut Overlay) -> (Vec<Piece>, usize) {
-        overlay.rewind();
-        let (mut pieces, mut count) = (vec![], 0);
-        loop {
-            // It may be interrupted anywhere.
-            let mut step = 1;
-            match overlay.next(&mut step) {
-                Ahead::Piece(piece) => pieces.push(piece),
-                Ahead::Unknown => assert_eq!(step, 0),
-                Ahead::End => return (pieces, count),
-            }
-            count += 1;
-        }
-    }
-
-    fn pieces(overlay: &mut Overlay) -> Vec<Piece> {
-        pieces_in_steps(overlay).0
-    }
-
-    proptest! {
-        #[test]
-        fn pieces_are_sorted_disjoint_and_the_newest_wins(
-            keys in prop::collection::vec((0u64..40, 1u32..12, any::<bool>()), 0..24),
-        ) {
-            // INV-WB-4.
-            let mut overlay = Overlay::new(4).unwrap();
-            let mut expected = vec![None; 64];
-            let mut ends = (0, PmemOff(0));
-            for (number, &(lba, len, goes_on)) in keys.iter().enumerate() {
-                // Some go on where the one before ends, on the base and in the cache: they are laid on as one.
-                let (lba, payload) = if goes_on && ends.0 + u64::from(len) <= 52 {
-                    ends
-                } else {
-                    (lba, PmemOff((number as u64 + 1) << 20))
-                };
-                ends = (lba + u64::from(len), payload.plus(u64::from(len) << 9));
-                overlay.push(&key(lba, len, KeyKind::Data), payload, 9);
-                for block in 0..u64::from(len) {
-                    expected[(lba + block) as usize] = Some(payload.0 + (block << 9));
-                }
-            }
-            while !overlay.sort(3) {}
-            let mut found = vec![None; 64];
-            let mut last_end = 0;
-            let first = pieces(&mut overlay);
-            for piece in &first {
-                assert!(piece.len_blocks > 0 && piece.lba.0 >= last_end);
-                last_end = piece.lba.0 + piece.len_blocks;
-                for block in 0..piece.len_blocks {
-                    found[(piece.lba.0 + block) as usize] = Some(piece.payload.0 + (block << 9));
-                }
-            }
-            prop_assert_eq!(found, expected);
-            // A second time, as after a flush of the base that failed.
-            prop_assert_eq!(pieces(&mut overlay), first);
-        }
-
-        #[test]
-        fn what_lies_under_much_else_comes_out_as_it_should(
-            small in prop::collection::vec((0u64..300, 1u32..9), 0..600),
-            large in prop::collection::vec((0u64..100, 100u32..250), 1..4),
-            later in prop::collection::vec((0u64..300, 1u32..9), 0..20),
-        ) {
-            // INV-WB-4, with far more keys at a block than one piece takes.
-            let mut overlay = Overlay::new(4).unwrap();
-            let mut expected = vec![None; 512];
-            let all = small.iter().chain(&large).chain(&later);
-            for (number, &(lba, len)) in all.enumerate() {
-                let payload = PmemOff((number as u64 + 1) << 20);
-                overlay.push(&key(lba, len, KeyKind::Data), payload, 9);
-                for block in 0..u64::from(len) {
-                    expected[(lba + block) as usize] = Some(payload.0 + (block << 9));
-                }
-            }
-            while !overlay.sort(7) {}
-            let mut found = vec![None; 512];
-            let mut last_end = 0;
-            for piece in pieces(&mut overlay) {
-                assert!(piece.len_blocks > 0 && piece.lba.0 >= last_end);
-                last_end = piece.lba.0 + piece.len_blocks;
-                for block in 0..piece.len_blocks {
-                    found[(piece.lba.0 + block) as usize] = Some(piece.payload.0 + (block << 9));
-                }
-            }
-            prop_assert_eq!(found, expected);
-        }
-
-        #[test]
-        fn many_keys_come_out_as_a_stable_sort_has_them_wherever_sorting_is_interrupted(
-            seed in 0u64..1000,
-            count in 257usize..1500,
-            range_bits in 1u32..40,
-            align_bits in 0u32..4,
-            steps in 1usize..700,
-        ) {
-            let mut state = seed;
-            let mut random = move || {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                state >> 20
-            };
-            let lbas: Vec<u64> = (0..count)
-                .map(|_| (random() & ((1 << range_bits) - 1)) << align_bits)
-                .collect();
-            let mut overlay = Overlay::new(count).unwrap();
-            // Twice: what the first batch leaves behind does not show in the second.
-            for _ in 0..2 {
-                overlay.clear();
-                for (number, &lba) in lbas.iter().enumerate() {
-                    overlay.push(&key(lba, 1, KeyKind::Data), PmemOff((number as u64) << 13), 12);
-                }
-                while !overlay.sort(steps) {}
-                let mut expected: Vec<(u64, u64)> = (0..).zip(&lbas).map(|(n, lba)| (*lba, n << 13)).collect();
-                // The newest of those with the same address.
-                expected.sort();
-                expected.reverse();
-                expected.dedup_by_key(|(lba, _)| *lba);
-                expected.reverse();
-                let found: Vec<_> = pieces(&mut overlay)
-                    .iter()
-                    .map(|piece| (piece.lba.0, piece.payload.0))
-                    .collect();
-                prop_assert_eq!(found, expected);
-            }
-        }
-    }
-
-    #[test]
-    fn the_pages_of_a_write_are_one_key_as_far_as_nothing_comes_between() {
-        let mut overlay = Overlay::new(8).unwrap();
-        // (lba, payload), in pages: three of a write; one that goes on in the cache alone, one on the base alone.
-        for (lba, payload) in [(8, 100), (9, 101), (10, 102), (20, 103), (21, 200)] {
-            overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(payload << 12), 12);
-        }
-        // Newer, in the middle; behind it the write goes on.
-        overlay.push(&key(9, 1, KeyKind::Data), PmemOff(50 << 12), 12);
-        overlay.push(&key(11, 1, KeyKind::Data), PmemOff(103 << 12), 12);
-        while !overlay.sort(1) {}
-        assert_eq!(overlay.key_count(), 5);
-        let found: Vec<_> = pieces(&mut overlay)
-            .iter()
-            .map(|piece| (piece.lba.0, piece.len_blocks, piece.payload.0 >> 12))
-            .collect();
-        let expected = [
-            (8, 1, 100),
-            (9, 1, 50),
-            (10, 1, 102),
-            (11, 1, 103),
-            (20, 1, 103),
-            (21, 1, 200),
-        ];
-        assert_eq!(found, expected);
-        overlay.clear();
-        for page in 0..100 {
-            overlay.push(&key(page, 1, KeyKind::Data), PmemOff(page << 12), 12);
-        }
-        assert_eq!(
-            overlay.key_count() as u64,
-            (100u64 << 12).div_ceil(JOINED_BYTES_MAX)
-        );
-    }
-
-    #[test]
-    fn a_block_that_was_overwritten_often_makes_one_key_and_few_steps() {
-        const COUNT: usize = 10_000;
-        let mut overlay = Overlay::new(COUNT).unwrap();
-        for number in 0..COUNT as u64 {
-            overlay.push(&key(8, 1, KeyKind::Data), PmemOff(number << 12), 12);
-        }
-        let mut calls = 1;
-        while !overlay.sort(100) {
-            calls += 1;
-        }
-        assert!(calls >= COUNT / 100, "{calls} calls");
-        assert_eq!(overlay.key_count(), 1);
-        let pieces = pieces(&mut overlay);
-        assert_eq!(pieces.len(), 1);
-        assert_eq!(pieces[0].payload, PmemOff((COUNT as u64 - 1) << 12));
-    }
-
-    #[test]
-    fn keys_below_a_newer_one_are_looked_at_once() {
-        const COUNT: usize = 10_000;
-        let mut overlay = Overlay::new(COUNT).unwrap();
-        for lba in 0..COUNT as u64 {
-            // No two of them lie side by side in the cache.
-            overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(lba << 13), 12);
-        }
-        overlay.push(&key(0, COUNT as u32, KeyKind::Unmap), PmemOff(0), 12);
-        while !overlay.sort(100) {}
-        let (pieces, steps) = pieces_in_steps(&mut overlay);
-        assert_eq!((pieces.len(), pieces[0].kind), (1, KeyKind::Unmap));
-        assert_eq!(pieces[0].len_blocks, COUNT as u64);
-        assert!((COUNT..COUNT + 10).contains(&steps), "{steps} steps");
-    }
-
-    /// Each begins and ends a block later than the one before it, and is older. The last key goes further than all of them.
-    #[test]
-    fn keys_that_come_to_their_ends_below_a_newer_one_are_looked_at_twice() {
-        const COUNT: usize = 4000;
-        let mut overlay = Overlay::new(COUNT + 1).unwrap();
-        for lba in (0..COUNT as u64).rev() {
-            overlay.push(&key(lba, COUNT as u32, KeyKind::Unmap), PmemOff(0), 12);
-        }
-        overlay.push(
-            &key(COUNT as u64, COUNT as u32, KeyKind::Data),
-            PmemOff(0),
-            12,
-        );
-        while !overlay.sort(100) {}
-        let (pieces, steps) = pieces_in_steps(&mut overlay);
-        let kinds: Vec<KeyKind> = pieces.iter().map(|piece| piece.kind).collect();
-        assert_eq!(kinds, [KeyKind::Unmap, KeyKind::Data]);
-        assert!(
-            (COUNT * 2..COUNT * 2 + 10).contains(&steps),
-            "{steps} steps"
-        );
-    }
-}
+mod tests;

@@ -26,6 +26,9 @@
 //! 6. read fills, and what is clean in X, may be laid as well. If the index names such a thing, nothing of its block is
 //!    dirty that is older, by 2 and since fills are made of blocks that are not in the index. The base holds the same.
 //!
+//! One with too many keys is written in parts (`parts.rs`), and all of this holds for the blocks of each of them, with an E of
+//! its own.
+//!
 //! If the keys of another segment turn out to be lost, it begins again, with that one in X. Blocks of X whose memory is
 //! lost, or that are known to be damaged when stage 3 ends, hold the batch like any others (`lost.rs`). The checksums of
 //! payloads are lost with their keys, from the first that cannot be read on; before that they are not looked for. So a
@@ -59,9 +62,10 @@ const BUCKETS_READ_PER_POLL: usize = 4;
 const STAND_NS_MAX: u64 = NS_PER_S;
 
 /// What a batch is, and how far it is if it is a salvage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stage {
     /// It is none.
+    #[default]
     Ordinary,
     /// 1: the log is gathered, to a settled point above this number.
     Below(Seq),
@@ -86,6 +90,8 @@ pub(super) struct Salvage {
     pub(super) has_retried: bool,
     /// After a stop: since when nothing could be done.
     stands_since: Option<Now>,
+    /// What each of its parts begins with.
+    pub(super) first_stage: Stage,
     /// How many dirty bytes there are is not known for sure: what was overwritten in X was never counted off.
     pub(super) is_miscounted: bool,
 }
@@ -231,6 +237,7 @@ impl Writeback {
             Stage::Below(upto)
         };
         self.next.begin_salvage(limits, stage, now);
+        self.salvage.first_stage = stage;
         true
     }
 }
@@ -289,6 +296,11 @@ impl Next {
             Depth::Read => BUCKETS_READ_PER_POLL,
         };
         for bucket in bucket..end.min(bucket + count) {
+            // A bucket has fewer blocks than a kset has keys.
+            if self.overlay.key_count() >= self.limits.room {
+                self.stage = Stage::Visiting(bucket);
+                return Step::Narrowing;
+            }
             let laid = cache.index.visit_bucket(bucket, awaits, |page, map| {
                 self.lay((cache, counters), (page, &map), depth, awaits);
             });
@@ -378,10 +390,13 @@ impl Next {
                 payload_off: payload_off as u32,
                 crc: 0,
             };
+            block += len_blocks;
+            if self.overlay.is_behind_first() && !self.overlay.holds_some_of(&key) {
+                continue;
+            }
             look_at(cache, counters, (id, place), &key, depth, &mut self.lost);
             self.overlay
                 .push(&key, payload, cache.geometry.block_shift());
-            block += len_blocks;
         }
     }
 }

@@ -30,7 +30,7 @@ const BATCH_MIN_URGENT: Load = Load {
 };
 /// A batch takes at most this part of the cache.
 const BATCH_CACHE_PARTS: u64 = 8;
-/// Keys of a batch, at most: bounds the DRAM of both overlays to 18 MiB.
+/// Keys of a batch, at most, and of a part of one that has to take more: bounds the DRAM of both overlays to 18 MiB.
 pub(super) const BATCH_KEYS_MAX: u64 = 128 << 10;
 
 /// How much of what is dirty the next batch is to take.
@@ -135,10 +135,22 @@ impl Writeback {
             order: context.order,
             load,
             clearing: self.batch.clearing_base.clearing(cache.base_caps, now),
-            key_count: BATCH_KEYS_MAX as usize,
+            key_count: self.room,
+            room: room(self.room, cache.dirty_tail()),
             reach: context.tails.batch_end,
             read_upto: self.read_upto,
         }
+    }
+}
+
+/// How many keys a batch gathers behind this dirty tail before room is made. In simulations there is little to be had as a
+/// rule, so that small batches are written in parts, as enormous ones are.
+fn room(room: usize, dirty_tail: Seq) -> usize {
+    if cfg!(feature = "sim") {
+        let rooms = [4, 16, room];
+        rooms[(dirty_tail.0 % 3) as usize].min(room)
+    } else {
+        room
     }
 }
 

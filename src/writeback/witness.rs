@@ -42,6 +42,12 @@ impl WitnessUpdate {
         for (overwritten, entry) in self.overwritten.iter_mut().zip(&tails.witness) {
             *overwritten |= overlaps(op, entry);
         }
+        // A batch that catches up with itself writes blocks once more.
+        for sample in &mut self.samples {
+            if overlaps(op, sample) {
+                *sample = UNUSED;
+            }
+        }
         if op.kind != KeyKind::Data {
             return;
         }

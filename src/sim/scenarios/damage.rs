@@ -10,7 +10,7 @@ use crate::units::{Lba, PmemOff};
 
 /// How memory goes bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     Poison,
     Flip,
 }
@@ -24,7 +24,7 @@ fn setup() -> Setup {
     }
 }
 
-fn spoil(machine: &Machine, lba: u64, way: Way) -> Result<PmemOff, Violation> {
+pub(super) fn spoil(machine: &Machine, lba: u64, way: Way) -> Result<PmemOff, Violation> {
     let place = place_of(machine, Lba(lba)).ok_or_else(|| Violation("not cached".to_owned()))?;
     let off = machine.cache().geometry.place_off(place).plus(77);
     match way {
@@ -34,12 +34,12 @@ fn spoil(machine: &Machine, lba: u64, way: Way) -> Result<PmemOff, Violation> {
     Ok(off)
 }
 
-fn drain_as_far_as_it_goes(machine: Machine) -> Result<Machine, Violation> {
+pub(super) fn drain_as_far_as_it_goes(machine: Machine) -> Result<Machine, Violation> {
     let turns = [Step::DrainStart, Step::Turns(60), Step::Pass(1000)];
     apply(apply(machine, &turns)?, &[Step::Turns(60)])
 }
 
-fn check_degraded(machine: &Machine) -> Result<(), Violation> {
+pub(super) fn check_degraded(machine: &Machine) -> Result<(), Violation> {
     let health = machine.cache().health();
     check(matches!(health, Health::Degraded(_)), || {
         format!("dirty data are lost, and the cache is {health:?}")

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The items of the list.
-const ITEMS: std::ops::RangeInclusive<u32> = 1..=50;
+const ITEMS: std::ops::RangeInclusive<u32> = 1..=51;
 
 /// The rows of the table: item, and the rest of the line.
 fn rows() -> Vec<(u32, String)> {

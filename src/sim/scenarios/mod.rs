@@ -16,6 +16,7 @@ mod log;
 mod metadata;
 mod modes;
 mod opening;
+mod parts;
 mod reads;
 mod reclaim;
 mod requests;
@@ -162,6 +163,9 @@ scenarios! {
     50 waiting::a_core_that_waits_has_one_turn_for_what_it_has_then,
     50 waiting::a_core_that_is_slow_does_not_hold_up_the_others,
     50 waiting::a_stall_counts_as_long_as_somebody_waits,
+    51 parts::a_batch_that_goes_beyond_damage_is_written_in_parts,
+    51 parts::parts_are_written_again_when_the_flush_behind_them_fails,
+    51 parts::a_salvage_in_parts_is_overtaken_by_writes,
 }
 
 /// What a scenario is given, and where it leaves what it did.

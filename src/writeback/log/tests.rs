@@ -74,6 +74,7 @@ impl Taking {
                     cleared_bytes: u64::MAX,
                 },
                 key_count: usize::MAX,
+                room: usize::MAX,
                 ..Limits::NONE
             },
             taken: Taken::NOTHING,
@@ -235,4 +236,63 @@ fn a_segment_that_is_told_after_it_was_seen_open_is_ready_once() {
     assert_eq!(taking.log.ready.len(), 1);
     while taking.gather(&cache).expect("no key is lost") == Gathered::InPart {}
     assert_eq!(taking.taken.last_seq, Some(Seq(1)));
+}
+
+#[test]
+fn what_must_go_on_takes_no_more_room() {
+    const ROOM: usize = 20;
+    let cache = new_cache_of(&Setup {
+        segment_count: SEGMENTS,
+        block_count: 8 << 10,
+        ..Setup::default()
+    });
+    let mut channel = cache.channel().expect("the first");
+    let (buf, mut out) = (IovBuf::new(&[7; 4096], &[]), Outbox::new());
+    let mut count = 0;
+    while cache.segments.free_count() > 2 {
+        let io = HostIo {
+            token: IoToken(1),
+            op: Op::Write(buf.cursor(), Fua::No),
+            // No two of them are neighbours.
+            lba: Lba(count * 17 % 512 * 16),
+            len_blocks: 8,
+        };
+        channel.submit(io).expect("the table is empty");
+        out.clear();
+        channel.poll(Now(0), &mut out);
+        count += 1;
+    }
+    assert!(count as usize > 4 * ROOM, "{count} writes");
+    let mut taking = Taking::new(&cache);
+    taking.overlay = Overlay::new(ROOM + 1).unwrap();
+    (taking.limits.reach, taking.limits.room) = (Seq(u64::MAX), ROOM);
+    let (mut parts, mut from, mut pieces) = (0, Lba(0), 0);
+    loop {
+        loop {
+            match taking.gather(&cache).expect("all can be read") {
+                Gathered::Crowded => while !taking.overlay.narrow(10, ROOM / 2) {},
+                Gathered::InPart => {}
+                Gathered::Dry => break,
+                Gathered::Full => panic!("it has to go on"),
+            }
+            // It has room for one kset more, which has one key.
+            assert!(taking.overlay.key_count() <= ROOM);
+        }
+        assert_eq!(taking.taken.last_seq, Some(Seq(cache.seq_next().0 - 1)));
+        while !taking.overlay.sort(10) {}
+        pieces += taking.overlay.key_count();
+        parts += 1;
+        let Some(next) = taking.overlay.next_part() else {
+            break;
+        };
+        assert!(next > from);
+        from = next;
+        taking.overlay.clear();
+        taking.overlay.begin_at(from);
+        taking.taken = Taken::NOTHING;
+        taking.log.restart();
+        look(&mut taking.log, &cache);
+    }
+    assert_eq!(pieces as u64, count.min(512), "each is in one part");
+    assert!(parts >= pieces / ROOM, "{parts} parts");
 }
