@@ -110,7 +110,7 @@ impl Walk {
             // Whoever waits for room does not wait for copies.
             self.plan = Plan::Evict;
         }
-        let from = self.at;
+        let (from, hot_bytes_left) = (self.at, self.hot_bytes_left);
         let step = self.go_on(cache, agent);
         if self.copier.is_empty() {
             return step;
@@ -123,6 +123,8 @@ impl Walk {
         match self.copier.commit(cache, to, victim.born()) {
             CopyEnd::Done => return step,
             CopyEnd::Busy if self.returns_left > 0 => self.returns_left -= 1,
+            // A segment has an end, and the same pages come again.
+            CopyEnd::NotLookedAt => self.hot_bytes_left = hot_bytes_left,
             // Whoever writes there all the time keeps nobody from reclaiming.
             CopyEnd::Busy | CopyEnd::NoRoom => self.plan = Plan::Evict,
         }

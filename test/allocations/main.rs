@@ -176,6 +176,8 @@ fn reads(rig: &mut Rig, block_size_bytes: u64) {
 /// Everything at once, far more than the cache has room for.
 fn reclaiming(rig: &mut Rig) {
     let kinds = [Kind::Write, Kind::Read, Kind::Write, Kind::Lend];
+    // As long as somebody waits for room nothing is copied, which may come to all the time.
+    let mut copied_bytes = 0;
     for order in [WritebackOrder::Strict, WritebackOrder::Relaxed] {
         rig.set(Setting::WritebackOrder, order as u32);
         let load = Load {
@@ -188,8 +190,9 @@ fn reclaiming(rig: &mut Rig) {
         assert!(news.writeback_batches > 10, "{what}: {news:?}");
         assert!(news.segments_reclaimed > 20, "{what}: {news:?}");
         assert!(news.segments_compacted > 0, "{what}: {news:?}");
-        assert!(news.gc_copied_bytes > 0, "{what}: {news:?}");
+        copied_bytes += news.gc_copied_bytes;
     }
+    assert!(copied_bytes > 0);
     let load = Load {
         len_bytes: 64 * KIB,
         area_mib: COLD_MIB,

@@ -10,17 +10,20 @@ const BLOCK: usize = 512;
 /// Two looks.
 const SEGMENT_BYTES: u64 = 1 << 20;
 const SEGMENT_COUNT: u64 = 10;
+/// More than is written.
+const BASE_BYTES: u64 = 64 << 20;
 
 /// A cache without a background, in which a segment that is in use is known to have lost memory.
-fn with_a_loss() -> (Plain<SimPmem>, IovBuf) {
-    let options = options(BLOCK as u32, Some(DataCrc::Off));
+fn with_a_loss(segment_count: u64) -> (Plain<SimPmem>, IovBuf) {
+    let mut options = options(BLOCK as u32, Some(DataCrc::Off));
+    options.base.block_count = BASE_BYTES / BLOCK as u64;
     let options = OpenOptions {
         segment_size_bytes: Some(SEGMENT_BYTES),
         settings: options.settings.and(Setting::ScrubMibS, 0),
         ..options
     };
     let base = vec![0; options.base.block_count as usize * BLOCK];
-    let pmem = SimPmem::new((64 << 10) + SEGMENT_COUNT * SEGMENT_BYTES);
+    let pmem = SimPmem::new((64 << 10) + segment_count * SEGMENT_BYTES);
     let plain = Plain::new(pmem, base, options, BackgroundRuns::InDrains);
     let mut plain = plain.expect("the device is blank");
     plain.pmem().set_poisoned_store(PoisonedStore::Faults);
@@ -62,7 +65,7 @@ fn write(plain: &mut Plain<SimPmem>, buf: &IovBuf) -> (Status, Vec<usize>) {
 
 #[test]
 fn free_memory_is_looked_at_in_several_polls() {
-    let (mut plain, buf) = with_a_loss();
+    let (mut plain, buf) = with_a_loss(SEGMENT_COUNT);
     assert_eq!(write(&mut plain, &buf), (Status::Success, vec![0; 2]));
     // It is known from now on.
     assert_eq!(write(&mut plain, &buf), (Status::Success, vec![0]));
@@ -70,7 +73,7 @@ fn free_memory_is_looked_at_in_several_polls() {
 
 #[test]
 fn of_free_segments_that_are_lost_one_goes_out_of_service_in_a_poll() {
-    let (mut plain, buf) = with_a_loss();
+    let (mut plain, buf) = with_a_loss(SEGMENT_COUNT);
     let geometry = plain.cache.geometry;
     // All but the last, in the second half of each.
     for id in (0..geometry.segment_count() - 1).map(SegId) {
@@ -83,4 +86,32 @@ fn of_free_segments_that_are_lost_one_goes_out_of_service_in_a_poll() {
     assert!(steps.clone().all(|step| step <= 1), "{counts:?}");
     assert!(counts.last() >= Some(&3), "{counts:?}");
     assert_eq!(counts[0], 0, "{counts:?}");
+}
+
+/// What reclaiming keeps has to wait for the look at where it goes, and is not given up for that.
+#[test]
+fn what_is_read_often_is_kept_while_free_memory_is_looked_at() {
+    const HOT_PAGES: u64 = 8;
+    let (mut plain, _) = with_a_loss(4 * SEGMENT_COUNT);
+    let change = SettingChange::of(Setting::GcPercent, 50).and(Setting::DirtyHighPercent, 1);
+    let change = change.and(Setting::DirtyLowPercent, 0);
+    plain.cache.change_settings(&change).unwrap();
+    let buf = IovBuf::new(&[7; 4096], &[]);
+    let others = HOT_PAGES..plain.cache.block_count() / 8;
+    let pages = (0..HOT_PAGES).chain(others.cycle().take(40 * 256));
+    for (count, page) in pages.enumerate() {
+        let status = plain.run(0, Op::Write(buf.cursor(), Fua::No), page * 8, 8);
+        assert_eq!(status, Status::Success);
+        // In time: nobody waits for room.
+        (0..8).for_each(|_| plain.poll_background());
+        if count == 2 * 256 {
+            assert!(plain.drain());
+            for page in (0..2).flat_map(|_| 0..HOT_PAGES) {
+                assert_eq!(plain.read(0, page * 8, 8).0, Status::Success);
+            }
+        }
+    }
+    let stats = plain.cache.stats();
+    assert!(stats.segments_reclaimed > 2, "{stats:?}");
+    assert_eq!(stats.gc_copied_bytes, HOT_PAGES * 4096, "{stats:?}");
 }

@@ -39,6 +39,8 @@ pub(crate) enum CopyEnd {
     Busy,
     /// There is no room for copies.
     NoRoom,
+    /// The memory that is free has to be looked at first, which goes on with each attempt.
+    NotLookedAt,
 }
 
 /// See the module.
@@ -92,7 +94,7 @@ impl Copier {
     pub(crate) fn commit<P: Pmem>(&mut self, cache: &Cache<P>, to: Special, born: u64) -> CopyEnd {
         let mut end = CopyEnd::Done;
         let mut next = 0;
-        while next < self.copies.len() && end != CopyEnd::NoRoom {
+        while next < self.copies.len() && matches!(end, CopyEnd::Done | CopyEnd::Busy) {
             let (left, now) = self.run_batch(cache, (to, born), next);
             next = left;
             if now != CopyEnd::Done {
@@ -161,7 +163,8 @@ impl Copier {
                 }
                 Err(Refusal::Busy) => end = CopyEnd::Busy,
                 Err(Refusal::BatchFull) => return (at, end),
-                Err(Refusal::NoRoom | Refusal::NotLookedAt) => return (at, CopyEnd::NoRoom),
+                Err(Refusal::NoRoom) => return (at, CopyEnd::NoRoom),
+                Err(Refusal::NotLookedAt) => return (at, CopyEnd::NotLookedAt),
             }
         }
         (self.copies.len(), end)
