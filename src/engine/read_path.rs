@@ -1,6 +1,7 @@
 //! Reads: hits are copied from the mapping, only what is missing is read from the base, straight into the
 //! caller's memory, and may then be put into the cache.
 
+mod ahead;
 mod damaged;
 mod run;
 mod verified;
@@ -17,6 +18,7 @@ use crate::index::{BlockMap, GROUP_PAGES, Lookup, PageMap, Version};
 use crate::media::Place;
 use crate::pmem::{Coming, IovCursor, Pmem};
 use crate::units::{Lba, Page};
+use ahead::WholePage;
 use damaged::LOSSES_PER_POLL;
 use run::Run;
 use std::mem;
@@ -25,9 +27,6 @@ use std::mem;
 pub(super) const FILL_PAGES_MAX: usize = 64;
 /// For how many pages the index is asked ahead.
 pub(super) const PREFETCH_PAGES: u64 = 32;
-/// Of the data of the next read, so much is asked for before the last is copied, and the rest of its first page meanwhile.
-const PREFETCH_BYTES: u64 = 512;
-
 /// What may lie between two reads of a sequence: what others of it have found in the cache.
 const SEQUENCE_GAP_BYTES: u64 = 128 << 10;
 
@@ -100,16 +99,6 @@ impl ReadState {
         self.missed_pages += last.0 + 1 - first.max(self.missed_upto).0;
         self.missed_upto = Page(last.0 + 1);
     }
-}
-
-/// A [`Lookup`] of a page that lies in one piece.
-#[derive(Clone, Copy, Debug)]
-struct WholePage {
-    page: Page,
-    source: BlockMap,
-    version: Version,
-    /// What the read wants of it, and has not asked for yet.
-    coming: Coming,
 }
 
 /// Nothing more can be done for this read now.
@@ -186,47 +175,6 @@ impl Core {
                 }
             }
         }
-    }
-
-    /// Looks up where the first read in the queue begins, and asks for the data there: they come while another
-    /// read is copied. The answer is good for as long as the grace period in which it was given.
-    #[inline]
-    fn look_ahead<P: Pmem>(&self, cache: &Cache<P>) -> Option<WholePage> {
-        let request = self.requests.get(*self.reads.front()?)?;
-        let done_blocks = request.read?.done_blocks;
-        let start = request.io.lba.0 + done_blocks;
-        let page = cache.geometry.page_of(Lba(start));
-        let Lookup { map, version } = cache.index.lookup(cache.index.locate(page))?;
-        let PageMap::Whole(source @ BlockMap::Mapped(_)) = map else {
-            return None;
-        };
-        let page_blocks = u64::from(cache.geometry.blocks_per_page());
-        let first = start & (page_blocks - 1);
-        // A page has 8 blocks at most.
-        let BlockMap::Mapped(place) = source.behind(first as u32) else {
-            return None;
-        };
-        let len_blocks = (page_blocks - first).min(request.io.len_blocks - done_blocks);
-        let len_bytes = cache.geometry.bytes(len_blocks);
-        let (off, at_once) = (
-            cache.geometry.place_off(place),
-            PREFETCH_BYTES.min(len_bytes),
-        );
-        cache.pmem.prefetch(off, at_once);
-        cache.heat.prefetch(place);
-        if let Some(crcs) = cache.verifying() {
-            crcs.prefetch(place);
-        }
-        let coming = Coming {
-            off: off.plus(at_once),
-            len_bytes: len_bytes - at_once,
-        };
-        Some(WholePage {
-            page,
-            source,
-            version,
-            coming,
-        })
     }
 
     /// Goes through the blocks of a read that have not been dealt with.
