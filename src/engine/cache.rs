@@ -13,6 +13,7 @@ use super::mode::ModeState;
 use super::open_ids::CORE_STREAM_COUNT_MAX;
 use super::place_crcs::PlaceCrcs;
 use super::room_queue::RoomQueue;
+use super::sealing::Sealed;
 #[cfg(any(test, feature = "sim"))]
 use super::segments::SegmentState;
 use super::segments::{Segments, Special};
@@ -347,12 +348,15 @@ impl<P: Pmem> Cache<P> {
         stream_number: usize,
         agent: Agent,
         is_wanted: impl FnOnce(&OpenSegment) -> bool,
-    ) {
-        if let Ok(mut stream) = self.streams[stream_number].try_lock()
-            && stream.open.as_ref().is_some_and(is_wanted)
-        {
-            stream.seal(&self.stream_context(agent));
+    ) -> Sealed {
+        let Ok(mut stream) = self.streams[stream_number].try_lock() else {
+            return Sealed::Busy;
+        };
+        if !stream.open.as_ref().is_some_and(is_wanted) {
+            return Sealed::No;
         }
+        stream.seal(&self.stream_context(agent));
+        Sealed::Yes
     }
 
     /// What the base holds already: everything in a segment whose last kset was written back, or in which nothing is

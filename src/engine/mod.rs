@@ -35,6 +35,7 @@ mod read_path;
 mod republish;
 mod room_queue;
 mod rounding;
+mod sealing;
 mod segments;
 mod sequences;
 mod settings;
@@ -72,6 +73,7 @@ pub use io::*;
 pub(crate) use kset_cursor::KsetCursor;
 pub use lend::LOAN_COUNT_MAX;
 pub(crate) use place_crcs::PlaceCrcs;
+pub(crate) use sealing::{Sealing, SealingStep};
 pub(crate) use segments::{Class, Segment, SegmentStart, SegmentState, Segments, Special};
 pub use settings::{
     ChangeError, SETTING_SLOT_COUNT, SETTINGS, Setting, SettingChange, SettingError, SettingInfo,

@@ -14,6 +14,7 @@
 //! any more.
 
 mod census;
+mod index_wait;
 mod look;
 mod victim;
 mod walk;
@@ -27,6 +28,7 @@ use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{Agent, Generation, PAGE_SIZE_BYTES, SegId, Seq};
 use census::Census;
+use index_wait::IndexWait;
 use look::{Look, Looked};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -83,8 +85,7 @@ pub(crate) struct Gc {
     lack: Lack,
     /// The dirty tail when that was found.
     lack_tail: Seq,
-    /// Somebody waits for the index: until everything below this is clean, no segment is emptied for that.
-    index_wait: Option<Seq>,
+    index_wait: Option<IndexWait>,
 }
 
 impl Gc {
@@ -212,9 +213,8 @@ impl Gc {
         if !wanted {
             self.index_wait = None;
         } else if waits_for_index(cache) && !segments.has_suspects() {
-            // Not for ever: a writer leaves alone what shares buckets with its own pages.
-            let upto = *self.index_wait.get_or_insert_with(|| cache.seq_settled());
-            if cache.dirty_tail().0 + 1 < upto.0 {
+            let wait = self.index_wait.get_or_insert_with(|| IndexWait::new(cache));
+            if wait.poll(cache) {
                 return self.leave_to_writeback(cache.dirty_tail());
             }
         }

@@ -11,7 +11,14 @@ const SEGMENT_BYTES: u64 = 64 << 10;
 
 /// A cache of some 4 MiB in front of 64 MiB, that writes back for nothing but room.
 fn plain() -> Plain<SimPmem> {
-    let mut options = options(512, None);
+    plain_of(2)
+}
+
+fn plain_of(stream_count_max: u32) -> Plain<SimPmem> {
+    let mut options = OpenOptions {
+        stream_count_max,
+        ..options(512, None)
+    };
     options.base.block_count = PAGE_COUNT * 8;
     options.settings = SettingChange::of(Setting::DirtyAgeS, 0)
         .and(Setting::GcPercent, 90)
@@ -149,4 +156,53 @@ fn unmaps_do_not_wait_for_the_index() {
         assert_eq!(status, Status::Success);
     };
     assert_eq!(waits(unmap), 0);
+}
+
+/// It is clean only as a whole.
+#[test]
+fn a_wait_for_the_index_ends_though_another_channel_appends_to_the_segment() {
+    const BLOCKS: u64 = 512;
+    let mut plain = plain_of(1);
+    let change = SettingChange::of(Setting::DirtyLowPercent, 90);
+    let change = change.and(Setting::DirtyHighPercent, 95);
+    plain.cache.change_settings(&change).unwrap();
+    let write = |plain: &mut Plain<SimPmem>| {
+        let buf = IovBuf::new(&[1; 512], &[]);
+        let status = plain.run(1, Op::Write(buf.cursor(), Fua::No), 0, 1);
+        assert_eq!(status, Status::Success);
+    };
+    // All that is in the index lies in one open segment, and hardly anything is dirty.
+    let mut waits = false;
+    for number in 1..PAGE_COUNT * 8 / BLOCKS {
+        let io = HostIo {
+            token: IoToken(number),
+            op: Op::Unmap,
+            lba: Lba(number * BLOCKS),
+            len_blocks: BLOCKS,
+        };
+        plain.channel_mut(0).submit(io).unwrap();
+        waits = plain.poll_channel(0).is_none();
+        if waits {
+            break;
+        }
+        if number % 8 == 0 {
+            assert!(plain.drain());
+            write(&mut plain);
+        }
+    }
+    assert!(waits && plain.cache.info().requests_wait);
+    let mut writes = 0;
+    for _ in 0..10_000 {
+        plain.poll_background();
+        // Something is dirty at any moment.
+        if plain.cache.dirty_tail().0 + 1 == plain.cache.seq_next().0 {
+            write(&mut plain);
+            writes += 1;
+        }
+        if plain.poll_channel(0) == Some(Status::Success) {
+            assert!(writes < 10, "the writer waited for {writes} writes");
+            return plain.cache.check_invariants();
+        }
+    }
+    panic!("the writer waits for ever");
 }

@@ -17,13 +17,11 @@ pub(crate) enum EarlierParts {
     Maybe,
 }
 
-/// What is lost with a page that is forgotten, the least first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What is lost with a page that is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loss {
-    /// Whoever reads it asks the base for zeroes.
-    Zeroes,
-    /// Nobody has read it again.
-    Cold,
+    /// It is zeroes, or nobody has read it again.
+    Little,
     Hot,
 }
 
@@ -366,9 +364,11 @@ impl Index {
         true
     }
 
-    /// Forgets a clean page within reach of `at`, so that it can be reserved: the one that is missed least; or all that are
-    /// zeroes, which are missed by few, and come in large numbers with one key. Leaves alone what others hold. If somebody else is faster, it is to be tried again later. `is_clean` and `is_hot` choose; `forget` says
-    /// the same as the first, and is asked when what lies there goes.
+    /// Forgets clean pages within reach of `at`, so that it can be reserved: those of the nearest bucket that has any which
+    /// are missed by few, being zeroes or not read again; if there is no such bucket, one other. A bucket each time, since
+    /// looking at all of them takes microseconds, and a request of many pages asks for each. Leaves alone what others hold.
+    /// If somebody else is faster, it is to be tried again later. `is_clean` and `is_hot` choose; `forget` says the same as
+    /// the first, and is asked when what lies there goes.
     #[cold]
     pub(crate) fn make_room(
         &self,
@@ -378,42 +378,46 @@ impl Index {
         is_hot: impl Fn(Place) -> bool,
         forget: impl Fn(Place) -> bool,
     ) {
-        let mut best: Option<(Loss, usize, usize, u64)> = None;
-        let mut has_room = false;
-        for (bucket, slot, value) in self.entries_within_reach(at) {
-            let Some(loss) = self.loss_of(value, &is_clean, &is_hot) else {
-                continue;
-            };
-            if loss == Loss::Zeroes {
-                has_room |= self.evict_entry(bucket, slot, value, owner, &forget);
-            } else if best.is_none_or(|(least, ..)| loss < least) {
-                best = Some((loss, bucket, slot, value));
+        let goes = |bucket: usize, slot: usize, value| {
+            self.evict_entry(bucket, slot, value, owner, &forget)
+                && self.buckets.line(bucket)[slot].load(Ordering::Acquire) == 0
+        };
+        let mut hot = None;
+        for distance in 0..PROBE_MAX {
+            let mut has_room = false;
+            for (bucket, slot, value) in self.entries_of(at, distance) {
+                match self.loss_of(value, &is_clean, &is_hot) {
+                    Some(Loss::Little) => has_room |= goes(bucket, slot, value),
+                    Some(Loss::Hot) if hot.is_none() => hot = Some((bucket, slot, value)),
+                    Some(Loss::Hot) | None => {}
+                }
+            }
+            if has_room {
+                return;
             }
         }
-        if has_room {
-            return;
-        }
-        if let Some((_, bucket, slot, value)) = best {
-            let _ = self.evict_entry(bucket, slot, value, owner, &forget);
+        if let Some((bucket, slot, value)) = hot {
+            goes(bucket, slot, value);
             return;
         }
         // What a split page says is known under the claim alone.
-        for (bucket, slot, value) in self.entries_within_reach(at) {
-            if self.layout.kind(value) == SlotKind::Split
-                && self.evict_entry(bucket, slot, value, owner, &forget)
-                && self.buckets.line(bucket)[slot].load(Ordering::Acquire) == 0
-            {
+        let all = (0..PROBE_MAX).flat_map(|distance| self.entries_of(at, distance));
+        for (bucket, slot, value) in all {
+            if self.layout.kind(value) == SlotKind::Split && goes(bucket, slot, value) {
                 return;
             }
         }
     }
 
-    /// Bucket, slot and value of the entries in whose place that of `at` could be, without those that somebody holds: they
-    /// belong to a write of the same batch, or to somebody else.
-    fn entries_within_reach(&self, at: SlotRef) -> impl Iterator<Item = (usize, usize, u64)> {
-        let buckets = (0..PROBE_MAX).map(move |distance| self.bucket_at(at.bucket, distance));
-        let slots = buckets.flat_map(|bucket| (1..BUCKET_WORDS).map(move |slot| (bucket, slot)));
-        slots.filter_map(|(bucket, slot)| {
+    /// Bucket, slot and value of the entries so far from the home of `at`, in whose place it could be, without those that
+    /// somebody holds: they belong to a write of the same batch, or to somebody else.
+    fn entries_of(
+        &self,
+        at: SlotRef,
+        distance: usize,
+    ) -> impl Iterator<Item = (usize, usize, u64)> {
+        let bucket = self.bucket_at(at.bucket, distance);
+        (1..BUCKET_WORDS).filter_map(move |slot| {
             let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
             let home = self.home_of(bucket, self.layout.distance(value));
             let is_held = Meta(self.meta(home).load(Ordering::Relaxed)).owner() != 0;
@@ -436,12 +440,10 @@ impl Index {
         };
         if !is_clean(place) {
             None
-        } else if matches!(kind, SlotKind::Zero | SlotKind::ZeroRun) {
-            Some(Loss::Zeroes)
-        } else if is_hot(place) {
+        } else if !matches!(kind, SlotKind::Zero | SlotKind::ZeroRun) && is_hot(place) {
             Some(Loss::Hot)
         } else {
-            Some(Loss::Cold)
+            Some(Loss::Little)
         }
     }
 }
