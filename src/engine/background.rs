@@ -105,10 +105,12 @@ pub struct Background<P: Pmem> {
 
 impl<P: Pmem> Background<P> {
     pub(super) fn new(cache: Arc<Cache<P>>, tails: Tails, memory: BackgroundMemory) -> Self {
+        let mut writeback = memory.writeback;
+        writeback.begin_behind(cache.seq_next());
         Self {
             cache,
             tails,
-            writeback: memory.writeback,
+            writeback,
             gc: memory.gc,
             scrub: Scrub::default(),
             stopping: false,

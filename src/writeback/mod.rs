@@ -93,7 +93,7 @@ pub(crate) struct Writeback {
     index_share: IndexShare,
     /// Everything below this is wanted on the base.
     target: Seq,
-    /// Up to here base writes have failed since the cache's memory cannot be read.
+    /// Up to here base writes have failed since the cache's memory cannot be read, or may have ended the process.
     read_upto: Seq,
     /// When the tail may pass what is clean again.
     pass_clean_at: Now,
@@ -143,6 +143,13 @@ impl Writeback {
             pass_clean_at: Now(0),
             room: keys_max,
         })
+    }
+
+    /// For a cache that has been opened, whose next number this is. What it holds from before is read as a whole before it is
+    /// handed to the base: a base that copies with the CPU and meets lost memory ends the process (`guard.rs`), and would do so
+    /// again after each start.
+    pub(crate) fn begin_behind(&mut self, seq_next: Seq) {
+        self.read_upto = Seq(seq_next.0.saturating_sub(1));
     }
 
     /// Base operations that were asked for and have not ended.

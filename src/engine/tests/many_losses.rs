@@ -11,17 +11,21 @@ const BLOCK: usize = 512;
 const PAGE_BLOCKS: u64 = 8;
 const SEGMENT_BYTES: u64 = 1 << 20;
 
-fn cached(data_crc: DataCrc, settings: SettingChange) -> Plain<SimPmem> {
-    let options = options(BLOCK as u32, Some(data_crc));
-    let options = OpenOptions {
+fn options_of(data_crc: Option<DataCrc>, settings: SettingChange) -> OpenOptions {
+    let options = options(BLOCK as u32, data_crc);
+    OpenOptions {
         base: BaseIdentity {
             block_count: 8192,
             ..options.base
         },
         segment_size_bytes: Some(SEGMENT_BYTES),
-        settings: settings.and(Setting::ScrubMibS, 0),
+        settings,
         ..options
-    };
+    }
+}
+
+fn cached(data_crc: DataCrc, settings: SettingChange) -> Plain<SimPmem> {
+    let options = options_of(Some(data_crc), settings.and(Setting::ScrubMibS, 0));
     let base = vec![0xbb; 8192 * BLOCK];
     let pmem = SimPmem::new((64 << 10) + 12 * SEGMENT_BYTES);
     Plain::new(pmem, base, options, BackgroundRuns::InDrains).expect("the device is blank")
@@ -175,4 +179,24 @@ fn lost_memory_is_looked_at_in_bounded_pieces_and_not_again_and_again() {
         assert_eq!(ends, vec![Status::Failed; bufs.len()]);
         assert!(most <= 70, "{data_crc:?}: {most} in one poll");
     }
+}
+
+/// A base that copies with the CPU would end the process, after each start again.
+#[test]
+fn what_is_dirty_from_before_the_start_is_read_before_the_base_gets_it() {
+    let mut plain = cached(DataCrc::Off, SettingChange::default());
+    (0..3).for_each(|page| write_page(&mut plain, page, 7));
+    // Not the first line of a page, which is all that a look at it meets.
+    let lost = off_of(&plain, PAGE_BLOCKS).plus(1024);
+    let image = SimPmem::from_image(plain.pmem().durable_image());
+    image.poison(lost);
+    let options = options_of(None, SettingChange::of(Setting::ScrubMibS, 0));
+    let base = plain.base.clone();
+    let mut plain = Plain::new(image, base, options, BackgroundRuns::InDrains)
+        .expect("a page that is lost in part is no reason not to open");
+    assert!(!plain.drain());
+    assert!(is_degraded(&plain));
+    assert_eq!(damaged(&plain), [PAGE_BLOCKS + 2]);
+    let lost_block = (PAGE_BLOCKS as usize + 2) * BLOCK;
+    assert_eq!(plain.base[lost_block..][..BLOCK], [0xbb; BLOCK]);
 }
