@@ -136,3 +136,19 @@ def subtests_of_a_table():
 
     yield case
     assert not failures, "\n".join([f"{len(failures)} cases failed:", *failures])
+
+
+@pytest.fixture
+def huge_file(request: pytest.FixtureRequest, host: Host) -> Iterator[Path]:
+    """Where there is room for a cache of the module's `CACHE_MIB` on hugetlbfs."""
+    cache_mib = request.module.CACHE_MIB
+    with host.hugepages.more(cache_mib) as folder:
+        if folder is None:
+            pytest.skip("too few hugepages can be reserved")
+        if host.hugepages.free_mib() < cache_mib + 512:
+            pytest.skip("there are no hugepages for an application beside the cache")
+        file = folder / "pcache-test"
+        file.unlink(missing_ok=True)
+        yield file
+        host.end_all()
+        file.unlink(missing_ok=True)

@@ -165,10 +165,8 @@ impl Core {
                 Ok(()) => self.end_read_if_done(cache, id, out),
                 Err(Blocked::Busy) => self.reads.push_back(id),
                 Err(Blocked::Awaiting) => self.await_fetch(id),
-                Err(Blocked::Lost) => {
-                    self.give_up_rest(id);
-                    self.end_read_if_done(cache, id, out);
-                }
+                // What is left of it is not worth a look.
+                Err(Blocked::Lost) => self.give_up_read(cache, id, out),
                 Err(Blocked::Spent) => {
                     self.reads.push_back(id);
                     return;

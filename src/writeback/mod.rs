@@ -205,7 +205,6 @@ impl Writeback {
             State::Writing => self.go_on(context, now, budget, out),
             State::Backoff(until) if now >= until && self.batch.source_lost => {
                 self.start_over();
-                self.batch.is_void = false;
                 Progress::Busy
             }
             State::Backoff(until) if now >= until && self.batch.is_void => {

@@ -48,21 +48,6 @@ def addresses_are_told() -> bool:
 
 
 @pytest.fixture
-def huge_file(host: Host) -> Iterator[Path]:
-    """Where there is room for the cache on hugetlbfs."""
-    with host.hugepages.more(CACHE_MIB) as folder:
-        if folder is None:
-            pytest.skip("too few hugepages can be reserved")
-        if host.hugepages.free_mib() < CACHE_MIB + 512:
-            pytest.skip("there are no hugepages for an application beside the cache")
-        file = folder / "pcache-test"
-        file.unlink(missing_ok=True)
-        yield file
-        host.end_all()
-        file.unlink(missing_ok=True)
-
-
-@pytest.fixture
 def tmpfs_file(media: Path, host: Host) -> Iterator[Path]:
     """A file whose pages devices could reach, if only they stayed there: large ones, if there are any."""
     folder = media / "tmpfs"

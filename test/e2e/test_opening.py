@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A cache that takes long to open, or that waits for its base meanwhile: nobody else waits, and whoever asks is told."""
+"""A cache that takes long to open, or waits for its base: nobody else waits, and whoever asks is told."""
 
 from __future__ import annotations
 
 import errno
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from harness import App, Hold, Host, RpcError, wait_until
 from harness.scenario import (
     BASE,
@@ -43,7 +41,7 @@ def mapping_threads(hold: Hold, app: App) -> list[str]:
 
 
 def opened_at_last(host: Host, storage: Storage, hold: Hold) -> App:
-    """A cache that was configured before its base, which is there now; mapping takes as long as the test wants."""
+    """A cache that was configured before its base, which has come; mapping lasts as long as a test wants."""
     app = host.start("spdk_tgt", bdevs=[storage.malloc_base()], before_module=hold.library)
     app.rpc.bdev_wait_for_examine()
     app.rpc.bdev_pcache_create(**storage.cache_params(SICK))
@@ -54,7 +52,7 @@ def opened_at_last(host: Host, storage: Storage, hold: Hold) -> App:
 
 
 def test_an_application_that_ends_does_not_wait_for_an_opening(host: Host, media: Path, hold: Hold):
-    """The opening holds the examination of its base, for which SPDK waits before it tells the modules of the end."""
+    """It holds the examination of its base, for which SPDK waits before it tells modules of the end."""
     storage = Storage(media, cache_mib=STEP_COUNT * STEP_MIB)
     app = opened_at_last(host, storage, hold)
     app.process.send_signal(signal.SIGTERM)
@@ -71,9 +69,7 @@ def test_an_application_that_ends_does_not_wait_for_an_opening(host: Host, media
     assert f"given up with {STEP_MIB} of {STEP_COUNT * STEP_MIB} MiB populated" in app.log()
 
 
-def test_a_base_that_is_removed_does_not_wait_for_the_mapping(
-    host: Host, media: Path, hold: Hold, meanwhile
-):
+def test_a_base_that_is_removed_does_not_wait_for_the_mapping(host: Host, media: Path, hold: Hold, meanwhile):
     storage = Storage(media, cache_mib=STEP_COUNT * STEP_MIB)
     app = opened_at_last(host, storage, hold)
     removed = meanwhile(app, "bdev_error_delete", name=SICK)
@@ -119,19 +115,6 @@ def test_a_base_that_does_not_answer_is_told_of_and_holds_nobody_up(host: Host, 
     assert "the base is reset" in app.log()
 
 
-@pytest.fixture
-def huge_file(host: Host) -> Iterator[Path]:
-    """Where there is room for the cache on hugetlbfs."""
-    with host.hugepages.more(CACHE_MIB) as folder:
-        if folder is None or host.hugepages.free_mib() < CACHE_MIB + 512:
-            pytest.skip("too few hugepages can be reserved")
-        file = folder / "pcache-test"
-        file.unlink(missing_ok=True)
-        yield file
-        host.end_all()
-        file.unlink(missing_ok=True)
-
-
 def test_memory_is_made_known_to_devices_by_other_threads(
     host: Host, media: Path, huge_file: Path, hold: Hold, meanwhile
 ):
@@ -164,6 +147,8 @@ def test_memory_is_made_known_to_devices_by_other_threads(
     # Without addresses for devices it was unregistered at once.
     assert set(threads("spdk_mem_unregister")) <= {"pcache-map", "pcache-unmap"}
 
+    count = len(threads("spdk_mem_unregister"))
+
     # A base that does not answer: given up half-way.
     app.rpc.bdev_error_inject_error(name=SICK, io_type="read", error_type="pending", num=100)
     huge_file.unlink(missing_ok=True)
@@ -172,5 +157,6 @@ def test_memory_is_made_known_to_devices_by_other_threads(
     deleted = meanwhile(app, "bdev_pcache_delete", name=CACHE)
     assert deleted.result() is True
     assert isinstance(created.exception(), RpcError)
+    assert len(threads("spdk_mem_unregister")) > count
     assert set(threads("spdk_mem_unregister")) <= {"pcache-map", "pcache-unmap"}
     app.stop()

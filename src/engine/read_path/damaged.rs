@@ -6,7 +6,7 @@
 
 use super::{Blocked, Reader, Run};
 use crate::canary::{self, Canary};
-use crate::engine::channel::{Core, RequestId};
+use crate::engine::channel::Core;
 use crate::engine::damage::{Flaw, count_flaw};
 use crate::engine::io::Outbox;
 use crate::engine::key_search::Owner;
@@ -93,17 +93,6 @@ impl Core {
             rest.len_blocks -= part.len_blocks;
         }
         Ok(())
-    }
-
-    /// What is left of a read that fails is not worth a look.
-    #[cold]
-    pub(super) fn give_up_rest(&mut self, id: RequestId) {
-        if let Some(request) = self.requests.get_mut(id)
-            && let Some(read) = &mut request.read
-        {
-            read.failed = true;
-            read.done_blocks = request.io.len_blocks;
-        }
     }
 
     /// Takes something off what the poll may find out about lost memory.

@@ -19,7 +19,7 @@ class Hold:
         self.environment = {"PCACHE_HOLD": str(folder)}
 
     def hold(self, call: str) -> None:
-        """Whoever makes this call ("munmap", "madvise", "spdk_mem_register", "spdk_mem_unregister") from now on waits."""
+        """Whoever makes this call ("munmap", "madvise", "spdk_mem_register" ...) from now on waits."""
         (self._folder / call).touch()
 
     def let_go(self, call: str) -> None:
