@@ -19,6 +19,9 @@ const LINE: usize = LINE_SIZE_BYTES as usize;
 /// Size of the stack buffer through which a payload goes when it is checksummed: fits in the L1 cache.
 const BOUNCE_SIZE_BYTES: usize = 4096;
 
+/// How far a copy asks ahead of itself: the CPU's own prefetchers stop where a page ends.
+const ASKED_AHEAD: usize = 4096;
+
 /// One way to store lines past the cache.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernel {
@@ -211,8 +214,8 @@ impl Kernel {
         }
     }
 
-    /// As [`Kernel::load`], to the caller's memory at `dst`, which advances in any case. Meanwhile `ahead` is asked for, as
-    /// much of it as is copied.
+    /// As [`Kernel::load`], to the caller's memory at `dst`, which advances in any case. Meanwhile what lies [`ASKED_AHEAD`]
+    /// further is asked for, and with the end of it `ahead`, as much of it as is copied.
     ///
     /// # Errors
     /// As [`Kernel::load`].
@@ -230,11 +233,21 @@ impl Kernel {
         ahead: Asked,
     ) -> Result<(), Unreadable> {
         let (mut src, mut ahead, mut result) = (src, ahead, Ok(()));
+        let mut own = Asked::new(
+            src.wrapping_add(ASKED_AHEAD),
+            len_bytes.saturating_sub(ASKED_AHEAD),
+        );
         dst.chunks(len_bytes, |dst, len| {
-            if result.is_ok() {
+            let own_bytes = own.len_bytes.min(len);
+            if result.is_ok() && own_bytes > 0 {
                 // SAFETY: `chunks` names `len` writable bytes (contract of `IovCursor::new`), and never more in
-                // sum than the `len_bytes` of the source.
-                result = unsafe { self.load_and_ask(dst, src, len, &mut ahead) };
+                // sum than the `len_bytes` of the source; this is the first part of them.
+                result = unsafe { self.load_and_ask(dst, src, own_bytes, &mut own) };
+            }
+            if result.is_ok() && len > own_bytes {
+                let (dst, src) = (dst.wrapping_add(own_bytes), src.wrapping_add(own_bytes));
+                // SAFETY: the rest of them.
+                result = unsafe { self.load_and_ask(dst, src, len - own_bytes, &mut ahead) };
             }
             src = src.wrapping_add(len);
         });
@@ -248,6 +261,7 @@ impl Kernel {
     ///
     /// # Safety
     /// As [`Kernel::load`].
+    #[inline]
     unsafe fn load_and_ask(
         &self,
         dst: *mut u8,
@@ -262,6 +276,9 @@ impl Kernel {
                 0 => ahead.advance(asked_bytes),
                 addr => return Err(Unreadable(addr)),
             }
+        }
+        if asked_bytes == len_bytes {
+            return Ok(());
         }
         // SAFETY: the rest, by the contract.
         unsafe {
