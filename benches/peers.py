@@ -174,9 +174,9 @@ class Peer:
     region_mib: int = 0
 
     @property
-    def is_pcache(self) -> bool:
-        """Is there a cache of ours in it?"""
-        return self.name.startswith("pcache")
+    def has_room(self) -> bool:
+        """Is there a cache of ours in it that need not write back meanwhile?"""
+        return self.name.startswith("pcache") and not self.small_cache
 
 
 def _alone(*bdevs: dict[str, Any]) -> Callable[[Path, int], Bdevs]:

@@ -49,6 +49,9 @@ GC_PERCENT = 90
 # Amounts of cached data, and the share of the cache that they may be: less than GC_PERCENT.
 SIZES_GIB = (1, 4, 12)
 SIZE_CACHE_SHARE = 0.86
+# Of a workload that only writes, to a cache that is to have room for all of it: 40 GiB a second.
+BRIEF_SECONDS_PER_MIB = 0.4 / peers.CACHE_MIB_WANTED
+BRIEF_SECONDS_LEAST = 0.1
 # Of each kind of bare copies.
 COPY_SECONDS = 0.4
 # Of each part of a write.
@@ -157,16 +160,25 @@ class Bench:
             (workload,) = workloads
             options["jobs_file"] = self.store.folder / "jobs.conf"
             options["jobs_file"].write_text(peers.jobs_in_region(peer.cores, peer.region_mib, workload))
-        with self._bdevperf(bdevs, **options) as bdevperf:
-            if peer.zero_copy and not self._has_zero_copy(bdevperf.app.rpc):
-                self._skip(peer.name, "the bdev does not support ZCOPY")
-                return
-            if peer.filled:
-                self.fill(bdevperf, WORKING_SET_MIB)
-            for workload in workloads:
-                if peer.is_pcache and not peer.small_cache:
-                    self._make_room(bdevperf, workload)
-                self.measure(bdevperf, workload, peer.name, cores=peer.cores)
+        briefly = [workload for workload in workloads if _is_brief(peer, workload)]
+        at_length = [workload for workload in workloads if workload not in briefly]
+        if at_length:
+            with self._bdevperf(bdevs, **options) as bdevperf:
+                if peer.zero_copy and not self._has_zero_copy(bdevperf.app.rpc):
+                    self._skip(peer.name, "the bdev does not support ZCOPY")
+                    return
+                if peer.filled:
+                    self.fill(bdevperf, WORKING_SET_MIB)
+                for workload in at_length:
+                    if peer.has_room:
+                        self._make_room(bdevperf, workload)
+                    self.measure(bdevperf, workload, peer.name, cores=peer.cores)
+        for workload in briefly:
+            with self._bdevperf(bdevs, **options) as bdevperf:
+                if peer.filled:
+                    self.fill(bdevperf, WORKING_SET_MIB)
+                self._make_room(bdevperf, workload)
+                self.measure(bdevperf, workload, peer.name, cores=peer.cores, briefly=True)
         self.store.small_file.unlink(missing_ok=True)
 
     @contextmanager
@@ -204,15 +216,37 @@ class Bench:
             self.fill(bdevperf, WORKING_SET_MIB)
             drain(rpc)
 
-    def measure(self, bdevperf: Bdevperf, workload: Workload, peer: str, *, cores: int = 1) -> None:
-        """One run, with what the cache itself says about it."""
+    def measure(
+        self,
+        bdevperf: Bdevperf,
+        workload: Workload,
+        peer: str,
+        *,
+        cores: int = 1,
+        briefly: bool = False,
+    ) -> None:
+        """One run, with what the cache itself says about it; a brief one ends the application."""
         rpc = bdevperf.app.rpc
         cached = cache_info(rpc) is not None
         if cached:
             rpc.bdev_pcache_reset_stats(name=CACHE)
-        if self.counts_with_perf:
+        # Of less than half a second it sees nothing.
+        counts_with_perf = self.counts_with_perf and not briefly
+        if counts_with_perf:
             self.perf.start(bdevperf.app.process.pid)
-        result = self._run(bdevperf, workload)
+        stats: dict[str, int] = {}
+        if briefly:
+            result = bdevperf.run_and_end(
+                workload.kind,
+                io_size=workload.io_size,
+                queue_depth=workload.depth,
+                seconds=max(BRIEF_SECONDS_PER_MIB * self.cache_mib, BRIEF_SECONDS_LEAST),
+                at_end=lambda: stats.update(cache_stats(rpc)),
+            )
+        else:
+            result = self._run(bdevperf, workload)
+            if cached:
+                stats = cache_stats(rpc)
         metrics = {
             "iops": result.iops,
             "mibps": result.mibps,
@@ -223,10 +257,10 @@ class Bench:
             "latency_us_p9999": result.latency_us_p9999,
             "latency_us_max": result.latency_us_max,
         }
-        if self.counts_with_perf:
+        if counts_with_perf:
             metrics["instructions_per_io"] = self.perf.rate() * cores / result.iops
         if cached:
-            metrics |= _shares(cache_stats(rpc))
+            metrics |= _shares(stats)
         self.figures.add(workload.name, peer, **metrics)
 
     def _run(self, bdevperf: Bdevperf, workload: Workload) -> WorkloadResult:
@@ -448,6 +482,11 @@ class Bench:
         if what not in self.figures.notes:
             self.say(f"{what}: {text}")
         self.figures.notes[what] = text
+
+
+def _is_brief(peer: Peer, workload: Workload) -> bool:
+    """Would a second of it write more than the cache has room for?"""
+    return peer.has_room and workload.writes and not workload.read_percent
 
 
 def _shares(stats: dict[str, int]) -> dict[str, float]:

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+import signal
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,23 +68,30 @@ class Bdevperf:
         self, workload: str, *, io_size: int, queue_depth: int, seconds: int, read_percent: int = 0
     ) -> WorkloadResult:
         """Runs a workload; a failed I/O or a mismatch of a verify raises `AppFailed`."""
-        params: dict[str, Any] = {
-            "workload_type": workload,
-            # The RPC takes this one as a text.
-            "io_size": str(io_size),
-            "queue_depth": queue_depth,
-            "time_in_sec": seconds,
-        }
-        if workload in ("rw", "randrw"):
-            params["rw_percentage"] = read_percent
+        params = _params(workload, io_size, queue_depth, seconds, read_percent)
         log_size = len(self.app.log())
         try:
             answer = self.app.rpc.call("perform_tests", params)
         except RpcError as error:
             raise AppFailed(f"{workload} {io_size}: {error}\n{self.app.log_tail()}") from error
-        jobs = answer["results"]
-        if not jobs or any(job["status"] != "finished" for job in jobs):
-            raise AppFailed(f"{workload} {io_size}: {jobs}\n{self.app.log_tail()}")
+        return self._result(f"{workload} {io_size}", answer["results"], log_size, "finished")
+
+    def run_and_end(
+        self, workload: str, *, io_size: int, queue_depth: int, seconds: float, at_end: Callable[[], None]
+    ) -> WorkloadResult:
+        """Runs a workload for less than a second, which is the least that bdevperf can be asked for: the
+        application is told to end meanwhile. `at_end` is called just before."""
+        params = _params(workload, io_size, queue_depth, math.ceil(seconds) + 1, 0)
+        log_size = len(self.app.log())
+        answer = self.app.rpc.begin("perform_tests", params)
+        time.sleep(seconds)
+        at_end()
+        self.app.process.send_signal(signal.SIGINT)
+        return self._result(f"{workload} {io_size}", answer()["results"], log_size, "terminated")
+
+    def _result(self, what: str, jobs: list[dict[str, Any]], log_size: int, status: str) -> WorkloadResult:
+        if not jobs or any(job["status"] != status or job["io_failed"] for job in jobs):
+            raise AppFailed(f"{what}: {jobs}\n{self.app.log_tail()}")
         iops = sum(job["iops"] for job in jobs)
         # It is flushed to the log before the answer is sent.
         log = self.app.log()[log_size:]
@@ -99,6 +110,19 @@ class Bdevperf:
     def stop(self) -> None:
         """Ends it in good order."""
         self.app.stop()
+
+
+def _params(workload: str, io_size: int, queue_depth: int, seconds: int, read_percent: int) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "workload_type": workload,
+        # The RPC takes this one as a text.
+        "io_size": str(io_size),
+        "queue_depth": queue_depth,
+        "time_in_sec": seconds,
+    }
+    if workload in ("rw", "randrw"):
+        params["rw_percentage"] = read_percent
+    return params
 
 
 def _percentile_us(log: str, percent: str) -> float:
