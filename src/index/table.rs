@@ -210,11 +210,16 @@ impl Index {
         // Most pages lie in their home bucket.
         let words = self.buckets.line(at.bucket);
         let key = self.layout.key(0, at.tag);
-        for (slot, word) in (1..).zip(&words[1..]) {
-            let value = word.load(Ordering::Acquire);
-            if self.layout.is(value, key) {
-                return Some((at.bucket, slot, value));
-            }
+        let held = self.layout.slots(words, key).held;
+        if held != 0 {
+            let slot = held.trailing_zeros() as usize;
+            let value = words[slot].load(Ordering::Acquire);
+            // Or it has just left the slot, and may lie in another one by now.
+            return if self.layout.is(value, key) {
+                Some((at.bucket, slot, value))
+            } else {
+                self.find_from(at, 0)
+            };
         }
         if Meta(words[0].load(Ordering::Acquire)).passed() == 0 {
             return None;
@@ -361,22 +366,18 @@ impl Index {
         // Most pages lie in their home bucket, or have room in it: one look at it finds either.
         let words = self.buckets.line(at.bucket);
         let key = self.layout.key(0, at.tag);
-        let mut free = None;
-        for (number, word) in (1..).zip(&words[1..]) {
-            let value = word.load(Ordering::Acquire);
-            if value == 0 {
-                free = Some((number, word));
-            } else if self.layout.key_of(value) == key {
-                let value = self.layout.make(SlotKind::Empty, key, 0);
-                return Ok(PageSlot::new(at.bucket, number, value));
-            }
+        let slots = self.layout.slots(words, key);
+        if slots.held != 0 {
+            // Only the holder of the claim removes it.
+            let value = self.layout.make(SlotKind::Empty, key, 0);
+            let number = slots.held.trailing_zeros() as usize;
+            return Ok(PageSlot::new(at.bucket, number, value));
         }
         // It lies nowhere else if no entry passed by, and the claim keeps everybody else from putting it there.
-        if let Some((number, word)) = free
-            && Meta(words[0].load(Ordering::Acquire)).passed() == 0
-        {
+        if slots.empty != 0 && Meta(words[0].load(Ordering::Acquire)).passed() == 0 {
+            let number = slots.empty.trailing_zeros() as usize;
             let reserved = self.layout.make(SlotKind::Reserved, key, 0);
-            if take(word, reserved) {
+            if take(&words[number], reserved) {
                 return Ok(PageSlot::new(at.bucket, number, reserved));
             }
         }
