@@ -6,7 +6,7 @@
 //! cores could see it, and the fence behind it sees to that.
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::arch::x86_64::{__cpuid_count, CpuidResult};
 
 use super::super::guard::guard;
 use super::{LINE, Records};
@@ -20,6 +20,8 @@ const FEATURE_LEAF: u32 = 7;
 /// Bits of `ebx` in that leaf: Intel SDM, volume 2, CPUID.
 const CLFLUSHOPT: u32 = 1 << 23;
 const CLWB: u32 = 1 << 24;
+/// The vendor of leaf 0: AMD APM, volume 3, CPUID.
+const AMD: &[u8; 12] = b"AuthenticAMD";
 
 /// With a flush of each line, by all instructions that this CPU has for it; the best first.
 pub(super) fn flushed() -> Vec<Records> {
@@ -48,6 +50,15 @@ pub(super) fn flushed() -> Vec<Records> {
     found
 }
 
+/// Whether the best of them is sooner durable than a store past the cache: not on CPUs of AMD.
+pub(super) fn are_flushed_sooner() -> bool {
+    let vendor = cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx]
+        .map(u32::to_le_bytes)
+        .as_flattened()
+        != AMD
+}
+
 /// For platforms that save the caches.
 pub(super) fn unflushed() -> Records {
     Records {
@@ -58,14 +69,18 @@ pub(super) fn unflushed() -> Records {
 }
 
 /// What the CPU says of its flushes.
-#[allow(unused_unsafe, reason = "both are unsafe in older versions of Rust")]
 fn features() -> u32 {
-    // SAFETY: every x86-64 has CPUID.
-    if unsafe { __cpuid(0) }.eax < FEATURE_LEAF {
+    if cpuid(0).eax < FEATURE_LEAF {
         return 0;
     }
-    // SAFETY: the leaf exists.
-    unsafe { __cpuid_count(FEATURE_LEAF, 0) }.ebx
+    cpuid(FEATURE_LEAF).ebx
+}
+
+/// All zero of a leaf that this CPU does not have, or what another leaf says.
+#[allow(unused_unsafe, reason = "it is unsafe in older versions of Rust")]
+fn cpuid(leaf: u32) -> CpuidResult {
+    // SAFETY: every x86-64 has CPUID.
+    unsafe { __cpuid_count(leaf, 0) }
 }
 
 /// A store of at least one line, with `$flush` behind each.

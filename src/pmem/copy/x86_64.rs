@@ -18,9 +18,11 @@ const _: () = assert!(fused::BLOCK_SIZE_BYTES == super::BOUNCE_SIZE_BYTES);
 /// All ways to stream with the best way to store records, and the best one with the others.
 pub(super) fn kernels() -> Vec<Kernel> {
     let flushed = records::flushed();
-    let mut kernels = streams(flushed.first().copied());
+    let best_flushed = flushed.first().copied();
+    let mut kernels = streams(best_flushed.filter(|_| records::are_flushed_sooner()));
     let best = kernels[0];
-    let others = flushed.into_iter().skip(1).chain([records::unflushed()]);
+    let used = usize::from(best.records.is_some());
+    let others = flushed.into_iter().skip(used).chain([records::unflushed()]);
     kernels.extend(others.map(|records| Kernel {
         records: Some(records),
         ..best
