@@ -225,17 +225,56 @@ ABSOLUTES = [
 
 
 def roofline(figures: Figures) -> dict[str, dict[str, float]]:
-    """What the parts of a durable 4 KiB write cost in nanoseconds, and what the whole of it cost."""
+    """What the parts of a durable write cost in nanoseconds of a core, what all of it cost, and what it might
+    for the goal. Where the parts cost more than that, it is out of reach of whatever has these parts."""
     found = {}
-    for depth in ("qd1", "qd32"):
-        parts = figures.samples.get("costs", {}).get(depth, {})
-        empty, whole = (figures.median(f"randwrite_{depth}", peer, "iops") for peer in ("null", "pcache"))
-        if not (parts and empty and whole):
-            continue
-        ns = {"bdev_layer": 1e9 / empty} | {part: statistics.median(of) for part, of in parts.items()}
-        measured, parts_ns = 1e9 / whole, sum(ns.values())
-        found[depth] = ns | {"sum": parts_ns, "measured": measured, "rest": measured - parts_ns}
+    for name, (parts, measured, goal) in _rooflines(figures).items():
+        if parts and None not in parts.values() and measured is not None:
+            parts_ns = sum(value for value in parts.values() if value is not None)
+            whole = {"sum": parts_ns, "measured": measured, "rest": measured - parts_ns}
+            found[name] = parts | whole | ({} if goal is None else {"goal": goal})
     return found
+
+
+Roof = tuple[dict[str, float | None], float | None, float | None]
+
+
+def _rooflines(figures: Figures) -> dict[str, Roof]:
+    def ns(workload: str, peer: str, cores: int = 1) -> float | None:
+        iops = figures.median(workload, peer, "iops")
+        return cores * 1e9 / iops if iops else None
+
+    def times(factor: float, value: float | None) -> float | None:
+        return None if value is None else factor * value
+
+    def copy_ns(metric: str, size_bytes: int, cores: int = 1) -> float | None:
+        rate = figures.median("copy", "limit", metric)
+        return cores * size_bytes / rate / 2**20 * 1e9 if rate else None
+
+    costs = figures.samples.get("costs", {})
+    at = {name: {part: statistics.median(of) for part, of in parts.items()} for name, parts in costs.items()}
+    empty, one = ns(_WRITE, "null"), ns(_WRITE, "pcache")
+    both, long = ns(_WRITE, "pcache_2cores", 2), ns("seqwrite_128k_qd8", "pcache")
+    alone, batch = (
+        {"bdev_layer": ns(f"randwrite_{depth}", "null")} | at.get(depth, {}) for depth in ("qd1", "qd32")
+    )
+    trip = ns(_WRITE, "passthru")
+    base = {"base_write": None if trip is None or empty is None else trip - empty}
+    copy_of_both = {"copy_and_fence": copy_ns("copy_4k_32_sequential_2cores_mibps", 4096, 2)}
+    in_batch = at.get("qd32", {})
+    pages = {part: times(32, in_batch.get(part)) for part in ("index", "kset_and_fence")}
+    copy_long = copy_ns("copy_128k_8_mibps", 128 << 10)
+    return {
+        "qd1": (alone, ns("randwrite_qd1", "pcache"), ns("randwrite_qd1", "malloc")),
+        "qd32": (batch, one, times(1 / 2, ns(_WRITE, "malloc"))),
+        "two cores": (batch | copy_of_both, both, times(2 / 1.9, one)),
+        "busy": (batch | base | at.get("background", {}), ns(_WRITE, "pcache_busy"), times(1 / 0.7, one)),
+        "128k": (
+            {"bdev_layer": empty, "copy_and_fence": copy_long} | pages,
+            long,
+            times(1 / 0.85, copy_long),
+        ),
+    }
 
 
 def medians(figures: Figures, yardsticks: list[Yardstick]) -> dict[str, float]:

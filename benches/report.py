@@ -70,6 +70,8 @@ _UNITS = {
     "copy_128k_8_mibps": "MiB/s, 128 KiB, a fence after eight",
     "copy_4k_1_mibps": "MiB/s, 4 KiB, a fence after each",
     "copy_4k_32_mibps": "MiB/s, 4 KiB, a fence after 32",
+    "copy_4k_32_sequential_mibps": "MiB/s, 4 KiB in sequence, a fence after 32",
+    "copy_4k_32_sequential_2cores_mibps": "MiB/s, the same on two cores at once",
     "mibps": "MiB/s",
     "writes_per_s": "writes in a second",
     "table_mib_per_gib": "MiB of the table for a GiB of cache",
@@ -79,6 +81,8 @@ _UNITS = {
     "two_cores_ns_per_key": "ns for each key, on two cores",
 }
 _OTHERS = ("copy", "index", "recovery", "recovery_engine", "backlog", "flushes", "instructions")
+# Columns of a roofline.
+_OF_ALL_PARTS = ("sum", "measured", "rest", "goal")
 # While write-back and reclaim run, and while they do not.
 _TAILS = ("malloc", "pcache", "pcache_busy", "pcache_busy_malloc")
 
@@ -212,10 +216,15 @@ def _tail_table(figures: Figures) -> list[str]:
 
 def _roofline_table(figures: Figures) -> list[str]:
     """What the parts of a write cost."""
-    depths = roofline(figures)
-    parts = list(next(iter(depths.values()), {}))
-    rows = [[depth, *(f"{ns[part]:.0f}" for part in parts)] for depth, ns in depths.items()]
-    return _table("A 4 KiB write and its parts, in ns", ["depth", *parts], rows)
+    roofs = roofline(figures)
+    # Each once, in the order in which they come; what there is of all of them, last.
+    parts = list(dict.fromkeys(part for ns in roofs.values() for part in ns if part not in _OF_ALL_PARTS))
+    columns = [*parts, *_OF_ALL_PARTS]
+    rows = [
+        [name, *(f"{ns[column]:.0f}" if column in ns else "" for column in columns)]
+        for name, ns in roofs.items()
+    ]
+    return _table("A durable write and its parts, in ns of a core", ["write", *columns], rows)
 
 
 def _other_table(figures: Figures) -> list[str]:

@@ -25,6 +25,7 @@ from harness import (
     RpcConnectionLost,
     RpcError,
     WorkloadResult,
+    build_preload,
     wait_until,
 )
 from harness.ackclient import EXIT_DONE
@@ -97,6 +98,7 @@ class Bench:
         self.parts = native.Parts()
         self.perf = native.Perf()
         self.counts_with_perf = self.perf.works
+        self._noise = build_preload("noise", store.folder)
         self._started_s = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -185,8 +187,10 @@ class Bench:
     def _bdevperf(self, bdevs: peers.Bdevs, **options: Any) -> Iterator[Bdevperf]:
         if self.host.hugepages.free_mib() < peers.APP_MIB:
             self._note("hugepages", "too few were free, some applications ran with 4 KiB pages")
-        bdevperf = Bdevperf(self.host, bdevs, **options)
+        bdevperf = Bdevperf(self.host, bdevs, before_module=self._noise, **options)
         yield bdevperf
+        if "noise: the buffers" not in bdevperf.app.log():
+            self._note("data", "bdevperf has written zeroes: it is linked with SPDK statically")
         bdevperf.stop()
 
     def _has_zero_copy(self, rpc: Rpc) -> bool:

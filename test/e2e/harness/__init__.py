@@ -6,6 +6,7 @@ from .bdevperf import Bdevperf, WorkloadResult
 from .hold import Hold
 from .host import App, AppFailed, Host
 from .paths import ROOT
+from .preload import build_preload
 from .rpc import Rpc, RpcConnectionLost, RpcError
 from .targets import IscsiTarget, NvmfTarget
 from .util import free_port, wait_until
@@ -25,6 +26,7 @@ __all__ = [
     "RpcConnectionLost",
     "RpcError",
     "WorkloadResult",
+    "build_preload",
     "free_port",
     "replay",
     "wait_until",
