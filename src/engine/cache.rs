@@ -155,7 +155,8 @@ pub struct Cache<P> {
     pub(crate) epoch: CachePadded<AtomicU64>,
     /// Everything up to here is on the base, flushed, and the tails say so durably.
     pub(crate) dirty_tail: CachePadded<AtomicU64>,
-    pub(crate) dirty_bytes: AtomicU64,
+    /// Every batch of every core adds to it.
+    pub(crate) dirty_bytes: CachePadded<AtomicU64>,
     /// See [`CacheInfo`]; told by the background.
     pub(crate) dirty_age_ms: AtomicU64,
     /// Pages in the index of which something is dirty, in percent of what it is made for; 0 while that is not known, or does
@@ -231,7 +232,7 @@ impl<P: Pmem> Cache<P> {
             seq_next: CachePadded::new(AtomicU64::new(parts.seq_next.0)),
             epoch: CachePadded::new(AtomicU64::new(parts.epoch.0)),
             dirty_tail: CachePadded::new(AtomicU64::new(parts.tails.dirty_tail.0)),
-            dirty_bytes: AtomicU64::new(parts.dirty_bytes),
+            dirty_bytes: CachePadded::new(AtomicU64::new(parts.dirty_bytes)),
             dirty_age_ms: AtomicU64::new(0),
             index_dirty_percent: AtomicU64::new(0),
             stall_us_max: AtomicU64::new(0),

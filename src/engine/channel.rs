@@ -324,11 +324,18 @@ impl Core {
         let first = cache.geometry.page_of(io.lba).0;
         let last = cache.geometry.page_of(Lba(io.lba.0 + io.len_blocks - 1)).0;
         let last = last.min(first + PREFETCH_PAGES - 1);
-        cache.index.prefetch(cache.index.locate(Page(first)));
+        let index = &cache.index;
         // The others of its group are there, too.
-        for group in first / GROUP_PAGES + 1..=last / GROUP_PAGES {
-            let page = Page(group * GROUP_PAGES);
-            cache.index.prefetch(cache.index.locate(page));
+        let groups =
+            (first / GROUP_PAGES + 1..=last / GROUP_PAGES).map(|group| group * GROUP_PAGES);
+        let ats = std::iter::once(first)
+            .chain(groups)
+            .map(|page| index.locate(Page(page)));
+        match io.op {
+            Op::Read(_) | Op::Lend | Op::Flush => ats.for_each(|at| index.prefetch(at)),
+            Op::Write(..) | Op::WriteZeroes | Op::Unmap => {
+                ats.for_each(|at| index.prefetch_to_claim(at))
+            }
         }
     }
 

@@ -175,6 +175,12 @@ impl Index {
         self.prefetch_bucket(at.bucket);
     }
 
+    /// As [`Index::prefetch`], to be claimed: other cores are to give it up meanwhile.
+    #[inline]
+    pub(crate) fn prefetch_to_claim(&self, at: SlotRef) {
+        crate::pmem::prefetch_line_to_write(self.meta(at.bucket));
+    }
+
     /// Asks for a bucket to be brought into the cache.
     #[inline]
     pub(crate) fn prefetch_bucket(&self, bucket: usize) {
@@ -375,7 +381,8 @@ impl Index {
         }
         // It lies nowhere else if no entry passed by, and the claim keeps everybody else from putting it there.
         if slots.empty != 0 && Meta(words[0].load(Ordering::Acquire)).passed() == 0 {
-            let number = slots.empty.trailing_zeros() as usize;
+            // The last, as `prefetch_parts` foresees.
+            let number = slots.empty.ilog2() as usize;
             let reserved = self.layout.make(SlotKind::Reserved, key, 0);
             if take(&words[number], reserved) {
                 return Ok(PageSlot::new(at.bucket, number, reserved));

@@ -1,5 +1,24 @@
 //! Hints to the processor and to the kernel.
 
+/// As [`prefetch_line`], for a line that is going to be changed: no other core has it then, until that one asks for it. A CPU
+/// that cannot do that does nothing.
+#[inline]
+pub(crate) fn prefetch_line_to_write<T>(target: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: PREFETCHW is a hint that cannot fault; where it is unknown its code does nothing (AMD APM, volume 3; Intel SDM,
+    // volume 2: NOP).
+    unsafe {
+        core::arch::asm!("prefetchw [{0}]", in(reg) std::ptr::from_ref(target),
+            options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: PRFM is a hint that cannot fault.
+    unsafe {
+        core::arch::asm!("prfm pstl1keep, [{0}]", in(reg) std::ptr::from_ref(target),
+            options(nostack, readonly, preserves_flags));
+    }
+}
+
 /// Asks for the cache line at `target` to be brought near. Never faults, changes nothing.
 #[inline]
 pub(crate) fn prefetch_line<T>(target: &T) {

@@ -33,7 +33,7 @@ pub use error::MapError;
 pub(crate) use heap::simulated_fence;
 #[cfg(any(test, feature = "heap"))]
 pub use heap::{HeapRegion, IovBuf};
-pub(crate) use hint::{advise_huge_pages, prefetch_line};
+pub(crate) use hint::{advise_huge_pages, prefetch_line, prefetch_line_to_write};
 pub use iov::{IovCursor, MemSlice, SliceError};
 pub use mapped::{MappedPmem, PopulateProgress};
 pub use pads::{PAD_PAGE_SIZE_BYTES, PadMemory};

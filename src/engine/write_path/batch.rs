@@ -341,22 +341,20 @@ impl Batch {
         open.data_off -= geometry.bytes(len_blocks) as u32;
         let start = geometry.segment_off(open.id);
         let mut payload_off = open.data_off;
-        if cache.data_crc == DataCrc::Off {
-            let bytes = geometry.bytes(len_blocks);
-            cache.pmem.store_from(
-                agent,
-                start.plus(u64::from(payload_off)),
-                &mut cursor,
-                bytes,
-            );
-        }
         for (page_lba, page_blocks) in page_pieces(cache, lba, len_blocks) {
             let bytes = page_blocks << shift;
+            let off = start.plus(u64::from(payload_off));
+            // Page by page: the key of one is made while its stores are on their way.
             let crc = match cache.data_crc {
-                DataCrc::Off => 0,
+                DataCrc::Off => {
+                    cache
+                        .pmem
+                        .store_from(agent, off, &mut cursor, u64::from(bytes));
+                    0
+                }
                 DataCrc::On => cache.pmem.store_from_crc(
                     agent,
-                    start.plus(u64::from(payload_off)),
+                    off,
                     &mut cursor,
                     u64::from(bytes),
                     open.payload_seed.0,
