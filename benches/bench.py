@@ -53,6 +53,7 @@ def main() -> int:
         settings = {
             "rounds": rounds,
             "seconds": seconds,
+            "brief_seconds": bench.brief_seconds,
             "only": only.pattern,
             "cache_mib": cache_mib,
             "working_set_mib": peers.WORKING_SET_MIB,

@@ -225,21 +225,24 @@ ABSOLUTES = [
 
 
 def roofline(figures: Figures) -> dict[str, dict[str, float]]:
-    """What the parts of a durable write cost in nanoseconds of a core, what all of it cost, and what it might
-    for the goal. Where the parts cost more than that, it is out of reach of whatever has these parts."""
+    """What the parts of a durable write cost in nanoseconds of a core, each alone; their sum, all of a write,
+    and what that might cost for the goal. Only where everything was measured."""
     found = {}
     for name, (parts, measured, goal) in _rooflines(figures).items():
-        if parts and None not in parts.values() and measured is not None:
-            parts_ns = sum(value for value in parts.values() if value is not None)
+        known = {part: value for part, value in parts.items() if value is not None}
+        if len(known) == len(parts) and measured is not None:
+            parts_ns = sum(known.values())
             whole = {"sum": parts_ns, "measured": measured, "rest": measured - parts_ns}
-            found[name] = parts | whole | ({} if goal is None else {"goal": goal})
+            found[name] = known | whole | ({} if goal is None else {"goal": goal})
     return found
 
 
-Roof = tuple[dict[str, float | None], float | None, float | None]
+Parts = dict[str, float | None]
 
 
-def _rooflines(figures: Figures) -> dict[str, Roof]:
+def _rooflines(figures: Figures) -> dict[str, tuple[Parts, float | None, float | None]]:
+    """Parts, all of it, and the goal."""
+
     def ns(workload: str, peer: str, cores: int = 1) -> float | None:
         iops = figures.median(workload, peer, "iops")
         return cores * 1e9 / iops if iops else None
@@ -248,27 +251,34 @@ def _rooflines(figures: Figures) -> dict[str, Roof]:
         return None if value is None else factor * value
 
     def copy_ns(metric: str, size_bytes: int, cores: int = 1) -> float | None:
-        rate = figures.median("copy", "limit", metric)
-        return cores * size_bytes / rate / 2**20 * 1e9 if rate else None
+        mibps = figures.median("copy", "limit", metric)
+        return cores * size_bytes / mibps / 2**20 * 1e9 if mibps else None
 
-    costs = figures.samples.get("costs", {})
-    at = {name: {part: statistics.median(of) for part, of in parts.items()} for name, parts in costs.items()}
-    empty, one = ns(_WRITE, "null"), ns(_WRITE, "pcache")
+    def cost(of: str, part: str) -> float | None:
+        return figures.median("costs", of, part)
+
+    def own(depth: str) -> Parts:
+        return {part: cost(depth, part) for part in ("copy_and_fence", "index", "kset_and_fence")}
+
+    empty, trip, one = (ns(_WRITE, peer) for peer in ("null", "passthru", "pcache"))
     both, long = ns(_WRITE, "pcache_2cores", 2), ns("seqwrite_128k_qd8", "pcache")
-    alone, batch = (
-        {"bdev_layer": ns(f"randwrite_{depth}", "null")} | at.get(depth, {}) for depth in ("qd1", "qd32")
-    )
-    trip = ns(_WRITE, "passthru")
-    base = {"base_write": None if trip is None or empty is None else trip - empty}
+    batch = {"bdev_layer": empty} | own("qd32")
     copy_of_both = {"copy_and_fence": copy_ns("copy_4k_32_sequential_2cores_mibps", 4096, 2)}
-    in_batch = at.get("qd32", {})
-    pages = {part: times(32, in_batch.get(part)) for part in ("index", "kset_and_fence")}
+    background = {
+        "base_write": None if trip is None or empty is None else trip - empty,
+        "write_back_and_reclaim": cost("background", "write_back_and_reclaim"),
+    }
     copy_long = copy_ns("copy_128k_8_mibps", 128 << 10)
+    pages = {part: times(32, batch[part]) for part in ("index", "kset_and_fence")}
     return {
-        "qd1": (alone, ns("randwrite_qd1", "pcache"), ns("randwrite_qd1", "malloc")),
+        "qd1": (
+            {"bdev_layer": ns("randwrite_qd1", "null")} | own("qd1"),
+            ns("randwrite_qd1", "pcache"),
+            ns("randwrite_qd1", "malloc"),
+        ),
         "qd32": (batch, one, times(1 / 2, ns(_WRITE, "malloc"))),
         "two cores": (batch | copy_of_both, both, times(2 / 1.9, one)),
-        "busy": (batch | base | at.get("background", {}), ns(_WRITE, "pcache_busy"), times(1 / 0.7, one)),
+        "busy": (batch | background, ns(_WRITE, "pcache_busy"), times(1 / 0.7, one)),
         "128k": (
             {"bdev_layer": empty, "copy_and_fence": copy_long} | pages,
             long,

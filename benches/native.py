@@ -92,7 +92,7 @@ def have_valgrind() -> bool:
 
 
 class Perf:
-    """Counts an event of a process in the middle of a second: perf, where the machine lets it."""
+    """Counts an event of a process in the middle of a workload: perf, where the machine lets it."""
 
     def __init__(self, event: str = "instructions:u") -> None:
         self._event = event
@@ -109,9 +109,9 @@ class Perf:
     def _command(self) -> list[str]:
         return ["perf", "stat", "-x", ",", "-e", self._event]
 
-    def start(self, pid: int) -> None:
-        """To be called right before a workload of a second or more."""
-        window = ["-D", "300", "-p", str(pid), "sleep", "0.8"]
+    def start(self, pid: int, span_s: float) -> None:
+        """To be called right before a workload of so many seconds; it is counted from 0.3 to 0.8 of them."""
+        window = ["-D", str(round(300 * span_s)), "-p", str(pid), "sleep", str(0.8 * span_s)]
         self._process = subprocess.Popen([*self._command(), *window], stderr=subprocess.PIPE, text=True)
 
     def rate(self) -> float:

@@ -22,7 +22,7 @@ use pcache::pmem::{IovBuf, MappedPmem, Pmem};
 use pcache::units::{Agent, Page, PmemOff};
 use random::Rng;
 use reopen::{Recovered, reopen};
-use rig::{Load, Pattern, Rig, now};
+use rig::{Load, Pattern, Rig, noise, now};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
@@ -30,12 +30,6 @@ use std::time::Duration;
 /// Where a real cache keeps its superblock; copies go behind it.
 const START_BYTES: u64 = 2 << 20;
 const AGENT: Agent = Agent(1);
-
-/// Some machines store zeroes at twice the rate of anything else.
-fn noise(rng: &mut Rng, len_bytes: usize) -> Vec<u8> {
-    let words = (0..len_bytes / 8).map(|_| rng.next().to_le_bytes());
-    words.flatten().collect()
-}
 
 /// Bytes per second of copies to the places that `next` names, `batch` before each fence.
 fn copy_rate(
@@ -201,10 +195,12 @@ fn write_ns(path: &Path, size_bytes: u64, base: Base, span: Duration) -> f64 {
         pattern: Pattern::Random,
     };
     let write = |cursor| Op::Write(cursor, Fua::No);
-    // Until a small one is full.
+    // Until a small one is full; a large one has room for all of it.
     rig.run(load, write, |done| done >= base.block_count);
+    let room = (size_bytes / 4096 * 3 / 4).saturating_sub(base.block_count);
+    let most = if room > 0 { room } else { u64::MAX };
     let start = now();
-    let done = rig.run(load, write, |_| start.elapsed() > span);
+    let done = rig.run(load, write, |done| start.elapsed() > span || done >= most);
     start.elapsed().as_nanos() as f64 / done as f64
 }
 

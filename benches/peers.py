@@ -17,8 +17,8 @@ from workloads import Workload
 
 # What the workloads go to. Far more than the caches of a processor hold.
 WORKING_SET_MIB = 1024
-# Of the cache, unless the machine has less: room for what a second of writes appends to the log, so that
-# write-back has no cause to run meanwhile.
+# Of the cache, unless the machine has less: room for what a brief workload of writes appends to the log,
+# so that write-back has no cause to run meanwhile.
 CACHE_MIB_WANTED = 16 << 10
 # Everything that is read fits.
 CACHE_MIB_LEAST = 2 * WORKING_SET_MIB
@@ -123,7 +123,7 @@ def delay(name: str, base: str) -> dict[str, Any]:
 def pcache(file: Path, size_mib: int, **options: Any) -> dict[str, Any]:
     """A new cache in front of the bdev Base."""
     params = {"base_bdev_name": "Base", "cache_path": str(file), "cache_size_mib": size_mib}
-    # Segments are reclaimed as late as possible: the working set and a second of writes find room.
+    # Segments are reclaimed as late as possible: the working set and a workload of writes find room.
     params |= {"format": "force", "gc_percent": 90, **options}
     return entry("bdev_pcache_create", name=CACHE, **params)
 
@@ -188,7 +188,7 @@ def _cached(*base: dict[str, Any], **options: Any) -> Callable[[Path, int], Bdev
 
 
 def _with_room(*base: dict[str, Any], **options: Any) -> Callable[[Path, int], Bdevs]:
-    """Write-back does not begin within a second of writes, however fast they come."""
+    """Write-back does not begin within a brief workload of writes."""
     return _cached(*base, **LATE_WRITEBACK, **options)
 
 

@@ -50,8 +50,8 @@ GC_PERCENT = 90
 # Amounts of cached data, and the share of the cache that they may be: less than GC_PERCENT.
 SIZES_GIB = (1, 4, 12)
 SIZE_CACHE_SHARE = 0.86
-# Of a workload that only writes, to a cache that is to have room for all of it: 40 GiB a second.
-BRIEF_SECONDS_PER_MIB = 0.4 / peers.CACHE_MIB_WANTED
+# Of a workload that only writes, to a cache that is to have room for all of it: 40 GiB a second fill 7/8.
+BRIEF_SECONDS_PER_MIB = 0.35 / peers.CACHE_MIB_WANTED
 BRIEF_SECONDS_LEAST = 0.1
 # Of each kind of bare copies.
 COPY_SECONDS = 0.4
@@ -98,7 +98,11 @@ class Bench:
         self.parts = native.Parts()
         self.perf = native.Perf()
         self.counts_with_perf = self.perf.works
-        self._noise = build_preload("noise", store.folder)
+        brief_seconds = BRIEF_SECONDS_PER_MIB * cache_mib
+        self.brief_seconds = min(max(brief_seconds, BRIEF_SECONDS_LEAST), seconds)
+        folder = ROOT / "target/bench"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._noise = build_preload("noise", folder)
         self._started_s = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -189,8 +193,9 @@ class Bench:
             self._note("hugepages", "too few were free, some applications ran with 4 KiB pages")
         bdevperf = Bdevperf(self.host, bdevs, before_module=self._noise, **options)
         yield bdevperf
-        if "noise: the buffers" not in bdevperf.app.log():
-            self._note("data", "bdevperf has written zeroes: it is linked with SPDK statically")
+        log = bdevperf.app.log()
+        if "Running I/O" in log and "noise: the buffers" not in log:
+            self._note("data", "zeroes: the buffers of bdevperf could not be filled with noise")
         bdevperf.stop()
 
     def _has_zero_copy(self, rpc: Rpc) -> bool:
@@ -234,17 +239,16 @@ class Bench:
         cached = cache_info(rpc) is not None
         if cached:
             rpc.bdev_pcache_reset_stats(name=CACHE)
-        # Of less than half a second it sees nothing.
-        counts_with_perf = self.counts_with_perf and not briefly
-        if counts_with_perf:
-            self.perf.start(bdevperf.app.process.pid)
+        seconds = self.brief_seconds if briefly else float(self.seconds)
+        if self.counts_with_perf:
+            self.perf.start(bdevperf.app.process.pid, min(seconds, 1.0))
         stats: dict[str, int] = {}
         if briefly:
             result = bdevperf.run_and_end(
                 workload.kind,
                 io_size=workload.io_size,
                 queue_depth=workload.depth,
-                seconds=max(BRIEF_SECONDS_PER_MIB * self.cache_mib, BRIEF_SECONDS_LEAST),
+                seconds=seconds,
                 at_end=lambda: stats.update(cache_stats(rpc)),
             )
         else:
@@ -261,7 +265,7 @@ class Bench:
             "latency_us_p9999": result.latency_us_p9999,
             "latency_us_max": result.latency_us_max,
         }
-        if counts_with_perf:
+        if self.counts_with_perf:
             metrics["instructions_per_io"] = self.perf.rate() * cores / result.iops
         if cached:
             metrics |= _shares(stats)

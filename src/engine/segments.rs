@@ -86,10 +86,8 @@ impl Special {
     ];
 }
 
-/// One segment. Written by whoever owns it (its stream, the background), read by all. Two that are next to each other, which
-/// two cores may have open, share no line of their caches, nor a pair of lines that a CPU fetches together.
+/// One segment. Written by whoever owns it (its stream, the background), read by all.
 #[derive(Debug)]
-#[repr(align(128))]
 pub(crate) struct Segment {
     state: AtomicU8,
     generation: AtomicU64,

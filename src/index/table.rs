@@ -218,6 +218,7 @@ impl Index {
         let key = self.layout.key(0, at.tag);
         let held = self.layout.slots(words, key).held;
         if held != 0 {
+            sched::point();
             let slot = held.trailing_zeros() as usize;
             let value = words[slot].load(Ordering::Acquire);
             // Or it has just left the slot, and may lie in another one by now.

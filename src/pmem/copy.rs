@@ -215,7 +215,7 @@ impl Kernel {
     }
 
     /// As [`Kernel::load`], to the caller's memory at `dst`, which advances in any case. Meanwhile what lies [`ASKED_AHEAD`]
-    /// further is asked for, and with the end of it `ahead`, as much of it as is copied.
+    /// further is asked for, and with the last of it as much of `ahead`.
     ///
     /// # Errors
     /// As [`Kernel::load`].

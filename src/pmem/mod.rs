@@ -131,8 +131,8 @@ pub trait Pmem: PmemRead {
     /// The memory is poisoned; what lies under the cursor then holds unspecified bytes.
     fn read_to(&self, off: PmemOff, dst: &mut IovCursor, len_bytes: u64) -> Result<(), Poisoned>;
 
-    /// As [`Pmem::read_to`]. Meanwhile `coming` is asked for, as much of it as is copied: all at once its lines would wait for
-    /// each other, and the copy for them.
+    /// As [`Pmem::read_to`]. Meanwhile `coming` is asked for, some of it while as much is copied: all at once its lines would
+    /// wait for each other, and the copy for them.
     ///
     /// # Errors
     /// As [`Pmem::read_to`].

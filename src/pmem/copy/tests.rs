@@ -122,3 +122,24 @@ fn the_checksum_is_that_of_what_was_stored_while_the_source_changes() {
         stop.store(true, Ordering::Relaxed);
     });
 }
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_best_kernel_stores_records_in_the_way_that_is_sooner() {
+    use super::arch::kernels_of;
+    use super::records::Sooner;
+    let names = |sooner| {
+        let kernels = kernels_of(sooner);
+        kernels.iter().map(Kernel::name).collect::<Vec<_>>()
+    };
+    let [flushed, streamed] = [Sooner::Flushed, Sooner::Streamed].map(names);
+    assert!(flushed[0].contains("records by cl"), "{flushed:?}");
+    assert!(!streamed[0].contains("records"), "{streamed:?}");
+    // Whichever it is, the tests of all kernels store records in each way.
+    let ways = |names: &[String]| {
+        let ways = names.iter().filter_map(|name| name.split(" by ").nth(1));
+        ways.map(str::to_owned)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(ways(&flushed), ways(&streamed));
+}

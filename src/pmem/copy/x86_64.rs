@@ -11,15 +11,21 @@ use super::super::load::arch::{
     load_avx2, load_avx2_and_ask, load_avx512, load_avx512_and_ask, load_sse2, load_sse2_and_ask,
 };
 use super::super::{folded, fused};
+use super::records::Sooner;
 use super::{Kernel, LINE, Records, records};
 
 const _: () = assert!(fused::BLOCK_SIZE_BYTES == super::BOUNCE_SIZE_BYTES);
 
 /// All ways to stream with the best way to store records, and the best one with the others.
 pub(super) fn kernels() -> Vec<Kernel> {
+    kernels_of(records::sooner())
+}
+
+/// The same for CPUs on which these records are sooner durable.
+pub(super) fn kernels_of(sooner: Sooner) -> Vec<Kernel> {
     let flushed = records::flushed();
     let best_flushed = flushed.first().copied();
-    let mut kernels = streams(best_flushed.filter(|_| records::are_flushed_sooner()));
+    let mut kernels = streams(best_flushed.filter(|_| sooner == Sooner::Flushed));
     let best = kernels[0];
     let used = usize::from(best.records.is_some());
     let others = flushed.into_iter().skip(used).chain([records::unflushed()]);
