@@ -60,7 +60,7 @@ fn main() {
         };
         let cache = open(map(&path, mib << 20), data_crc, base);
         println!("-- data_crc {data_crc:?}, engine {}", cache.info().uuid);
-        let mut rig = Rig::new(&cache);
+        let mut rig = Rig::new(&cache).with_noise();
         let write = |cursor| Op::Write(cursor, Fua::No);
         for (name, depth, len_blocks, pattern) in [
             ("4 KiB random write, depth 32", 32, 1, Pattern::Random),

@@ -140,6 +140,11 @@ RATIOS = [
     _iops("size_4g_vs_1g_randread", "size_randread_qd32", "4g", "1g", at_least=0.9),
     _iops("size_12g_vs_1g_randread", "size_randread_qd32", "12g", "1g", at_least=0.9),
     Yardstick(
+        "load_limit_12g_vs_1g",
+        ("copy", "limit", "load_4k_12g_mibps"),
+        ("copy", "limit", "load_4k_1g_mibps"),
+    ),
+    Yardstick(
         "backlog_writeback_vs_malloc",
         ("backlog", "pcache", "mibps"),
         ("backlog", "malloc", "mibps"),

@@ -18,7 +18,7 @@ mod rig;
 use device::{Base, map, open};
 use memory::resident_bytes;
 use pcache::engine::{Cache, DataCrc, Fua, Op, Setting, SettingChange};
-use pcache::pmem::{IovBuf, MappedPmem, Pmem};
+use pcache::pmem::{Coming, IovBuf, MappedPmem, Pmem, PmemRead};
 use pcache::units::{Agent, Page, PmemOff};
 use random::Rng;
 use reopen::{Recovered, reopen};
@@ -76,6 +76,31 @@ fn copy_rates_in_sequence(pmem: &MappedPmem, span: Duration) -> [f64; 2] {
     [rate(0, 1), two]
 }
 
+/// Bytes per second of 4 KiB from random places of the first bytes of the device to 32 buffers; the next place is asked for
+/// meanwhile.
+fn load_rate(pmem: &MappedPmem, within_bytes: u64, span: Duration) -> f64 {
+    const LEN: u64 = 4096;
+    let buffers: Vec<IovBuf> = (0..32).map(|_| IovBuf::zeroed(LEN as usize)).collect();
+    let places = (within_bytes.min(pmem.len_bytes()) - START_BYTES) / LEN;
+    let mut rng = Rng::new(9);
+    let mut next = || PmemOff(START_BYTES + rng.next() % places * LEN);
+    let (mut off, mut done) = (next(), 0u64);
+    let start = now();
+    while start.elapsed() < span {
+        for buffer in &buffers {
+            let coming = Coming {
+                off: next(),
+                len_bytes: LEN,
+            };
+            let read = pmem.read_to_and_ask(off, &mut buffer.cursor(), LEN, coming);
+            read.expect("the memory is sound");
+            off = coming.off;
+            done += LEN;
+        }
+    }
+    done as f64 / start.elapsed().as_secs_f64()
+}
+
 fn copy(path: &Path, size_bytes: u64, span: Duration) -> Value {
     let pmem = map(path, size_bytes);
     let mut rng = Rng::new(3);
@@ -94,6 +119,8 @@ fn copy(path: &Path, size_bytes: u64, span: Duration) -> Value {
         "copy_128k_8_mibps": copy_rate(&pmem, 128 << 10, 8, span, &mut sequential) / MIB,
         "copy_4k_32_sequential_mibps": one_core / MIB,
         "copy_4k_32_sequential_2cores_mibps": two_cores / MIB,
+        "load_4k_1g_mibps": load_rate(&pmem, 1 << 30, span) / MIB,
+        "load_4k_12g_mibps": load_rate(&pmem, 12 << 30, span) / MIB,
         "copy_4k_1_mibps": copy_rate(&pmem, 4 << 10, 1, span, &mut random) / MIB,
         "copy_4k_32_mibps": copy_rate(&pmem, 4 << 10, 32, span, &mut random) / MIB,
     })
@@ -188,7 +215,7 @@ fn write_ns(path: &Path, size_bytes: u64, base: Base, span: Duration) -> f64 {
     if size_bytes > base.block_count * u64::from(base.block_size_bytes) {
         set(&cache, Setting::DirtyHighPercent, 95);
     }
-    let mut rig = Rig::new(&cache);
+    let mut rig = Rig::new(&cache).with_noise();
     let load = Load {
         depth: 32,
         len_blocks: 1,

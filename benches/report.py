@@ -72,6 +72,8 @@ _UNITS = {
     "copy_4k_32_mibps": "MiB/s, 4 KiB, a fence after 32",
     "copy_4k_32_sequential_mibps": "MiB/s, 4 KiB in sequence, a fence after 32",
     "copy_4k_32_sequential_2cores_mibps": "MiB/s, the same on two cores at once",
+    "load_4k_1g_mibps": "MiB/s, loads of 4 KiB from random places of 1 GiB",
+    "load_4k_12g_mibps": "MiB/s, the same of 12 GiB",
     "mibps": "MiB/s",
     "writes_per_s": "writes in a second",
     "table_mib_per_gib": "MiB of the table for a GiB of cache",

@@ -61,21 +61,28 @@ pub(crate) fn noise(rng: &mut Rng, len_bytes: usize) -> Vec<u8> {
 
 impl Rig {
     pub(crate) fn new(cache: &Arc<Cache<MappedPmem>>) -> Self {
-        let mut rng = Rng::new(1);
         Self {
             channel: cache.channel().expect("a channel"),
             background: cache.background().expect("the background"),
             buffers: (0..DEPTH_MAX)
-                .map(|_| IovBuf::new(&noise(&mut rng, IO_SIZE_BYTES_MAX), &[]))
+                .map(|_| IovBuf::zeroed(IO_SIZE_BYTES_MAX))
                 .collect(),
             out: Outbox::new(),
             background_out: Outbox::new(),
             nap_polls_left: 0,
-            rng,
+            rng: Rng::new(1),
             clock: now(),
             block_count: cache.info().block_count,
             place_next: 0,
         }
+    }
+
+    /// What is written is noise from now on, and not what the base has: no cache that has written it back may be opened again.
+    pub(crate) fn with_noise(mut self) -> Self {
+        for buffer in &mut self.buffers {
+            *buffer = IovBuf::new(&noise(&mut self.rng, IO_SIZE_BYTES_MAX), &[]);
+        }
+        self
     }
 
     /// Keeps requests under way until `enough`, which is told how many have ended; returns how many have in
