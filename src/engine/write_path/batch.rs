@@ -43,6 +43,8 @@ pub(in crate::engine) struct Batch {
     pub(super) lines: LineStock,
     pub(super) keys: Vec<Key>,
     kset: KsetBuilder,
+    /// The kset was finished for this number and this epoch, before they were drawn.
+    foreseen: Option<(Seq, Epoch)>,
     /// Drawn before the first payload is stored, unless the batch is one write.
     pub(super) seq: Seq,
     epoch: Epoch,
@@ -61,6 +63,7 @@ impl Batch {
             lines: LineStock::new(BATCH_PAGES_MAX),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
             kset: KsetBuilder::default(),
+            foreseen: None,
             seq: Seq(0),
             epoch: Epoch(0),
         }
@@ -74,6 +77,7 @@ impl Batch {
         self.slots.clear();
         self.keys.clear();
         self.kset.clear();
+        self.foreseen = None;
     }
 
     /// Nothing was admitted yet.
@@ -148,6 +152,7 @@ impl Batch {
         };
         let data_off = open.data_off;
         self.store_payload(cache, open, (lba, len_blocks, KeyKind::Data), cursor);
+        self.foresee(cache, open);
         if let Err(refusal) = self.hold_pages(cache, lba, len_blocks) {
             // The place is the next one's, which may be another core (INV-PMEM-3).
             drop(cache.pmem.fence(self.agent));
@@ -158,6 +163,16 @@ impl Batch {
         self.key_count = need.key_count;
         self.payload_bytes = need.payload_bytes;
         Ok(())
+    }
+
+    /// Finishes the kset for the number that comes next. While the payload is on its way this takes no time: the claim, which
+    /// comes first, waits for that. Another core may draw the number; then it is done again.
+    fn foresee<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {
+        let seq = Seq(cache.seq_next.load(Ordering::Relaxed));
+        let epoch = Epoch(cache.epoch.load(Ordering::Relaxed));
+        self.kset
+            .finish(open.kset_seed, open.kset_index, seq, epoch);
+        self.foreseen = Some((seq, epoch));
     }
 
     /// Whether so much more goes into the open segment.
@@ -255,8 +270,10 @@ impl Batch {
         let segment = cache.segments.get(open.id);
         let floor = &cache.stream_floors[number];
         // While the payloads are on their way.
-        self.kset
-            .finish(open.kset_seed, open.kset_index, seq, epoch);
+        if self.foreseen != Some((seq, epoch)) {
+            self.kset
+                .finish(open.kset_seed, open.kset_index, seq, epoch);
+        }
         // 1. Payloads are durable before the kset that names them is stored (INV-LOG-4).
         if !canary::is(Canary::PayloadsNotFenced) {
             drop(cache.pmem.fence(agent));
@@ -417,6 +434,7 @@ impl Batch {
     fn add(&mut self, key: Key, block_shift: u32) {
         self.kset.push(&key, block_shift);
         self.keys.push(key);
+        self.foreseen = None;
     }
 
     fn publish<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {
