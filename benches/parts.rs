@@ -212,9 +212,14 @@ fn recover(path: &Path, size_bytes: u64, keys: u64, block_size_bytes: u32) -> Va
 fn write_ns(path: &Path, size_bytes: u64, base: Base, span: Duration) -> f64 {
     let cache = open(map(path, size_bytes), DataCrc::Off, base);
     set(&cache, Setting::GcPercent, 90);
-    if size_bytes > base.block_count * u64::from(base.block_size_bytes) {
+    // Until a small one is full; a large one has room for all of it.
+    let before = base.block_count;
+    let most = if size_bytes > before * u64::from(base.block_size_bytes) {
         set(&cache, Setting::DirtyHighPercent, 95);
-    }
+        size_bytes / 4096 * 3 / 4 - before
+    } else {
+        u64::MAX
+    };
     let mut rig = Rig::new(&cache).with_noise();
     let load = Load {
         depth: 32,
@@ -222,10 +227,7 @@ fn write_ns(path: &Path, size_bytes: u64, base: Base, span: Duration) -> f64 {
         pattern: Pattern::Random,
     };
     let write = |cursor| Op::Write(cursor, Fua::No);
-    // Until a small one is full; a large one has room for all of it.
-    rig.run(load, write, |done| done >= base.block_count);
-    let room = (size_bytes / 4096 * 3 / 4).saturating_sub(base.block_count);
-    let most = if room > 0 { room } else { u64::MAX };
+    rig.run(load, write, |done| done >= before);
     let start = now();
     let done = rig.run(load, write, |done| start.elapsed() > span || done >= most);
     start.elapsed().as_nanos() as f64 / done as f64

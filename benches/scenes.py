@@ -166,25 +166,18 @@ class Bench:
             (workload,) = workloads
             options["jobs_file"] = self.store.folder / "jobs.conf"
             options["jobs_file"].write_text(peers.jobs_in_region(peer.cores, peer.region_mib, workload))
-        briefly = [workload for workload in workloads if _is_brief(peer, workload)]
-        at_length = [workload for workload in workloads if workload not in briefly]
-        if at_length:
+        for run in _runs(peer, workloads):
             with self._bdevperf(bdevs, **options) as bdevperf:
                 if peer.zero_copy and not self._has_zero_copy(bdevperf.app.rpc):
                     self._skip(peer.name, "the bdev does not support ZCOPY")
                     return
                 if peer.filled:
                     self.fill(bdevperf, WORKING_SET_MIB)
-                for workload in at_length:
+                for workload in run:
                     if peer.has_room:
                         self._make_room(bdevperf, workload)
-                    self.measure(bdevperf, workload, peer.name, cores=peer.cores)
-        for workload in briefly:
-            with self._bdevperf(bdevs, **options) as bdevperf:
-                if peer.filled:
-                    self.fill(bdevperf, WORKING_SET_MIB)
-                self._make_room(bdevperf, workload)
-                self.measure(bdevperf, workload, peer.name, cores=peer.cores, briefly=True)
+                    briefly = _is_brief(peer, workload)
+                    self.measure(bdevperf, workload, peer.name, cores=peer.cores, briefly=briefly)
         self.store.small_file.unlink(missing_ok=True)
 
     @contextmanager
@@ -495,6 +488,13 @@ class Bench:
 def _is_brief(peer: Peer, workload: Workload) -> bool:
     """Would a second of it write more than the cache has room for?"""
     return peer.has_room and workload.writes and not workload.read_percent
+
+
+def _runs(peer: Peer, workloads: list[Workload]) -> list[list[Workload]]:
+    """What has a bdevperf of its own: each that is brief, and all others together."""
+    briefly = [[workload] for workload in workloads if _is_brief(peer, workload)]
+    at_length = [workload for workload in workloads if not _is_brief(peer, workload)]
+    return [*([at_length] if at_length else []), *briefly]
 
 
 def _shares(stats: dict[str, int]) -> dict[str, float]:

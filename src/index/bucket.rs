@@ -112,8 +112,22 @@ pub(super) struct SlotLayout {
 /// Slots of a bucket, a bit for each: that of its number.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slots {
-    pub(super) held: u32,
-    pub(super) empty: u32,
+    held: u32,
+    empty: u32,
+}
+
+impl Slots {
+    /// The slot that the page has.
+    #[inline]
+    pub(super) fn held(self) -> Option<usize> {
+        (self.held != 0).then(|| self.held.trailing_zeros() as usize)
+    }
+
+    /// The slot that it is given if it has none.
+    #[inline]
+    pub(super) fn free(self) -> Option<usize> {
+        self.empty.checked_ilog2().map(|number| number as usize)
+    }
 }
 
 /// What slots must have room for.

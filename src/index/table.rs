@@ -216,10 +216,8 @@ impl Index {
         // Most pages lie in their home bucket.
         let words = self.buckets.line(at.bucket);
         let key = self.layout.key(0, at.tag);
-        let held = self.layout.slots(words, key).held;
-        if held != 0 {
+        if let Some(slot) = self.layout.slots(words, key).held() {
             sched::point();
-            let slot = held.trailing_zeros() as usize;
             let value = words[slot].load(Ordering::Acquire);
             // Or it has just left the slot, and may lie in another one by now.
             return if self.layout.is(value, key) {
@@ -374,16 +372,15 @@ impl Index {
         let words = self.buckets.line(at.bucket);
         let key = self.layout.key(0, at.tag);
         let slots = self.layout.slots(words, key);
-        if slots.held != 0 {
+        if let Some(number) = slots.held() {
             // Only the holder of the claim removes it.
             let value = self.layout.make(SlotKind::Empty, key, 0);
-            let number = slots.held.trailing_zeros() as usize;
             return Ok(PageSlot::new(at.bucket, number, value));
         }
         // It lies nowhere else if no entry passed by, and the claim keeps everybody else from putting it there.
-        if slots.empty != 0 && Meta(words[0].load(Ordering::Acquire)).passed() == 0 {
-            // The last, as `prefetch_parts` foresees.
-            let number = slots.empty.ilog2() as usize;
+        if let Some(number) = slots.free()
+            && Meta(words[0].load(Ordering::Acquire)).passed() == 0
+        {
             let reserved = self.layout.make(SlotKind::Reserved, key, 0);
             if take(&words[number], reserved) {
                 return Ok(PageSlot::new(at.bucket, number, reserved));

@@ -143,6 +143,8 @@ struct KsetBytes {
 pub struct KsetBuilder {
     media: Box<KsetBytes>,
     key_count: usize,
+    /// With what it was finished since the last key.
+    finished: Option<(ChecksumSeed, u32, Seq, Epoch)>,
 }
 
 impl Default for KsetBuilder {
@@ -152,6 +154,7 @@ impl Default for KsetBuilder {
         Self {
             media: media.unwrap_or_else(|_| Box::new(KsetBytes::new_zeroed())),
             key_count: 0,
+            finished: None,
         }
     }
 }
@@ -160,6 +163,7 @@ impl KsetBuilder {
     /// Forgets all keys.
     pub fn clear(&mut self) {
         self.key_count = 0;
+        self.finished = None;
     }
 
     /// Appends a key.
@@ -178,11 +182,17 @@ impl KsetBuilder {
             rsv: [0; 3],
         };
         self.key_count += 1;
+        self.finished = None;
     }
 
-    /// The finished bytes: checksummed, padded to whole lines.
+    /// The finished bytes: checksummed, padded to whole lines. There is nothing to do if they are what they were.
     #[inline]
     pub fn finish(&mut self, seed: ChecksumSeed, kset_index: u32, seq: Seq, epoch: Epoch) -> &[u8] {
+        let with = Some((seed, kset_index, seq, epoch));
+        if self.finished == with {
+            return self.bytes();
+        }
+        self.finished = with;
         let count = self.key_count;
         let media = &mut *self.media;
         // What an earlier kset has left there. A length that is known beats one that fits.

@@ -43,8 +43,6 @@ pub(in crate::engine) struct Batch {
     pub(super) lines: LineStock,
     pub(super) keys: Vec<Key>,
     kset: KsetBuilder,
-    /// The kset was finished for this number and this epoch, before they were drawn.
-    foreseen: Option<(Seq, Epoch)>,
     /// Drawn before the first payload is stored, unless the batch is one write.
     pub(super) seq: Seq,
     epoch: Epoch,
@@ -63,7 +61,6 @@ impl Batch {
             lines: LineStock::new(BATCH_PAGES_MAX),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
             kset: KsetBuilder::default(),
-            foreseen: None,
             seq: Seq(0),
             epoch: Epoch(0),
         }
@@ -77,7 +74,6 @@ impl Batch {
         self.slots.clear();
         self.keys.clear();
         self.kset.clear();
-        self.foreseen = None;
     }
 
     /// Nothing was admitted yet.
@@ -166,13 +162,12 @@ impl Batch {
     }
 
     /// Finishes the kset for the number that comes next. While the payload is on its way this takes no time: the claim, which
-    /// comes first, waits for that. Another core may draw the number; then it is done again.
+    /// comes first, waits for that. Another core may draw the number; then the commit does it again.
     fn foresee<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {
         let seq = Seq(cache.seq_next.load(Ordering::Relaxed));
         let epoch = Epoch(cache.epoch.load(Ordering::Relaxed));
         self.kset
             .finish(open.kset_seed, open.kset_index, seq, epoch);
-        self.foreseen = Some((seq, epoch));
     }
 
     /// Whether so much more goes into the open segment.
@@ -270,10 +265,8 @@ impl Batch {
         let segment = cache.segments.get(open.id);
         let floor = &cache.stream_floors[number];
         // While the payloads are on their way.
-        if self.foreseen != Some((seq, epoch)) {
-            self.kset
-                .finish(open.kset_seed, open.kset_index, seq, epoch);
-        }
+        self.kset
+            .finish(open.kset_seed, open.kset_index, seq, epoch);
         // 1. Payloads are durable before the kset that names them is stored (INV-LOG-4).
         if !canary::is(Canary::PayloadsNotFenced) {
             drop(cache.pmem.fence(agent));
@@ -434,7 +427,6 @@ impl Batch {
     fn add(&mut self, key: Key, block_shift: u32) {
         self.kset.push(&key, block_shift);
         self.keys.push(key);
-        self.foreseen = None;
     }
 
     fn publish<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {

@@ -13,20 +13,15 @@ impl Index {
     pub(in crate::index) fn prefetch_parts(&self, at: SlotRef) -> Option<(usize, usize)> {
         let side = self.side.as_ref()?;
         let key = self.layout.key(0, at.tag);
-        let mut number = None;
-        for (slot, word) in (1..).zip(&self.buckets.line(at.bucket)[1..]) {
-            let value = word.load(Ordering::Relaxed);
-            if self.layout.is(value, key) {
-                if self.layout.kind(value) == SlotKind::Split {
-                    side.prefetch(self.layout.line(value));
-                }
-                return Some((at.bucket, slot));
+        let words = self.buckets.line(at.bucket);
+        let slots = self.layout.slots(words, key);
+        if let Some(slot) = slots.held() {
+            let value = words[slot].load(Ordering::Relaxed);
+            if self.layout.kind(value) == SlotKind::Split {
+                side.prefetch(self.layout.line(value));
             }
-            if value == 0 {
-                // As `reserve` does, which takes the last.
-                number = Some(slot);
-            }
+            return Some((at.bucket, slot));
         }
-        Some((at.bucket, number?))
+        Some((at.bucket, slots.free()?))
     }
 }
