@@ -1,5 +1,6 @@
 //! The words of a bucket: bookkeeping and slots.
 
+use super::GROUP_PAGES;
 use super::map::{BlockMap, PAGE_BLOCKS_MAX, Run};
 use crate::media::Place;
 use std::num::NonZeroUsize;
@@ -291,6 +292,24 @@ impl SlotLayout {
             empty |= u32::from(value == 0) << number;
         }
         Slots { held, empty }
+    }
+
+    /// Which slots of a bucket hold the pages of a group, of which this is the key of any: the number of each in a byte, those of
+    /// the first page in the lowest; 0: none. One look serves all, where [`SlotLayout::slots`] would take one for each.
+    #[inline(always)]
+    pub(super) fn group_slots(self, words: &[AtomicU64; BUCKET_WORDS], key: SlotKey) -> u32 {
+        let member_max = GROUP_PAGES - 1;
+        let group_mask = self.key_mask & !member_max.wrapping_shl(self.payload_bits);
+        let group = key.0 & group_mask;
+        let mut numbers = 0;
+        for (number, word) in (1..).zip(&words[1..]) {
+            let value = word.load(Ordering::Acquire);
+            let is_member = (value & group_mask == group) & (value != 0);
+            let member = value.wrapping_shr(self.payload_bits) & member_max;
+            let number = if is_member { number } else { 0u32 };
+            numbers |= number << (u8::BITS * member as u32);
+        }
+        numbers
     }
 
     /// Whether a slot holds the page of this key.

@@ -55,6 +55,21 @@ impl SlotRef {
     pub(crate) fn bucket(&self) -> usize {
         self.bucket
     }
+
+    /// The page so many behind this one, of the same group.
+    #[inline]
+    pub(crate) fn later(self, page_count: u64) -> Self {
+        let tag = self.tag + page_count;
+        debug_assert_eq!(tag >> GROUP_BITS, self.tag >> GROUP_BITS);
+        Self { tag, ..self }
+    }
+}
+
+/// Which slots the pages of a group have in their home bucket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupSlots {
+    /// See [`SlotLayout::group_slots`].
+    numbers: u32,
 }
 
 /// How an attempt to claim a bucket ended.
@@ -362,6 +377,26 @@ impl Index {
             owner,
             "INV-INDEX-4: a claim is released by its holder"
         );
+    }
+
+    /// Looks for the slots of all pages of a group, for the holder of their claim.
+    #[inline]
+    pub(crate) fn group_slots(&self, at: SlotRef) -> GroupSlots {
+        let key = self.layout.key(0, at.tag);
+        let numbers = self.layout.group_slots(self.buckets.line(at.bucket), key);
+        GroupSlots { numbers }
+    }
+
+    /// The slot that a page of the group has, for the holder of the claim; `None`: it has none in its home bucket, see
+    /// [`Index::reserve`].
+    #[inline]
+    pub(crate) fn slot_of(&self, group: GroupSlots, at: SlotRef) -> Option<PageSlot> {
+        let member = (at.tag & (GROUP_PAGES - 1)) as usize;
+        let number = usize::from(group.numbers.to_le_bytes()[member]);
+        let value = self
+            .layout
+            .make(SlotKind::Empty, self.layout.key(0, at.tag), 0);
+        (number > 0).then(|| PageSlot::new(at.bucket, number, value))
     }
 
     /// Makes sure that the page has a slot, for the holder of the claim. One that was not there before is given

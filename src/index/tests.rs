@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 mod evict;
+mod group_tests;
 
 const PAGES: u64 = 1 << 12;
 const ME: u16 = 1;

@@ -273,6 +273,7 @@ fn no_struct_is_forgotten() {
         include_str!("segment_info.rs"),
         include_str!("superblock.rs"),
         include_str!("tails.rs"),
+        include_str!("witness_pages.rs"),
     ];
     let documented = documented();
     let mut count = 0;

@@ -14,6 +14,7 @@ mod seal;
 mod segment_info;
 mod superblock;
 mod tails;
+mod witness_pages;
 
 pub use checksum::{ChecksumSeed, Checksums};
 pub use kset::{
@@ -33,3 +34,4 @@ pub use superblock::{
     persist_unfinished_mark, superblock_copies,
 };
 pub use tails::{Tails, WITNESS_COUNT, Witness};
+pub(crate) use witness_pages::WitnessPages;

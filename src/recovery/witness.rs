@@ -3,7 +3,7 @@
 use super::error::OpenError;
 use super::opening::OpenStep;
 use crate::engine::BaseError;
-use crate::media::{Geometry, Key, Superblock, WITNESS_COUNT, Witness};
+use crate::media::{Key, Superblock, WITNESS_COUNT, Witness};
 use crate::units::Lba;
 
 /// How far the reading is.
@@ -127,31 +127,4 @@ impl Witness {
 pub(crate) fn is_overwritten(entry: &Witness, key: &Key) -> bool {
     let (start, end) = (key.lba.0, key.end().0);
     start < entry.lba.0 + u64::from(entry.len_blocks) && entry.lba.0 < end
-}
-
-/// In which pages the witness has blocks: one bit for every 64th page. Most keys lie elsewhere, and need not be
-/// compared with its entries.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct WitnessPages(u64);
-
-impl WitnessPages {
-    /// Of a witness in range.
-    pub(super) fn new(geometry: &Geometry, witness: &[Witness; WITNESS_COUNT]) -> Self {
-        let mut bits = 0;
-        for entry in witness.iter().filter(|entry| entry.len_blocks > 0) {
-            let last = Lba(entry.lba.0 + u64::from(entry.len_blocks) - 1);
-            // A page at most, which may lie in two.
-            for page in [geometry.page_of(entry.lba), geometry.page_of(last)] {
-                bits |= 1 << (page.0 % 64);
-            }
-        }
-        Self(bits)
-    }
-
-    /// Whether a key may have blocks of the witness.
-    #[inline]
-    pub(super) fn may_hold(self, geometry: &Geometry, key: &Key) -> bool {
-        // With payload it lies in one page.
-        !key.kind.has_payload() || self.0 >> (geometry.page_of(key.lba).0 % 64) & 1 != 0
-    }
 }

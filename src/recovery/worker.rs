@@ -420,10 +420,12 @@ impl<P: Pmem> Scanning<P> {
                 let len_blocks = u64::from(key.len_blocks);
                 self.counts.dirty_bytes += known.superblock.geometry.bytes(len_blocks);
             }
+            let geometry = &known.superblock.geometry;
+            let len_blocks = u64::from(key.len_blocks);
             if self
                 .pass
                 .witness_pages
-                .may_hold(&known.superblock.geometry, key)
+                .may_hold(geometry, key.lba, len_blocks)
             {
                 self.counts.witness_dropped |= overwritten(&known.tails.witness, key);
             }

@@ -163,7 +163,7 @@ impl BaseQueue {
             let has_failed = matches!(result, Err(BaseError::Io | BaseError::Unsupported));
             if has_failed && self.falls_back_to_data(index) {
                 self.start_part(index);
-            } else if self.part_done(index, result) {
+            } else if self.with_op(index, Op::end_part) || result.is_err() {
                 if result == Err(BaseError::Io) {
                     self.tell_unmap_failure(index);
                 }
@@ -214,15 +214,6 @@ impl BaseQueue {
         if is_unmap && !mem::replace(&mut self.inner.borrow_mut().unmap_failure_told, true) {
             log::warn!("the base device fails UNMAP: zeroes are written to it instead");
         }
-    }
-
-    /// Whether the operation is at its end.
-    fn part_done(&self, index: u32, result: Result<(), BaseError>) -> bool {
-        self.with_op(index, |op| {
-            op.lba += op.part_blocks;
-            op.blocks_left -= op.part_blocks;
-            result.is_err() || op.blocks_left == 0 || matches!(op.verb, Verb::Flush)
-        })
     }
 
     fn finish(&self, index: u32) {
@@ -301,7 +292,13 @@ impl BaseQueue {
         let (verb, lba, blocks, iovs, iov_count) = unsafe {
             let op = &mut *op.as_ptr();
             let count = c_int::try_from(op.iovs.len()).unwrap_or(c_int::MAX);
-            (op.verb, op.lba, op.part_blocks, op.iovs.as_mut_ptr(), count)
+            (
+                op.verb,
+                op.left.start,
+                op.part_blocks,
+                op.iovs.as_mut_ptr(),
+                count,
+            )
         };
         // SAFETY: descriptor and channel are open and belong together and to this thread. The scatter list
         // lies in the operation, which stays as it is until `part_landed` is called with it; the memory it

@@ -290,17 +290,18 @@ impl Batch {
         };
         let (head, rest) = cut(cache, first, bytes_max);
         op.append(cache, &head);
-        let mut ahead = match rest {
+        // In its place at once: a copy would wait for what it is a copy of.
+        let ahead = &mut self.lookahead;
+        *ahead = match rest {
             Some(rest) => Ahead::Piece(rest),
             None => self.overlay.next(keys_left),
         };
         while let Ahead::Piece(piece) = ahead
-            && op.takes(cache, &piece, clearing, bytes_max)
+            && op.takes(cache, piece, clearing, bytes_max)
         {
-            op.append(cache, &piece);
-            ahead = self.overlay.next(keys_left);
+            op.append(cache, piece);
+            *ahead = self.overlay.next(keys_left);
         }
-        self.lookahead = ahead;
         Some(number)
     }
 

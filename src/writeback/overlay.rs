@@ -307,7 +307,31 @@ impl Overlay {
 
     /// The next piece, in order of address. Each key that is looked at takes one of `steps`: when it begins to cover
     /// blocks, when it ceases to, and for each piece of it.
+    #[inline]
     pub(super) fn next(&mut self, steps: &mut usize) -> Ahead {
+        match self.next_alone(steps) {
+            Some(piece) => piece,
+            None => self.next_of_several(steps),
+        }
+    }
+
+    /// The next key, if it is the only one where it lies, as most are.
+    #[inline]
+    fn next_alone(&mut self, steps: &mut usize) -> Option<Ahead> {
+        let first = *self.keys.get(self.next)?;
+        let is_alone =
+            self.active.is_empty() && self.next_start_is_after(self.next + 1, end(&first));
+        if !is_alone || *steps == 0 {
+            return None;
+        }
+        *steps -= 1;
+        self.next += 1;
+        self.at = first.lba.0;
+        Some(self.give(&first, end(&first)))
+    }
+
+    #[inline(never)]
+    fn next_of_several(&mut self, steps: &mut usize) -> Ahead {
         loop {
             if self.active.is_empty() && self.next == self.keys.len() {
                 return Ahead::End;
@@ -315,17 +339,16 @@ impl Overlay {
             if *steps == 0 {
                 return Ahead::Unknown;
             }
-            *steps -= 1;
             let Some(&(top_number, top)) = self.active.peek() else {
-                let first = self.keys[self.next];
-                self.at = first.lba.0;
-                if self.next_start_is_after(self.next + 1, end(&first)) {
-                    self.next += 1;
-                    return self.give(&first, end(&first));
+                if let Some(piece) = self.next_alone(steps) {
+                    return piece;
                 }
+                *steps -= 1;
+                self.at = self.keys[self.next].lba.0;
                 self.activate_next();
                 continue;
             };
+            *steps -= 1;
             let key = self.keys[top as usize];
             if end(&key) <= self.at {
                 self.active.pop();
@@ -342,6 +365,7 @@ impl Overlay {
         }
     }
 
+    #[inline]
     fn give(&mut self, key: &Laid, until: u64) -> Ahead {
         let piece = cut(key, self.at, until, self.block_shift);
         self.at = until;

@@ -3,7 +3,7 @@
 
 use super::batch::BaseOp;
 use crate::engine::Cache;
-use crate::media::{KeyKind, Tails, WITNESS_COUNT, Witness};
+use crate::media::{KeyKind, Tails, WITNESS_COUNT, Witness, WitnessPages};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES};
 
@@ -24,6 +24,8 @@ pub(super) struct WitnessUpdate {
     /// Blocks that the batch writes, spread over it.
     samples: [Witness; WITNESS_COUNT],
     write_count: u64,
+    /// Of entries and samples. `None`: the batch has started nothing yet.
+    pages: Option<WitnessPages>,
 }
 
 impl Default for WitnessUpdate {
@@ -32,21 +34,20 @@ impl Default for WitnessUpdate {
             overwritten: [false; WITNESS_COUNT],
             samples: [UNUSED; WITNESS_COUNT],
             write_count: 0,
+            pages: None,
         }
     }
 }
 
 impl WitnessUpdate {
-    /// An operation of the batch is started for the first time.
+    /// An operation of the batch is started for the first time. The tails have the same entries for all of a batch.
     pub(super) fn note<P: Pmem>(&mut self, op: &BaseOp, cache: &Cache<P>, tails: &Tails) {
-        for (overwritten, entry) in self.overwritten.iter_mut().zip(&tails.witness) {
-            *overwritten |= overlaps(op, entry);
-        }
-        // A batch that catches up with itself writes blocks once more.
-        for sample in &mut self.samples {
-            if overlaps(op, sample) {
-                *sample = UNUSED;
-            }
+        let geometry = &cache.geometry;
+        let pages = self
+            .pages
+            .get_or_insert_with(|| WitnessPages::new(geometry, &tails.witness));
+        if pages.may_hold(geometry, op.lba, op.len_blocks) {
+            self.look_for_overlaps(op, tails);
         }
         if op.kind != KeyKind::Data {
             return;
@@ -65,6 +66,22 @@ impl WitnessUpdate {
         };
         if let Some(sample) = take(op, cache) {
             self.samples[at as usize] = sample;
+            if let Some(pages) = &mut self.pages {
+                pages.add(geometry, &sample);
+            }
+        }
+    }
+
+    #[cold]
+    fn look_for_overlaps(&mut self, op: &BaseOp, tails: &Tails) {
+        for (overwritten, entry) in self.overwritten.iter_mut().zip(&tails.witness) {
+            *overwritten |= overlaps(op, entry);
+        }
+        // A batch that catches up with itself writes blocks once more.
+        for sample in &mut self.samples {
+            if overlaps(op, sample) {
+                *sample = UNUSED;
+            }
         }
     }
 

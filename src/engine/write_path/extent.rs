@@ -2,8 +2,10 @@
 
 use crate::engine::cache::Cache;
 use crate::engine::io::{HostIo, Op};
+use crate::index::GROUP_PAGES;
 use crate::pmem::Pmem;
 use crate::units::{Lba, Page};
+use std::ops::Range;
 
 /// What an extent needs of the log.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +60,26 @@ pub(in crate::engine) struct PageRange {
 impl PageRange {
     fn page_count(&self) -> usize {
         (self.last - self.next) as usize + 1
+    }
+
+    /// The page, if it is one.
+    #[inline]
+    pub(super) fn only(&self) -> Option<Page> {
+        (self.next == self.last).then_some(Page(self.next))
+    }
+
+    /// Cut where groups of the index end.
+    pub(super) fn groups(self) -> impl Iterator<Item = Range<u64>> {
+        let (mut next, end) = (self.next, self.last + 1);
+        std::iter::from_fn(move || {
+            let start = next;
+            (start < end).then(|| {
+                next = (start / GROUP_PAGES + 1)
+                    .saturating_mul(GROUP_PAGES)
+                    .min(end);
+                start..next
+            })
+        })
     }
 }
 

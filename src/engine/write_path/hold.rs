@@ -1,10 +1,10 @@
 //! What a batch holds of the index: claims of buckets, slots of pages, and lines for pages that it may split.
 
 use super::batch::{Batch, Refusal};
-use super::extent::{page_pieces, pages};
+use super::extent::{PageRange, page_pieces, pages};
 use crate::canary::{self, Canary};
 use crate::engine::cache::Cache;
-use crate::index::{Change, Claim, EarlierParts, IndexFull};
+use crate::index::{Change, Claim, EarlierParts, IndexFull, SlotRef};
 use crate::pmem::Pmem;
 use crate::units::{Lba, Page};
 
@@ -38,11 +38,14 @@ impl Batch {
         len_blocks: u64,
     ) -> Result<(), Refusal> {
         let mark = self.mark();
-        for page in pages(cache, lba, len_blocks) {
-            if let Err(refusal) = self.hold_page(cache, page) {
-                self.roll_back(cache, mark);
-                return Err(refusal);
-            }
+        let pages = pages(cache, lba, len_blocks);
+        let held = match pages.only() {
+            Some(page) => self.hold_page(cache, page),
+            None => self.hold_groups(cache, pages),
+        };
+        if let Err(refusal) = held {
+            self.roll_back(cache, mark);
+            return Err(refusal);
         }
         let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
         if (lba.0 | len_blocks) & in_page != 0 {
@@ -53,15 +56,44 @@ impl Batch {
 
     #[inline(always)]
     fn hold_page<P: Pmem>(&mut self, cache: &Cache<P>, page: Page) -> Result<(), Refusal> {
-        let index = &cache.index;
-        let at = index.locate(page);
-        let owner = self.owner();
-        match index.claim(at, owner) {
+        let at = cache.index.locate(page);
+        self.claim(cache, at)?;
+        self.hold_slot(cache, at)
+    }
+
+    /// Pages of a group are claimed by one of them, and their slots found in one look.
+    #[inline(never)]
+    fn hold_groups<P: Pmem>(&mut self, cache: &Cache<P>, pages: PageRange) -> Result<(), Refusal> {
+        for group in pages.groups() {
+            let first = cache.index.locate(Page(group.start));
+            self.claim(cache, first)?;
+            let slots = cache.index.group_slots(first);
+            for number in 0..group.end - group.start {
+                let at = first.later(number);
+                match cache.index.slot_of(slots, at) {
+                    Some(slot) => self.slots.push(slot),
+                    None => self.hold_slot(cache, at)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn claim<P: Pmem>(&mut self, cache: &Cache<P>, at: SlotRef) -> Result<(), Refusal> {
+        match cache.index.claim(at, self.owner()) {
             Claim::Taken => self.claims.push(at.bucket()),
             Claim::Held => {}
             Claim::Busy if canary::is(Canary::ClaimsIgnored) => {}
             Claim::Busy => return Err(Refusal::Busy),
         }
+        Ok(())
+    }
+
+    /// A slot for a page that is claimed.
+    #[inline(always)]
+    fn hold_slot<P: Pmem>(&mut self, cache: &Cache<P>, at: SlotRef) -> Result<(), Refusal> {
+        let (index, owner) = (&cache.index, self.owner());
         let reserved = index.reserve(at).or_else(|_| {
             let is_clean = |place| cache.is_clean(place);
             let is_hot = |place| cache.is_hot(place);

@@ -1,6 +1,7 @@
 //! One operation on the base bdev: what it does, where its data are, and the part of it that is under way.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use libc::iovec;
@@ -51,10 +52,9 @@ pub(super) struct Op {
     pub(super) id: BaseOpId,
     pub(super) verb: Verb,
     pub(super) payload: Payload,
-    /// What is still to do.
-    pub(super) lba: u64,
-    pub(super) blocks_left: u64,
-    /// Of these: under way.
+    /// Blocks that are still to do.
+    pub(super) left: Range<u64>,
+    /// So many of them, the first, are under way.
     pub(super) part_blocks: u64,
     /// Has room for [`IOV_COUNT_MAX`]. A read of one block into more pieces lets it grow.
     pub(super) iovs: Vec<iovec>,
@@ -73,8 +73,7 @@ impl Op {
             id: BaseOpId(0),
             verb: Verb::Flush,
             payload: Payload::None,
-            lba: 0,
-            blocks_left: 0,
+            left: 0..0,
             part_blocks: 0,
             iovs: Vec::with_capacity(IOV_COUNT_MAX),
             sources: Vec::with_capacity(source_count_max),
@@ -85,8 +84,7 @@ impl Op {
 
     pub(super) fn fill(&mut self, request: &BaseRequest, sources: &[MemSlice]) {
         self.id = request.op;
-        self.lba = request.lba.0;
-        self.blocks_left = request.len_blocks;
+        self.left = request.lba.0..request.lba.0 + request.len_blocks;
         self.part_blocks = 0;
         self.source_at = (0, 0);
         self.sources.clear();
@@ -112,6 +110,16 @@ impl Op {
         };
     }
 
+    fn blocks_left(&self) -> u64 {
+        self.left.end - self.left.start
+    }
+
+    /// The part under way has ended. `true`: there is no other behind it.
+    pub(super) fn end_part(&mut self) -> bool {
+        self.left.start += self.part_blocks;
+        self.left.is_empty() || matches!(self.verb, Verb::Flush)
+    }
+
     /// How it goes to the base if it is a WRITE_ZEROES.
     pub(super) fn zeroes_went(&self) -> Option<ZeroesWent> {
         match (&self.payload, self.verb) {
@@ -133,15 +141,16 @@ impl Op {
     /// There is nothing that could be written; why.
     pub(super) fn prepare(&mut self, block_shift: u32) -> Result<(), &'static str> {
         self.iovs.clear();
+        let blocks_left = self.blocks_left();
         match self.payload {
-            Payload::None => self.part_blocks = self.blocks_left,
+            Payload::None => self.part_blocks = blocks_left,
             Payload::Read(ref mut cursor) => {
-                let (left, block) = ((self.blocks_left as usize) << block_shift, 1 << block_shift);
+                let (left, block) = ((blocks_left as usize) << block_shift, 1 << block_shift);
                 let len_bytes = cursor.take_iovecs(left, block, IOV_COUNT_MAX, &mut self.iovs);
                 self.part_blocks = (len_bytes >> block_shift) as u64;
             }
             Payload::Zeroes(at, len_bytes) => {
-                self.part_blocks = self.blocks_left.min((len_bytes >> block_shift) as u64);
+                self.part_blocks = blocks_left.min((len_bytes >> block_shift) as u64);
                 self.iovs.push(iovec {
                     iov_base: at.cast(),
                     iov_len: (self.part_blocks as usize) << block_shift,
@@ -161,7 +170,7 @@ impl Op {
                 self.part_blocks = (len_bytes >> block_shift) as u64;
                 let is_whole = len_bytes > 0
                     && len_bytes == (self.part_blocks as usize) << block_shift
-                    && self.part_blocks <= self.blocks_left;
+                    && self.part_blocks <= blocks_left;
                 if !is_whole {
                     return Err("it is not made of whole blocks");
                 }
