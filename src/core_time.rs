@@ -2,7 +2,9 @@
 //! of them would get.
 //!
 //! Work comes in slices, and after each of them the requests of the core have theirs, whoever's slice it was. How long that
-//! is goes by whoever needs most among those who have something to do. Between these the turns go by start-time fair queueing:
+//! is goes by whoever needs most among those who have something to do. Where requests take longer than that each time they are
+//! asked for, which nobody can cut short, slices are longer instead: else the share would never be had, however badly it is
+//! needed, and writers would use up all room and wait until a batch has reached the base. Between these the turns go by start-time fair queueing:
 //! a slice moves its cache back the further the longer it took and the less the work was needed, and the next is of the
 //! one that lies first. So two caches with the same need get as much, and none is passed by for ever.
 
@@ -14,7 +16,7 @@ use crate::units::Now;
 
 /// How long a background that found nothing to do is left alone. Its watermarks and ages are far coarser.
 const IDLE_NAP_NS: u64 = 50_000;
-/// How many polls go by between two looks at the clock while a background is left alone: reading it costs
+/// How many polls go by at the most between two looks at the clock while a background is left alone: reading it costs
 /// as much as the rest of such a poll.
 const NAP_POLLS: u32 = 8;
 /// A look that finds nothing to do postpones nobody, if it takes no longer than this: there is one of each cache every
@@ -23,6 +25,9 @@ const LOOK_NS_MAX: u64 = 1_000;
 /// The least share of the core that background work gets beside requests, in percent; it grows with the pressure,
 /// to all of it.
 const SHARE_PERCENT_MIN: u64 = 20;
+
+/// Slices grow with the share up to this one, in percent.
+const SHARE_PERCENT_MAX: u64 = 92;
 
 /// A share of the core, in percent; not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +45,12 @@ impl Share {
         took_ns * (100 - self.0) / self.0
     }
 
+    /// How long a slice of work may last after the requests of the core have taken `rest_ns`.
+    fn work_ns(self, rest_ns: u64) -> u64 {
+        let share = self.0.min(SHARE_PERCENT_MAX);
+        rest_ns * share / (100 - share)
+    }
+
     /// How far such a slice moves its cache back.
     fn steps(self, took_ns: u64) -> u64 {
         took_ns * 100 / self.0
@@ -53,6 +64,8 @@ pub(crate) struct CoreTime {
     /// The last slice beside requests: when it ended, and how long it took.
     last_end: Cell<Now>,
     last_took_ns: Cell<u64>,
+    /// How long all else of the core took, once around its pollers, behind the last slice of which that is known.
+    turn_ns: Cell<u64>,
     /// Where the cache lay that had the last slice. Whoever comes begins here.
     served: Cell<u64>,
 }
@@ -74,13 +87,18 @@ impl CoreTime {
         place.at.get().max(self.served.get())
     }
 
-    /// Whether the requests have had their time.
-    fn is_rested(&self, now: Now) -> bool {
+    /// When the requests have had their time.
+    fn rested_at(&self) -> Now {
         let places = self.places.borrow();
         let wanting = places.iter().filter(|place| place.wants.get());
         let most = wanting.map(|place| place.share.get()).max();
         let rest_ns = most.unwrap_or(Share::MIN).rest_ns(self.last_took_ns.get());
-        now.0 >= self.last_end.get().0 + rest_ns
+        Now(self.last_end.get().0 + rest_ns)
+    }
+
+    /// How many polls a background may let go by that has nothing to do for so long, if all take as long as the last one.
+    fn polls_in(&self, span_ns: u64) -> u32 {
+        u32::try_from(span_ns / self.turn_ns.get().max(1)).unwrap_or(u32::MAX)
     }
 
     /// Whether nobody else lies before this one.
@@ -119,6 +137,8 @@ pub(crate) struct Contender {
     nap_until: Cell<Now>,
     /// Polls until the clock is looked at again.
     polls_left: Cell<u32>,
+    /// When its last slice beside requests ended, until it is asked again.
+    slice_end: Cell<Option<Now>>,
 }
 
 impl Contender {
@@ -135,6 +155,7 @@ impl Contender {
             place,
             nap_until: Cell::new(Now(0)),
             polls_left: Cell::new(0),
+            slice_end: Cell::new(None),
         }
     }
 
@@ -154,12 +175,29 @@ impl Contender {
 
     /// Whether a slice may begin.
     pub(crate) fn may_begin(&self, now: Now) -> bool {
+        // Everybody else was asked since.
+        if let Some(end) = self.slice_end.take()
+            && end == self.core.last_end.get()
+        {
+            self.core.turn_ns.set(now.since_ns(end));
+        }
         self.place.wants.set(now >= self.nap_until.get());
-        if !self.place.wants.get() || !self.core.is_rested(now) {
-            self.polls_left.set(NAP_POLLS);
+        let due = self.nap_until.get().max(self.core.rested_at());
+        if now < due {
+            let polls = self.core.polls_in(due.since_ns(now));
+            self.polls_left.set(polls.min(NAP_POLLS));
             return false;
         }
         self.core.is_first(&self.place)
+    }
+
+    /// How long a slice lasts beside requests: `least_ns`, unless that is less than the cache's share because all requests of the
+    /// core have their turn between two slices, which takes the longer the more they are; `most_ns` at the most.
+    pub(crate) fn slice_ns(&self, least_ns: u64, most_ns: u64) -> u64 {
+        let share = self.place.share.get();
+        share
+            .work_ns(self.core.turn_ns.get())
+            .clamp(least_ns, most_ns)
     }
 
     /// A slice that began and ended so.
@@ -186,6 +224,7 @@ impl Contender {
         if beside == Beside::Requests {
             core.last_end.set(end);
             core.last_took_ns.set(took_ns);
+            self.slice_end.set(Some(end));
         }
     }
 

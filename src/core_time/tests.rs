@@ -3,6 +3,7 @@ use crate::units::{NS_PER_MS, NS_PER_US};
 
 /// How long the requests of a turn of the core take, and a poll of a background that does nothing.
 const REQUESTS_NS: u64 = 2_000;
+const SLICE_NS_MAX: u64 = 64_000;
 const POLL_NS: u64 = 20;
 const SLICE_NS: u64 = 8_000;
 const LOOK_NS: u64 = 200;
@@ -21,6 +22,7 @@ struct Cache {
 struct Core {
     now: Now,
     beside: Beside,
+    requests_ns: u64,
     caches: Vec<Cache>,
     /// When slices of work ended, and the next one began.
     gaps_ns: Vec<u64>,
@@ -40,6 +42,7 @@ impl Core {
         Self {
             now: Now(1),
             beside: Beside::Requests,
+            requests_ns: REQUESTS_NS,
             caches: works.iter().map(cache).collect(),
             gaps_ns: Vec::new(),
             last_end: Now(1),
@@ -50,7 +53,7 @@ impl Core {
         let end = self.now.0 + ms * NS_PER_MS;
         while self.now.0 < end {
             if self.beside == Beside::Requests {
-                self.now.0 += REQUESTS_NS;
+                self.now.0 += self.requests_ns;
             }
             for number in 0..self.caches.len() {
                 self.poll(number);
@@ -67,10 +70,11 @@ impl Core {
         let start = self.now;
         let (done, pressure) = if let Some(pressure) = cache.work {
             self.gaps_ns.push(start.since_ns(self.last_end));
-            self.now.0 += SLICE_NS;
+            let slice_ns = cache.contender.slice_ns(SLICE_NS, SLICE_NS_MAX);
+            self.now.0 += slice_ns;
             self.last_end = self.now;
             cache.slices += 1;
-            cache.worked_ns += SLICE_NS;
+            cache.worked_ns += slice_ns;
             (Done::Part, pressure)
         } else {
             self.now.0 += LOOK_NS;
@@ -86,6 +90,15 @@ impl Core {
         let permille = |cache: &Cache| cache.worked_ns * 1000 / self.now.0;
         self.caches.iter().map(permille).collect()
     }
+}
+
+/// Polls without a look at the clock, at most.
+fn polls_let_go(contender: &Contender) -> usize {
+    let mut polls = 0;
+    while !contender.is_worth_a_look() {
+        polls += 1;
+    }
+    polls
 }
 
 fn assert_near(what: u64, wanted: u64) {
@@ -106,9 +119,11 @@ fn a_cache_alone_rests_by_its_own_need() {
         let slice = (Now(0), Now(SLICE_NS));
         contender.ended(slice, Beside::Requests, Done::Part, pressure);
         if rest_ns > 0 {
+            // Once around its pollers, the core comes back.
+            assert!(!contender.may_begin(Now(SLICE_NS + POLL_NS)));
+            assert_eq!(polls_let_go(&contender), 8);
             assert!(!contender.may_begin(Now(SLICE_NS + rest_ns - 1)));
-            let worth: Vec<_> = (0..9).map(|_| contender.is_worth_a_look()).collect();
-            assert_eq!(worth.iter().position(|&worth| worth), Some(8));
+            assert_eq!(polls_let_go(&contender), 0, "the next one is in time");
         }
         assert!(contender.may_begin(Now(SLICE_NS + rest_ns)));
     }
@@ -227,4 +242,37 @@ fn a_long_look_counts_as_work() {
         long.ended(slice, Beside::Requests, Done::Nothing, Pressure::NONE);
         assert_eq!(other.may_begin(Now(took_ns)), begins);
     }
+}
+
+/// Requests of a deep queue are all served in one turn, which takes far longer than a short slice and its rest.
+#[test]
+fn where_requests_take_long_slices_do_too_so_that_the_share_is_had() {
+    for count in [1, 3] {
+        // Of the lowest share some is lost to the time between two turns, as long as it is enough.
+        for (pressure, permille) in [(Pressure::NONE, 160), (Pressure::WANTED, 680)] {
+            let mut core = Core::new(&vec![Some(pressure); count]);
+            core.requests_ns = 14_000;
+            core.run_ms(100);
+            assert_near(core.shares().iter().sum(), permille);
+        }
+    }
+    let mut core = Core::new(&[Some(Pressure::WANTED)]);
+    core.requests_ns = 14_000;
+    core.run_ms(100);
+    let slice_ns = core.caches[0].worked_ns / core.caches[0].slices;
+    assert_near(slice_ns, 14_000 * 68 / 32);
+    // They are short again when requests are.
+    core.requests_ns = REQUESTS_NS;
+    core.run_ms(100);
+    let slice_ns = core.caches[0].contender.slice_ns(SLICE_NS, SLICE_NS_MAX);
+    assert_eq!(slice_ns, SLICE_NS);
+}
+
+#[test]
+fn no_slice_is_longer_than_the_longest() {
+    let mut core = Core::new(&[Some(Pressure::WAITING)]);
+    core.requests_ns = 14_000;
+    core.run_ms(10);
+    let contender = &core.caches[0].contender;
+    assert_eq!(contender.slice_ns(SLICE_NS, SLICE_NS_MAX), SLICE_NS_MAX);
 }

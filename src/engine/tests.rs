@@ -18,6 +18,7 @@ mod pages;
 mod room;
 mod rounding;
 mod salvage;
+mod sparse;
 mod staging;
 mod usage;
 

@@ -44,9 +44,12 @@ pub(super) struct Census {
     /// The last count that was finished, and the clock of the segments when it began; 0: none was.
     counts: Vec<Count>,
     began_at: u64,
+    /// Of all segments.
+    total: Count,
     /// The one under way.
     next: Vec<Count>,
     next_began_at: u64,
+    next_total: Count,
     stage: Stage,
     /// So many buckets there are for each that is looked at.
     stride: usize,
@@ -65,8 +68,10 @@ impl Census {
         Ok(Self {
             counts: counts()?,
             began_at: 0,
+            total: Count::default(),
             next: counts()?,
             next_began_at: 0,
+            next_total: Count::default(),
             stage: Stage::Finished,
             // A segment has 1 GiB at the most.
             stride: (pages / PAGES_COUNTED).max(1) as usize,
@@ -94,6 +99,12 @@ impl Census {
         count.live_blocks + 2 * found.isqrt() * unit_blocks
     }
 
+    /// Whether anything to speak of was read again of what is in use: once for each hundred pages.
+    pub(super) fn is_read<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        let live_pages = self.total.live_blocks / u64::from(cache.geometry.blocks_per_page());
+        self.total.heat * 100 > live_pages
+    }
+
     /// The clock of the segments when the last count began that was finished; 0: none was.
     pub(super) fn counted_at(&self) -> u64 {
         self.began_at
@@ -118,6 +129,7 @@ impl Census {
             }
             // There are segments, which the clock counts from the start: it is not 0.
             self.next_began_at = cache.segments.clock();
+            self.next_total = Count::default();
             self.stage = Stage::Clearing(0);
         }
         if let Stage::Clearing(first) = self.stage {
@@ -138,11 +150,15 @@ impl Census {
 
     fn count<P: Pmem>(&mut self, cache: &Cache<P>, first: usize) {
         let weight = self.stride as u64;
+        let (counts, total) = (&mut self.next, &mut self.next_total);
         let mut note = |place, len_blocks| {
             let id = cache.geometry.segment_of(place);
-            if let Some(count) = self.next.get_mut(id.index()) {
+            if let Some(count) = counts.get_mut(id.index()) {
+                let heat = weight * u64::from(cache.heat.get(id, place));
                 count.live_blocks += weight * len_blocks;
-                count.heat += weight * u64::from(cache.heat.get(id, place));
+                count.heat += heat;
+                total.live_blocks += weight * len_blocks;
+                total.heat += heat;
             }
         };
         let end = cache.index.bucket_count();
@@ -158,6 +174,7 @@ impl Census {
             self.stage = Stage::Finished;
             std::mem::swap(&mut self.counts, &mut self.next);
             self.began_at = self.next_began_at;
+            self.total = self.next_total;
         }
     }
 }

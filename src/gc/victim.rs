@@ -19,6 +19,8 @@ use crate::units::SegId;
 /// of a byte of room, at the least. On a trace of a virtual machine 60 and 80 gave lower hit ratios
 /// (docs/adr/0011-eviction.md).
 const SPARSE_PERCENT: u64 = 70;
+/// The same where nothing is read again, so that little is known to be worth a copy: each then gives as much room as it takes.
+const SPARSE_UNREAD_PERCENT: u64 = 50;
 /// Of the segments in service, so many percent may hold read fills on probation.
 const PROBATION_PERCENT: usize = 3;
 /// They may have so many segments in any case: one that is open, one that is sealed.
@@ -231,7 +233,7 @@ impl Found {
             && let Some(count) = sparse.count
         {
             let live_blocks = census.live_blocks_max(cache, count);
-            if can_copy && is_sparse(cache, live_blocks) {
+            if can_copy && is_sparse(cache, census, live_blocks) {
                 // Of nothing at all there is nothing to copy.
                 return Some((sparse, Plan::Compact));
             }
@@ -327,8 +329,13 @@ fn warmth(candidate: &Candidate, clock: u64) -> u64 {
     (heat << 16) / age
 }
 
-fn is_sparse<P: Pmem>(cache: &Cache<P>, live_blocks: u64) -> bool {
-    cache.geometry.bytes(live_blocks) * 100 < cache.geometry.segment_room_bytes() * SPARSE_PERCENT
+fn is_sparse<P: Pmem>(cache: &Cache<P>, census: &Census, live_blocks: u64) -> bool {
+    let percent = if census.is_read(cache) {
+        SPARSE_PERCENT
+    } else {
+        SPARSE_UNREAD_PERCENT
+    };
+    cache.geometry.bytes(live_blocks) * 100 < cache.geometry.segment_room_bytes() * percent
 }
 
 /// What of a victim may be copied because it was read again, in bytes: so much less than all that there is room for

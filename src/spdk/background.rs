@@ -14,8 +14,9 @@ use crate::pmem::MappedPmem;
 use crate::units::Now;
 
 /// How long a slice of work lasts, beside requests of the same core and without: what it takes, they wait. It
-/// is made of polls of the engine, which are shorter.
+/// is made of polls of the engine, which are shorter. Beside requests it lasts longer where they take long, and the work is needed.
 const SLICE_NS_BUSY: u64 = 8_000;
+const SLICE_NS_BUSY_MAX: u64 = 64_000;
 const SLICE_NS_ALONE: u64 = 50_000;
 /// Bytes that a poll hands to a base that copies them at once, beside requests.
 const COPIED_BYTES_BUSY: u64 = 64 << 10;
@@ -116,7 +117,7 @@ impl Driver {
     fn slice(&self, engine: &mut Background<MappedPmem>, start: Now, beside: Beside) -> Done {
         let mut budget = Budget::default();
         let slice_ns = match beside {
-            Beside::Requests => SLICE_NS_BUSY,
+            Beside::Requests => self.contender.slice_ns(SLICE_NS_BUSY, SLICE_NS_BUSY_MAX),
             Beside::Nobody => SLICE_NS_ALONE,
         };
         if beside == Beside::Requests && self.copies {
