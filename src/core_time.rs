@@ -2,11 +2,13 @@
 //! of them would get.
 //!
 //! Work comes in slices, and after each of them the requests of the core have theirs, whoever's slice it was. How long that
-//! is goes by whoever needs most among those who have something to do. Where requests take longer than that each time they are
-//! asked for, which nobody can cut short, slices are longer instead: else the share would never be had, however badly it is
-//! needed, and writers would use up all room and wait until a batch has reached the base. Between these the turns go by start-time fair queueing:
+//! is goes by whoever needs most among those who have something to do. Between these the turns go by start-time fair queueing:
 //! a slice moves its cache back the further the longer it took and the less the work was needed, and the next is of the
 //! one that lies first. So two caches with the same need get as much, and none is passed by for ever.
+//!
+//! Where requests take longer than such a rest each time they are asked for, which nobody can cut short, slices are longer
+//! instead: else the share would never be had, however badly it is needed, and writers would use up all room and wait
+//! until a batch has reached the base.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -26,15 +28,13 @@ const LOOK_NS_MAX: u64 = 1_000;
 /// to all of it.
 const SHARE_PERCENT_MIN: u64 = 20;
 
-/// Slices grow with the share up to this one, in percent.
-const SHARE_PERCENT_MAX: u64 = 92;
-
 /// A share of the core, in percent; not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Share(u64);
 
 impl Share {
     const MIN: Self = Self(SHARE_PERCENT_MIN);
+    const ALL: Self = Self(100);
 
     fn of(pressure: Pressure) -> Self {
         Self(SHARE_PERCENT_MIN + (100 - SHARE_PERCENT_MIN) * pressure.percent() / 100)
@@ -47,8 +47,8 @@ impl Share {
 
     /// How long a slice of work may last after the requests of the core have taken `rest_ns`.
     fn work_ns(self, rest_ns: u64) -> u64 {
-        let share = self.0.min(SHARE_PERCENT_MAX);
-        rest_ns * share / (100 - share)
+        // Nobody has all of the core as long as there are requests: as if a twelfth were theirs, as it is before they wait.
+        rest_ns * self.0 / (100 - self.0).max(8)
     }
 
     /// How far such a slice moves its cache back.
@@ -64,7 +64,9 @@ pub(crate) struct CoreTime {
     /// The last slice beside requests: when it ended, and how long it took.
     last_end: Cell<Now>,
     last_took_ns: Cell<u64>,
-    /// How long all else of the core took, once around its pollers, behind the last slice of which that is known.
+    /// Of all slices.
+    worked_ns: Cell<u64>,
+    /// How long all else of the core took, once around its pollers, the last time that was measured.
     turn_ns: Cell<u64>,
     /// Where the cache lay that had the last slice. Whoever comes begins here.
     served: Cell<u64>,
@@ -99,6 +101,14 @@ impl CoreTime {
     /// How many polls a background may let go by that has nothing to do for so long, if all take as long as the last one.
     fn polls_in(&self, span_ns: u64) -> u32 {
         u32::try_from(span_ns / self.turn_ns.get().max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// How many caches want so much of the core, at least 1.
+    fn count_of(&self, share: Share) -> u64 {
+        let places = self.places.borrow();
+        let wanting = places.iter().filter(|place| place.wants.get());
+        let count = wanting.filter(|place| place.share.get() == share).count();
+        count.max(1) as u64
     }
 
     /// Whether nobody else lies before this one.
@@ -137,8 +147,8 @@ pub(crate) struct Contender {
     nap_until: Cell<Now>,
     /// Polls until the clock is looked at again.
     polls_left: Cell<u32>,
-    /// When its last slice beside requests ended, until it is asked again.
-    slice_end: Cell<Option<Now>>,
+    /// When its last slice ended, and how long all had been then, until it is asked again.
+    slice_end: Cell<Option<(Now, u64)>>,
 }
 
 impl Contender {
@@ -175,11 +185,11 @@ impl Contender {
 
     /// Whether a slice may begin.
     pub(crate) fn may_begin(&self, now: Now) -> bool {
-        // Everybody else was asked since.
-        if let Some(end) = self.slice_end.take()
-            && end == self.core.last_end.get()
-        {
-            self.core.turn_ns.set(now.since_ns(end));
+        // Everybody else was asked since, the other caches as well.
+        if let Some((end, worked_ns)) = self.slice_end.take() {
+            let worked_ns = self.core.worked_ns.get() - worked_ns;
+            let turn_ns = now.since_ns(end).saturating_sub(worked_ns);
+            self.core.turn_ns.set(turn_ns);
         }
         self.place.wants.set(now >= self.nap_until.get());
         let due = self.nap_until.get().max(self.core.rested_at());
@@ -194,10 +204,15 @@ impl Contender {
     /// How long a slice lasts beside requests: `least_ns`, unless that is less than the cache's share because all requests of the
     /// core have their turn between two slices, which takes the longer the more they are; `most_ns` at the most.
     pub(crate) fn slice_ns(&self, least_ns: u64, most_ns: u64) -> u64 {
-        let share = self.place.share.get();
-        share
-            .work_ns(self.core.turn_ns.get())
-            .clamp(least_ns, most_ns)
+        let (core, share) = (&self.core, self.place.share.get());
+        // Those of caches without a rest follow one another in the same turn.
+        let count = if share == Share::ALL {
+            core.count_of(share)
+        } else {
+            1
+        };
+        let work_ns = share.work_ns(core.turn_ns.get()) / count;
+        work_ns.clamp(least_ns, least_ns.max(most_ns / count))
     }
 
     /// A slice that began and ended so.
@@ -224,8 +239,9 @@ impl Contender {
         if beside == Beside::Requests {
             core.last_end.set(end);
             core.last_took_ns.set(took_ns);
-            self.slice_end.set(Some(end));
         }
+        core.worked_ns.set(core.worked_ns.get() + took_ns);
+        self.slice_end.set(Some((end, core.worked_ns.get())));
     }
 
     /// There will be no more of them, and nobody waits for one.

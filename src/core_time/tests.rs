@@ -134,7 +134,7 @@ fn a_cache_without_work_naps_until_it_is_woken() {
     let contender = Contender::new(Rc::new(CoreTime::default()));
     let end = Now(SLICE_NS);
     contender.ended((Now(0), end), Beside::Nobody, Done::All, Pressure::NONE);
-    assert!(!contender.may_begin(Now(end.0 + IDLE_NAP_NS - 1)));
+    assert!(!contender.may_begin(Now(end.0 + POLL_NS)));
     assert!(!contender.is_worth_a_look());
     contender.wake();
     assert!(contender.is_worth_a_look());
@@ -269,10 +269,28 @@ fn where_requests_take_long_slices_do_too_so_that_the_share_is_had() {
 }
 
 #[test]
-fn no_slice_is_longer_than_the_longest() {
-    let mut core = Core::new(&[Some(Pressure::WAITING)]);
+fn no_slice_is_longer_than_the_longest_nor_all_of_those_that_follow_one_another() {
+    for count in [1, 4] {
+        let mut core = Core::new(&vec![Some(Pressure::WAITING); count]);
+        core.requests_ns = 14_000;
+        core.run_ms(10);
+        let slice_ns = core.caches[0].contender.slice_ns(SLICE_NS, SLICE_NS_MAX);
+        assert_eq!(slice_ns, SLICE_NS_MAX / count as u64);
+        // There are no requests left but a few: those that wait for all this.
+        core.requests_ns = 500;
+        core.run_ms(10);
+        let slice_ns = core.caches[0].contender.slice_ns(SLICE_NS, SLICE_NS_MAX);
+        assert_eq!(slice_ns, SLICE_NS);
+    }
+}
+
+#[test]
+fn a_turn_without_requests_is_a_turn_too() {
+    let mut core = Core::new(&[Some(Pressure::WANTED)]);
     core.requests_ns = 14_000;
     core.run_ms(10);
-    let contender = &core.caches[0].contender;
-    assert_eq!(contender.slice_ns(SLICE_NS, SLICE_NS_MAX), SLICE_NS_MAX);
+    core.beside = Beside::Nobody;
+    core.run_ms(1);
+    let slice_ns = core.caches[0].contender.slice_ns(SLICE_NS, SLICE_NS_MAX);
+    assert_eq!(slice_ns, SLICE_NS);
 }

@@ -10,6 +10,7 @@ mod deep_queues;
 mod fetches;
 mod fills;
 mod flaws;
+mod groups;
 mod held;
 mod lend;
 mod lost_memory;

@@ -44,7 +44,7 @@ pub(super) struct Census {
     /// The last count that was finished, and the clock of the segments when it began; 0: none was.
     counts: Vec<Count>,
     began_at: u64,
-    /// Of all segments.
+    /// Of all segments. Heat counts for each block here.
     total: Count,
     /// The one under way.
     next: Vec<Count>,
@@ -53,6 +53,8 @@ pub(super) struct Census {
     stage: Stage,
     /// So many buckets there are for each that is looked at.
     stride: usize,
+    /// The clock of the segments when a victim was last emptied of which something was forgotten for want of room.
+    forgotten_at: Option<u64>,
     /// How many counts have begun: each looks at other buckets.
     begun: usize,
 }
@@ -75,6 +77,7 @@ impl Census {
             stage: Stage::Finished,
             // A segment has 1 GiB at the most.
             stride: (pages / PAGES_COUNTED).max(1) as usize,
+            forgotten_at: None,
             begun: 0,
         })
     }
@@ -99,10 +102,21 @@ impl Census {
         count.live_blocks + 2 * found.isqrt() * unit_blocks
     }
 
-    /// Whether anything to speak of was read again of what is in use: once for each hundred pages.
-    pub(super) fn is_read<P: Pmem>(&self, cache: &Cache<P>) -> bool {
-        let live_pages = self.total.live_blocks / u64::from(cache.geometry.blocks_per_page());
-        self.total.heat * 100 > live_pages
+    /// Whether of what is in use anything to speak of was read again: one page of a hundred, once.
+    pub(super) fn has_readers(&self) -> bool {
+        self.total.heat * 100 >= self.total.live_blocks
+    }
+
+    /// A victim was emptied, and what was in use of it had to be forgotten.
+    pub(super) fn note_forgotten<P: Pmem>(&mut self, cache: &Cache<P>) {
+        self.forgotten_at = Some(cache.segments.clock());
+    }
+
+    /// Whether all that is in use has found room, as long as the log took to go around once.
+    pub(super) fn has_kept_all<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        let turn = cache.segments.count() as u64;
+        self.forgotten_at
+            .is_none_or(|then| cache.segments.clock() > then + turn)
     }
 
     /// The clock of the segments when the last count began that was finished; 0: none was.
@@ -158,7 +172,7 @@ impl Census {
                 count.live_blocks += weight * len_blocks;
                 count.heat += heat;
                 total.live_blocks += weight * len_blocks;
-                total.heat += heat;
+                total.heat += heat * len_blocks;
             }
         };
         let end = cache.index.bucket_count();

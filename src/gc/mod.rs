@@ -291,7 +291,12 @@ impl Gc {
     ) -> Progress {
         self.state = match self.walk.poll(cache, agent) {
             Step::More => State::Emptying(id),
-            Step::Finished => State::Waiting(id, cache.grace.ticket()),
+            Step::Finished => {
+                if self.walk.has_forgotten(cache) {
+                    self.census.note_forgotten(cache);
+                }
+                State::Waiting(id, cache.grace.ticket())
+            }
             Step::Unreadable => {
                 // So the index has to tell what lies in it. The base holds all of it.
                 if cache.segments.lose_keys(id) {

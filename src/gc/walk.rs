@@ -55,6 +55,8 @@ enum Fate {
 pub(super) struct Walk {
     victim: SegId,
     plan: Plan,
+    /// Something of the victim was forgotten before, or may have been.
+    had_forgotten: bool,
     /// What may still be copied because it was read again, in bytes.
     hot_bytes_left: u64,
     /// How often the walk may still go back because somebody was at a page.
@@ -70,6 +72,7 @@ impl Default for Walk {
         Self {
             victim: SegId(0),
             plan: Plan::Evict,
+            had_forgotten: false,
             hot_bytes_left: 0,
             returns_left: 0,
             at: At::start(Generation(0)),
@@ -98,10 +101,19 @@ impl Walk {
         let is_cold = plan == Plan::KeepHot && !cache.heat.is_warm(victim);
         let plan = if is_cold { Plan::Evict } else { plan };
         (self.victim, self.plan) = (victim, plan);
+        self.had_forgotten = cache.segments.get(victim).has_forgotten();
         self.at = At::start(cache.segments.get(victim).generation());
         self.hot_bytes_left = victim::hot_bytes_max(cache);
         self.returns_left = RETURNS_MAX;
         self.keys.clear();
+    }
+
+    /// Whether what was in use of the victim was forgotten because there was no room for it.
+    pub(super) fn has_forgotten<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        let victim = cache.segments.get(self.victim);
+        // Of what is compacted little is forgotten. Probation is short for whatever comes.
+        let may_tell = self.plan != Plan::Compact && victim.class() != Class::Probation;
+        may_tell && !self.had_forgotten && victim.has_forgotten()
     }
 
     /// Deals with some pages of the victim.

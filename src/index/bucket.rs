@@ -183,6 +183,9 @@ impl SlotKind {
     }
 }
 
+/// There is a byte for each page of a group.
+const _: () = assert!(GROUP_PAGES <= size_of::<u32>() as u64);
+
 impl SlotLayout {
     /// The payload takes what tags of `tag_bits` bits leave, which must be no more than there is.
     pub(super) fn new(bits: PayloadBits, tag_bits: u32) -> Self {

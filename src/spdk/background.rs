@@ -14,8 +14,10 @@ use crate::pmem::MappedPmem;
 use crate::units::Now;
 
 /// How long a slice of work lasts, beside requests of the same core and without: what it takes, they wait. It
-/// is made of polls of the engine, which are shorter. Beside requests it lasts longer where they take long, and the work is needed.
+/// is made of polls of the engine, which are shorter.
 const SLICE_NS_BUSY: u64 = 8_000;
+/// Beside requests that take long themselves, where the work is needed. With more the tail of a deep queue gets no shorter
+/// (docs/adr/0012-pacing.md).
 const SLICE_NS_BUSY_MAX: u64 = 64_000;
 const SLICE_NS_ALONE: u64 = 50_000;
 /// Bytes that a poll hands to a base that copies them at once, beside requests.

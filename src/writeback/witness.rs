@@ -72,7 +72,7 @@ impl WitnessUpdate {
         }
     }
 
-    #[cold]
+    #[inline(never)]
     fn look_for_overlaps(&mut self, op: &BaseOp, tails: &Tails) {
         for (overwritten, entry) in self.overwritten.iter_mut().zip(&tails.witness) {
             *overwritten |= overlaps(op, entry);

@@ -74,9 +74,7 @@ impl PageRange {
         std::iter::from_fn(move || {
             let start = next;
             (start < end).then(|| {
-                next = (start / GROUP_PAGES + 1)
-                    .saturating_mul(GROUP_PAGES)
-                    .min(end);
+                next = ((start | (GROUP_PAGES - 1)) + 1).min(end);
                 start..next
             })
         })
