@@ -98,9 +98,10 @@ impl CoreTime {
         Now(self.last_end.get().0 + rest_ns)
     }
 
-    /// How many polls a background may let go by that has nothing to do for so long, if all take as long as the last one.
+    /// How many polls a background lets go by that has nothing to do for so long, if all turns take as long as the last one.
     fn polls_in(&self, span_ns: u64) -> u32 {
-        u32::try_from(span_ns / self.turn_ns.get().max(1)).unwrap_or(u32::MAX)
+        let polls = span_ns / self.turn_ns.get().max(1);
+        u32::try_from(polls).map_or(NAP_POLLS, |polls| polls.min(NAP_POLLS))
     }
 
     /// How many caches want so much of the core, at least 1.
@@ -194,8 +195,7 @@ impl Contender {
         self.place.wants.set(now >= self.nap_until.get());
         let due = self.nap_until.get().max(self.core.rested_at());
         if now < due {
-            let polls = self.core.polls_in(due.since_ns(now));
-            self.polls_left.set(polls.min(NAP_POLLS));
+            self.polls_left.set(self.core.polls_in(due.since_ns(now)));
             return false;
         }
         self.core.is_first(&self.place)

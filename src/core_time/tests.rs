@@ -136,6 +136,7 @@ fn a_cache_without_work_naps_until_it_is_woken() {
     contender.ended((Now(0), end), Beside::Nobody, Done::All, Pressure::NONE);
     assert!(!contender.may_begin(Now(end.0 + POLL_NS)));
     assert!(!contender.is_worth_a_look());
+    assert!(!contender.may_begin(Now(end.0 + IDLE_NAP_NS - 1)));
     contender.wake();
     assert!(contender.is_worth_a_look());
     assert!(contender.may_begin(end));

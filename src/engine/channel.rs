@@ -12,11 +12,11 @@ use super::misses::Misses;
 use super::read_path::{FILL_PAGES_MAX, PREFETCH_PAGES, ReadState};
 use super::sequences::Sequences;
 use super::stats::Counters;
-use super::write_path::{Batch, Gathered};
+use super::write_path::{Batch, Gathered, pages};
 use crate::canary::{self, Canary};
-use crate::index::{GROUP_PAGES, Version};
+use crate::index::Version;
 use crate::pmem::{MemSlice, PadMemory, Pads, Pmem};
-use crate::units::{Agent, Lba, Now, PAGE_SIZE_BYTES, Page};
+use crate::units::{Agent, Now, PAGE_SIZE_BYTES, Page};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -321,16 +321,12 @@ impl Core {
             Op::Write(..) | Op::WriteZeroes | Op::Unmap => &mut self.writes,
         };
         queue.push_back(id);
-        let first = cache.geometry.page_of(io.lba).0;
-        let last = cache.geometry.page_of(Lba(io.lba.0 + io.len_blocks - 1)).0;
-        let last = last.min(first + PREFETCH_PAGES - 1);
         let index = &cache.index;
+        let groups = pages(cache, io.lba, io.len_blocks)
+            .first(PREFETCH_PAGES)
+            .groups();
         // The others of its group are there, too.
-        let groups =
-            (first / GROUP_PAGES + 1..=last / GROUP_PAGES).map(|group| group * GROUP_PAGES);
-        let ats = std::iter::once(first)
-            .chain(groups)
-            .map(|page| index.locate(Page(page)));
+        let ats = groups.map(|group| index.locate(Page(group.start)));
         match io.op {
             Op::Read(_) | Op::Lend | Op::Flush => ats.for_each(|at| index.prefetch(at)),
             Op::Write(..) | Op::WriteZeroes | Op::Unmap => {

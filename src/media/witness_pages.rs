@@ -3,7 +3,7 @@
 
 use super::{Geometry, Witness};
 use crate::units::Lba;
-use std::ops::RangeInclusive;
+use std::ops::Range;
 
 /// One bit for every 256th page: it has all pages that were added, and others. An entry has a page at most, which may lie in
 /// two.
@@ -36,7 +36,7 @@ impl WitnessPages {
     #[inline]
     pub(crate) fn may_hold(&self, geometry: &Geometry, lba: Lba, len_blocks: u64) -> bool {
         let mut pages = pages_of(geometry, lba, len_blocks);
-        pages.end() - pages.start() >= Self::LOOKED_FOR_MAX
+        pages.end - pages.start > Self::LOOKED_FOR_MAX
             || pages.any(|page| {
                 let (word, bit) = Self::place(page);
                 self.0[word] & bit != 0
@@ -51,9 +51,9 @@ impl WitnessPages {
 }
 
 #[inline]
-fn pages_of(geometry: &Geometry, lba: Lba, len_blocks: u64) -> RangeInclusive<u64> {
-    let last = Lba(lba.0 + len_blocks - 1);
-    geometry.page_of(lba).0..=geometry.page_of(last).0
+fn pages_of(geometry: &Geometry, lba: Lba, len_blocks: u64) -> Range<u64> {
+    let first = geometry.page_of(lba).0;
+    first..first + geometry.pages_touched(lba, len_blocks)
 }
 
 #[cfg(test)]

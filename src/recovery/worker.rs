@@ -416,12 +416,11 @@ impl<P: Pmem> Scanning<P> {
         let known = &self.pass.known;
         self.counts.keys += 1;
         if seq > known.tails.dirty_tail && key.kind.is_dirty() {
-            if key.kind == KeyKind::Data {
-                let len_blocks = u64::from(key.len_blocks);
-                self.counts.dirty_bytes += known.superblock.geometry.bytes(len_blocks);
-            }
             let geometry = &known.superblock.geometry;
             let len_blocks = u64::from(key.len_blocks);
+            if key.kind == KeyKind::Data {
+                self.counts.dirty_bytes += geometry.bytes(len_blocks);
+            }
             if self
                 .pass
                 .witness_pages

@@ -68,8 +68,16 @@ impl PageRange {
         (self.next == self.last).then_some(Page(self.next))
     }
 
+    /// The first of them, no more than `page_count`.
+    #[inline]
+    pub(in crate::engine) fn first(self, page_count: u64) -> Self {
+        let last = self.last.min(self.next + page_count - 1);
+        Self { last, ..self }
+    }
+
     /// Cut where groups of the index end.
-    pub(super) fn groups(self) -> impl Iterator<Item = Range<u64>> {
+    #[inline]
+    pub(in crate::engine) fn groups(self) -> impl Iterator<Item = Range<u64>> {
         let (mut next, end) = (self.next, self.last + 1);
         std::iter::from_fn(move || {
             let start = next;
