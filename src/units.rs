@@ -54,6 +54,13 @@ impl SegId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
+impl Generation {
+    /// Of no segment: what has a cursor under it has none yet.
+    pub const NONE: Generation = Generation(0);
+    /// Of a segment that was never recycled.
+    pub const FIRST: Generation = Generation(1);
+}
+
 /// The place of a kset in the global order of all ksets of the cache, over all streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Seq(pub u64);

@@ -60,7 +60,7 @@ impl Default for KeySearch {
             question: None,
             answer: None,
             segment: SegId(0),
-            next: KsetCursor::start(Generation(0)),
+            next: KsetCursor::start(Generation::NONE),
             begun_off: KEYS_START_BYTES,
             has_turned: false,
             reader: KsetReader::default(),

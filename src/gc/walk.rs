@@ -75,7 +75,7 @@ impl Default for Walk {
             had_forgotten: false,
             hot_bytes_left: 0,
             returns_left: 0,
-            at: At::start(Generation(0)),
+            at: At::start(Generation::NONE),
             reader: KsetReader::default(),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
             copier: Copier::default(),

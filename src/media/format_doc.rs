@@ -444,7 +444,7 @@ fn states_of_a_segment_are_those_of_the_code() {
     let checksums = Checksums::new(superblock.uuid);
     let state = |sealed| {
         let mut info = SegmentInfo {
-            generation: Generation(1),
+            generation: Generation::FIRST,
             sealed,
             update: 0,
         };

@@ -35,7 +35,7 @@ impl PairRecord for SegmentInfoOnMedia {
     }
     fn is_plausible(&self) -> bool {
         matches!(self.header.word.get(), STATE_UNSEALED | STATE_SEALED)
-            && self.generation.get() < COUNTER_MAX
+            && (Generation::FIRST.0..COUNTER_MAX).contains(&self.generation.get())
     }
 }
 

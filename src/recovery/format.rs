@@ -55,7 +55,7 @@ impl Formatting {
         let end = (self.next_segment + SEGMENTS_PER_POLL).min(count);
         for segment in self.next_segment..end {
             let mut info = SegmentInfo {
-                generation: Generation(1),
+                generation: Generation::FIRST,
                 sealed: None,
                 update: 0,
             };

@@ -62,8 +62,10 @@ fn a_witness_at_the_end_of_all_numbers_is_refused() {
 
 #[test]
 fn counters_that_nobody_can_have_reached_are_damage() {
-    let error = change_info(2, |info| info.generation = Generation(u64::MAX));
-    assert!(error.contains("segment 2"), "{error}");
+    for generation in [Generation::NONE, Generation(u64::MAX)] {
+        let error = change_info(2, |info| info.generation = generation);
+        assert!(error.contains("segment 2"), "{error}");
+    }
     let error = change_info(2, |info| info.update = COUNTER_MAX);
     assert!(error.contains("segment 2"), "{error}");
     let error = error_after(|pmem, mut superblock, _| {

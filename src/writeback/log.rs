@@ -198,7 +198,7 @@ pub(super) struct LogReader {
 impl LogReader {
     pub(super) fn new(segment_count: usize) -> Result<Self, NoMemory> {
         let what = "write-back";
-        let start = || KsetCursor::start(Generation(0));
+        let start = || KsetCursor::start(Generation::NONE);
         Ok(Self {
             cursors: memory::filled(what, segment_count, start)?,
             ready: memory::with_room(what, segment_count)?.into(),

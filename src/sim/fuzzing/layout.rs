@@ -47,7 +47,7 @@ impl Layout {
     pub(super) fn kset(&self, image: &ImagePmem, (segment, off): KsetPlace) -> Option<Spot> {
         let (geometry, checksums) = (&self.geometry, &self.checksums);
         let info = SegmentInfo::load(image, geometry, checksums, segment).ok();
-        let generation = info.map_or(Generation(0), |(info, _)| info.generation);
+        let generation = info.map_or(Generation::NONE, |(info, _)| info.generation);
         Spot::kset(image, geometry, checksums, (segment, generation), off)
     }
 
