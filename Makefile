@@ -112,7 +112,7 @@ e2e: module inspect $(VENV)/ready  ## Run the tests with real SPDK applications
 	@$(SAY) "tests with SPDK applications"
 	$(PYTHON) -m pytest -v -c test/pytest.ini test/e2e $(PYTEST_ARGS)
 
-# FUZZ_TARGET: one of fuzz/fuzz_targets, or all; FUZZ_SECONDS: for each of them.
+# FUZZ_TARGET: one of fuzz/fuzz_targets, or all; FUZZ_SECONDS: for each of them; a smoke: FUZZ_SEED.
 .PHONY: fuzz
 fuzz: rust target/test-packages  ## Fuzz for long: FUZZ_SECONDS=600 for each target, FUZZ_TARGET=one of them
 	@$(SAY) "fuzzing"

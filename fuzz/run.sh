@@ -2,14 +2,15 @@
 # run.sh - builds and runs the fuzz targets with the stable toolchain, without cargo-fuzz.
 #
 #   run.sh build               build all targets
-#   run.sh smoke [TARGET...]   replay the corpus, then fuzz for a moment
+#   run.sh smoke [TARGET...]   replay the corpus, then fuzz for a moment, with nearly the same inputs each time
 #   run.sh fuzz [TARGET...]    fuzz for long
 #   run.sh merge [TARGET...]   put the few inputs that reach most of what was reached into fuzz/corpus
 #
 # Whoever has cargo-fuzz can use that instead: the layout is its own.
 #
 # Environment:
-#   FUZZ_SECONDS   how long each target runs (smoke: 12, fuzz: 600)
+#   FUZZ_SECONDS   how long each target fuzzes (600); a smoke has as many inputs as fit into some 12 seconds
+#   FUZZ_SEED      what the inputs of a smoke are drawn from (1); a long run draws a new one
 #   FUZZ_ASAN      0: without AddressSanitizer, which costs half of the speed
 
 set -euo pipefail
@@ -17,8 +18,10 @@ cd "$(dirname "$0")"
 
 readonly ALL=(media_recovery media_mutations engine_ops rpc_params)
 readonly HOST=x86_64-unknown-linux-gnu
-# What a run adds to the corpus; not committed.
+# What a long run adds to the corpus; not committed.
 readonly FOUND=target/corpus
+# The same of a smoke, which begins with the committed inputs alone and one seed: a run for every change tells what the change has broken.
+readonly FOUND_BY_SMOKE=target/smoke
 readonly ARTIFACTS=artifacts
 # A single input may not take longer, or more memory, than this.
 readonly TIMEOUT_S=10 RSS_MB=1024 MALLOC_MB=256
@@ -26,6 +29,8 @@ readonly TIMEOUT_S=10 RSS_MB=1024 MALLOC_MB=256
 readonly MERGED_MAX=14
 # Inputs of the committed corpus are at most as long as this, in bytes.
 declare -rA LEN_MAX=([media_recovery]=16384 [media_mutations]=1024 [engine_ops]=4096 [rpc_params]=1024)
+# Inputs of a smoke, those of the corpus included.
+declare -rA SMOKE_RUNS=([media_recovery]=4000 [media_mutations]=800 [engine_ops]=150 [rpc_params]=400000)
 
 # What cargo-fuzz passes. The flags are unstable, so the compiler is told to take them nevertheless.
 flags=(
@@ -49,17 +54,19 @@ build() {
 run() {
 	local target=$1
 	shift
-	mkdir -p target/log "$ARTIFACTS/$target" "$FOUND/$target"
+	mkdir -p target/log "$ARTIFACTS/$target"
 	ASAN_OPTIONS=${ASAN_OPTIONS:-quarantine_size_mb=16:detect_leaks=1} \
 		"target/$HOST/release/$target" -timeout=$TIMEOUT_S -rss_limit_mb=$RSS_MB \
 		-malloc_limit_mb=$MALLOC_MB -max_len="${LEN_MAX[$target]}" -print_final_stats=1 \
 		-artifact_prefix="$ARTIFACTS/$target/" "$@" >"target/log/$target" 2>&1
 }
 
-# fuzz TARGET SECONDS: fuzzes, and says in a line what came of it.
+# fuzz TARGET FOUND OPTION...: fuzzes, adds to the corpus FOUND, and says in a line what came of it.
 fuzz() {
-	local target=$1 seconds=$2 log=target/log/$1 runs inputs artifact
-	if run "$target" -max_total_time="$seconds" "$FOUND/$target" "corpus/$target"; then
+	local target=$1 found=$2/$1 log=target/log/$1 runs inputs artifact
+	shift 2
+	mkdir -p "$found"
+	if run "$target" "$@" "$found" "corpus/$target"; then
 		runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
 		inputs=$(sed -n 's/.* corp: \([0-9]*\).*/\1/p' "$log" | tail -n 1)
 		printf '%-16s %8s runs, %5s inputs in the corpus, 0 crashes\n' "$target" "$runs" "$inputs"
@@ -79,10 +86,18 @@ fuzz() {
 }
 
 fuzz_all() {
-	local seconds=$1 target failed=0
-	shift
+	local target failed=0
 	for target in "$@"; do
-		fuzz "$target" "$seconds" || failed=1
+		fuzz "$target" "$FOUND" -max_total_time="${FUZZ_SECONDS:-600}" || failed=1
+	done
+	return $failed
+}
+
+smoke_all() {
+	local target failed=0
+	rm -rf "$FOUND_BY_SMOKE"
+	for target in "$@"; do
+		fuzz "$target" "$FOUND_BY_SMOKE" -seed="${FUZZ_SEED:-1}" -runs="${SMOKE_RUNS[$target]}" || failed=1
 	done
 	return $failed
 }
@@ -91,7 +106,7 @@ fuzz_all() {
 merge() {
 	local target=$1 merged=target/merged/$1
 	rm -rf "$merged"
-	mkdir -p "$merged"
+	mkdir -p "$merged" "$FOUND/$target"
 	run "$target" -set_cover_merge=1 -use_counters=0 "$merged" "corpus/$target" "$FOUND/$target"
 	find "corpus/$target" -type f -regextype egrep -regex '.*/[0-9a-f]{40}' -delete
 	# Those that are longest reach most; the corpus is to stay small.
@@ -117,11 +132,11 @@ case $mode in
 build) build ;;
 smoke)
 	build
-	fuzz_all "${FUZZ_SECONDS:-12}" "${targets[@]}"
+	smoke_all "${targets[@]}"
 	;;
 fuzz)
 	build
-	fuzz_all "${FUZZ_SECONDS:-600}" "${targets[@]}"
+	fuzz_all "${targets[@]}"
 	;;
 merge)
 	build
