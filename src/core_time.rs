@@ -35,8 +35,10 @@ struct Share(u64);
 impl Share {
     const MIN: Self = Self(SHARE_PERCENT_MIN);
     const ALL: Self = Self(100);
+    /// The most as long as no request waits for background work.
+    const MOST: Self = Self::of(Pressure::MAX);
 
-    fn of(pressure: Pressure) -> Self {
+    const fn of(pressure: Pressure) -> Self {
         Self(SHARE_PERCENT_MIN + (100 - SHARE_PERCENT_MIN) * pressure.percent() / 100)
     }
 
@@ -47,8 +49,9 @@ impl Share {
 
     /// How long a slice of work may last after the requests of the core have taken `rest_ns`.
     fn work_ns(self, rest_ns: u64) -> u64 {
-        // Nobody has all of the core as long as there are requests: as if a twelfth were theirs, as it is before they wait.
-        rest_ns * self.0 / (100 - self.0).max(8)
+        // Nobody has all of the core as long as there are requests: who would have it has what there is before they wait.
+        let percent = self.min(Self::MOST).0;
+        rest_ns * percent / (100 - percent)
     }
 
     /// How far such a slice moves its cache back.

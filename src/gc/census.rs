@@ -9,8 +9,10 @@ use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{PAGE_SIZE_BYTES, SegId};
 
-/// A count is repeated when so many parts of the segments have been opened since it began.
+/// A count is repeated when the log has gone so many parts of its way around since it began.
 const PARTS: u64 = 16;
+/// The same where it is always the oldest segment that is reclaimed, whatever is in use of others.
+const PARTS_BY_AGE: u64 = 4;
 
 /// Of a segment that is all in use, so many pages are counted, or all if it has fewer. If 70 % of a large segment are in
 /// use, the standard error is 5 % then; twice that if all was written in groups of pages that share a bucket.
@@ -55,6 +57,8 @@ pub(super) struct Census {
     stride: usize,
     /// The clock of the segments when a victim was last emptied of which something was forgotten for want of room.
     forgotten_at: Option<u64>,
+    /// The same when one was last compacted.
+    compacted_at: Option<u64>,
     /// How many counts have begun: each looks at other buckets.
     begun: usize,
 }
@@ -78,6 +82,7 @@ impl Census {
             // A segment has 1 GiB at the most.
             stride: (pages / PAGES_COUNTED).max(1) as usize,
             forgotten_at: None,
+            compacted_at: None,
             begun: 0,
         })
     }
@@ -102,8 +107,14 @@ impl Census {
         count.live_blocks + 2 * found.isqrt() * unit_blocks
     }
 
+    /// Whether copies of what is in use are for anybody. They are not where hardly anything is read again and not all finds room
+    /// anyway.
+    pub(super) fn has_use_for_copies<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        self.has_readers() || self.has_kept_all(cache)
+    }
+
     /// Whether of what is in use anything to speak of was read again: one page of a hundred, once.
-    pub(super) fn has_readers(&self) -> bool {
+    fn has_readers(&self) -> bool {
         self.total.heat * 100 >= self.total.live_blocks
     }
 
@@ -112,11 +123,14 @@ impl Census {
         self.forgotten_at = Some(cache.segments.clock());
     }
 
+    /// A victim is to be compacted.
+    pub(super) fn note_compacted<P: Pmem>(&mut self, cache: &Cache<P>) {
+        self.compacted_at = Some(cache.segments.clock());
+    }
+
     /// Whether all that is in use has found room, as long as the log took to go around once.
-    pub(super) fn has_kept_all<P: Pmem>(&self, cache: &Cache<P>) -> bool {
-        let turn = cache.segments.count() as u64;
-        self.forgotten_at
-            .is_none_or(|then| cache.segments.clock() > then + turn)
+    fn has_kept_all<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        !is_in_last_turn(cache, self.forgotten_at)
     }
 
     /// The clock of the segments when the last count began that was finished; 0: none was.
@@ -131,7 +145,13 @@ impl Census {
 
     /// Whether there is nothing to count for now.
     fn is_recent<P: Pmem>(&self, cache: &Cache<P>) -> bool {
-        let every = (cache.segments.count() as u64 / PARTS).max(1);
+        let compacts = is_in_last_turn(cache, self.compacted_at);
+        let parts = if compacts || self.has_use_for_copies(cache) {
+            PARTS
+        } else {
+            PARTS_BY_AGE
+        };
+        let every = (cache.segments.count() as u64 / parts).max(1);
         self.is_ready() && cache.segments.clock() < self.began_at + every
     }
 
@@ -193,6 +213,12 @@ impl Census {
     }
 }
 
+/// Whether the log has not gone around once since.
+fn is_in_last_turn<P: Pmem>(cache: &Cache<P>, then: Option<u64>) -> bool {
+    let turn = cache.segments.count() as u64;
+    then.is_some_and(|then| cache.segments.clock() <= then + turn)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +271,35 @@ mod tests {
             assert!(census.poll(&cache));
         }
         assert!(census.counts.iter().all(|left| *left == Count::default()));
+    }
+
+    #[test]
+    fn a_count_is_repeated_less_often_where_victims_are_chosen_by_age() {
+        let cache = new_cache_of(&Setup {
+            segment_count: 64,
+            ..Setup::default()
+        });
+        let mut census = Census::new(&cache.geometry).unwrap();
+        let mut opened_before_next = |has_forgotten: bool, has_compacted: bool, heat: u64| {
+            while census.poll(&cache) {}
+            census.forgotten_at = has_forgotten.then(|| cache.segments.clock());
+            census.compacted_at = has_compacted.then(|| cache.segments.clock());
+            census.total = Count {
+                live_blocks: 100,
+                heat,
+            };
+            let mut opened = 0;
+            while !census.poll(&cache) {
+                let id = cache.segments.open_next(None).expect("most are free");
+                cache.segments.set_sealed(id);
+                opened += 1;
+            }
+            opened
+        };
+        assert_eq!(opened_before_next(false, false, 0), 4);
+        assert_eq!(opened_before_next(true, true, 0), 4);
+        assert_eq!(opened_before_next(true, false, 1), 4);
+        assert_eq!(opened_before_next(true, false, 0), 16);
     }
 
     /// Segments of 4 MiB, of which every fourth bucket is looked at. The first is all in use, then three quarters, half

@@ -266,9 +266,10 @@ impl Gc {
         );
         victim.set_state(SegmentState::Reclaiming);
         self.walk.begin(cache, id, plan);
-        counters
-            .segments_compacted
-            .add(u64::from(plan == Plan::Compact));
+        if plan == Plan::Compact {
+            counters.segments_compacted.add(1);
+            self.census.note_compacted(cache);
+        }
         self.state = State::Emptying(id);
         Progress::Busy
     }

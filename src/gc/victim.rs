@@ -19,8 +19,7 @@ use crate::units::SegId;
 /// of a byte of room, at the least. On a trace of a virtual machine 60 and 80 gave lower hit ratios
 /// (docs/adr/0011-eviction.md).
 const SPARSE_PERCENT: u64 = 70;
-/// The same where hardly anything is read again and not all finds room anyway, so that little is known to be worth a copy:
-/// each then gives as much room as it takes.
+/// The same where copies are for nobody, as far as is known: each then gives as much room as it takes.
 const SPARSE_UNREAD_PERCENT: u64 = 50;
 /// Of the segments in service, so many percent may hold read fills on probation.
 const PROBATION_PERCENT: usize = 3;
@@ -331,7 +330,7 @@ fn warmth(candidate: &Candidate, clock: u64) -> u64 {
 }
 
 fn is_sparse<P: Pmem>(cache: &Cache<P>, census: &Census, live_blocks: u64) -> bool {
-    let percent = if census.has_readers() || census.has_kept_all(cache) {
+    let percent = if census.has_use_for_copies(cache) {
         SPARSE_PERCENT
     } else {
         SPARSE_UNREAD_PERCENT

@@ -9,7 +9,7 @@ mod sizes;
 mod sweep;
 mod visit;
 
-use super::bucket::{Change, Meta, PROBE_MAX, PageSlot, SlotKind, SlotLayout, Version};
+use super::bucket::{Change, Meta, PROBE_MAX, PageSlot, SlotKey, SlotKind, SlotLayout, Version};
 use super::lines::Lines;
 use super::map::{BlockMap, Blocks, PageMap};
 use super::side::SideTable;
@@ -393,10 +393,14 @@ impl Index {
     pub(crate) fn slot_of(&self, group: GroupSlots, at: SlotRef) -> Option<PageSlot> {
         let member = (at.tag & (GROUP_PAGES - 1)) as usize;
         let number = usize::from(group.numbers.to_le_bytes()[member]);
-        let value = self
-            .layout
-            .make(SlotKind::Empty, self.layout.key(0, at.tag), 0);
-        (number > 0).then(|| PageSlot::new(at.bucket, number, value))
+        let key = self.layout.key(0, at.tag);
+        (number > 0).then(|| self.held_slot(at.bucket, number, key))
+    }
+
+    /// The slot of a page that is there: only the holder of the claim removes it.
+    #[inline(always)]
+    fn held_slot(&self, bucket: usize, number: usize, key: SlotKey) -> PageSlot {
+        PageSlot::new(bucket, number, self.layout.make(SlotKind::Empty, key, 0))
     }
 
     /// Makes sure that the page has a slot, for the holder of the claim. One that was not there before is given
@@ -408,9 +412,7 @@ impl Index {
         let key = self.layout.key(0, at.tag);
         let slots = self.layout.slots(words, key);
         if let Some(number) = slots.held() {
-            // Only the holder of the claim removes it.
-            let value = self.layout.make(SlotKind::Empty, key, 0);
-            return Ok(PageSlot::new(at.bucket, number, value));
+            return Ok(self.held_slot(at.bucket, number, key));
         }
         // It lies nowhere else if no entry passed by, and the claim keeps everybody else from putting it there.
         if let Some(number) = slots.free()
@@ -428,9 +430,7 @@ impl Index {
     #[inline(never)]
     fn reserve_far(&self, at: SlotRef) -> Result<PageSlot, IndexFull> {
         if let Some((bucket, number, value)) = self.find(at) {
-            let key = self.layout.key_of(value);
-            let value = self.layout.make(SlotKind::Empty, key, 0);
-            return Ok(PageSlot::new(bucket, number, value));
+            return Ok(self.held_slot(bucket, number, self.layout.key_of(value)));
         }
         for distance in 0..PROBE_MAX {
             let bucket = self.bucket_at(at.bucket, distance);

@@ -85,6 +85,8 @@ fn writes(rig: &mut Rig, block_size_bytes: u64) {
     let few_pages = Load {
         len_bytes: block_size_bytes,
         area_mib: (0, 1),
+        // As long as it takes until there is something to write back.
+        count: 8 * WRITES.count,
         ..WRITES
     };
     let news = rig.quietly("overwrites of a few pages by two cores", &few_pages);
