@@ -317,13 +317,14 @@ impl KsetReader {
         // INV-LOG-2.
         let kset = self.load(pmem, context, off, |index| index == kset_index)?;
         let keys_before = keys.len();
+        let bounds = KeyBounds::of(context, &kset);
+        // Where they lie: a key that is copied first is waited for, since it is stored in other pieces than it is read in.
         let bytes = &self.buf[KSET_HEADER_SIZE_BYTES..];
-        for media in bytes
-            .chunks_exact(KEY_SIZE_BYTES)
-            .take(kset.key_count as usize)
-        {
-            let key = KeyOnMedia::read_from_bytes(media).ok();
-            let Some(key) = key.and_then(|key| decode_key(context, &kset, &key)) else {
+        let count = kset.key_count as usize;
+        let (media, _) = <[KeyOnMedia]>::ref_from_prefix_with_elems(bytes, count)
+            .map_err(|_| KsetError::Invalid)?;
+        for key in media {
+            let Some(key) = bounds.decode(key) else {
                 keys.truncate(keys_before);
                 return Err(KsetError::KeyRange);
             };
@@ -405,38 +406,66 @@ impl KsetReader {
     }
 }
 
-/// `None`: a number of the key is out of range (INV-OPEN-3).
-fn decode_key(context: &KsetContext, kset: &Kset, media: &KeyOnMedia) -> Option<Key> {
-    let geometry = &context.geometry;
-    let kind = match media.kind {
-        1 => KeyKind::Data,
-        2 => KeyKind::Fill,
-        3 => KeyKind::Zeroes,
-        4 => KeyKind::Unmap,
-        _ => return None,
-    };
-    let (lba, len) = (media.lba.get(), u64::from(media.len_blocks.get()));
-    let end = lba.checked_add(len)?;
-    if len == 0 || end > context.base_block_count {
-        return None;
-    }
-    let place = u64::from(media.place.get());
-    if kind.has_payload() {
+/// What the numbers of a kset's keys are held against (INV-OPEN-3): in blocks, so that nothing is converted for each of them.
+#[derive(Clone, Copy, Debug)]
+struct KeyBounds {
+    base_block_count: u64,
+    /// Blocks of a page differ in these bits alone.
+    in_page: u64,
+    /// Payloads lie behind the keys, and in the segment.
+    place_min: u64,
+    place_end: u64,
+    /// The longest key without a payload.
+    clear_len_max: u64,
+    block_shift: u32,
+}
+
+impl KeyBounds {
+    fn of(context: &KsetContext, kset: &Kset) -> Self {
+        let geometry = &context.geometry;
+        let block_shift = geometry.block_shift();
         let keys_end = u64::from(kset.off) + u64::from(kset.size_bytes);
-        if geometry.page_of(Lba(lba)) != geometry.page_of(Lba(end - 1))
-            || geometry.bytes(place) < keys_end
-            || geometry.bytes(place + len) > geometry.segment_size_bytes()
-        {
+        Self {
+            base_block_count: context.base_block_count,
+            in_page: u64::from(geometry.blocks_per_page()) - 1,
+            place_min: keys_end.div_ceil(geometry.bytes(1)),
+            place_end: geometry.segment_size_bytes() >> block_shift,
+            clear_len_max: CLEAR_SIZE_MAX_BYTES >> block_shift,
+            block_shift,
+        }
+    }
+
+    /// `None`: a number of the key is out of range.
+    #[inline]
+    fn decode(&self, media: &KeyOnMedia) -> Option<Key> {
+        let kind = match media.kind {
+            1 => KeyKind::Data,
+            2 => KeyKind::Fill,
+            3 => KeyKind::Zeroes,
+            4 => KeyKind::Unmap,
+            _ => return None,
+        };
+        let (lba, len) = (media.lba.get(), u64::from(media.len_blocks.get()));
+        let end = lba.checked_add(len)?;
+        if len == 0 || end > self.base_block_count {
             return None;
         }
-    } else if place != 0 || geometry.bytes(len) > CLEAR_SIZE_MAX_BYTES {
-        return None;
+        let place = u64::from(media.place.get());
+        if kind.has_payload() {
+            let is_in_one_page = (lba ^ (end - 1)) <= self.in_page;
+            if !is_in_one_page || place < self.place_min || place + len > self.place_end {
+                return None;
+            }
+        } else if place != 0 || len > self.clear_len_max {
+            return None;
+        }
+        Some(Key {
+            lba: Lba(lba),
+            len_blocks: media.len_blocks.get(),
+            kind,
+            // A segment has 1 GiB at the most.
+            payload_off: media.place.get() << self.block_shift,
+            crc: media.crc.get(),
+        })
     }
-    Some(Key {
-        lba: Lba(lba),
-        len_blocks: media.len_blocks.get(),
-        kind,
-        payload_off: u32::try_from(geometry.bytes(place)).ok()?,
-        crc: media.crc.get(),
-    })
 }
