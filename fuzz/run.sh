@@ -9,8 +9,8 @@
 # Whoever has cargo-fuzz can use that instead: the layout is its own.
 #
 # Environment:
-#   FUZZ_SECONDS   how long each target fuzzes (600); a smoke has as many inputs as fit into some 12 seconds
-#   FUZZ_SEED      what the inputs of a smoke are drawn from (1); a long run draws a new one
+#   FUZZ_SECONDS   how long each target fuzzes in a long run (600); a smoke has a number of inputs, 10 to 25 seconds of them
+#   FUZZ_SEED      what the inputs of a smoke are drawn from (1), not 0; a long run draws a new one
 #   FUZZ_ASAN      0: without AddressSanitizer, which costs half of the speed
 
 set -euo pipefail
@@ -97,7 +97,7 @@ smoke_all() {
 	local target failed=0
 	rm -rf "$FOUND_BY_SMOKE"
 	for target in "$@"; do
-		fuzz "$target" "$FOUND_BY_SMOKE" -seed="${FUZZ_SEED:-1}" -runs="${SMOKE_RUNS[$target]}" || failed=1
+		fuzz "$target" "$FOUND_BY_SMOKE" -seed="${FUZZ_SEED:-1}" -reload=0 -runs="${SMOKE_RUNS[$target]}" || failed=1
 	done
 	return $failed
 }

@@ -36,7 +36,7 @@ impl Share {
     const MIN: Self = Self(SHARE_PERCENT_MIN);
     const ALL: Self = Self(100);
     /// The most as long as no request waits for background work.
-    const MOST: Self = Self::of(Pressure::MAX);
+    const UNAWAITED_MAX: Self = Self::of(Pressure::UNAWAITED_MAX);
 
     const fn of(pressure: Pressure) -> Self {
         Self(SHARE_PERCENT_MIN + (100 - SHARE_PERCENT_MIN) * pressure.percent() / 100)
@@ -49,8 +49,9 @@ impl Share {
 
     /// How long a slice of work may last after the requests of the core have taken `rest_ns`.
     fn work_ns(self, rest_ns: u64) -> u64 {
-        // Nobody has all of the core as long as there are requests: who would have it has what there is before they wait.
-        let percent = self.min(Self::MOST).0;
+        // All of the core would be a slice without end: as long as there are requests, whoever is to have all of it has the
+        // most that there is before they wait.
+        let percent = self.min(Self::UNAWAITED_MAX).0;
         rest_ns * percent / (100 - percent)
     }
 

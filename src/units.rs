@@ -50,14 +50,14 @@ impl SegId {
     }
 }
 
-/// How often a segment has been recycled; everything written under another generation is dead.
+/// Counts what a segment is used for, one after the other; everything written under another generation is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
 impl Generation {
-    /// Of no segment: what has a cursor under it has none yet.
+    /// Of no segment: a cursor under it was not put on one yet.
     pub const NONE: Generation = Generation(0);
-    /// Of a segment that was never recycled.
+    /// What formatting gives to all segments.
     pub const FIRST: Generation = Generation(1);
 }
 

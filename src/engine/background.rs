@@ -58,12 +58,12 @@ impl Pressure {
     /// A drain or a checkpoint was asked for, a write waits for the base, keys are lost, or nothing can be reclaimed before more
     /// is written back, be it that few segments are free, or that more is dirty than the lower mark says.
     pub(crate) const WANTED: Pressure = Pressure(60);
-    /// The most as long as nobody waits.
-    pub(crate) const MAX: Pressure = Pressure(90);
+    /// The most as long as no request waits.
+    pub(crate) const UNAWAITED_MAX: Pressure = Pressure(90);
 
     /// Grows evenly with `part` of `whole`.
     fn of(part: u64, whole: u64) -> Self {
-        let percent = part.min(whole) * Self::MAX.percent() / whole.max(1);
+        let percent = part.min(whole) * Self::UNAWAITED_MAX.percent() / whole.max(1);
         Self(u8::try_from(percent).unwrap_or(u8::MAX))
     }
 

@@ -126,7 +126,7 @@ fn a_free_segment_that_is_not_in_the_queue_is_noticed() {
 fn a_generation_does_not_go_back() {
     let cache = new_cache();
     let info = SegmentInfo {
-        generation: Generation(0),
+        generation: Generation::NONE,
         sealed: None,
         update: 2,
     };

@@ -3,15 +3,17 @@
 //! spread over the buckets by a hash.
 
 use super::BUCKETS_PER_POLL;
+use super::victim::Plan;
 use crate::engine::Cache;
 use crate::media::Geometry;
 use crate::memory::{self, NoMemory};
 use crate::pmem::Pmem;
 use crate::units::{PAGE_SIZE_BYTES, SegId};
 
-/// A count is repeated when the log has gone so many parts of its way around since it began.
+/// A count is repeated when one of so many parts of the segments has been opened since it began.
 const PARTS: u64 = 16;
-/// The same where it is always the oldest segment that is reclaimed, whatever is in use of others.
+/// The same where the oldest segment is reclaimed, whatever is in use of it and of others: what changes that is noticed so much
+/// later.
 const PARTS_BY_AGE: u64 = 4;
 
 /// Of a segment that is all in use, so many pages are counted, or all if it has fewer. If 70 % of a large segment are in
@@ -57,8 +59,8 @@ pub(super) struct Census {
     stride: usize,
     /// The clock of the segments when a victim was last emptied of which something was forgotten for want of room.
     forgotten_at: Option<u64>,
-    /// The same when one was last compacted.
-    compacted_at: Option<u64>,
+    /// The same when one was last chosen for how little of it is in use.
+    chosen_by_use_at: Option<u64>,
     /// How many counts have begun: each looks at other buckets.
     begun: usize,
 }
@@ -82,7 +84,7 @@ impl Census {
             // A segment has 1 GiB at the most.
             stride: (pages / PAGES_COUNTED).max(1) as usize,
             forgotten_at: None,
-            compacted_at: None,
+            chosen_by_use_at: None,
             begun: 0,
         })
     }
@@ -107,8 +109,7 @@ impl Census {
         count.live_blocks + 2 * found.isqrt() * unit_blocks
     }
 
-    /// Whether copies of what is in use are for anybody. They are not where hardly anything is read again and not all finds room
-    /// anyway.
+    /// Whether it is worth while to copy what is in use: not where hardly anything is read again and not all finds room anyway.
     pub(super) fn has_use_for_copies<P: Pmem>(&self, cache: &Cache<P>) -> bool {
         self.has_readers() || self.has_kept_all(cache)
     }
@@ -123,9 +124,17 @@ impl Census {
         self.forgotten_at = Some(cache.segments.clock());
     }
 
-    /// A victim is to be compacted.
-    pub(super) fn note_compacted<P: Pmem>(&mut self, cache: &Cache<P>) {
-        self.compacted_at = Some(cache.segments.clock());
+    /// A victim was chosen.
+    pub(super) fn note_victim<P: Pmem>(&mut self, cache: &Cache<P>, id: SegId, plan: Plan) {
+        let is_unused = |count: Count| count.live_blocks == 0;
+        if plan == Plan::Compact || self.get(cache, id).is_some_and(is_unused) {
+            self.chosen_by_use_at = Some(cache.segments.clock());
+        }
+    }
+
+    /// Whether victims are chosen for how little of them is in use, since the log last went around.
+    pub(super) fn chooses_by_use<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        is_in_last_turn(cache, self.chosen_by_use_at)
     }
 
     /// Whether all that is in use has found room, as long as the log took to go around once.
@@ -145,8 +154,7 @@ impl Census {
 
     /// Whether there is nothing to count for now.
     fn is_recent<P: Pmem>(&self, cache: &Cache<P>) -> bool {
-        let compacts = is_in_last_turn(cache, self.compacted_at);
-        let parts = if compacts || self.has_use_for_copies(cache) {
+        let parts = if self.chooses_by_use(cache) || self.has_use_for_copies(cache) {
             PARTS
         } else {
             PARTS_BY_AGE
@@ -222,8 +230,8 @@ fn is_in_last_turn<P: Pmem>(cache: &Cache<P>, then: Option<u64>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Cache;
     use crate::engine::invariant_tests::new_cache_of;
+    use crate::engine::{Cache, SegmentState};
     use crate::index::{Change, LineStock, Target};
     use crate::media::Place;
     use crate::sim::machine::Setup;
@@ -280,26 +288,37 @@ mod tests {
             ..Setup::default()
         });
         let mut census = Census::new(&cache.geometry).unwrap();
-        let mut opened_before_next = |has_forgotten: bool, has_compacted: bool, heat: u64| {
+        // The log goes around once, and one segment more.
+        let turn = cache.segments.count() as u64 + 1;
+        let mut opened_before_next = |forgotten, chosen_by_use, heat| {
             while census.poll(&cache) {}
-            census.forgotten_at = has_forgotten.then(|| cache.segments.clock());
-            census.compacted_at = has_compacted.then(|| cache.segments.clock());
+            let clock = cache.segments.clock();
+            let at = |opened_since: Option<u64>| opened_since.map(|opened| clock - opened);
+            (census.forgotten_at, census.chosen_by_use_at) = (at(forgotten), at(chosen_by_use));
             census.total = Count {
                 live_blocks: 100,
                 heat,
             };
             let mut opened = 0;
             while !census.poll(&cache) {
-                let id = cache.segments.open_next(None).expect("most are free");
+                let id = cache.segments.open_next(None).expect("one is free");
                 cache.segments.set_sealed(id);
+                cache.segments.get(id).set_state(SegmentState::Reclaiming);
+                cache.segments.put_free(id);
                 opened += 1;
             }
             opened
         };
-        assert_eq!(opened_before_next(false, false, 0), 4);
-        assert_eq!(opened_before_next(true, true, 0), 4);
-        assert_eq!(opened_before_next(true, false, 1), 4);
-        assert_eq!(opened_before_next(true, false, 0), 16);
+        assert_eq!(opened_before_next(None, None, 0), 4);
+        // Until so many have been opened.
+        while cache.segments.clock() <= turn {
+            opened_before_next(None, None, 0);
+        }
+        assert_eq!(opened_before_next(Some(turn), None, 0), 4);
+        assert_eq!(opened_before_next(Some(0), Some(0), 0), 4);
+        assert_eq!(opened_before_next(Some(0), None, 1), 4);
+        assert_eq!(opened_before_next(Some(0), None, 0), 16);
+        assert_eq!(opened_before_next(Some(0), Some(turn), 0), 16);
     }
 
     /// Segments of 4 MiB, of which every fourth bucket is looked at. The first is all in use, then three quarters, half

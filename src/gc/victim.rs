@@ -19,7 +19,7 @@ use crate::units::SegId;
 /// of a byte of room, at the least. On a trace of a virtual machine 60 and 80 gave lower hit ratios
 /// (docs/adr/0011-eviction.md).
 const SPARSE_PERCENT: u64 = 70;
-/// The same where copies are for nobody, as far as is known: each then gives as much room as it takes.
+/// The same where [`Census::has_use_for_copies`] says no: each then gives as much room as it takes.
 const SPARSE_UNREAD_PERCENT: u64 = 50;
 /// Of the segments in service, so many percent may hold read fills on probation.
 const PROBATION_PERCENT: usize = 3;

@@ -318,7 +318,7 @@ impl KsetReader {
         let kset = self.load(pmem, context, off, |index| index == kset_index)?;
         let keys_before = keys.len();
         let bounds = KeyBounds::of(context, &kset);
-        // Where they lie: a key that is copied first is waited for, since it is stored in other pieces than it is read in.
+        // Where they lie: a copy would be read in other pieces than it was stored in, and the CPU waits for that.
         let bytes = &self.buf[KSET_HEADER_SIZE_BYTES..];
         let count = kset.key_count as usize;
         let (media, _) = <[KeyOnMedia]>::ref_from_prefix_with_elems(bytes, count)
@@ -469,3 +469,6 @@ impl KeyBounds {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,7 +85,7 @@ fn writes(rig: &mut Rig, block_size_bytes: u64) {
     let few_pages = Load {
         len_bytes: block_size_bytes,
         area_mib: (0, 1),
-        // As long as it takes until there is something to write back.
+        // Beyond the mark from which on it is written back, whatever other loads have left to be done.
         count: 8 * WRITES.count,
         ..WRITES
     };

@@ -14,7 +14,7 @@ use crate::sim::plain::{BackgroundRuns, Plain};
 use crate::sim::pmem::{SimPmem, SimState};
 use crate::sim::recover::{self, superblock_of};
 use crate::sim::script::Step;
-use crate::units::{Epoch, Lba, PmemOff, SegId, Seq};
+use crate::units::{Epoch, Generation, Lba, PmemOff, SegId, Seq};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Writes of one block: every kset has one line, so those of the lap before lie exactly where the next ones
@@ -89,10 +89,11 @@ fn set_traps(machine: Machine, forge: Forge) -> Result<Machine, Violation> {
     let mut traps = 0;
     for id in cache.segments.ids() {
         let segment = cache.segments.get(id);
-        let generation = segment.generation().0;
-        if segment.state() != SegmentState::Free || generation < 2 {
+        let generation = segment.generation();
+        if segment.state() != SegmentState::Free || generation == Generation::FIRST {
             continue;
         }
+        let generation = generation.0;
         let seed = forge(&checksums, id, generation);
         let start = cache.geometry.segment_off(id).0;
         let end = cache.geometry.segment_size_bytes();
