@@ -61,12 +61,20 @@ run() {
 		-artifact_prefix="$ARTIFACTS/$target/" "$@" >"target/log/$target" 2>&1
 }
 
-# fuzz TARGET FOUND OPTION...: fuzzes, adds to the corpus FOUND, and says in a line what came of it.
+# fuzz smoke|fuzz TARGET: fuzzes, for a moment or for long, and says in a line what came of it.
 fuzz() {
-	local target=$1 found=$2/$1 log=target/log/$1 runs inputs artifact
-	shift 2
+	local mode=$1 target=$2 log=target/log/$2 found options runs inputs artifact
+	if [[ $mode == smoke ]]; then
+		found=$FOUND_BY_SMOKE/$target
+		rm -rf "$found"
+		# Nothing that goes by the clock: what others add to the corpus meanwhile is not looked for.
+		options=(-seed="${FUZZ_SEED:-1}" -runs="${SMOKE_RUNS[$target]}" -reload=0)
+	else
+		found=$FOUND/$target
+		options=(-max_total_time="${FUZZ_SECONDS:-600}")
+	fi
 	mkdir -p "$found"
-	if run "$target" "$@" "$found" "corpus/$target"; then
+	if run "$target" "${options[@]}" "$found" "corpus/$target"; then
 		runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
 		inputs=$(sed -n 's/.* corp: \([0-9]*\).*/\1/p' "$log" | tail -n 1)
 		printf '%-16s %8s runs, %5s inputs in the corpus, 0 crashes\n' "$target" "$runs" "$inputs"
@@ -86,18 +94,10 @@ fuzz() {
 }
 
 fuzz_all() {
-	local target failed=0
+	local mode=$1 target failed=0
+	shift
 	for target in "$@"; do
-		fuzz "$target" "$FOUND" -max_total_time="${FUZZ_SECONDS:-600}" || failed=1
-	done
-	return $failed
-}
-
-smoke_all() {
-	local target failed=0
-	rm -rf "$FOUND_BY_SMOKE"
-	for target in "$@"; do
-		fuzz "$target" "$FOUND_BY_SMOKE" -seed="${FUZZ_SEED:-1}" -reload=0 -runs="${SMOKE_RUNS[$target]}" || failed=1
+		fuzz "$mode" "$target" || failed=1
 	done
 	return $failed
 }
@@ -130,13 +130,9 @@ for target in "${targets[@]}"; do
 done
 case $mode in
 build) build ;;
-smoke)
+smoke | fuzz)
 	build
-	smoke_all "${targets[@]}"
-	;;
-fuzz)
-	build
-	fuzz_all "${targets[@]}"
+	fuzz_all "$mode" "${targets[@]}"
 	;;
 merge)
 	build
@@ -145,7 +141,7 @@ merge)
 	done
 	;;
 *)
-	sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2
+	sed -n '2,/^$/s/^# \{0,1\}//p' "${0##*/}" >&2
 	exit 2
 	;;
 esac

@@ -3,6 +3,8 @@
 use super::*;
 use crate::engine::invariant_tests::{new_cache, new_cache_of};
 use crate::sim::machine::Setup;
+use crate::sim::pmem::SimPmem;
+use std::sync::Arc;
 
 #[test]
 #[should_panic(expected = "INV-SEG-5")]
@@ -71,8 +73,8 @@ fn without_a_victim_the_segments_are_looked_at_once() {
     assert_eq!(cache.segments.get(id).state(), SegmentState::Reclaiming);
 }
 
-#[test]
-fn the_census_hears_of_a_victim_of_which_nothing_is_in_use() {
+/// With one free segment; all others are sealed, and hold nothing.
+fn nearly_full_cache() -> Arc<Cache<SimPmem>> {
     let cache = new_cache_of(&Setup {
         segment_count: 40,
         ..Setup::default()
@@ -81,6 +83,12 @@ fn the_census_hears_of_a_victim_of_which_nothing_is_in_use() {
         let id = cache.segments.open_next(None).expect("one is free");
         cache.segments.set_sealed(id);
     }
+    cache
+}
+
+#[test]
+fn the_census_hears_of_a_victim_of_which_nothing_is_in_use() {
+    let cache = nearly_full_cache();
     let (mut gc, mut tails) = (Gc::new(&cache.geometry).unwrap(), Tails::empty());
     let counters = cache.background_counters();
     while cache.segments.free_count() == 1 {
@@ -92,14 +100,7 @@ fn the_census_hears_of_a_victim_of_which_nothing_is_in_use() {
 /// A look may have begun for a writer who did not wait for that.
 #[test]
 fn a_look_under_way_gets_to_its_end_though_nothing_was_counted() {
-    let cache = new_cache_of(&Setup {
-        segment_count: 40,
-        ..Setup::default()
-    });
-    while cache.segments.free_count() > 1 {
-        let id = cache.segments.open_next(None).expect("one is free");
-        cache.segments.set_sealed(id);
-    }
+    let cache = nearly_full_cache();
     let (mut gc, mut tails) = (Gc::new(&cache.geometry).unwrap(), Tails::empty());
     let counters = cache.background_counters();
     cache.space_wanted.store(true, Ordering::Release);
