@@ -1,6 +1,6 @@
 //! What `bdev_pcache_create` was told: enough to open the cache, now or when its base device turns up.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -110,10 +110,10 @@ impl Definition {
                 self.name
             )));
         }
-        if !self.cache_path.is_absolute() || has_nul(&self.cache_path) {
+        let path = &self.cache_path;
+        if !path.is_absolute() || path.to_string_lossy().chars().any(char::is_control) {
             return Err(RpcError::invalid_params(format!(
-                "cache_path is {:?}: an absolute path is needed",
-                self.cache_path
+                "cache_path is {path:?}: an absolute path without control characters is needed"
             )));
         }
         self.check_part()?;
@@ -207,7 +207,8 @@ impl Definition {
     }
 
     /// The cache was opened: from now on the definition describes that very cache, and nothing may be
-    /// formatted in its place.
+    /// formatted in its place. The settings are left to the cache device, which keeps them: they may be changed, and what
+    /// they were at first is not to come back with the base.
     #[cfg(feature = "spdk")]
     pub(crate) fn settle(&mut self, info: &CacheInfo) {
         self.format = FormatPolicy::Never;
@@ -218,7 +219,16 @@ impl Definition {
             DataCrc::Off
         });
         self.segment_size_kib = Some(info.segment_size_kib);
-        self.settings = SettingChange::all_of(&info.settings);
+        self.settings = SettingChange::default();
+    }
+
+    /// The call that makes the same cache again, of one that is in use: with all its settings.
+    #[cfg(feature = "spdk")]
+    pub(crate) fn to_config_of(&self, info: &CacheInfo) -> Value {
+        let mut definition = self.clone();
+        definition.settle(info);
+        definition.settings = SettingChange::all_of(&info.settings);
+        definition.to_config()
     }
 
     /// The call that makes the same cache again.
@@ -320,10 +330,6 @@ fn check_name(parameter: &str, name: &str, len_max: usize) -> Result<(), RpcErro
     }
 }
 
-fn has_nul(path: &Path) -> bool {
-    path.as_os_str().as_encoded_bytes().contains(&0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{Call, Members, Method};
@@ -355,6 +361,10 @@ mod tests {
             (r#""name": """#, "name is"),
             (r#""name": "B0""#, "both"),
             (r#""cache_path": "relative""#, "cache_path is"),
+            (
+                r#""cache_path": "/dev/a\nb""#,
+                r#"cache_path is "/dev/a\nb""#,
+            ),
             (r#""cache_size_mib": 7"#, "cache_size_mib is 7"),
             (r#""cache_offset_mib": 64"#, "cache_size_mib is missing"),
             (

@@ -340,7 +340,8 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
         return request.answer(Err(ending()));
     }
     enum Found {
-        Waiting(EntryId),
+        /// And why.
+        Waiting(EntryId, String),
         Awaiting(EntryId, Option<Request>),
         Creating(Rc<Creation>),
         /// What is being opened, or is going to be, cannot be drained.
@@ -354,7 +355,7 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             .iter_mut()
             .find(|entry| entry.definition.name == name)?;
         Some(match &mut entry.state {
-            State::Waiting { .. } => Found::Waiting(entry.id),
+            State::Waiting { why } => Found::Waiting(entry.id, why.clone()),
             State::Awaiting(_) | State::Creating(_) if drain == Drain::Yes => Found::Opening,
             State::Awaiting(awaiting) => Found::Awaiting(entry.id, awaiting.request.take()),
             State::Creating(creation) => Found::Creating(Rc::clone(creation)),
@@ -364,7 +365,7 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
     });
     match found {
         None => request.answer(Err(no_such(name))),
-        Some(Found::Waiting(id)) if drain == Drain::No => {
+        Some(Found::Waiting(id, _)) if drain == Drain::No => {
             forget(id);
             request.answer(Ok(Json::yes()));
         }
@@ -375,9 +376,9 @@ pub(super) fn delete(name: &str, drain: Drain, request: Request) {
             }
             request.answer(Ok(Json::yes()));
         }
-        Some(Found::Waiting(_)) => request.answer(Err(RpcError::errno(
+        Some(Found::Waiting(_, why)) => request.answer(Err(RpcError::errno(
             libc::ENXIO,
-            format!("the cache {name} cannot be drained: its base bdev is not there"),
+            format!("the cache {name} cannot be drained, it is not in use: {why}"),
         ))),
         Some(Found::Creating(creation)) => creation.delete(request),
         Some(Found::Opening) => request.answer(Err(RpcError::errno(

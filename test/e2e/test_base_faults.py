@@ -268,9 +268,9 @@ def test_killed_while_the_base_is_sick(host: Host, media: Path, seed: int, ended
     session.app.stop()
 
 
-def base_with_passthru(storage: Storage) -> list[dict]:
+def base_with_passthru(storage: Storage, **options: object) -> list[dict]:
     """A bdev between cache and base that can be pulled out."""
-    return [storage.aio_base(), passthru(), storage.cache(PASSTHRU)]
+    return [storage.aio_base(), passthru(), storage.cache(PASSTHRU, **options)]
 
 
 def passthru() -> dict:
@@ -302,6 +302,21 @@ def test_base_removed_with_dirty_data_and_put_back(host: Host, media: Path, seed
     assert_intact(client.verify(target.url))
     assert_intact(client.write(target.url, seconds=1))
     drain_and_verify(session.rpc, client, storage)
+    session.app.stop()
+
+
+def test_options_that_were_changed_come_back_with_the_base(host: Host, media: Path, seed: int):
+    """They are the cache's, whatever it was created with."""
+    storage = Storage(media)
+    client = storage.client(seed)
+    session = start_session(host, base_with_passthru(storage, gc_percent=55))
+    changed = {"writeback_order": "relaxed", "gc_percent": 33, "dirty_high_percent": 77}
+    assert_intact(client.write(session.url, seconds=1))
+    session.rpc.bdev_pcache_set_options(name=CACHE, **changed)
+    pull_out_and_put_back(session.rpc)
+    info = cache_info(session.rpc)
+    assert info is not None
+    assert {name: info[name] for name in changed} == changed
     session.app.stop()
 
 

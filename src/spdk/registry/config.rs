@@ -12,8 +12,7 @@ pub(in crate::spdk) fn config_of(id: EntryId) -> Option<Value> {
         return None;
     }
     with_entry(id, |entry| {
-        entry.definition.settle(&node.cache.info());
-        entry.definition.to_config()
+        entry.definition.to_config_of(&node.cache.info())
     })
 }
 
