@@ -271,7 +271,8 @@ impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (base, geometry) = (&self.base, &self.geometry);
         writeln!(f, "cache       {} (update {})", self.uuid, self.update)?;
-        writeln!(f, "base        {} ({})", base.name, base.uuid)?;
+        let name = base.name.escape_debug();
+        writeln!(f, "base        {name} ({})", base.uuid)?;
         let (count, size) = (base.block_count, base.block_size);
         writeln!(f, "base size   {count} blocks of {size} bytes")?;
         writeln!(f, "device size {} bytes", geometry.device_size)?;

@@ -38,14 +38,14 @@ pub enum Extent {
 }
 
 impl Extent {
-    fn part(self) -> Option<Part> {
+    pub(crate) fn part(self) -> Option<Part> {
         match self {
             Self::Part(part) => Some(part),
             Self::Whole | Self::File { .. } => None,
         }
     }
 
-    fn file_size_bytes(self) -> Option<u64> {
+    pub(crate) fn file_size_bytes(self) -> Option<u64> {
         match self {
             Self::File { size_bytes } => Some(size_bytes),
             Self::Whole | Self::Part(_) => None,

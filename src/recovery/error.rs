@@ -55,7 +55,9 @@ pub enum OpenError {
     },
     /// The wrong base device.
     #[error(
-        "this cache belongs to another base device: its {what} is {expected}, but that of the one given is {found}"
+        "this cache belongs to another base device: its {what} is {}, but that of the one given is {}",
+        expected.escape_debug(),
+        found.escape_debug()
     )]
     WrongBase {
         /// What differs.

@@ -26,6 +26,6 @@ mod worker;
 
 pub use crate::memory::NoMemory;
 pub use error::OpenError;
-pub use opening::{OpenStep, Opening};
+pub use opening::{OpenStep, Opening, check_header};
 pub use pass::RecoveryProgress;
 pub use worker::{Work, Worker};

@@ -18,7 +18,7 @@ use crate::media::{
     Checksums, Copies, FEATURES_COMPAT, Geometry, HeaderState, Superblock, SuperblockError, Tails,
     load_header, persist_superblock,
 };
-use crate::pmem::Pmem;
+use crate::pmem::{Pmem, PmemRead};
 use crate::units::Lba;
 use std::sync::Arc;
 
@@ -101,47 +101,25 @@ impl<P: Pmem> Opening<P> {
     /// # Errors
     /// The device, the base or an option does not fit.
     pub fn begin(pmem: P, options: OpenOptions) -> Result<Self, OpenError> {
-        check_options(&options)?;
-        let header = match (load_header(&pmem), options.format) {
-            // Whatever it holds, it is to be overwritten.
-            (Ok(_), FormatPolicy::Force) => HeaderState::Blank,
-            (Err(SuperblockError::Poisoned(error)), FormatPolicy::Force) => {
-                return Err(error.into());
-            }
-            (Err(_), FormatPolicy::Force) => HeaderState::Blank,
-            (header, _) => header?,
-        };
-        match header {
-            HeaderState::Blank | HeaderState::Unfinished => {
-                if options.format == FormatPolicy::Never {
-                    return Err(OpenError::Blank);
-                }
-                let superblock = new_superblock(&pmem, &options)?;
-                check_size(&superblock)?;
+        match accept(&pmem, &options)? {
+            Accepted::New(superblock) => {
                 let check = WitnessCheck::sample(&superblock);
-                let mut opening = Self::new(pmem, options, superblock, Phase::Sampling(check));
+                let mut opening = Self::new(pmem, options, *superblock, Phase::Sampling(check));
                 if !canary::is(Canary::FormattedWithoutMemory) {
                     // INV-OPEN-7: whatever the device holds is still there if there is none.
                     opening.memory = Some(PassMemory::new(&opening.superblock)?);
                 }
                 Ok(opening)
             }
-            HeaderState::Cache(mut superblock, copies) => {
-                check_base(&superblock.base, &options.base, options.base_growth)?;
-                check_fixed_options(&superblock, &options)?;
+            Accepted::Cache(superblock, copies, growth) => {
                 let checksums = Checksums::new(superblock.uuid);
                 let (tails, tails_copies) =
                     Tails::load(&pmem, &checksums).map_err(OpenError::Tails)?;
                 // They have to move.
                 check_copies("tails", &tails_copies)?;
-                // The index is for all that the base has now; the media are told with the repairs.
-                let has_grown = superblock.base.block_count != options.base.block_count;
-                superblock.base.block_count = options.base.block_count;
-                check_size(&superblock)?;
-                check_update(&superblock)?;
                 let mut opening = Self::new(pmem, options, *superblock, Phase::Scanning);
                 opening.superblock_copies = Some(copies);
-                opening.superblock_changed = has_grown;
+                opening.superblock_changed = growth == Growth::Grown;
                 opening.scan(tails, Some(tails_copies))?;
                 Ok(opening)
             }
@@ -362,6 +340,65 @@ impl<P: Pmem> Opening<P> {
     }
 }
 
+/// What the header of a cache device comes to with certain options.
+enum Accepted {
+    /// A cache is to be made there.
+    New(Box<Superblock>),
+    /// There is one, for the base as it is now.
+    Cache(Box<Superblock>, Copies, Growth),
+}
+
+/// Of the base, since it was last seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Growth {
+    None,
+    Grown,
+}
+
+/// Whether [`Opening::begin`] would take a device, as far as its header tells that. To be asked of one before it is opened for
+/// use, which fills the holes of a file.
+///
+/// # Errors
+/// The device, the base or an option does not fit.
+pub fn check_header<R: PmemRead>(pmem: &R, options: &OpenOptions) -> Result<(), OpenError> {
+    accept(pmem, options).map(drop)
+}
+
+fn accept<R: PmemRead>(pmem: &R, options: &OpenOptions) -> Result<Accepted, OpenError> {
+    check_options(options)?;
+    let header = match (load_header(pmem), options.format) {
+        // Whatever it holds, it is to be overwritten.
+        (Ok(_), FormatPolicy::Force) => HeaderState::Blank,
+        (Err(SuperblockError::Poisoned(error)), FormatPolicy::Force) => return Err(error.into()),
+        (Err(_), FormatPolicy::Force) => HeaderState::Blank,
+        (header, _) => header?,
+    };
+    match header {
+        HeaderState::Blank | HeaderState::Unfinished => {
+            if options.format == FormatPolicy::Never {
+                return Err(OpenError::Blank);
+            }
+            let superblock = new_superblock(pmem.len_bytes(), options)?;
+            check_size(&superblock)?;
+            Ok(Accepted::New(Box::new(superblock)))
+        }
+        HeaderState::Cache(mut superblock, copies) => {
+            check_base(&superblock.base, &options.base, options.base_growth)?;
+            check_fixed_options(&superblock, options)?;
+            // The index is for all that the base has now; the media are told with the repairs.
+            let growth = if superblock.base.block_count == options.base.block_count {
+                Growth::None
+            } else {
+                Growth::Grown
+            };
+            superblock.base.block_count = options.base.block_count;
+            check_size(&superblock)?;
+            check_update(&superblock)?;
+            Ok(Accepted::Cache(superblock, copies, growth))
+        }
+    }
+}
+
 fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
     let bad = |name, value: String, expected: &str| {
         Err(OpenError::BadOption {
@@ -370,7 +407,6 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
             expected: expected.to_owned(),
         })
     };
-    SettingValues::default().with(&options.settings)?;
     if options.base.name.is_empty() || options.base.name.len() > 255 {
         let expected = "the name of a base device has 1 to 255 bytes";
         return bad("base_bdev_name", options.base.name.clone(), expected);
@@ -396,8 +432,7 @@ pub(super) fn base_page_count(superblock: &Superblock) -> u64 {
     superblock.base.block_count.div_ceil(per_page)
 }
 
-fn new_superblock<P: Pmem>(pmem: &P, options: &OpenOptions) -> Result<Superblock, OpenError> {
-    let device = pmem.len_bytes();
+fn new_superblock(device: u64, options: &OpenOptions) -> Result<Superblock, OpenError> {
     let segment = options
         .segment_size_bytes
         .unwrap_or_else(|| Geometry::segment_size_default_bytes(device));

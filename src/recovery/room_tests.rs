@@ -17,8 +17,8 @@ const AGENT: Agent = Agent(9);
 /// More than the largest index of such a cache has room for.
 const BASE_PAGES: u64 = 32 << 10;
 const PAGE: usize = 4096;
-/// A quarter of what the index has room for.
-const UNMAP_PAGES: u64 = 64;
+/// An eighth of what the index has room for: the most that a channel takes.
+const UNMAP_PAGES: u64 = 32;
 
 fn setup(block_count: u64) -> Setup {
     Setup {

@@ -9,8 +9,10 @@ use spdk_sys as sys;
 
 use super::memory::{Mover, Registration};
 use crate::engine::{FormatPolicy, OpenOptions};
-use crate::pmem::{Durability, Extent, MapError, MapRequest, MappedPmem, Pmem, PmemRead};
-use crate::recovery::{OpenError, Opening};
+use crate::pmem::{
+    Durability, Extent, MapError, MapRequest, MappedPmem, Pmem, PmemRead, ReadOnlyPmem, Sharing,
+};
+use crate::recovery::{OpenError, Opening, check_header};
 use crate::rpc::{CACHE_SIZE_MIB_MIN, Definition, RpcError};
 use crate::units::PmemOff;
 
@@ -74,6 +76,9 @@ pub(super) fn map(
 ) -> Result<Mapped, RpcError> {
     let path = &definition.cache_path;
     let (extent, origin) = extent_of(definition);
+    if origin == Origin::Existed {
+        check_untouched(definition, &options)?;
+    }
     let mut pmem = MappedPmem::open(&MapRequest {
         path: path.clone(),
         extent,
@@ -129,6 +134,23 @@ fn extent_of(definition: &Definition) -> (Extent, Origin) {
         // Nothing else is ever created, or removed: others may have parts of it.
         extent => (extent, Origin::Existed),
     }
+}
+
+/// Refuses what the header of an existing device says is to be refused, before the device is opened for use: that gives memory
+/// or disk space to every hole of a file, which may be somebody else's. What cannot be read like this, or has another size than
+/// was asked for, is refused then, and before that.
+fn check_untouched(definition: &Definition, options: &OpenOptions) -> Result<(), RpcError> {
+    let extent = definition.extent();
+    let opened = ReadOnlyPmem::open(&definition.cache_path, extent.part(), Sharing::Readers);
+    let Ok(device) = opened else { return Ok(()) };
+    let len_bytes = device.len_bytes();
+    let is_as_asked = extent
+        .file_size_bytes()
+        .is_none_or(|asked| asked == len_bytes);
+    if !is_as_asked || len_bytes < CACHE_SIZE_MIB_MIN << 20 {
+        return Ok(());
+    }
+    check_header(&device, options).map_err(|error| explain_opening(definition, &error))
 }
 
 fn populate(path: &Path, pmem: &mut MappedPmem, unwanted: &AtomicBool) -> Result<(), RpcError> {

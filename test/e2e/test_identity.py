@@ -26,11 +26,13 @@ from harness.targets import IscsiTarget
 def refused(app: App, storage: Storage, **overrides) -> RpcError:
     """A create that must fail and must leave cache file, base and bdevs as they were."""
     cache_before, base_before = digest(storage.cache_file), digest(storage.base_file)
+    space_before = storage.cache_file.stat().st_blocks
     with pytest.raises(RpcError) as caught:
         app.rpc.call("bdev_pcache_create", storage.cache_params(**overrides))
     assert bdev_info(app.rpc, CACHE) is None
     assert not bdev_info(app.rpc, BASE)["claimed"]
     assert digest(storage.cache_file) == cache_before
+    assert storage.cache_file.stat().st_blocks == space_before, "holes of a file were filled"
     assert digest(storage.base_file) == base_before
     return caught.value
 
@@ -97,6 +99,25 @@ def test_foreign_file_is_refused_and_can_be_forced(host: Host, media: Path, seed
     assert str(storage.cache_file) in error.message
     refused(app, storage, format="never")
     app.rpc.bdev_pcache_create(**storage.cache_params(format="force"))
+    wait_online(app.rpc, CACHE)
+    target = IscsiTarget(app, CACHE)
+    assert_intact(client.verify(target.url))
+    app.stop()
+
+
+def test_refused_file_keeps_its_holes(host: Host, media: Path, seed: int):
+    """It may be somebody else's, larger than what is free."""
+    storage = Storage(media)
+    client = storage.client(seed)
+    app = host.start("spdk_tgt", bdevs=[storage.aio_base()])
+    storage.cache_file.write_bytes(os.urandom(64 << 10))
+    os.truncate(storage.cache_file, storage.cache_mib * MIB)
+    refused(app, storage)
+    storage.cache_file.write_bytes(b"")
+    os.truncate(storage.cache_file, storage.cache_mib * MIB)
+    refused(app, storage, format="never")
+    # It is blank, and that is fine.
+    app.rpc.bdev_pcache_create(**storage.cache_params())
     wait_online(app.rpc, CACHE)
     target = IscsiTarget(app, CACHE)
     assert_intact(client.verify(target.url))

@@ -1,6 +1,7 @@
 //! What is changed in the superblock while in use outlives an orderly stop.
 
 use super::*;
+use crate::recovery::OpenError;
 use crate::sim::plain;
 use crate::sim::pmem::{CrashPointHook, PoisonedStore};
 use crate::units::{Now, PmemOff};
@@ -122,4 +123,37 @@ fn a_cache_that_has_failed_takes_no_change() {
     assert_eq!(cache.change_settings(&change), Err(ChangeError::Failed));
     assert_eq!(cache.grow(BLOCKS), Err(GrowError::Failed));
     assert_eq!(cache.info().settings, before);
+}
+
+/// A value that is given is compared with those that the cache keeps, or is to have, and not with what a new one would have.
+#[test]
+fn a_setting_goes_with_what_the_cache_keeps() {
+    let open_with = |pmem, change| {
+        let mut options = options(512, None);
+        (options.base.block_count, options.settings) = (BLOCKS, change);
+        plain::open(pmem, &BASE, options)
+    };
+    let both = SettingChange::of(Setting::DirtyHighPercent, 60);
+    let both = both.and(Setting::DirtyLowPercent, 10);
+    let cache = open_with(SimPmem::new(DEVICE_SIZE_BYTES), both).unwrap();
+    let image = cache.pmem.durable_image();
+    let again = |setting, value| {
+        let pmem = SimPmem::from_image(image.clone());
+        let cache = open_with(pmem, SettingChange::of(setting, value))?;
+        let settings = cache.info().settings;
+        let of = |setting| settings.get(setting);
+        Ok((of(Setting::DirtyLowPercent), of(Setting::DirtyHighPercent)))
+    };
+    // Above what a new cache has for the other, and below.
+    assert_eq!(again(Setting::DirtyLowPercent, 50), Ok((50, 60)));
+    assert_eq!(again(Setting::DirtyHighPercent, 15), Ok((10, 15)));
+    let refused: Result<_, OpenError> = again(Setting::DirtyLowPercent, 60);
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("60"), "{text}");
+    let new = open_with(
+        SimPmem::new(DEVICE_SIZE_BYTES),
+        SettingChange::of(Setting::DirtyLowPercent, 50),
+    );
+    let text = new.unwrap_err().to_string();
+    assert!(text.contains("50"), "{text}");
 }
