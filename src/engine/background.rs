@@ -241,10 +241,10 @@ impl<P: Pmem> Background<P> {
         self.cache.mode.held_upto() > self.held_seen
     }
 
-    /// Whether what lies in segments without keys is being saved.
+    /// Changes whenever write-back has got somewhere, be it within a batch, which may be long.
     #[must_use]
-    pub fn is_salvaging(&self) -> bool {
-        self.writeback.is_salvaging()
+    pub fn progress(&self) -> u64 {
+        self.writeback.progress()
     }
 
     /// How badly its work is needed now.

@@ -4,7 +4,7 @@ use crate::canary::{self, Canary};
 use crate::media::Place;
 
 /// Blocks in a page, at most.
-pub(super) const PAGE_BLOCKS_MAX: usize = 8;
+pub(crate) const PAGE_BLOCKS_MAX: usize = 8;
 
 /// What is known of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,7 +27,7 @@ mod table;
 mod tests;
 
 pub(crate) use bucket::{Change, OWNER_MAX, PageSlot, Version};
-pub(crate) use map::{BlockMap, PageMap, Target};
+pub(crate) use map::{BlockMap, PAGE_BLOCKS_MAX, PageMap, Target};
 pub(crate) use newest::{Newest, PagePart, RangeId};
 pub(crate) use side::LineStock;
 pub(crate) use table::{

@@ -160,9 +160,12 @@ impl Driver {
         self.contender.give_up();
     }
 
-    /// Whether what lies in segments without keys is being saved, which takes its time.
-    pub(super) fn is_salvaging(&self) -> bool {
-        self.state.get() == DriverState::Running && self.engine.borrow().is_salvaging()
+    /// See [`Background::progress`].
+    pub(super) fn progress(&self) -> u64 {
+        match self.state.get() {
+            DriverState::Running => self.engine.borrow().progress(),
+            DriverState::Broken => 0,
+        }
     }
 
     /// Base operations whose end the engine has not heard of.

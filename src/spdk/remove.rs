@@ -73,13 +73,17 @@ enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Patience {
     dirty_tail: Seq,
+    /// Of write-back: a batch may take long.
+    progress: u64,
     since: Now,
 }
 
 impl Patience {
     fn new(node: &Node, time: Now) -> Self {
+        let driver = node.app.get().driver.borrow();
         Self {
             dirty_tail: node.cache.dirty_tail(),
+            progress: driver.as_ref().map_or(0, Driver::progress),
             since: time,
         }
     }
@@ -91,13 +95,9 @@ impl Patience {
             Health::WritebackFailing(reason) => Some(reason),
             Health::Degraded(reason) | Health::Failed(reason) => return Some(reason),
         };
-        // A large salvage is one batch, and no failure.
-        let is_salvaging = || {
-            let driver = node.app.get().driver.borrow();
-            driver.as_ref().is_some_and(Driver::is_salvaging)
-        };
         let now = Self::new(node, time);
-        if failing.is_none() || now.dirty_tail != self.dirty_tail || is_salvaging() {
+        let stands = (now.dirty_tail, now.progress) == (self.dirty_tail, self.progress);
+        if failing.is_none() || !stands {
             *self = now;
         }
         failing.filter(|_| time.since_ns(self.since) >= DRAIN_PATIENCE_NS)

@@ -188,6 +188,9 @@ pub(super) struct LogReader {
     restarts_at: Option<SegId>,
     /// What comes before this, or is this, is passed over, as what the dirty tail has passed.
     after: Seq,
+    /// What the looks have told at the most: what was in the log stays there, although a core that is slow to draw its number
+    /// may say that it draws an earlier one.
+    settled: Seq,
     /// No look has ended since the reader began.
     begins: bool,
     reader: KsetReader,
@@ -211,6 +214,7 @@ impl LogReader {
             look: None,
             restarts_at: None,
             after: Seq(0),
+            settled: Seq(0),
             begins: true,
             reader: KsetReader::default(),
             epoch: Epoch(0),
@@ -313,7 +317,8 @@ impl LogReader {
             }
         }
         self.begins = false;
-        Ok(Some(look.settled))
+        self.settled = self.settled.max(look.settled);
+        Ok(Some(self.settled))
     }
 
     /// Hears of segments that were opened.
@@ -448,7 +453,8 @@ impl LogReader {
             if left == 0 {
                 return Ok(Gathered::InPart);
             }
-            if must && overlay.key_count() >= limits.room {
+            let is_crowded = overlay.key_count() >= limits.room || lost.is_crowded();
+            if must && is_crowded {
                 return Ok(Gathered::Crowded);
             }
             let mut decoded = self.take_next(cache, id, seq)?;

@@ -7,7 +7,8 @@
 
 use crate::canary::{self, Canary};
 use crate::engine::{ASKED_PER_POLL, Cache, Counters, DAMAGED_BLOCKS_MAX, Depth, Flaw, ranges_of};
-use crate::media::{Key, KeyKind, Place};
+use crate::index::PAGE_BLOCKS_MAX;
+use crate::media::{KSET_KEYS_MAX, Key, KeyKind, Place};
 use crate::pmem::Pmem;
 use crate::units::{Lba, PAGE_SIZE_BYTES, PmemOff, SegId, Seq};
 use std::sync::atomic::Ordering;
@@ -18,9 +19,11 @@ const LOOK_AHEAD_KEYS: usize = 16;
 pub(super) const RANGES_NAMED: usize = 8;
 /// Blocks of a batch that are kept in mind: as many as can be named.
 const LOST_BLOCKS_MAX: usize = DAMAGED_BLOCKS_MAX;
-/// The same of a part behind the first: the keys that overwrite them are still to come. A batch with more of them in one part
-/// is begun again and again.
-const LOST_IN_PART_MAX: usize = 64 << 10;
+/// The same of a part behind the first: the keys that overwrite them are still to come. With more than so many before a kset
+/// the part is narrowed. Above what one key of a part takes, or it could not be.
+const LOST_IN_PART: usize = if cfg!(feature = "sim") { 256 } else { 60 << 10 };
+/// And what a kset brings at most: a payload has a page.
+const LOST_IN_PART_MAX: usize = LOST_IN_PART + KSET_KEYS_MAX * PAGE_BLOCKS_MAX;
 
 /// Blocks whose newest copy in the batch is damaged, and where that lies. Their number is bounded, and so is what a poll does
 /// with them.
@@ -88,6 +91,12 @@ impl Lost {
 
     pub(super) fn upto(&self) -> Seq {
         self.upto
+    }
+
+    /// Of a part behind the first: whether there may be no room for what the next kset brings. The part has to become narrower,
+    /// since all that it meets is to be kept in mind until it is overwritten.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.has_end && self.blocks.len() > LOST_IN_PART
     }
 
     /// The batch must not be written: there is always a block that says why.

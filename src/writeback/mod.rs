@@ -99,6 +99,8 @@ pub(crate) struct Writeback {
     pass_clean_at: Now,
     /// A batch has room for so many keys, and for those of one kset more.
     room: usize,
+    /// See [`Writeback::progress`].
+    progress: u64,
 }
 
 /// The number of the flush among the operations of the background.
@@ -142,7 +144,14 @@ impl Writeback {
             read_upto: Seq(0),
             pass_clean_at: Now(0),
             room: keys_max,
+            progress: 0,
         })
+    }
+
+    /// Changes whenever write-back has got somewhere, be it within a batch: the base has taken something that no failed flush
+    /// has lost, or more has been gathered while nothing fails.
+    pub(crate) fn progress(&self) -> u64 {
+        self.progress
     }
 
     /// For a cache that has been opened, whose next number this is. What it holds from before is read as a whole before it is
@@ -306,6 +315,9 @@ impl Writeback {
             return Progress::Idle;
         }
         let prepared = self.try_prepare(context, now);
+        if matches!(prepared, Ok(Progress::Busy)) && !self.is_held_up() {
+            self.progress += 1;
+        }
         prepared.unwrap_or_else(|KeysLost(id)| {
             if context.cache.segments.lose_keys(id) {
                 context.counters.key_errors.add(1);
@@ -466,6 +478,7 @@ impl Writeback {
     ) {
         if op != FLUSH_OP {
             let is_told = self.batch.failed && !self.batch.source_lost;
+            self.progress += u64::from(result.is_ok() && !self.flush_failed);
             let failed = self.batch.on_done(op, result, now);
             if let Some(error) = failed
                 && self.batch.look_for_cause(context.cache, op, error)

@@ -23,8 +23,8 @@ pub(super) enum Step {
     Dry,
     /// What lies in segments whose keys are lost is looked for in the index.
     Visiting,
-    /// There is no room for what is still to come, and room is being made.
-    Narrowing,
+    /// There is no room for what is still to come, and room is being made: so many pieces are kept at most.
+    Narrowing(usize),
     /// It is complete, and being sorted.
     Sorting,
     /// It can be written.
@@ -129,6 +129,13 @@ impl Next {
         self.step = Step::Dry;
     }
 
+    /// The step that makes room. What it keeps is half of what there is room for, or of what there is, if it is the damage
+    /// there that takes the room.
+    pub(super) fn narrowing(&self) -> Step {
+        let key_count = self.overlay.key_count().min(self.limits.room);
+        Step::Narrowing((key_count / 2).max(1))
+    }
+
     /// Takes some keys, or sorts some.
     ///
     /// # Errors
@@ -140,8 +147,11 @@ impl Next {
         log: &mut LogReader,
         hurry: Hurry,
     ) -> Result<Progress, KeysLost> {
-        if self.step == Step::Narrowing {
-            if self.overlay.narrow(SORTED_PER_POLL, self.limits.room / 2) {
+        if let Step::Narrowing(kept_max) = self.step {
+            if self.overlay.narrow(SORTED_PER_POLL, kept_max) {
+                if self.overlay.is_behind_first() {
+                    self.lost.keep_within(|lba| self.overlay.holds(lba));
+                }
                 self.step = match self.stage {
                     Stage::Visiting(_) => Step::Visiting,
                     Stage::Ordinary | Stage::Below(_) | Stage::Above(_) => Step::Gathering,
@@ -159,7 +169,7 @@ impl Next {
             self.step = match log.gather(cache, counters, batch)? {
                 Gathered::InPart => return Ok(Progress::Busy),
                 Gathered::Crowded => {
-                    self.step = Step::Narrowing;
+                    self.step = self.narrowing();
                     return Ok(Progress::Busy);
                 }
                 Gathered::Full => Step::Sorting,

@@ -166,3 +166,6 @@ impl Writeback {
         Progress::Busy
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -297,9 +297,9 @@ impl Next {
         };
         for bucket in bucket..end.min(bucket + count) {
             // A bucket has fewer blocks than a kset has keys.
-            if self.overlay.key_count() >= self.limits.room {
+            if self.overlay.key_count() >= self.limits.room || self.lost.is_crowded() {
                 self.stage = Stage::Visiting(bucket);
-                return Step::Narrowing;
+                return self.narrowing();
             }
             let laid = cache.index.visit_bucket(bucket, awaits, |page, map| {
                 self.lay((cache, counters), (page, &map), depth, awaits);

@@ -53,6 +53,10 @@ impl Writeback {
             }
         }
         cache.writeback_stands.store(false, Ordering::Relaxed);
+        if matches!(cache.health(), Health::Degraded(_)) {
+            // It gets on, and may take long to get to the end of a batch. If there is more, that is told.
+            cache.set_health(Health::Online);
+        }
         self.start_over();
         Progress::Busy
     }

@@ -296,3 +296,17 @@ fn what_must_go_on_takes_no_more_room() {
     assert_eq!(pieces as u64, count.min(512), "each is in one part");
     assert!(parts >= pieces / ROOM, "{parts} parts");
 }
+
+/// A core that has read which number comes next, and is slow to say so, says that it may draw an old one.
+#[test]
+fn what_has_settled_stays_settled() {
+    let cache = long_log();
+    let mut log = LogReader::new(cache.segments.count()).unwrap();
+    look(&mut log, &cache);
+    let settled = cache.seq_settled();
+    cache.stream_floors[0].store(settled.0 - 5, Ordering::Relaxed);
+    assert_eq!(cache.seq_settled(), Seq(settled.0 - 5));
+    log.restart();
+    let again = (0..10_000).find_map(|_| log.look(&cache).expect("all can be read"));
+    assert_eq!(again, Some(settled));
+}
