@@ -177,6 +177,8 @@ canaries! {
     StaleCopyInstalled = "stale_copy_installed",
     /// Who comes first when a segment has become free takes it, whoever has waited for it.
     LateWriterGoesFirst = "late_writer_goes_first",
+    /// A write that heals waits for room like any other.
+    HealerWaitsForRoom = "healer_waits_for_room",
     /// Reclaiming frees a segment before the copies of what it keeps are durable.
     ReclaimedWithoutCopies = "reclaimed_without_copies",
     /// The key tail does not pass a segment out of which something was forgotten.

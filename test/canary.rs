@@ -328,6 +328,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         Canary::StaleCopyInstalled | Canary::ReclaimedWithoutCopies => {
             &[STALE, LOST, CLEAN, MIXED, IN_PART, GARBAGE, INDEX]
         }
+        Canary::HealerWaitsForRoom => &["writes still wait"],
         Canary::LateWriterGoesFirst => &["goes before those that wait"],
         Canary::ForgottenUnnoted => &[STALE, LOST, CLEAN],
         Canary::SuspectSegmentReused => &[

@@ -99,6 +99,7 @@ tests! {
     a_scrub_finds_damage_before_a_reader_does
     a_scrub_drops_damaged_blocks_and_none_beside_them
     an_overwrite_of_damaged_dirty_data_lets_write_back_go_on
+    a_cache_that_is_full_behind_damage_is_healed
     damaged_payload_never_reaches_the_base
     requests_beyond_the_limits_are_refused_and_the_largest_is_atomic
     aborted_requests_happened_wholly_or_not_at_all

@@ -14,6 +14,8 @@ fn a_segment_that_is_used_again_during_a_batch_is_written_back_from_its_new_star
         block_count: 64,
         gc_percent: 0,
         yield_percent: 0,
+        // None is kept free.
+        segment_count: 7,
         ..Setup::default()
     };
     let segment_count = setup.segment_count;

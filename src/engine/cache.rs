@@ -46,6 +46,9 @@ pub const CHANNEL_COUNT_MAX: u16 = 256;
 pub const WRITE_SIZE_MAX_BYTES: u64 = 1 << 20;
 /// The largest unmap or write-zeroes request, in bytes: one key.
 const UNMAP_SIZE_MAX_BYTES: u64 = CLEAR_SIZE_MAX_BYTES;
+/// It takes at most this part of what the index has room for, or so many pages.
+const UNMAP_INDEX_PARTS: u64 = 8;
+const UNMAP_PAGES_MIN: u64 = 16;
 /// A write takes at most this part of a segment, so that little is wasted where one ends.
 const WRITE_SEGMENT_PARTS: u64 = 4;
 /// So many segments are kept free besides one for each stream.
@@ -319,9 +322,12 @@ impl<P: Pmem> Cache<P> {
         self.index.page_count_max() * u64::from(self.geometry.blocks_per_page())
     }
 
-    /// The largest unmap or write-zeroes request that a channel takes, in bytes. It is atomic.
+    /// The largest unmap or write-zeroes request that a channel takes, in bytes: a power of two. It is atomic, so it gets all
+    /// of its slots in the index at once, or none; one that wanted a large part of them would wait for as long as others
+    /// write.
     pub fn unmap_size_max_bytes(&self) -> u64 {
-        UNMAP_SIZE_MAX_BYTES
+        let pages = (self.index.page_room() / UNMAP_INDEX_PARTS).max(UNMAP_PAGES_MIN);
+        UNMAP_SIZE_MAX_BYTES.min((1 << pages.ilog2()) * u64::from(PAGE_SIZE_BYTES))
     }
 
     /// An orderly end: what was changed in the superblock becomes durable, and the open segments are sealed, so that
@@ -530,7 +536,7 @@ impl<P: Pmem> Cache<P> {
     /// a channel may be using, and some.
     pub(crate) fn free_segments_wanted(&self) -> usize {
         let special = usize::from(self.special_stream(Special::Kept).is_some());
-        self.streams_in_use() + special + FREE_SEGMENTS_EXTRA
+        self.streams_in_use() + special + FREE_SEGMENTS_EXTRA + self.segments_kept_free()
     }
 
     /// Segments that are not free.

@@ -340,12 +340,7 @@ impl Core {
     fn refuse(&mut self, wanted: impl Fn(&Request) -> bool) -> usize {
         let (requests, refused) = (&self.requests, &mut self.refused);
         let before = refused.len();
-        let queues = [
-            &mut self.reads,
-            &mut self.lends,
-            &mut self.writes,
-            &mut self.flushes,
-        ];
+        let queues = [&mut self.reads, &mut self.lends, &mut self.flushes];
         let mut is_kept = |id: RequestId| {
             let request = requests.get(id);
             let refuse = request.is_some_and(|request| {
@@ -361,6 +356,17 @@ impl Core {
             queue.retain(|id| is_kept(*id));
         }
         self.awaiting.retain(|read| is_kept(read.id));
+        let (mut at, mut of_turn) = (0, 0);
+        self.writes.retain(|id| {
+            let is_kept = is_kept(*id);
+            of_turn += usize::from(at < self.turn && !is_kept);
+            at += 1;
+            is_kept
+        });
+        if self.turn > 0 {
+            // It leaves the queue with the next poll, at the earliest.
+            self.turn = (self.turn - of_turn).max(1);
+        }
         refused.len() - before
     }
 

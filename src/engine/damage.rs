@@ -139,6 +139,14 @@ impl Damage {
         named.holding.extend_from_slice(&blocks[..count]);
     }
 
+    /// Whether one of the blocks from `start` on holds write-back up.
+    pub(crate) fn holds_up(&self, start: Lba, len_blocks: u64) -> bool {
+        let named = lock(&self.named);
+        let at = named.holding.partition_point(|(lba, _)| *lba < start);
+        let first = named.holding.get(at);
+        first.is_some_and(|(lba, _)| lba.0 < start.0 + len_blocks)
+    }
+
     /// Forgets some of those that are named, and that are gone. Each call looks at others. Called by the background.
     fn forget_some(&self, is_gone: impl Fn(Lba, Place) -> bool) {
         if self.count.load(Ordering::Relaxed) == 0 {

@@ -2,13 +2,12 @@
 //! may look there until it gives the loan back.
 //!
 //! Nothing is ever overwritten in place, so a lent place only has to be kept from being reclaimed: its
-//! segment is pinned ([`super::segments::Segment::pin`]).
+//! segment is pinned (`pins.rs`).
 
 use super::cache::Cache;
 use super::channel::{Core, READ_BYTES_PER_POLL, REQUESTS_PER_POLL, Request, RequestId};
 use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
-use super::segments::Segment;
 use crate::canary::{self, Canary};
 use crate::index::BlockMap;
 use crate::media::Place;
@@ -71,7 +70,7 @@ impl Core {
                 }
             }
             let lends = &mut lends[..filled];
-            lends.iter().for_each(|lend| lend.pin(cache));
+            lends.iter_mut().for_each(|lend| lend.pin(cache));
             lends.iter_mut().for_each(|lend| lend.look_at(cache));
             lends.iter().for_each(|lend| self.answer(cache, lend, out));
         }
@@ -142,14 +141,14 @@ impl Core {
         self.loans.get(id.0).map(|loan| loan.slice)
     }
 
-    pub(super) fn give_back<P>(&mut self, cache: &Cache<P>, id: LoanId) {
+    pub(super) fn give_back<P: Pmem>(&mut self, cache: &Cache<P>, id: LoanId) {
         if let Some(loan) = self.loans.remove(id.0) {
-            cache.segments.get(loan.segment).unpin();
+            cache.unpin_loan(loan.segment);
         }
     }
 
     /// The channel goes: so do its loans.
-    pub(super) fn give_back_all<P>(&mut self, cache: &Cache<P>) {
+    pub(super) fn give_back_all<P: Pmem>(&mut self, cache: &Cache<P>) {
         for id in self.loans.ids() {
             self.give_back(cache, LoanId(id));
         }
@@ -174,24 +173,18 @@ impl Lend {
     }
 
     /// Keeps what was found from being reclaimed, before the grace period ends in which it was found.
-    fn pin<P: Pmem>(&self, cache: &Cache<P>) {
-        if let Some(segment) = self.segment(cache) {
-            segment.pin();
+    fn pin<P: Pmem>(&mut self, cache: &Cache<P>) {
+        if let Found::Piece(place) = self.found
+            && !cache.pin_for_loan(cache.geometry.segment_of(place))
+        {
+            self.found = Found::Nowhere;
         }
     }
 
     fn unpin<P: Pmem>(&self, cache: &Cache<P>) {
-        if let Some(segment) = self.segment(cache) {
-            segment.unpin();
+        if let Found::Piece(place) = self.found {
+            cache.unpin_loan(cache.geometry.segment_of(place));
         }
-    }
-
-    /// In which it was found.
-    fn segment<'a, P: Pmem>(&self, cache: &'a Cache<P>) -> Option<&'a Segment> {
-        let Found::Piece(place) = self.found else {
-            return None;
-        };
-        Some(cache.segments.get(cache.geometry.segment_of(place)))
     }
 
     /// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found; but where
@@ -203,7 +196,8 @@ impl Lend {
         };
         let off = cache.geometry.place_off(place);
         let len_bytes = cache.geometry.bytes(self.len_blocks);
-        if self.segment(cache).is_some_and(Segment::is_suspect)
+        let segment = cache.segments.get(cache.geometry.segment_of(place));
+        if segment.is_suspect()
             || cache.pmem.probe(off, len_bytes).is_err()
             || cache.damage.covers(place, self.len_blocks)
         {

@@ -17,6 +17,7 @@ mod drain;
 mod fetches;
 mod grace;
 mod growth;
+mod heal;
 mod health;
 mod heat;
 mod held;
@@ -29,6 +30,7 @@ mod lend;
 mod misses;
 mod mode;
 mod open_ids;
+mod pins;
 mod place_crcs;
 mod read_path;
 #[cfg(feature = "heap")]

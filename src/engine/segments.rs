@@ -100,7 +100,7 @@ pub(crate) struct Segment {
     /// dirty tail is clean for sure.
     last_seq: AtomicU64,
     /// Loans of places in it.
-    pins: AtomicU32,
+    pub(super) pins: AtomicU32,
     /// Damage was found that is not that of one payload alone.
     is_suspect: AtomicBool,
     /// Some of its keys cannot be read.
@@ -267,27 +267,6 @@ impl Segment {
         self.last_seq.store(seq.0, Ordering::Release);
     }
 
-    /// Keeps the segment from being freed. To be called in the grace period in which the index named a place
-    /// in it.
-    ///
-    /// Why a pin never comes too late (INV-PIN-1): whoever frees the segment first takes its places out of
-    /// the index, then draws a ticket, and looks at the pins when the ticket has passed. Who has found a
-    /// place in it either entered after the ticket was drawn, which cannot be, for then the index named no
-    /// such place any more; or was inside, and the ticket does not pass before it has left. It pins before it
-    /// leaves, and `Grace::leave` releases what `Grace::passed` acquires: so the pin is seen. Nobody finds a
-    /// place in the segment from then on, and pins only go.
-    pub(crate) fn pin(&self) {
-        sched::point();
-        self.pins.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The end of a pin. All that was read under it was read before.
-    pub(crate) fn unpin(&self) {
-        sched::point();
-        let before = self.pins.fetch_sub(1, Ordering::Release);
-        debug_assert!(before > 0, "INV-PIN-2: a loan is given back once");
-    }
-
     /// Whether its memory is not to be used again.
     pub(crate) fn is_suspect(&self) -> bool {
         self.is_suspect.load(Ordering::Acquire)
@@ -301,13 +280,6 @@ impl Segment {
     /// Whether its keys cannot tell what is in it that the base may not hold.
     pub(crate) fn awaits_salvage(&self, dirty_tail: Seq) -> bool {
         self.is_keyless() && !self.is_on_base(dirty_tail)
-    }
-
-    /// Whether somebody looks at it. `false` is final once a ticket has passed that was drawn after the last
-    /// of its places had left the index.
-    pub(crate) fn is_pinned(&self) -> bool {
-        sched::point();
-        self.pins.load(Ordering::Acquire) > 0
     }
 }
 
@@ -325,6 +297,8 @@ pub(crate) struct Segments {
     /// How often a segment became suspect.
     losses: AtomicU64,
     quarantined: AtomicUsize,
+    /// Those that loans keep (`pins.rs`).
+    pub(super) pinned: AtomicUsize,
     /// Those of which keys were found that cannot be read any more, and how many that are.
     keyless: Mutex<Vec<SegId>>,
     key_losses: AtomicUsize,
@@ -403,6 +377,7 @@ impl Segments {
             suspects: AtomicUsize::new(0),
             losses: AtomicU64::new(0),
             quarantined: AtomicUsize::new(0),
+            pinned: AtomicUsize::new(0),
             keyless: Mutex::new(keyless),
             key_losses: AtomicUsize::new(0),
             open_ids: OpenIds::default(),

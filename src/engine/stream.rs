@@ -64,6 +64,8 @@ impl OpenSegment {
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) open: Option<OpenSegment>,
+    /// The open segment is one that was kept free (`heal.rs`).
+    pub(super) is_for_healers: bool,
     number: usize,
     special: Option<Special>,
 }
@@ -82,6 +84,7 @@ impl Stream {
     pub(crate) fn new(number: usize, special: Option<Special>) -> Self {
         Self {
             open: None,
+            is_for_healers: false,
             number,
             special,
         }
@@ -110,6 +113,7 @@ impl Stream {
         segment.set_room_bytes(open.room_bytes());
         context.segments.open_ids.set(self.number, Some(id));
         self.open = Some(open);
+        self.is_for_healers = false;
         true
     }
 

@@ -17,6 +17,7 @@ mod split;
 
 use super::cache::Cache;
 use super::channel::{Core, REQUEST_COUNT_MAX, RequestId};
+use super::heal::Room;
 use super::held::Logged;
 use super::io::{Fua, HostIo, Op, Outbox, Status};
 use super::segments::Special;
@@ -82,7 +83,8 @@ impl<P: Pmem> Cache<P> {
     /// Whether a read fill may take of the space that is left.
     pub(super) fn has_room_for_fills(&self) -> bool {
         let has_place = !self.tail_stands() || self.special_stream(Special::Fills).is_some();
-        has_place && self.segments.free_count() >= FILL_FREE_SEGMENTS_MIN
+        let left = FILL_FREE_SEGMENTS_MIN + self.segments_kept_free();
+        has_place && self.segments.free_count() >= left
     }
 }
 
@@ -96,6 +98,9 @@ impl Core {
         }
         if let Some((number, mut stream)) = self.lock_stream(cache) {
             self.run_batches(cache, number, &mut stream, out);
+        }
+        if self.turn > 0 {
+            self.run_healers(cache, out);
         }
         self.drop_fills(cache, out);
         while let Some(id) = self.gathered.conflicted.pop_back() {
@@ -209,6 +214,21 @@ impl Core {
         let more = self.gather_fills(cache, stream, out) || self.gather_writes(cache, stream);
         self.end_batch(cache, number, stream, out);
         more
+    }
+
+    /// Builds and commits one batch of writes alone, in room that others may not take.
+    pub(super) fn run_batch_of<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        (number, stream): (usize, &mut Stream),
+        room: Room,
+        out: &mut Outbox,
+    ) {
+        self.batch.clear();
+        self.batch.room = room;
+        self.gather_writes(cache, stream);
+        self.batch.room = Room::Anybodys;
+        self.end_batch(cache, number, stream, out);
     }
 
     /// Commits what was gathered, if anything was.

@@ -352,7 +352,8 @@ fn need<P: Pmem>(cache: &Cache<P>) -> Lack {
 /// they come again, and no segment is to be emptied for them.
 fn waits_for_index<P: Pmem>(cache: &Cache<P>) -> bool {
     let free_count = cache.segments.free_count();
-    free_count >= cache.free_segments_wanted() && free_count >= cache.channels_that_wait()
+    let taken = cache.channels_that_wait() + cache.segments_kept_free();
+    free_count >= cache.free_segments_wanted() && free_count >= taken
 }
 
 /// Ends the segments that are open for special purposes and hold anything, so that they can be reclaimed: requests

@@ -237,7 +237,12 @@ impl Host {
     pub(crate) fn zero(&mut self, channel: usize, op: Op, lba: u64, len_blocks: u64) {
         let range = self.range(lba, len_blocks);
         self.disk[range].fill(0);
-        self.run(channel, op, lba, len_blocks);
+        // As the bdev layer splits it.
+        let blocks_max = self.cache.unmap_size_max_bytes() / self.kind.block;
+        for start in (lba..lba + len_blocks).step_by(blocks_max as usize) {
+            let left = lba + len_blocks - start;
+            self.run(channel, op, start, left.min(blocks_max));
+        }
     }
 
     pub(crate) fn flush(&mut self) {

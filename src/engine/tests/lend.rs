@@ -5,6 +5,7 @@ use crate::pmem::{IovBuf, MemSlice};
 use crate::sim::plain::{BackgroundRuns, Plain};
 use crate::units::{Lba, Now};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A cache of which requests may end otherwise than well.
 struct LendRig {
@@ -355,4 +356,39 @@ fn writes_find_room_although_every_segment_is_lent_again_and_again() {
         }
         held.extend(lend_on(&mut reader, 200 + round).map(|id| (200 + round, id)));
     }
+}
+
+/// A host that does not read its socket keeps what was lent to it, for minutes.
+#[test]
+fn writes_find_room_although_loans_of_all_segments_are_wanted_and_none_comes_back() {
+    let mut rig = rig();
+    let mut reader = rig.cache().channel().unwrap();
+    for lba in 0..200u64 {
+        rig.write(lba, &[lba as u8; 4096]);
+    }
+    rig.drain();
+    let held: Vec<_> = (0..200)
+        .filter_map(|lba| lend_on(&mut reader, lba))
+        .collect();
+    assert!(held.len() > 50);
+    for round in 0..300u64 {
+        let buf = IovBuf::new(&[round as u8; 4 * 4096], &[]);
+        let io = HostIo {
+            token: IoToken(1),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba(200 + round % 100 * 2),
+            len_blocks: 4,
+        };
+        rig.channel().submit(io).unwrap();
+        let mut turns = 0;
+        while rig.step() != Some(Status::Success) {
+            turns += 1;
+            assert!(turns < 1000, "no room: {:?}", rig.cache().info());
+        }
+    }
+    for id in held {
+        reader.give_back(id);
+    }
+    let pinned = rig.cache().segments.pinned.load(Ordering::Relaxed);
+    assert_eq!(pinned, 0, "all loans came back");
 }

@@ -122,6 +122,83 @@ fn what_holds_write_back_up_is_named_whatever_else_is_damaged() {
     assert!(plain.drain());
 }
 
+/// Fills the log up behind damage at a page, until a write waits. Returns its memory.
+fn fill_up_behind(plain: &mut Plain<SimPmem>, damaged: u64) -> IovBuf {
+    let buf = IovBuf::new(&[9; 4096], &[]);
+    for number in 0..10_000 {
+        let io = HostIo {
+            token: IoToken(number),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba((damaged + 1 + number % 100) * PAGE_BLOCKS),
+            len_blocks: PAGE_BLOCKS,
+        };
+        plain.channel_mut(0).submit(io).unwrap();
+        (0..3).for_each(|_| plain.poll_background());
+        if plain.poll_channel(0).is_none() {
+            assert!(plain.cache.info().requests_wait);
+            return buf;
+        }
+    }
+    panic!("it does not fill up");
+}
+
+/// Nothing but the write that heals makes room, and it finds some, also in a cache that was full when it was opened.
+#[test]
+fn damage_in_a_full_cache_heals_after_a_start() {
+    for with_start in [false, true] {
+        let settings = || SettingChange::of(Setting::DirtyAgeS, 1);
+        let mut plain = cached(DataCrc::On, settings());
+        write_page(&mut plain, 0, 1);
+        flip(&plain, 0);
+        assert!(!plain.drain());
+        let _waits = fill_up_behind(&mut plain, 0);
+        let mut after = plain;
+        let _waits_again;
+        if with_start {
+            let (pmem, base) = (after.pmem().clone(), after.base.clone());
+            drop(after);
+            let options = options_of(Some(DataCrc::On), settings());
+            after = Plain::new(pmem, base, options, BackgroundRuns::Always).unwrap();
+            _waits_again = fill_up_behind(&mut after, 0);
+            (0..100).for_each(|_| after.poll_background());
+        }
+        assert!(is_degraded(&after), "{:?}", after.cache.health());
+        // Behind one that waits.
+        write_page_while_others_wait(&mut after, 0, 2);
+        for _ in 0..2000 {
+            after.poll_background();
+            after.poll_channel(0);
+        }
+        assert_eq!(
+            after.channel(0).outstanding(),
+            0,
+            "{:?}",
+            after.cache.info()
+        );
+        assert!(after.drain(), "{:?}", after.cache.health());
+        assert_eq!(
+            after.read(0, 0, PAGE_BLOCKS),
+            (Status::Success, vec![2; 4096])
+        );
+    }
+}
+
+fn write_page_while_others_wait(plain: &mut Plain<SimPmem>, page: u64, byte: u8) {
+    let buf = IovBuf::new(&[byte; 4096], &[]);
+    let io = HostIo {
+        token: IoToken(u64::MAX),
+        op: Op::Write(buf.cursor(), Fua::No),
+        lba: Lba(page * PAGE_BLOCKS),
+        len_blocks: PAGE_BLOCKS,
+    };
+    plain.channel_mut(0).submit(io).unwrap();
+    let status = (0..1000).find_map(|_| {
+        plain.poll_background();
+        plain.poll_channel(0)
+    });
+    assert_eq!(status, Some(Status::Success));
+}
+
 /// Polls until all reads have ended, and returns how, and how many loads have failed in one poll, at most, and in all.
 fn poll_out(channel: &mut Channel<SimPmem>, pmem: &SimPmem) -> (Vec<Status>, u64, u64) {
     let mut out = Outbox::new();

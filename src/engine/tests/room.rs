@@ -3,7 +3,8 @@
 use super::*;
 use crate::pmem::IovBuf;
 use crate::sim::plain::{BackgroundRuns, Plain};
-use crate::units::Lba;
+use crate::sim::prng::Prng;
+use crate::units::{Lba, Now};
 
 const PAGE_COUNT: u64 = 16 << 10;
 const SEGMENT_COUNT: u64 = 64;
@@ -205,4 +206,103 @@ fn a_wait_for_the_index_ends_though_another_channel_appends_to_the_segment() {
         }
     }
     panic!("the writer waits for ever");
+}
+
+/// Those that were given up are not of the turn any more: what comes in their place is behind whoever waits by then.
+#[test]
+fn writes_that_are_given_up_leave_their_places_to_nobody_on_their_channel() {
+    // Three fit into a segment.
+    const PAGES: u64 = 4;
+    let mut plain = with_marks(90, 95);
+    let (count, _buf) = fill_up(&mut plain);
+    assert!(plain.channel_mut(0).abort(IoToken(count - 1)));
+    plain.poll_channel(0);
+    let buf = IovBuf::new(&[9; PAGES as usize * 4096], &[]);
+    let submit = |plain: &mut Plain<SimPmem>, channel, number: u64| {
+        let io = HostIo {
+            token: IoToken(number),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba((count + number * PAGES) * 8),
+            len_blocks: PAGES * 8,
+        };
+        plain.channel_mut(channel).submit(io).unwrap();
+        plain.poll_channel(channel);
+    };
+    // The first one draws a number for itself; then there are eight that wait together, and one on another channel.
+    (0..9).for_each(|number| submit(&mut plain, 0, number));
+    while plain.channel(0).outstanding() > 8 {
+        plain.poll_background();
+        plain.poll_channel(0);
+    }
+    submit(&mut plain, 1, 9);
+    let of_turn = plain.channel(0).outstanding() as u64;
+    assert!(
+        plain.cache.info().requests_wait && of_turn >= 6,
+        "{of_turn}"
+    );
+    (10 - of_turn..9).for_each(|number| assert!(plain.channel_mut(0).abort(IoToken(number))));
+    plain.poll_channel(0);
+    (10..10 + of_turn).for_each(|number| submit(&mut plain, 0, number));
+    let before = plain.channel(0).outstanding();
+    for _ in 0..10_000 {
+        plain.poll_background();
+        plain.poll_channel(0);
+        plain.poll_channel(1);
+        if plain.channel(1).outstanding() == 0 {
+            break;
+        }
+    }
+    assert_eq!(plain.channel(1).outstanding(), 0);
+    // What fits into one segment, and no more.
+    let served = before - plain.channel(0).outstanding();
+    assert!(served <= 3, "{served} of the first channel went before");
+}
+
+/// It takes what it wants of the index at once, and a small cache has little of that.
+#[test]
+fn the_largest_unmap_ends_while_other_channels_write() {
+    let mut plain = plain_of(3);
+    let pages_max = plain.cache.unmap_size_max_bytes() / 4096;
+    assert!(pages_max * 8 <= plain.cache.index.page_room() && pages_max.is_power_of_two());
+    let mut third = plain.cache.channel().unwrap();
+    let (mut out, mut prng) = (Outbox::new(), Prng::new(5));
+    for round in 0..100 {
+        let io = HostIo {
+            token: IoToken(PAGE_COUNT),
+            op: Op::Unmap,
+            lba: Lba(prng.below(PAGE_COUNT / pages_max) * pages_max * 8),
+            len_blocks: pages_max * 8,
+        };
+        third.submit(io).unwrap();
+        let mut bufs = Vec::new();
+        let mut polls = 0;
+        while third.outstanding() > 0 {
+            for channel in 0..2 {
+                while plain.channel(channel).outstanding() < 32 {
+                    bufs.push(submit(&mut plain, channel, prng.below(PAGE_COUNT)));
+                }
+            }
+            for _ in 0..4 {
+                match prng.below(4) {
+                    3 => plain.poll_background(),
+                    2 => {
+                        out.clear();
+                        third.poll(Now(0), &mut out);
+                    }
+                    channel => {
+                        plain.poll_channel(channel as usize);
+                    }
+                }
+            }
+            polls += 1;
+            assert!(polls < 5000, "round {round}: {:?}", plain.cache.info());
+        }
+        // The memory of the writes is in use until they have ended.
+        while (0..2).any(|channel| plain.channel(channel).outstanding() > 0) {
+            plain.poll_background();
+            (0..2).for_each(|channel| {
+                plain.poll_channel(channel);
+            });
+        }
+    }
 }

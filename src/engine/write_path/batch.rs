@@ -5,6 +5,7 @@ use super::{BATCH_BYTES_MAX, BATCH_PAGES_MAX};
 use crate::canary::{self, Canary};
 use crate::engine::DataCrc;
 use crate::engine::cache::{BACKGROUND_AGENT, Cache};
+use crate::engine::heal::Room;
 use crate::engine::io::HostIo;
 use crate::engine::stream::{Memory, OpenSegment, Stream};
 use crate::index::{BlockMap, Change, LineStock, PageSlot, Target, Version};
@@ -32,6 +33,7 @@ pub(super) enum Refusal {
 pub(in crate::engine) struct Batch {
     /// Who stores.
     pub(super) agent: Agent,
+    pub(in crate::engine) room: Room,
     pub(super) key_count: usize,
     pub(super) payload_bytes: u64,
     pub(super) dirty_bytes: u64,
@@ -53,6 +55,7 @@ impl Batch {
     pub(in crate::engine) fn new(agent: Agent) -> Self {
         Self {
             agent,
+            room: Room::Anybodys,
             key_count: 0,
             payload_bytes: 0,
             dirty_bytes: 0,
@@ -195,6 +198,9 @@ impl Batch {
         if too_large && !first {
             return Err(Refusal::BatchFull);
         }
+        if self.room == Room::Anybodys && cache.is_for_healers(stream) {
+            return Err(Refusal::NoRoom);
+        }
         let fits = self.fits(stream, need.key_count, need.payload_bytes);
         if !first {
             return if fits {
@@ -226,10 +232,10 @@ impl Batch {
     #[inline(never)]
     fn open_segment<P: Pmem>(&self, cache: &Cache<P>, stream: &mut Stream) {
         let context = cache.stream_context(self.agent);
-        let free_count = cache.segments.free_count();
-        if cache.room_queue.may_take(self.agent, free_count) {
+        if cache.may_open(self.agent, self.room) {
             stream.advance(&context);
-        } else {
+            stream.is_for_healers = self.room == Room::Healers;
+        } else if self.room == Room::Anybodys {
             stream.seal(&context);
         }
     }
@@ -240,7 +246,9 @@ impl Batch {
         // (INV-LOG-7): whoever reads `seq_next` as it is behind the drawing, or later, sees the floor.
         let floor = &cache.stream_floors[number];
         if !canary::is(Canary::FloorNotSet) {
-            floor.store(cache.seq_next.load(Ordering::SeqCst), Ordering::Relaxed);
+            let seq_next = cache.seq_next.load(Ordering::SeqCst);
+            sched::point();
+            floor.store(seq_next, Ordering::Relaxed);
         }
         sched::point();
         // The epoch is read before the number is drawn: whoever sees the next epoch has a higher number than

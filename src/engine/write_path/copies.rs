@@ -143,7 +143,8 @@ impl Copier {
             let mark = self.batch.mark();
             let payload_bytes = cache.geometry.bytes(len_blocks);
             if !self.batch.fits(stream, 1, payload_bytes)
-                && cache.segments.free_count() <= COPY_FREE_SEGMENTS_MIN
+                && cache.segments.free_count()
+                    <= COPY_FREE_SEGMENTS_MIN + cache.segments_kept_free()
             {
                 return (at, CopyEnd::NoRoom);
             }

@@ -2,7 +2,7 @@
 
 use super::reads::read_aside;
 use super::{Context, apply, check, in_order, place_of};
-use crate::engine::{DamagedRange, DataCrc, Health, Status, WritebackOrder};
+use crate::engine::{DamagedRange, DataCrc, Fua, Health, Status, WritebackOrder};
 use crate::sim::machine::{INITIAL, Machine, Setup};
 use crate::sim::model::Violation;
 use crate::sim::script::{self, Step};
@@ -252,4 +252,58 @@ pub(super) fn memory_that_cannot_be_read_now_and_then_is_not_tried_without_a_pau
 fn apply_turns(machine: &Machine, count: usize) -> &Machine {
     (0..count).for_each(|_| machine.poll_all());
     machine
+}
+
+/// Writes beside the damaged page until one waits for room on each core.
+fn fill_up_behind_damage(machine: &Machine) -> Result<(), Violation> {
+    let places = machine.setup().block_count / 8;
+    for core in 0..2 {
+        for number in 0..1000 {
+            machine.write(core, (2 + number % (places - 2)) * 8, 7, Fua::No, &[]);
+            (0..3).for_each(|_| machine.poll_all());
+            if machine.outstanding() > core {
+                break;
+            }
+        }
+    }
+    check(machine.outstanding() == 2, || {
+        format!("{} writes wait", machine.outstanding())
+    })?;
+    check_degraded(machine)
+}
+
+/// A cache that is full of what lies behind damage: the writes that heal are behind those that wait, which they make room for.
+fn healed_when_full(machine: Machine, way: Way) -> Result<Machine, Violation> {
+    let machine = apply(machine, &[Step::Write(0, 8, 4, 0), Step::Settle])?;
+    spoil(&machine, 9, way)?;
+    let machine = drain_as_far_as_it_goes(machine)?;
+    check_degraded(&machine)?;
+    machine.with_outside(|outside| outside.relaxed = true);
+    fill_up_behind_damage(&machine)?;
+    // In two parts, from two cores.
+    let parts = [
+        Step::Write(1, 8, 2, 0),
+        Step::Turns(20),
+        Step::Write(0, 10, 2, 0),
+    ];
+    let machine = apply(apply(machine, &parts)?, &[Step::Turns(200)])?;
+    check(machine.outstanding() == 0, || {
+        let info = machine.cache().info();
+        format!("{} writes still wait: {info:?}", machine.outstanding())
+    })?;
+    let machine = apply(machine, &[Step::Drain])?;
+    let (info, health) = (machine.cache().info(), machine.cache().health());
+    check(health == Health::Online && info.damaged.is_empty(), || {
+        format!("not healed: {health:?}, {info:?}")
+    })?;
+    Ok(machine)
+}
+
+/// One segment is kept for the writes that heal.
+pub(super) fn a_cache_that_is_full_behind_damage_is_healed(
+    context: &mut Context,
+) -> Result<(), Violation> {
+    let machine = context.machine(&setup())?;
+    script::finish(&healed_when_full(machine, Way::Flip)?)?;
+    context.cut(&setup(), |machine| healed_when_full(machine, Way::Poison))
 }

@@ -126,6 +126,7 @@ scenarios! {
     33 scrub::a_scrub_finds_damage_before_a_reader_does,
     33 scrub::a_scrub_drops_damaged_blocks_and_none_beside_them,
     33 damage::an_overwrite_of_damaged_dirty_data_lets_write_back_go_on,
+    33 damage::a_cache_that_is_full_behind_damage_is_healed,
     33 writeback::damaged_payload_never_reaches_the_base,
     35 requests::requests_beyond_the_limits_are_refused_and_the_largest_is_atomic,
     36 requests::aborted_requests_happened_wholly_or_not_at_all,
