@@ -24,11 +24,28 @@ PYTHON_SOURCES := rpc test benches
 PROVE := RUST_BACKTRACE=0 cargo test --quiet --features sim,inspect --test prove --
 CANARIES := target/canaries.txt
 SAY := printf '== %s\n'
+# A function for recipes: packages of Debian, as far as they are missing. As root; others are told.
+define INSTALL
+install_packages() {
+	local package missing=()
+	for package in "$$@"; do
+		[[ $$(dpkg-query -W -f '$${db:Status-Status}' "$$package" 2>/dev/null) == installed ]] ||
+			missing+=("$$package")
+	done
+	(($${#missing[@]})) || return 0
+	$(SAY) "installing Debian packages: $${missing[*]}"
+	local install=(apt-get -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 install)
+	export DEBIAN_FRONTEND=noninteractive
+	"$${install[@]}" "$${missing[@]}" >/dev/null ||
+		{ apt-get -qq update && "$${install[@]}" "$${missing[@]}" >/dev/null; } ||
+		{ echo "make: these Debian packages are missing: $${missing[*]}" >&2; return 1; }
+}
+endef
 
 .PHONY: help
 help:  ## Tell what there is
 	@echo "pcache: targets"
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- what users run --------------------------------------------------------------------------
 
@@ -154,22 +171,17 @@ rust:
 		echo "make: or install rustup (https://rustup.rs) in place of the distribution's Rust." >&2
 		exit 1
 	fi
+	# Rust links with the C compiler.
+	if ! command -v cc >/dev/null; then
+		$(INSTALL)
+		install_packages gcc libc6-dev
+	fi
 
 # The C compiler and libiscsi are for the storage client, which the tests build themselves; the C++
 # compiler is for libFuzzer.
 target/test-packages: Makefile
-	@missing=()
-	for package in $(TEST_PACKAGES); do
-		[[ $$(dpkg-query -W -f '$${db:Status-Status}' "$$package" 2>/dev/null) == installed ]] ||
-			missing+=("$$package")
-	done
-	if (($${#missing[@]})); then
-		$(SAY) "installing Debian packages: $${missing[*]}"
-		install=(apt-get -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 install)
-		export DEBIAN_FRONTEND=noninteractive
-		"$${install[@]}" "$${missing[@]}" >/dev/null ||
-			{ apt-get -qq update && "$${install[@]}" "$${missing[@]}" >/dev/null; }
-	fi
+	@$(INSTALL)
+	install_packages $(TEST_PACKAGES)
 	mkdir -p target
 	touch $@
 

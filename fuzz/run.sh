@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
 # run.sh - builds and runs the fuzz targets with the stable toolchain, without cargo-fuzz.
 #
 #   run.sh build               build all targets

@@ -115,7 +115,9 @@ fn main() {
     for variable in ["SPDK_DIR", "PKG_CONFIG_PATH", "XDG_CACHE_HOME", "HOME"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let include = include_dir();
+    let spdk = find_spdk();
+    let include = include_dir(&spdk);
+    println!("cargo:rustc-env=SPDK_BDEV_LIBRARY={}", bdev_library(&spdk));
     // Another SPDK put in the same place has other layouts.
     for header in ["version.h", "bdev_module.h", "config.h"] {
         println!(
@@ -128,14 +130,21 @@ fn main() {
     generate_bindings(&include);
 }
 
-/// Where the headers of the SPDK to build for are.
-fn include_dir() -> PathBuf {
+/// The SPDK to build for, as `spdk.sh` tells.
+struct Spdk {
+    is_tree: bool,
+    dir: PathBuf,
+    prefix: PathBuf,
+    libdir: PathBuf,
+}
+
+fn find_spdk() -> Spdk {
     let script =
         PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("spdk.sh");
     // The script prints assignments for a shell to evaluate.
     let output = Command::new("bash")
         .arg("-c")
-        .arg(r#"found=$("$0" find) || exit 1; eval "$found"; printf '%s\n' "$KIND" "$SPDK_DIR" "$SPDK_PREFIX""#)
+        .arg(r#"found=$("$0" find) || exit 1; eval "$found"; printf '%s\n' "$KIND" "$SPDK_DIR" "$SPDK_PREFIX" "$SPDK_LIBDIR""#)
         .arg(&script)
         .output()
         .unwrap_or_else(|error| panic!("cannot run bash: {error}"));
@@ -147,15 +156,31 @@ fn include_dir() -> PathBuf {
     let text = String::from_utf8(output.stdout).expect("the script prints text");
     let mut lines = text.lines();
     let mut next = || lines.next().unwrap_or_default().to_owned();
-    let (kind, dir, prefix) = (next(), next(), next());
-    let candidates = if kind == "tree" {
+    Spdk {
+        is_tree: next() == "tree",
+        dir: next().into(),
+        prefix: next().into(),
+        libdir: next().into(),
+    }
+}
+
+/// The name of its bdev library with the numbers of its interface: what `libspdk_bdev.so` is a link to. Empty if it is static.
+fn bdev_library(spdk: &Spdk) -> String {
+    let link = spdk.libdir.join("libspdk_bdev.so");
+    println!("cargo:rerun-if-changed={}", link.display());
+    let file = link.canonicalize().ok();
+    let name = file.as_deref().and_then(Path::file_name);
+    name.map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Where its headers are.
+fn include_dir(spdk: &Spdk) -> PathBuf {
+    let candidates = if spdk.is_tree {
         // The generated config.h lies in one of the two, depending on the release.
-        vec![
-            Path::new(&dir).join("build/include"),
-            Path::new(&dir).join("include"),
-        ]
+        vec![spdk.dir.join("build/include"), spdk.dir.join("include")]
     } else {
-        let mut found = vec![Path::new(&prefix).join("include")];
+        let mut found = vec![spdk.prefix.join("include")];
         found.extend(pkg_config_include());
         found
     };

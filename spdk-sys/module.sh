@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
 # module.sh - builds the loadable and the linkable form of the pcache bdev module.
 #
 #   module.sh [OUTPUT_FOLDER]     default: target/pcache in the project
@@ -9,6 +10,7 @@
 #   libspdk_bdev_pcache.a               to be linked into an application
 #   pkgconfig/spdk_bdev_pcache.pc       how
 #   pcache-run                          starts an application with the .so
+#   LICENSES                            of pcache, and of all that is linked into the two libraries
 
 set -euo pipefail
 
@@ -68,4 +70,12 @@ Libs: -L\${libdir} -Wl,-u,pcache_module_anchor -l:libspdk_bdev_pcache.a
 Libs.private: \${system_libs}
 PC
 install -m 755 "$here/pcache-run" "$out/pcache-run"
+
+# What is linked in wants its notices to go with it.
+host=$(rustc -vV | sed -n 's/^host: //p')
+linked=(--quiet --locked --features spdk)
+(cd "$root" && cargo metadata "${linked[@]}" --format-version 1 --filter-platform "$host") >"$target/release/metadata.json"
+(cd "$root" && cargo tree "${linked[@]}" --edges normal,no-proc-macro --prefix none --format '{p}') |
+	cut -d ' ' -f 1,2 | sort -u |
+	/usr/bin/python3 "$here/licenses.py" "$root/LICENSE" "$target/release/metadata.json" >"$out/LICENSES"
 say "done: $out"

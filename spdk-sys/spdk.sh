@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
 # spdk.sh - finds the SPDK that pcache is built and run with, or gets and builds one.
 #
 #   spdk.sh find     say which SPDK would be used (quick, no network); exit 1 if there is none
@@ -57,6 +58,7 @@ readonly SPDK_PACKAGES=(
 )
 # bindgen loads libclang and needs the compiler's own headers.
 readonly PCACHE_PACKAGES=(clang libclang-dev)
+readonly ALL_PACKAGES=("${SPDK_PACKAGES[@]}" "${PCACHE_PACKAGES[@]}")
 
 # What our own build must have made: all that pcache's build, tests and benchmarks use.
 readonly OWN_PRODUCTS=(
@@ -330,13 +332,19 @@ apt_install() {
 		-o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 install "$@" 9>&-
 }
 
+has_libclang() {
+	[[ -n ${LIBCLANG_PATH:-} ]] || compgen -G '/usr/lib*/llvm-*/lib/libclang*.so*' >/dev/null ||
+		[[ $(ldconfig -p 2>/dev/null || true) == *libclang* ]]
+}
+
+# Installs those of the packages that are missing.
 install_deps() {
 	if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
 		die "this is no Debian system, so spdk.sh can't install what is needed" \
 			"Build SPDK $MIN_VERSION or later yourself and set SPDK_DIR to its tree."
 	fi
 	local -a missing none
-	mapfile -t missing < <(missing_packages "${SPDK_PACKAGES[@]}" "${PCACHE_PACKAGES[@]}")
+	mapfile -t missing < <(missing_packages "$@")
 	((${#missing[@]})) || return 0
 	((EUID == 0)) || die "these packages are missing, and installing them needs root:" \
 		"${missing[*]}" "Run as root: apt-get install ${missing[*]}"
@@ -680,7 +688,7 @@ build_own() {
 	((free > 3 * 1024 * 1024)) || warn "only $((free / 1024)) MiB are free in $CACHE; the build needs about 3 GiB"
 
 	trap stop_child INT TERM HUP
-	install_deps
+	install_deps "${ALL_PACKAGES[@]}"
 	local resumed=
 	[[ ! -f $CACHE/stage/making ]] || resumed=yes
 	get_source
@@ -729,7 +737,12 @@ cmd_ensure() {
 		build_own
 	elif [[ $ORIGIN == cache ]] && command -v dpkg-query >/dev/null; then
 		# The folder can outlive the machine's packages (a restored cache): its libraries are needed.
-		install_deps
+		install_deps "${ALL_PACKAGES[@]}"
+	elif [[ $ORIGIN != cache ]] && ! has_libclang; then
+		# An SPDK that somebody else has built.
+		command -v apt-get >/dev/null || die "there is no libclang, which bindgen needs" \
+			"Install your system's clang with its library, or set LIBCLANG_PATH to the library's folder."
+		install_deps "${PCACHE_PACKAGES[@]}"
 	fi
 	print_result
 }
@@ -739,7 +752,7 @@ main() {
 	case ${1:-} in
 		find) cmd_find ;;
 		ensure) cmd_ensure ;;
-		deps) install_deps ;;
+		deps) install_deps "${ALL_PACKAGES[@]}" ;;
 		-h | --help | help) usage ;;
 		*)
 			usage >&2

@@ -4,6 +4,8 @@
 //! [`pmem::Pmem`] and answers with effects. The SPDK adapter (feature `spdk`) is the only part that knows
 //! SPDK. `docs/ARCHITECTURE.md` explains the whole, `docs/FORMAT.md` what lies on the cache device.
 
+#[cfg(any(test, feature = "spdk"))]
+mod abi;
 pub mod canary;
 #[cfg(any(test, feature = "spdk"))]
 mod core_time;

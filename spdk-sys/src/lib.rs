@@ -40,4 +40,7 @@ opaque! {
     spdk_thread
 }
 
+/// The file name of the bdev library of the SPDK that this was built for: "libspdk_bdev.so.19.0". Empty if it is static.
+pub const SPDK_BDEV_LIBRARY: &str = env!("SPDK_BDEV_LIBRARY");
+
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));

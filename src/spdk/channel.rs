@@ -22,7 +22,8 @@ use super::thread::{Polled, Poller, Turns};
 use super::trampoline::guard;
 use super::zcopy::{Loans, get_zcopy_buf};
 use crate::engine::{
-    Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, PADS_SIZE_BYTES, Progress, Status,
+    CHANNEL_COUNT_MAX, Channel, Completion, Fua, HostIo, IoToken, Op, Outbox, PADS_SIZE_BYTES,
+    Progress, Status,
 };
 use crate::pmem::{IovCursor, MappedPmem};
 use crate::units::Lba;
@@ -120,9 +121,9 @@ unsafe extern "C" fn pcache_up_channel_create(ctx: *mut c_void) -> *mut c_void {
             let node = unsafe { Node::from_ctx(ctx) };
             let name = node.name.clone();
             match ChannelState::new(node) {
-                Some(state) => Box::into_raw(state).cast(),
-                None => {
-                    log::error!("{name}: no further channel can be opened");
+                Ok(state) => Box::into_raw(state).cast(),
+                Err(reason) => {
+                    log::error!("{name}: no further channel can be opened: {reason}");
                     ptr::null_mut()
                 }
             }
@@ -202,7 +203,8 @@ unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {
 }
 
 impl ChannelState {
-    fn new(node: Arc<Node>) -> Option<Box<Self>> {
+    /// Or why there can be none.
+    fn new(node: Arc<Node>) -> Result<Box<Self>, String> {
         // SAFETY: `close` abandons the pads if base reads are under way, and nothing else drops a channel that was in
         // use.
         let pads = unsafe { DmaBuf::pads(PADS_SIZE_BYTES) };
@@ -212,10 +214,12 @@ impl ChannelState {
                 "{name}: no {kib} KiB for base reads: a channel puts nothing that it reads into the cache"
             );
         }
-        let engine = node.cache.channel_with(pads)?;
+        let engine = (node.cache.channel_with(pads))
+            .ok_or_else(|| format!("there are {CHANNEL_COUNT_MAX}, the most"))?;
         // Reads go straight to the caller's memory: nothing is bounced.
-        let base = BaseQueue::new(Arc::clone(&node.base), Room::CHANNEL, Vec::new())?;
-        let turns = Turns::of_this_thread()?;
+        let base = BaseQueue::new(Arc::clone(&node.base), Room::CHANNEL, Vec::new())
+            .ok_or("its base bdev gives none")?;
+        let turns = Turns::of_this_thread().ok_or("this is no SPDK thread")?;
         let state = Box::new(Self {
             node,
             engine: RefCell::new(engine),
@@ -232,9 +236,9 @@ impl ChannelState {
         });
         let arg = ptr::from_ref(state.as_ref()).cast_mut().cast();
         // SAFETY: the state is boxed and drops its poller first.
-        let poller = unsafe { Poller::register(poll, arg, 0, c"pcache_channel") }?;
-        *state.poller.borrow_mut() = Some(poller);
-        Some(state)
+        let poller = unsafe { Poller::register(poll, arg, 0, c"pcache_channel") };
+        *state.poller.borrow_mut() = Some(poller.ok_or("there is no memory for a poller")?);
+        Ok(state)
     }
 
     /// The end. SPDK has completed all requests before.

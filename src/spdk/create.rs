@@ -16,7 +16,7 @@ use super::background::Driver;
 use super::base::{Base, BaseFacts, BaseFlush, os_text};
 use super::json::{Json, Request};
 use super::mapping::{self, Job, Mapped, Origin};
-use super::memory::{Access, Mover};
+use super::memory::{Access, BOUNCE_SIZE_BYTES, Mover};
 use super::node::{Node, NodeApp};
 use super::recovery::{Helpers, Watch};
 use super::registry::{self, EntryId};
@@ -217,12 +217,18 @@ impl Creation {
         } = mapped;
         let Some(access) = Access::choose(Mover::of(&base.facts), registration) else {
             drop(base);
-            self.cancel(no_memory("bounce buffers"));
+            let kib = BOUNCE_SIZE_BYTES >> 10;
+            self.cancel(no_memory(&format!(
+                "a bounce buffer: {kib} KiB of hugepages"
+            )));
             return self.give_back(opening);
         };
-        let Some(reads) = WitnessReads::new(base) else {
-            self.cancel(no_memory("a channel"));
-            return self.give_back((access, opening));
+        let reads = match WitnessReads::new(base) {
+            Ok(reads) => reads,
+            Err(error) => {
+                self.cancel(error);
+                return self.give_back((access, opening));
+            }
         };
         // A new cache holds nothing to be recovered.
         let helpers = match opening.recovery() {
@@ -451,7 +457,7 @@ impl Creation {
         let zcopy = Zcopy::of(&cache, &access);
         let Some(driver) = Driver::new(&cache, Arc::clone(&base), bounce, copies) else {
             let mapping = (Some(access), cache);
-            return Err((no_memory("a channel of the base bdev"), mapping));
+            return Err((no_channel(), mapping));
         };
         let app = NodeApp::new(driver, access, cache.block_count());
         let node = Arc::new(Node {
@@ -540,8 +546,14 @@ impl NodeApp {
     }
 }
 
-fn no_memory(what: &str) -> RpcError {
+pub(super) fn no_memory(what: &str) -> RpcError {
     RpcError::errno(libc::ENOMEM, format!("there is no memory for {what}"))
+}
+
+/// The base's module tells nobody why. It may pass.
+pub(super) fn no_channel() -> RpcError {
+    let message = "the base bdev gives no channel; the reason may be in the log";
+    RpcError::errno(libc::ENOMEM, message)
 }
 
 unsafe extern "C" fn poll(arg: *mut c_void) -> c_int {

@@ -1,6 +1,6 @@
 //! The module's own life: start, examination of new bdevs, saved configuration, end.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int, c_void};
 use std::ptr::NonNull;
 
 use spdk_sys as sys;
@@ -8,6 +8,7 @@ use spdk_sys as sys;
 use super::json::Writer;
 use super::trampoline::guard;
 use super::{log as spdk_log, registry, watch};
+use crate::abi;
 
 /// Called by SPDK when the bdev layer starts.
 #[unsafe(no_mangle)]
@@ -16,9 +17,13 @@ extern "C" fn pcache_up_module_init() -> c_int {
         -libc::EFAULT,
         || {
             spdk_log::install();
+            if let Err(message) = abi::check(sys::SPDK_BDEV_LIBRARY, &bdev_library()) {
+                log::error!("{message}");
+                return -libc::ENOEXEC;
+            }
             registry::start();
             watch::register_notifications();
-            log::debug!(
+            log::info!(
                 "pcache {}, built for SPDK {}.{:02}",
                 env!("CARGO_PKG_VERSION"),
                 sys::SPDK_VERSION_MAJOR,
@@ -28,6 +33,21 @@ extern "C" fn pcache_up_module_init() -> c_int {
         },
         |_| -libc::EFAULT,
     )
+}
+
+/// The file that the application has SPDK's bdev layer from: a library, or the application itself.
+fn bdev_library() -> String {
+    let register = sys::spdk_bdev_register as *const c_void;
+    // SAFETY: all zeroes is a value of it: numbers and pointers.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: the address is only looked up, and `info` is for the call to fill.
+    let found = unsafe { libc::dladdr(register, &raw mut info) };
+    if found == 0 || info.dli_fname.is_null() {
+        return String::new();
+    }
+    // SAFETY: the loader's name of the file, which ends with a NUL and stays as long as the file is loaded: SPDK never unloads.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    name.to_string_lossy().into_owned()
 }
 
 /// Called by SPDK when the application begins to end, if it is one of SPDK's framework: before the targets end, which use the

@@ -10,10 +10,12 @@ use spdk_sys as sys;
 
 use super::base::Base;
 use super::base_queue::{BaseQueue, Room};
+use super::create::{no_channel, no_memory};
 use super::memory::DmaBuf;
 use super::trampoline::guard;
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest};
 use crate::pmem::IovCursor;
+use crate::rpc::RpcError;
 use crate::units::{Lba, PAGE_SIZE_BYTES};
 
 /// Reads under way at once.
@@ -41,13 +43,14 @@ pub(super) struct WitnessReads {
 }
 
 impl WitnessReads {
-    /// `None`: there is no memory, or no channel.
-    pub(super) fn new(base: Arc<Base>) -> Option<Self> {
+    /// # Errors
+    /// There is no memory, or no channel.
+    pub(super) fn new(base: Arc<Base>) -> Result<Self, RpcError> {
         let room = Room {
             ops: READ_COUNT,
             sources: 0,
         };
-        let queue = BaseQueue::new(Arc::clone(&base), room, Vec::new())?;
+        let queue = BaseQueue::new(Arc::clone(&base), room, Vec::new()).ok_or_else(no_channel)?;
         let places = (0..READ_COUNT)
             .map(|_| {
                 let buf = DmaBuf::new(PAGE_SIZE_BYTES as usize)?;
@@ -61,8 +64,12 @@ impl WitnessReads {
                     slot: None,
                 })
             })
-            .collect::<Option<Vec<_>>>()?;
-        Some(Self {
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| {
+                let kib = (READ_COUNT * PAGE_SIZE_BYTES as usize) >> 10;
+                no_memory(&format!("reading the base: {kib} KiB of hugepages"))
+            })?;
+        Ok(Self {
             base,
             queue,
             places,
