@@ -23,6 +23,7 @@ TEST_PACKAGES := g++ gcc libc6-dev libiscsi-dev python3-venv
 PYTHON_SOURCES := rpc test benches
 PROVE := RUST_BACKTRACE=0 cargo test --quiet --features sim,inspect --test prove --
 CANARIES := target/canaries.txt
+OTHER_CPU := aarch64-unknown-linux-gnu
 SAY := printf '== %s\n'
 # A function for recipes: packages of Debian, as far as they are missing. As root; others are told.
 define INSTALL
@@ -147,6 +148,11 @@ check: rust spdk $(VENV)/ready  ## Check format and lints, without and with the 
 	cargo clippy --all-targets --features sim,inspect -- -D warnings
 	cargo clippy --all-targets --features canary,inspect -- -D warnings
 	cargo clippy --workspace --all-targets --features sim,inspect,spdk -- -D warnings
+	if rustup target add $(OTHER_CPU) >/dev/null 2>&1; then
+		cargo clippy --lib --features sim --target $(OTHER_CPU) -- -D warnings
+	else
+		$(SAY) "no standard library for $(OTHER_CPU) is to be had: whether it compiles is not known"
+	fi
 	$(VENV)/bin/ruff check --no-cache --config test/ruff.toml $(PYTHON_SOURCES)
 	$(VENV)/bin/ruff format --no-cache --check --config test/ruff.toml $(PYTHON_SOURCES)
 

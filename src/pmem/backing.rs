@@ -357,6 +357,15 @@ fn describe_file(file: File, path: &Path, meta: &fs::Metadata) -> Result<Opened,
     })
 }
 
+/// Whether the file system tells of a hole in what is mapped of a file.
+fn has_hole(opened: &Opened) -> bool {
+    let (fd, start) = (opened.file.as_raw_fd(), opened.file_offset());
+    // SAFETY: the descriptor is open as long as `file`, and nothing reads at its position; no memory is passed.
+    let hole = unsafe { libc::lseek(fd, start, libc::SEEK_HOLE) };
+    let end = opened.offset_bytes + opened.size_bytes;
+    u64::try_from(hole).is_ok_and(|hole| hole < end)
+}
+
 /// Gives a file its size, and every hole in what is mapped of it memory or disk space. Its content stays.
 fn allocate(opened: &Opened, path: &Path, meta: &fs::Metadata) -> Result<(), MapError> {
     if opened.created.is_some() {
@@ -364,9 +373,10 @@ fn allocate(opened: &Opened, path: &Path, meta: &fs::Metadata) -> Result<(), Map
             .file
             .set_len(opened.size_bytes)
             .map_err(io_error(path, "set the size of"))?;
-    } else if meta.blocks().saturating_mul(512) >= meta.len() {
-        // No holes, so spare a walk over all of its pages. (A file system that compresses, or counts
-        // otherwise, errs on the other side or has no mapping to speak of.)
+    } else if meta.blocks().saturating_mul(512) >= meta.len() && !has_hole(opened) {
+        // Spare a walk over all of its pages. Both are asked: the number also counts what is no data of the file, and a file
+        // system that knows of no holes tells of none. (One that compresses, or counts otherwise, errs on the other side
+        // or has no mapping to speak of.)
         return Ok(());
     }
     loop {

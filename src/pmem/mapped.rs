@@ -50,6 +50,7 @@ pub struct MappedPmem {
     durability: Durability,
     reason: &'static str,
     populated_bytes: usize,
+    is_new: bool,
     _file: File,
 }
 
@@ -65,9 +66,8 @@ impl MappedPmem {
         let map = Mapping::new(&opened, PROT, map_sync.flags())
             .map_err(backing::io_error(&request.path, "map"))?;
         map.advise(opened.backing);
-        if let Some(created) = opened.created.take() {
-            created.keep();
-        }
+        let created = opened.created.take();
+        let is_new = created.map(backing::Created::keep).is_some();
         let (durability, reason) = durability_of(&opened, map_sync);
         Ok(Self {
             map,
@@ -76,8 +76,15 @@ impl MappedPmem {
             durability,
             reason,
             populated_bytes: 0,
+            is_new,
             _file: opened.file,
         })
+    }
+
+    /// Whether the file was created for this.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// What a completed write survives.

@@ -75,16 +75,19 @@ pub(super) fn map(
     unwanted: &AtomicBool,
 ) -> Result<Mapped, RpcError> {
     let path = &definition.cache_path;
-    let (extent, origin) = extent_of(definition);
-    if origin == Origin::Existed {
-        check_untouched(definition, &options)?;
-    }
+    check_untouched(definition, &options)?;
     let mut pmem = MappedPmem::open(&MapRequest {
         path: path.clone(),
-        extent,
+        extent: extent_of(definition),
         size_bytes_min: CACHE_SIZE_MIB_MIN << 20,
     })
     .map_err(|error| explain(definition, &error))?;
+    // Whoever has opened it knows that; it may have come between a look and that.
+    let origin = if pmem.is_new() {
+        Origin::Created
+    } else {
+        Origin::Existed
+    };
     if let Err(error) = populate(path, &mut pmem, unwanted) {
         drop(pmem);
         discard(path, origin);
@@ -120,19 +123,17 @@ pub(super) fn map(
     }
 }
 
-/// What of the cache device is to be mapped, and whether it is to be made first.
-fn extent_of(definition: &Definition) -> (Extent, Origin) {
+/// What of the cache device is to be mapped. A file of a given size is made if it is not there; nothing else is ever created, or
+/// removed: others may have parts of it.
+fn extent_of(definition: &Definition) -> Extent {
     match definition.extent() {
-        Extent::File { .. } if definition.cache_path.exists() => {
-            (definition.extent(), Origin::Existed)
-        }
         // What must not be formatted must not be created either.
-        Extent::File { .. } if definition.format == FormatPolicy::Never => {
-            (Extent::Whole, Origin::Existed)
+        Extent::File { .. }
+            if definition.format == FormatPolicy::Never && !definition.cache_path.exists() =>
+        {
+            Extent::Whole
         }
-        Extent::File { .. } => (definition.extent(), Origin::Created),
-        // Nothing else is ever created, or removed: others may have parts of it.
-        extent => (extent, Origin::Existed),
+        extent => extent,
     }
 }
 

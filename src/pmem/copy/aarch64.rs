@@ -31,6 +31,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
         stream: store_cvac,
         store_block: None,
         load,
+        load_and_ask,
         records: None,
     });
     kernels

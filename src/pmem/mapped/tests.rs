@@ -1,6 +1,7 @@
 mod lost_tests;
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -79,6 +80,32 @@ fn the_holes_of_an_existing_file_are_filled_and_its_content_stays() {
     let mut got = [0; 10];
     pmem.read(PmemOff(MIB), &mut got).unwrap();
     assert_eq!(got, [9; 10]);
+}
+
+/// What lies behind its end counts as blocks of the file.
+#[test]
+fn a_hole_is_filled_though_the_file_has_as_many_blocks_as_it_is_long() {
+    let dir = dir();
+    let path = dir.path().join("cache");
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(2 * MIB).unwrap();
+    let (fd, len) = (file.as_raw_fd(), 2 * MIB as i64);
+    // SAFETY: the descriptor is open; no memory is passed.
+    let behind = unsafe { libc::fallocate(fd, libc::FALLOC_FL_KEEP_SIZE, len, len) };
+    assert_eq!(behind, 0);
+    let space_bytes = || fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(space_bytes() >= 2 * MIB);
+    drop(MappedPmem::open(&existing(&path)).unwrap());
+    assert!(space_bytes() >= 4 * MIB, "{}", space_bytes());
+}
+
+#[test]
+fn who_opens_a_file_knows_whether_it_was_created_for_that() {
+    let dir = dir();
+    let path = dir.path().join("cache");
+    let request = created(&path, 2 * MIB);
+    assert!(MappedPmem::open(&request).unwrap().is_new());
+    assert!(!MappedPmem::open(&request).unwrap().is_new());
 }
 
 #[test]
