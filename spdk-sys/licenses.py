@@ -35,6 +35,8 @@ def main() -> int:
         print(f"\n---- {name} {version}: {package['license']}, {package['repository']}")
         for text in texts:
             print(f"\n{text.read_text()}")
+    print("\n---- Rust's standard library: MIT OR Apache-2.0, https://github.com/rust-lang/rust")
+    print("\nIts notices come with the toolchain: share/doc/rust/COPYRIGHT-library.html.")
     return 0
 
 

@@ -333,7 +333,7 @@ apt_install() {
 }
 
 has_libclang() {
-	[[ -n ${LIBCLANG_PATH:-} ]] || compgen -G '/usr/lib*/llvm-*/lib/libclang*.so*' >/dev/null ||
+	[[ -n ${LIBCLANG_PATH:-} ]] || command -v llvm-config >/dev/null || compgen -G '/usr/lib*/llvm-*/lib/libclang*.so*' >/dev/null ||
 		[[ $(ldconfig -p 2>/dev/null || true) == *libclang* ]]
 }
 

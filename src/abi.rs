@@ -21,7 +21,8 @@ pub(crate) fn check(built_for: &str, loaded: &str) -> Result<(), String> {
 
 /// 19 of "/lib/libspdk_bdev.so.19.0".
 fn major(library: &str) -> Option<&str> {
-    let (_, versions) = library.rsplit_once(".so.")?;
+    let name = library.rsplit('/').next()?;
+    let (_, versions) = name.rsplit_once(".so.")?;
     versions.split('.').next()
 }
 
@@ -53,6 +54,7 @@ mod tests {
                 false,
             ),
             ("libspdk_bdev.so.19.0", "/spdk/build/bin/spdk_tgt", true),
+            ("libspdk_bdev.so.19.0", "/opt/spdk.so.18/bin/spdk_tgt", true),
             ("", "/usr/lib/libspdk_bdev.so.20.0", true),
         ] {
             let checked = check(built_for, loaded);

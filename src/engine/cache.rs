@@ -1,6 +1,7 @@
 //! The cache: what its channels and its background share.
 
 use super::cache_memory::BackgroundMemory;
+use super::channel_ids::ChannelIds;
 use super::checkpoint::Checkpoint;
 use super::config::{BaseCaps, CacheMode, DataCrc};
 use super::damage::{Damage, DamagedRange};
@@ -34,7 +35,6 @@ use crate::pmem::PAD_PAGE_SIZE_BYTES;
 use crate::pmem::{PadMemory, Pmem};
 use crate::sched;
 use crate::units::{Agent, Epoch, PAGE_SIZE_BYTES, Seq};
-use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -192,7 +192,7 @@ pub struct Cache<P> {
     pub(super) health: Mutex<Health>,
     pub(super) health_changes: AtomicU64,
     pub(super) changes_not_kept: AtomicU64,
-    channel_ids: ArrayQueue<u16>,
+    channel_ids: ChannelIds,
     pub(crate) counters: Box<[CachePadded<Counters>]>,
     stats_start: Mutex<Stats>,
 }
@@ -211,11 +211,6 @@ impl<P: Pmem> Cache<P> {
         let stream = |(number, special)| Mutex::new(Stream::new(number, special));
         let streams = purposes.into_iter().enumerate().map(stream);
         let streams: Vec<_> = streams.map(CachePadded::new).collect();
-        let channel_ids = ArrayQueue::new(usize::from(CHANNEL_COUNT_MAX));
-        for id in 0..CHANNEL_COUNT_MAX {
-            // As many as there is room for.
-            let _ = channel_ids.push(id);
-        }
         let mode = parts.superblock.settings.cache_mode();
         let cache = Arc::new(Self {
             geometry,
@@ -259,7 +254,7 @@ impl<P: Pmem> Cache<P> {
             health: Mutex::default(),
             health_changes: AtomicU64::new(0),
             changes_not_kept: AtomicU64::new(0),
-            channel_ids,
+            channel_ids: ChannelIds::default(),
             counters: (0..=CHANNEL_COUNT_MAX)
                 .map(|_| CachePadded::default())
                 .collect(),
@@ -274,7 +269,7 @@ impl<P: Pmem> Cache<P> {
     /// A channel for one thread; `None` if [`CHANNEL_COUNT_MAX`] are open. `pads`: [`PADS_SIZE_BYTES`], or less,
     /// and then less of what is read is kept.
     pub fn channel_with(self: &Arc<Self>, pads: Option<PadMemory>) -> Option<Channel<P>> {
-        let id = self.channel_ids.pop()?;
+        let id = self.channel_ids.take()?;
         Some(Channel::new(Arc::clone(self), id, pads))
     }
 
@@ -286,11 +281,7 @@ impl<P: Pmem> Cache<P> {
     }
 
     pub(crate) fn put_channel_id(&self, id: u16) {
-        let pushed = self.channel_ids.push(id);
-        assert!(
-            pushed.is_ok(),
-            "INV-PMEM-2: a channel's id is given back once"
-        );
+        self.channel_ids.put(id);
     }
 
     /// The background work; `None` if it was taken before. It is given out once: with it goes what it knows of the log,
@@ -406,8 +397,12 @@ impl<P: Pmem> Cache<P> {
 
     /// Streams that a channel may be using.
     fn streams_in_use(&self) -> usize {
-        let channels = usize::from(CHANNEL_COUNT_MAX) - self.channel_ids.len();
-        self.core_stream_count.min(channels)
+        self.core_stream_count.min(self.channel_count())
+    }
+
+    /// Channels that are open.
+    pub(super) fn channel_count(&self) -> usize {
+        self.channel_ids.count()
     }
 
     /// The next number to be drawn.

@@ -120,8 +120,12 @@ pub(super) struct Core {
     pub(super) lends: VecDeque<RequestId>,
     /// What was lent and has not come back.
     pub(super) loans: Slab<Loan>,
-    /// Writes, unmaps and write-zeroes that are not in the log yet, first come first served.
+    /// Writes, unmaps and write-zeroes that are not in the log yet, first come first served, but for those that heal.
     pub(super) writes: VecDeque<RequestId>,
+    /// Of these, such that heal; empty between polls (`heal.rs`).
+    pub(super) healers: VecDeque<RequestId>,
+    /// With which of them the search for such goes on.
+    pub(super) healers_at: usize,
     /// How many of those that waited for room when the channel entered the queue for it are left; 0: it is not in there.
     pub(super) turn: usize,
     /// Writes that are in the log, and wait for the base.
@@ -280,6 +284,8 @@ impl Core {
             lends: queue(),
             loans: Slab::new(LOAN_COUNT_MAX),
             writes: queue(),
+            healers: queue(),
+            healers_at: 0,
             turn: 0,
             held: Held::new(),
             flushes: queue(),

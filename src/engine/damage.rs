@@ -139,12 +139,12 @@ impl Damage {
         named.holding.extend_from_slice(&blocks[..count]);
     }
 
-    /// Whether one of the blocks from `start` on holds write-back up.
-    pub(crate) fn holds_up(&self, start: Lba, len_blocks: u64) -> bool {
+    /// The first block of a range that was told to hold write-back up; it may have been overwritten since.
+    pub(crate) fn next_that_holds(&self, start: Lba, end: Lba) -> Option<(Lba, Place)> {
         let named = lock(&self.named);
         let at = named.holding.partition_point(|(lba, _)| *lba < start);
-        let first = named.holding.get(at);
-        first.is_some_and(|(lba, _)| lba.0 < start.0 + len_blocks)
+        let first = named.holding.get(at).copied();
+        first.filter(|(lba, _)| *lba < end)
     }
 
     /// Forgets some of those that are named, and that are gone. Each call looks at others. Called by the background.

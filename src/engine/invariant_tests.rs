@@ -147,7 +147,7 @@ fn a_number_that_does_not_go_up_is_not_put_into_a_segment() {
 fn a_segment_is_not_sealed_with_a_kset_half_done() {
     let cache = new_cache();
     let mut stream = super::cache::lock(&cache.streams[0]);
-    assert!(stream.advance(&cache.stream_context(AGENT)));
+    assert!(stream.advance(&cache.stream_context(AGENT), 0));
     if let Some(open) = &mut stream.open {
         open.key_off += 64;
     }

@@ -8,13 +8,14 @@ use super::cache::Cache;
 use super::channel::{Core, READ_BYTES_PER_POLL, REQUESTS_PER_POLL, Request, RequestId};
 use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
+use super::segments::Segment;
 use crate::canary::{self, Canary};
 use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::{MemSlice, Pmem};
 use crate::units::{Lba, SegId};
 
-/// Loans of a channel at once; reads beyond that are answered with [`Status::NotLent`].
+/// Loans of a channel at once; reads beyond that are answered with [`Status::NotLent`]. See also `pins.rs`.
 pub const LOAN_COUNT_MAX: usize = 1024;
 
 /// So many are looked up before the first of their places is looked at: as many lines as a core waits for at once.
@@ -52,6 +53,10 @@ impl Core {
     /// all places are looked at, so that these wait for memory together; then all are answered. A pin is a locked
     /// instruction, which would wait for the looks if it came behind them.
     pub(super) fn poll_lends<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
+        if self.lends.is_empty() {
+            return;
+        }
+        let share = cache.loan_share();
         let mut left = self.lends.len().min(REQUESTS_PER_POLL);
         let mut bytes = 0;
         while left > 0 && bytes < READ_BYTES_PER_POLL {
@@ -64,16 +69,46 @@ impl Core {
             {
                 left -= 1;
                 if let Some(Request { io, .. }) = self.requests.get(id) {
-                    lends[filled] = Lend::look_up(cache, id, io);
+                    let mut lend = Lend::look_up(cache, id, io);
+                    let is_in_share = self.loans.used_count() + filled < share;
+                    if !is_in_share && !self.may_keep(cache, &lend, &lends[..filled], share) {
+                        lend.found = Found::Nowhere;
+                    }
+                    lends[filled] = lend;
                     filled += 1;
                     bytes += cache.geometry.bytes(io.len_blocks);
                 }
             }
             let lends = &mut lends[..filled];
-            lends.iter_mut().for_each(|lend| lend.pin(cache));
+            lends.iter().for_each(|lend| lend.pin(cache));
             lends.iter_mut().for_each(|lend| lend.look_at(cache));
             lends.iter().for_each(|lend| self.answer(cache, lend, out));
         }
+    }
+
+    /// Whether a read is in a segment that other loans of the channel keep, be it those that come with it, or these keep
+    /// fewer segments than its share. Segments are told apart by a few bits of their numbers: there may be some more of them.
+    #[cold]
+    fn may_keep<P: Pmem>(
+        &self,
+        cache: &Cache<P>,
+        lend: &Lend,
+        others: &[Lend],
+        share: usize,
+    ) -> bool {
+        let mut kept = [0_u64; 64];
+        let bit = |SegId(id): SegId| ((id / 64 % 64) as usize, 1 << (id % 64));
+        let loans = self.loans.ids().filter_map(|loan| self.loans.get(loan));
+        let others = others.iter().filter_map(|other| other.segment_id(cache));
+        for id in loans.map(|loan| loan.segment).chain(others) {
+            let (word, bit) = bit(id);
+            kept[word] |= bit;
+        }
+        lend.segment_id(cache).is_none_or(|id| {
+            let (word, bit) = bit(id);
+            let count: u32 = kept.iter().map(|word| word.count_ones()).sum();
+            kept[word] & bit != 0 || (count as usize) < share
+        })
     }
 
     fn answer<P: Pmem>(&mut self, cache: &Cache<P>, lend: &Lend, out: &mut Outbox) {
@@ -141,14 +176,14 @@ impl Core {
         self.loans.get(id.0).map(|loan| loan.slice)
     }
 
-    pub(super) fn give_back<P: Pmem>(&mut self, cache: &Cache<P>, id: LoanId) {
+    pub(super) fn give_back<P>(&mut self, cache: &Cache<P>, id: LoanId) {
         if let Some(loan) = self.loans.remove(id.0) {
-            cache.unpin_loan(loan.segment);
+            cache.segments.get(loan.segment).unpin();
         }
     }
 
     /// The channel goes: so do its loans.
-    pub(super) fn give_back_all<P: Pmem>(&mut self, cache: &Cache<P>) {
+    pub(super) fn give_back_all<P>(&mut self, cache: &Cache<P>) {
         for id in self.loans.ids() {
             self.give_back(cache, LoanId(id));
         }
@@ -173,18 +208,28 @@ impl Lend {
     }
 
     /// Keeps what was found from being reclaimed, before the grace period ends in which it was found.
-    fn pin<P: Pmem>(&mut self, cache: &Cache<P>) {
-        if let Found::Piece(place) = self.found
-            && !cache.pin_for_loan(cache.geometry.segment_of(place))
-        {
-            self.found = Found::Nowhere;
+    fn pin<P: Pmem>(&self, cache: &Cache<P>) {
+        if let Some(segment) = self.segment(cache) {
+            segment.pin();
         }
     }
 
     fn unpin<P: Pmem>(&self, cache: &Cache<P>) {
-        if let Found::Piece(place) = self.found {
-            cache.unpin_loan(cache.geometry.segment_of(place));
+        if let Some(segment) = self.segment(cache) {
+            segment.unpin();
         }
+    }
+
+    /// In which it was found.
+    fn segment_id<P: Pmem>(&self, cache: &Cache<P>) -> Option<SegId> {
+        match self.found {
+            Found::Piece(place) => Some(cache.geometry.segment_of(place)),
+            Found::Nowhere | Found::Busy => None,
+        }
+    }
+
+    fn segment<'a, P: Pmem>(&self, cache: &'a Cache<P>) -> Option<&'a Segment> {
+        self.segment_id(cache).map(|id| cache.segments.get(id))
     }
 
     /// Whether the kernel has not taken any page of the piece away. An error that nobody has met yet is not found; but where
@@ -196,8 +241,7 @@ impl Lend {
         };
         let off = cache.geometry.place_off(place);
         let len_bytes = cache.geometry.bytes(self.len_blocks);
-        let segment = cache.segments.get(cache.geometry.segment_of(place));
-        if segment.is_suspect()
+        if self.segment(cache).is_some_and(Segment::is_suspect)
             || cache.pmem.probe(off, len_bytes).is_err()
             || cache.damage.covers(place, self.len_blocks)
         {

@@ -10,6 +10,7 @@ mod background;
 mod cache;
 mod cache_memory;
 mod channel;
+mod channel_ids;
 mod checkpoint;
 mod config;
 mod damage;

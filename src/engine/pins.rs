@@ -8,7 +8,6 @@ use super::cache::Cache;
 use super::segments::Segment;
 use crate::pmem::Pmem;
 use crate::sched;
-use crate::units::SegId;
 use std::sync::atomic::Ordering;
 
 /// Of the segments in service: those that loans may keep.
@@ -24,18 +23,16 @@ impl Segment {
     /// such place any more; or was inside, and the ticket does not pass before it has left. It pins before it
     /// leaves, and `Grace::leave` releases what `Grace::passed` acquires: so the pin is seen. Nobody finds a
     /// place in the segment from then on, and pins only go.
-    /// Returns the number of pins before.
-    fn add_pin(&self) -> u32 {
+    pub(crate) fn pin(&self) {
         sched::point();
-        self.pins.fetch_add(1, Ordering::Relaxed)
+        self.pins.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The end of a pin. All that was read under it was read before. Returns the number of pins before.
-    fn remove_pin(&self) -> u32 {
+    /// The end of a pin. All that was read under it was read before.
+    pub(crate) fn unpin(&self) {
         sched::point();
         let before = self.pins.fetch_sub(1, Ordering::Release);
         debug_assert!(before > 0, "INV-PIN-2: a loan is given back once");
-        before
     }
 
     /// Whether somebody looks at it. `false` is final once a ticket has passed that was drawn after the last
@@ -44,39 +41,13 @@ impl Segment {
         sched::point();
         self.pins.load(Ordering::Acquire) > 0
     }
-
-    /// A pin that does not count for the limit.
-    #[cfg(test)]
-    pub(crate) fn pin(&self) {
-        self.add_pin();
-    }
-
-    #[cfg(test)]
-    pub(crate) fn unpin(&self) {
-        self.remove_pin();
-    }
 }
 
 impl<P: Pmem> Cache<P> {
-    /// Pins a segment for a loan. `false`: loans keep so many that it has to do without; a few more if several cores lend at
-    /// once.
-    pub(super) fn pin_for_loan(&self, id: SegId) -> bool {
-        if self.segments.get(id).add_pin() > 0 {
-            // Whoever keeps it is counted.
-            return true;
-        }
-        let pinned = self.segments.pinned.fetch_add(1, Ordering::Relaxed) + 1;
-        if pinned * 100 > self.segments_in_service() * PINNED_PERCENT_MAX {
-            self.unpin_loan(id);
-            return false;
-        }
-        true
-    }
-
-    /// The end of a loan's pin.
-    pub(super) fn unpin_loan(&self, id: SegId) {
-        if self.segments.get(id).remove_pin() == 1 {
-            self.segments.pinned.fetch_sub(1, Ordering::Relaxed);
-        }
+    /// So many segments the loans of a channel may keep. All channels together so keep no more than they may, or one each.
+    /// Nothing is counted that channels share: a word that all of them change would cost more than it does to copy a page.
+    pub(super) fn loan_share(&self) -> usize {
+        let pinned_max = self.segments_in_service() * PINNED_PERCENT_MAX / 100;
+        (pinned_max / self.channel_count().max(1)).max(1)
     }
 }

@@ -6,7 +6,7 @@
 //! take one as long as there are more of them than channels before it. So one that is slow to come keeps a single segment
 //! from the others, and no more; nobody waits for anybody.
 //!
-//! Room that is left in an open segment is taken by whoever is at its stream.
+//! Room that is left in an open segment is taken by whoever is at its stream, unless it is for what heals (`heal.rs`).
 
 use super::cache::Cache;
 use super::channel::Core;
@@ -97,6 +97,24 @@ impl Core {
             self.leave_room_queue(cache);
         } else {
             self.turn -= done;
+        }
+    }
+
+    /// Some that heal have gone before their time, and others are at the head now. `of_turn`: of all of them, those that were of
+    /// the turn, which come first.
+    pub(super) fn count_healers<P>(
+        &mut self,
+        cache: &Cache<P>,
+        of_turn: usize,
+        gone: usize,
+        left: usize,
+    ) {
+        let gone_of_turn = gone.min(of_turn);
+        let new_at_head = left - (of_turn - gone_of_turn).min(left);
+        if self.turn > 0 && self.turn + new_at_head == gone_of_turn {
+            self.leave_room_queue(cache);
+        } else {
+            self.turn = self.turn + new_at_head - gone_of_turn;
         }
     }
 

@@ -297,8 +297,6 @@ pub(crate) struct Segments {
     /// How often a segment became suspect.
     losses: AtomicU64,
     quarantined: AtomicUsize,
-    /// Those that loans keep (`pins.rs`).
-    pub(super) pinned: AtomicUsize,
     /// Those of which keys were found that cannot be read any more, and how many that are.
     keyless: Mutex<Vec<SegId>>,
     key_losses: AtomicUsize,
@@ -377,7 +375,6 @@ impl Segments {
             suspects: AtomicUsize::new(0),
             losses: AtomicU64::new(0),
             quarantined: AtomicUsize::new(0),
-            pinned: AtomicUsize::new(0),
             keyless: Mutex::new(keyless),
             key_losses: AtomicUsize::new(0),
             open_ids: OpenIds::default(),
@@ -532,10 +529,24 @@ impl Segments {
     }
 
     /// Takes a free segment for a stream, and tells the background of it.
+    #[cfg(test)]
     pub(crate) fn open_next(&self, special: Option<Special>) -> Option<SegId> {
+        self.open_next_of(special, 0)
+    }
+
+    /// The same, if so many others are free. Of several who ask for the last ones at once it may be that none gets one.
+    pub(crate) fn open_next_of(&self, special: Option<Special>, left_free: usize) -> Option<SegId> {
         sched::point();
         let id = self.free.pop()?;
         sched::point();
+        if self.free.len() < left_free {
+            let pushed = self.free.push(id);
+            assert!(
+                pushed.is_ok(),
+                "INV-SEG-1: there was room for it a moment ago"
+            );
+            return None;
+        }
         let state = self.get(id).state();
         assert!(
             state == SegmentState::Free,

@@ -90,12 +90,16 @@ impl Stream {
         }
     }
 
-    /// Seals the open segment, if there is one, and opens a free one. `false`: none is free; the stream then has no open
-    /// segment. If memory was lost anywhere [`Stream::memory`] is to be asked before anything is stored.
-    pub(crate) fn advance<P: Pmem>(&mut self, context: &StreamContext<'_, P>) -> bool {
+    /// Seals the open segment, if there is one, and opens a free one if `left_free` others are. `false`: not so many are; the
+    /// stream then has no open segment. If memory was lost anywhere [`Stream::memory`] is to be asked before anything is stored.
+    pub(crate) fn advance<P: Pmem>(
+        &mut self,
+        context: &StreamContext<'_, P>,
+        left_free: usize,
+    ) -> bool {
         self.seal(context);
         let size = context.geometry.segment_size_bytes();
-        let Some(id) = context.segments.open_next(self.special) else {
+        let Some(id) = context.segments.open_next_of(self.special, left_free) else {
             return false;
         };
         let segment = context.segments.get(id);
@@ -113,7 +117,6 @@ impl Stream {
         segment.set_room_bytes(open.room_bytes());
         context.segments.open_ids.set(self.number, Some(id));
         self.open = Some(open);
-        self.is_for_healers = false;
         true
     }
 
@@ -132,6 +135,7 @@ impl Stream {
     /// of the log. All its ksets are durable already. Where the memory of the info is lost nothing is stored, and the
     /// segment lies on the device as it would after a power cut (INV-PAIR-3).
     pub(crate) fn seal<P: Pmem>(&mut self, context: &StreamContext<'_, P>) {
+        self.is_for_healers = false;
         let Some(open) = self.open.take() else { return };
         context.segments.open_ids.set(self.number, None);
         let segment = context.segments.get(open.id);

@@ -91,7 +91,7 @@ impl<P: Pmem> Cache<P> {
 impl Core {
     pub(super) fn poll_writes<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) {
         self.run_fills(cache, out);
-        let (queued, has_turn) = (self.writes.len(), self.turn > 0);
+        let (mut queued, has_turn) = (self.writes.len(), self.turn > 0);
         if queued == 0 && self.fills.is_empty() {
             // What waited was given up.
             return self.leave_room_queue(cache);
@@ -100,7 +100,7 @@ impl Core {
             self.run_batches(cache, number, &mut stream, out);
         }
         if self.turn > 0 {
-            self.run_healers(cache, out);
+            queued -= self.run_healers(cache, out);
         }
         self.drop_fills(cache, out);
         while let Some(id) = self.gathered.conflicted.pop_back() {
@@ -110,7 +110,7 @@ impl Core {
             }
             self.writes.push_front(id);
         }
-        if has_turn {
+        if has_turn || self.writes.is_empty() {
             self.count_turn(cache, queued);
         }
     }

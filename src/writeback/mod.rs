@@ -101,6 +101,9 @@ pub(crate) struct Writeback {
     room: usize,
     /// See [`Writeback::progress`].
     progress: u64,
+    /// What has been done of the batch since it was begun, or begun again, and the most that ever was.
+    done: u64,
+    done_max: u64,
 }
 
 /// The number of the flush among the operations of the background.
@@ -145,13 +148,24 @@ impl Writeback {
             pass_clean_at: Now(0),
             room: keys_max,
             progress: 0,
+            done: 0,
+            done_max: 0,
         })
     }
 
-    /// Changes whenever write-back has got somewhere, be it within a batch: the base has taken something that no failed flush
-    /// has lost, or more has been gathered while nothing fails.
+    /// Changes whenever write-back has got farther than it was, be it within a batch. What is done once more for an error does
+    /// not count, but for the first time that all of it is, behind a flush that failed.
     pub(crate) fn progress(&self) -> u64 {
         self.progress
+    }
+
+    /// More of the batch has been gathered, or is on the base.
+    fn get_on(&mut self) {
+        self.done += 1;
+        if self.done > self.done_max {
+            self.done_max = self.done;
+            self.progress += 1;
+        }
     }
 
     /// For a cache that has been opened, whose next number this is. What it holds from before is read as a whole before it is
@@ -315,9 +329,6 @@ impl Writeback {
             return Progress::Idle;
         }
         let prepared = self.try_prepare(context, now);
-        if matches!(prepared, Ok(Progress::Busy)) && !self.is_held_up() {
-            self.progress += 1;
-        }
         prepared.unwrap_or_else(|KeysLost(id)| {
             if context.cache.segments.lose_keys(id) {
                 context.counters.key_errors.add(1);
@@ -352,6 +363,9 @@ impl Writeback {
         let is_ready = self.next.is_ready();
         let (cache, counters) = (context.cache, context.counters);
         let progress = self.next.go_on(cache, counters, &mut self.log, hurry)?;
+        if progress == Progress::Busy {
+            self.get_on();
+        }
         if self.next.is_ready() && !is_ready {
             let histogram = &counters.histograms.gather_us;
             histogram.note_length(self.next.begun, now);
@@ -478,7 +492,9 @@ impl Writeback {
     ) {
         if op != FLUSH_OP {
             let is_told = self.batch.failed && !self.batch.source_lost;
-            self.progress += u64::from(result.is_ok() && !self.flush_failed);
+            if result.is_ok() {
+                self.get_on();
+            }
             let failed = self.batch.on_done(op, result, now);
             if let Some(error) = failed
                 && self.batch.look_for_cause(context.cache, op, error)
@@ -508,6 +524,10 @@ impl Writeback {
                     self.batch.is_void = true;
                 } else if !canary::is(Canary::OnlyBaseFlushRepeated) {
                     self.batch.rewind();
+                }
+                self.done = 0;
+                if !self.flush_failed {
+                    self.done_max = 0;
                 }
                 self.flush_failed = true;
                 context.counters.base_flush_errors.add(1);
@@ -544,6 +564,7 @@ impl Writeback {
         self.learn_rate(now);
         self.backoff_ns = BACKOFF_NS_MIN;
         self.flush_failed = false;
+        (self.done, self.done_max) = (0, 0);
         self.salvage.end();
         self.state = State::Idle;
         // A checkpoint is asked first, between two batches: else it waits for as long as batch follows batch.

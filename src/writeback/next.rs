@@ -149,7 +149,7 @@ impl Next {
     ) -> Result<Progress, KeysLost> {
         if let Step::Narrowing(kept_max) = self.step {
             if self.overlay.narrow(SORTED_PER_POLL, kept_max) {
-                if self.overlay.is_behind_first() {
+                if self.part.is_some() {
                     self.lost.keep_within(|lba| self.overlay.holds(lba));
                 }
                 self.step = match self.stage {

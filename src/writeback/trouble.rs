@@ -30,6 +30,7 @@ impl Writeback {
     pub(super) fn start_over(&mut self) {
         self.log.restart();
         self.next.clear();
+        self.done = 0;
         self.salvage.start_over();
         self.state = State::Idle;
     }

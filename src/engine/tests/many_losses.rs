@@ -165,7 +165,8 @@ fn damage_in_a_full_cache_heals_after_a_start() {
         assert!(is_degraded(&after), "{:?}", after.cache.health());
         // Behind one that waits.
         write_page_while_others_wait(&mut after, 0, 2);
-        for _ in 0..2000 {
+        // A batch of all of it, in many parts.
+        for _ in 0..20_000 {
             after.poll_background();
             after.poll_channel(0);
         }
@@ -176,11 +177,76 @@ fn damage_in_a_full_cache_heals_after_a_start() {
             after.cache.info()
         );
         assert!(after.drain(), "{:?}", after.cache.health());
+        assert_eq!(after.cache.channels_that_wait(), 0);
         assert_eq!(
             after.read(0, 0, PAGE_BLOCKS),
             (Status::Success, vec![2; 4096])
         );
     }
+}
+
+/// More than is named at a time: write-back goes on in between, and finds the rest. Other writes of the same channel wait all
+/// the time, and so does a rewrite of what is healed already.
+#[test]
+fn much_damage_in_a_full_cache_heals() {
+    const PAGES: u64 = 200;
+    let mut plain = cached(DataCrc::On, SettingChange::default());
+    (0..PAGES).for_each(|page| write_page(&mut plain, page, 1));
+    (0..PAGES).for_each(|page| flip(&plain, page));
+    assert!(!plain.drain());
+    let _waits = fill_up_behind(&mut plain, PAGES);
+    // These are zeroes, which take little room; the first page is written again and again.
+    write_page_while_others_wait(&mut plain, 0, 2);
+    for page in 1..PAGES {
+        if page % 8 == 0 {
+            // It waits like the others.
+            submit_rewrite(&mut plain, 0);
+        }
+        let io = HostIo {
+            token: IoToken(u64::MAX - 1),
+            op: Op::WriteZeroes,
+            lba: Lba(page * PAGE_BLOCKS),
+            len_blocks: PAGE_BLOCKS,
+        };
+        plain.channel_mut(0).submit(io).unwrap();
+        let status = (0..5000).find_map(|_| {
+            plain.poll_background();
+            plain.poll_channel(0)
+        });
+        assert_eq!(
+            status,
+            Some(Status::Success),
+            "page {page}: {:?}",
+            plain.cache.info()
+        );
+    }
+    for _ in 0..50_000 {
+        plain.poll_background();
+        plain.poll_channel(0);
+    }
+    assert_eq!(
+        plain.channel(0).outstanding(),
+        0,
+        "{:?}",
+        plain.cache.info()
+    );
+    assert!(plain.drain(), "{:?}", plain.cache.health());
+    assert!(!plain.cache.info().requests_wait);
+    assert_eq!(plain.cache.channels_that_wait(), 0);
+}
+
+static REWRITE: [u8; 4096] = [3; 4096];
+
+fn submit_rewrite(plain: &mut Plain<SimPmem>, page: u64) {
+    // Until the end of the test.
+    let buf = Box::leak(Box::new(IovBuf::new(&REWRITE, &[])));
+    let io = HostIo {
+        token: IoToken(1 << 40),
+        op: Op::Write(buf.cursor(), Fua::No),
+        lba: Lba(page * PAGE_BLOCKS),
+        len_blocks: PAGE_BLOCKS,
+    };
+    plain.channel_mut(0).submit(io).unwrap();
 }
 
 fn write_page_while_others_wait(plain: &mut Plain<SimPmem>, page: u64, byte: u8) {

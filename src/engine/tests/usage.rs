@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::index::BlockMap;
-use crate::units::{Lba, NS_PER_MS, NS_PER_US};
+use crate::pmem::IovBuf;
+use crate::sim::plain;
+use crate::units::{Lba, NS_PER_MS, NS_PER_US, Now};
 
 /// Blocks that lie on the cache device, by asking for each.
 fn mapped_blocks<P: Pmem>(cache: &Cache<P>) -> u64 {
@@ -95,4 +97,32 @@ fn sizes_and_lengths_are_measured() {
     assert_eq!(lengths.held_write_us.count(), 0);
     rig.cache().reset_stats();
     assert_eq!(rig.cache().stats(), Stats::default());
+}
+
+/// One that comes goes on where the one before it has left off.
+#[test]
+fn channels_that_come_and_go_leave_one_segment_open() {
+    let pmem = SimPmem::new((64 << 10) + 64 * (64 << 10));
+    static BASE: [u8; BLOCKS as usize * 512] = [0; BLOCKS as usize * 512];
+    let options = OpenOptions {
+        stream_count_max: 16,
+        ..options(512, None)
+    };
+    let cache = plain::open(pmem, &BASE, options).unwrap();
+    let (buf, mut out) = (IovBuf::new(&[7; 512], &[]), Outbox::new());
+    for round in 0..64 {
+        let mut channel = cache.channel().unwrap();
+        let io = HostIo {
+            token: IoToken(1),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba(round),
+            len_blocks: 1,
+        };
+        channel.submit(io).unwrap();
+        out.clear();
+        channel.poll(Now(0), &mut out);
+        assert_eq!(out.completions[0].status, Status::Success);
+    }
+    assert!(cache.core_stream_count > 2);
+    assert_eq!(cache.segments.count() - cache.segments.free_count(), 1);
 }

@@ -228,13 +228,13 @@ impl Batch {
     }
 
     /// Opens a free segment, if there is one that nobody else waits for. The old segment is sealed in any case: then it
-    /// can be reclaimed.
+    /// can be reclaimed; but for what heals, of which a smaller one may have room there.
     #[inline(never)]
     fn open_segment<P: Pmem>(&self, cache: &Cache<P>, stream: &mut Stream) {
         let context = cache.stream_context(self.agent);
-        if cache.may_open(self.agent, self.room) {
-            stream.advance(&context);
-            stream.is_for_healers = self.room == Room::Healers;
+        if let Some(left_free) = cache.leaves_free(self.agent, self.room) {
+            let is_open = stream.advance(&context, left_free);
+            stream.is_for_healers = is_open && self.room == Room::Healers;
         } else if self.room == Room::Anybodys {
             stream.seal(&context);
         }

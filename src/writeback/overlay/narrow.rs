@@ -3,7 +3,8 @@
 //!
 //! Where a part ends turns out while it is gathered. When there is no more room, the keys that are there are replaced by the
 //! disjoint pieces that come of them. Those with the lowest addresses are kept, as many as take half of the room; the part
-//! ends where the next one begins, and of later keys only what lies before that is laid on. A part that was cut short like
+//! ends where the next one begins, and of later keys only what lies before that is laid on. (Half of what is there, if it is not
+//! they that want room but the damage met in them.) A part that was cut short like
 //! this holds pieces for half of the room at least, or what has covered them since, so there are not many parts; one that
 //! overwrites few blocks often is not cut short at all.
 
@@ -45,6 +46,7 @@ impl Overlay {
     }
 
     /// What of a key lies in the range of it.
+    #[cold]
     pub(super) fn clip(
         &self,
         key: &Key,
@@ -70,7 +72,7 @@ impl Overlay {
     }
 
     /// Goes on with making room, by at most about `steps` keys: `kept_max` pieces are left at the most, fewer than there are
-    /// keys. `true`: there is room, and keys are laid on as before.
+    /// keys, or one. `true`: there is room, and keys are laid on as before.
     pub(in super::super) fn narrow(&mut self, steps: usize, kept_max: usize) -> bool {
         let Order::Narrowing { mut kept } = self.order else {
             if self.sort(steps) {

@@ -87,6 +87,18 @@ fn gather(next: &mut Next, log: &mut LogReader, cache: &Cache<SimPmem>) -> usize
 /// All of it is overwritten by what comes later in the same batch, and there is more of it than is kept in mind.
 #[test]
 fn a_part_that_meets_more_damage_than_it_can_keep_in_mind_becomes_narrower() {
+    // As if the first part had ended there; or as if it had been all of a salvage, with which the batch catches up.
+    becomes_narrower(Lba(PAGE_BLOCKS), CatchesUp::No);
+    becomes_narrower(Lba(0), CatchesUp::Yes);
+}
+
+#[derive(PartialEq)]
+enum CatchesUp {
+    No,
+    Yes,
+}
+
+fn becomes_narrower(first: Lba, catches_up: CatchesUp) {
     let cache = new_cache();
     write_pages(&cache);
     (0..PAGES).for_each(|page| flip(&cache, page));
@@ -98,10 +110,9 @@ fn a_part_that_meets_more_damage_than_it_can_keep_in_mind_becomes_narrower() {
     next.limits.room = key_count;
     let part = Part {
         last_seq: Some(last_seq),
-        catches_up: false,
+        catches_up: catches_up == CatchesUp::Yes,
     };
-    // As if the first part had ended there.
-    let (mut from, mut pieces, mut parts) = (Lba(PAGE_BLOCKS), 0, 0);
+    let (mut from, mut pieces, mut parts) = (first, 0, 0);
     loop {
         next.begin_part(part, from, Stage::Ordinary, Now(0));
         log.restart_after(Seq(0));
