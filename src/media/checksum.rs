@@ -4,7 +4,7 @@
 
 use crate::canary::{self, Canary};
 use crate::pmem::crc32c_append_short;
-use crc32c::{crc32c, crc32c_append};
+use crc32c::crc32c;
 
 /// The running CRC from which a checksum of one kind starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,29 +66,40 @@ impl Checksums {
         if canary::is(Canary::ChecksumWithoutGeneration) || canary::is(Canary::StaleLapAccepted) {
             generation = 0;
         }
-        ChecksumSeed(crc32c_append(
-            seed(self.uuid, StructKind::Kset, generation).0,
-            &segment.to_le_bytes(),
-        ))
+        seed_of_segment(self.uuid, StructKind::Kset, generation, segment)
     }
 
     /// For the payloads in a segment under a generation.
     #[must_use]
     pub fn payload(&self, segment: u32, generation: u64) -> ChecksumSeed {
-        ChecksumSeed(crc32c_append(
-            seed(self.uuid, StructKind::Payload, generation).0,
-            &segment.to_le_bytes(),
-        ))
+        seed_of_segment(self.uuid, StructKind::Payload, generation, segment)
     }
 }
 
-fn seed(mut uuid: [u8; 16], kind: StructKind, number: u64) -> ChecksumSeed {
+fn seed(uuid: [u8; 16], kind: StructKind, number: u64) -> ChecksumSeed {
+    let bytes = seed_bytes(uuid, kind, number, 0);
+    ChecksumSeed(crc32c(&bytes[..SEED_BYTES]))
+}
+
+/// With the number of a segment behind the rest.
+fn seed_of_segment(uuid: [u8; 16], kind: StructKind, number: u64, segment: u32) -> ChecksumSeed {
+    ChecksumSeed(crc32c(&seed_bytes(uuid, kind, number, segment)))
+}
+
+/// Of what all seeds are made.
+const SEED_BYTES: usize = 28;
+
+/// In one piece: that of the parts, one after the other, is the same, and each call costs more than its few bytes.
+fn seed_bytes(mut uuid: [u8; 16], kind: StructKind, number: u64, segment: u32) -> [u8; 32] {
     if canary::is(Canary::ChecksumWithoutUuid) {
         uuid = [0; 16];
     }
-    let crc = crc32c(&uuid);
-    let crc = crc32c_append(crc, &(kind as u32).to_le_bytes());
-    ChecksumSeed(crc32c_append(crc, &number.to_le_bytes()))
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&uuid);
+    bytes[16..20].copy_from_slice(&(kind as u32).to_le_bytes());
+    bytes[20..SEED_BYTES].copy_from_slice(&number.to_le_bytes());
+    bytes[SEED_BYTES..].copy_from_slice(&segment.to_le_bytes());
+    bytes
 }
 
 #[cfg(test)]

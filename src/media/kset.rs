@@ -323,12 +323,16 @@ impl KsetReader {
         let count = kset.key_count as usize;
         let (media, _) = <[KeyOnMedia]>::ref_from_prefix_with_elems(bytes, count)
             .map_err(|_| KsetError::Invalid)?;
-        for key in media {
-            let Some(key) = bounds.decode(key) else {
-                keys.truncate(keys_before);
-                return Err(KsetError::KeyRange);
-            };
-            keys.push(key);
+        let mut are_good = true;
+        // Their number is known: room for one after the other would be looked for, and their count stored.
+        keys.extend(media.iter().map(|media| {
+            let (key, is_good) = bounds.decode(media);
+            are_good &= is_good;
+            key
+        }));
+        if !are_good {
+            keys.truncate(keys_before);
+            return Err(KsetError::KeyRange);
         }
         Ok(kset)
     }
@@ -435,38 +439,36 @@ impl KeyBounds {
         }
     }
 
-    /// `None`: a number of the key is out of range.
+    /// A key, and whether its numbers are in range; it is not to be looked at if they are not.
     #[inline]
-    fn decode(&self, media: &KeyOnMedia) -> Option<Key> {
-        let kind = match media.kind {
-            1 => KeyKind::Data,
-            2 => KeyKind::Fill,
-            3 => KeyKind::Zeroes,
-            4 => KeyKind::Unmap,
-            _ => return None,
+    fn decode(&self, media: &KeyOnMedia) -> (Key, bool) {
+        let (kind, is_known) = match media.kind {
+            1 => (KeyKind::Data, true),
+            2 => (KeyKind::Fill, true),
+            3 => (KeyKind::Zeroes, true),
+            4 => (KeyKind::Unmap, true),
+            _ => (KeyKind::Unmap, false),
         };
         let (lba, len) = (media.lba.get(), u64::from(media.len_blocks.get()));
-        let end = lba.checked_add(len)?;
-        if len == 0 || end > self.base_block_count {
-            return None;
-        }
+        // Not behind its start if it has no blocks, or too many.
+        let end = lba.wrapping_add(len);
+        let is_on_base = lba < end && end <= self.base_block_count;
         let place = u64::from(media.place.get());
-        if kind.has_payload() {
-            let is_in_one_page = (lba ^ (end - 1)) <= self.in_page;
-            if !is_in_one_page || place < self.place_min || place + len > self.place_end {
-                return None;
-            }
-        } else if place != 0 || len > self.clear_len_max {
-            return None;
-        }
-        Some(Key {
+        let is_placed = if kind.has_payload() {
+            let is_in_one_page = (lba ^ end.wrapping_sub(1)) <= self.in_page;
+            is_in_one_page && place >= self.place_min && place + len <= self.place_end
+        } else {
+            place == 0 && len <= self.clear_len_max
+        };
+        let key = Key {
             lba: Lba(lba),
             len_blocks: media.len_blocks.get(),
             kind,
             // A segment has 1 GiB at the most.
             payload_off: media.place.get() << self.block_shift,
             crc: media.crc.get(),
-        })
+        };
+        (key, is_known && is_on_base && is_placed)
     }
 }
 

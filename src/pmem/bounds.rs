@@ -12,12 +12,20 @@ use crate::units::PmemOff;
 #[track_caller]
 pub(crate) fn range_at(off: PmemOff, len_bytes: u64, region_len_bytes: u64) -> usize {
     let end = off.0.checked_add(len_bytes);
-    assert!(
-        end.is_some_and(|end| end <= region_len_bytes),
-        "INV-PMEM-1: bytes {:#x}+{len_bytes:#x} lie outside of the cache device of {region_len_bytes:#x} bytes",
-        off.0
-    );
+    if end.is_none_or(|end| end > region_len_bytes) {
+        outside(off.0, len_bytes, region_len_bytes);
+    }
     off.0 as usize
+}
+
+/// Apart, and with values: what a message refers to is stored before it is known whether it is needed.
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn outside(off: u64, len_bytes: u64, region_len_bytes: u64) -> ! {
+    panic!(
+        "INV-PMEM-1: bytes {off:#x}+{len_bytes:#x} lie outside of the cache device of {region_len_bytes:#x} bytes"
+    )
 }
 
 /// As [`range_at`], for a store: whole lines only.

@@ -108,6 +108,9 @@ enum Spread {
 impl Spread {
     /// With more keys.
     fn and(self, keys: &[Key]) -> Self {
+        if self == Spread::More {
+            return self;
+        }
         let dirty = keys.iter().filter(|key| key.kind.is_dirty());
         dirty.fold(self, |spread, key| {
             let is_block = key.kind == KeyKind::Data && key.len_blocks == 1;
@@ -484,7 +487,7 @@ impl LogReader {
             let was_whole = lost.is_none();
             let (buf, depth) = (&mut self.payload, limits.depth(seq));
             lost::check_kset(cache, counters, (id, seq, depth), &decoded.keys, buf, lost);
-            if overlay.is_behind_first() && !lost.is_empty() {
+            if lost.is_of_part() && !lost.is_empty() {
                 lost.keep_within(|lba| overlay.holds(lba));
             }
             if was_whole && !lost.is_none() && taken.spread != Spread::Nothing && !must {
@@ -519,18 +522,23 @@ fn take_keys<P: Pmem>(
     overlay: &mut Overlay,
 ) {
     let start = cache.geometry.segment_off(id);
+    let mut data_blocks = 0;
     for key in keys.iter().filter(|key| key.kind.is_dirty()) {
         if key.kind == KeyKind::Unmap && canary::is(Canary::UnmapNotWrittenBack) {
             continue;
         }
         let payload = start.plus(u64::from(key.payload_off));
         overlay.push(key, payload, cache.geometry.block_shift());
-        let bytes = cache.geometry.bytes(u64::from(key.len_blocks));
-        taken.load += clearing.load(key.kind, bytes);
+        let len_blocks = u64::from(key.len_blocks);
         if key.kind == KeyKind::Data {
-            taken.dirty_bytes += bytes;
+            data_blocks += len_blocks;
+        } else {
+            taken.load += clearing.load(key.kind, cache.geometry.bytes(len_blocks));
         }
     }
+    let data_bytes = cache.geometry.bytes(data_blocks);
+    taken.load += clearing.load(KeyKind::Data, data_bytes);
+    taken.dirty_bytes += data_bytes;
 }
 
 #[cfg(test)]

@@ -157,6 +157,7 @@ impl Overlay {
     }
 
     /// Lays a key on top of those that came before: what of it lies in the part that is gathered.
+    #[inline]
     pub(super) fn push(&mut self, key: &Key, payload: PmemOff, block_shift: u32) {
         if self.holds_all_of(key) {
             self.lay(key, payload, block_shift);
@@ -165,6 +166,7 @@ impl Overlay {
         }
     }
 
+    #[inline]
     fn lay(&mut self, key: &Key, payload: PmemOff, block_shift: u32) {
         let covered = |laid: &Laid| laid.lba == key.lba && laid.len_blocks == key.len_blocks;
         if canary::is(Canary::OldestKeyWins) && self.keys.iter().any(covered) {
