@@ -12,6 +12,7 @@ use super::health::Health;
 use super::heat::Heat;
 use super::mode::ModeState;
 use super::open_ids::CORE_STREAM_COUNT_MAX;
+use super::pins::LoanCounts;
 use super::place_crcs::PlaceCrcs;
 use super::room_queue::RoomQueue;
 use super::sealing::Sealed;
@@ -192,7 +193,8 @@ pub struct Cache<P> {
     pub(super) health: Mutex<Health>,
     pub(super) health_changes: AtomicU64,
     pub(super) changes_not_kept: AtomicU64,
-    channel_ids: ChannelIds,
+    pub(super) channel_ids: ChannelIds,
+    pub(super) loan_counts: LoanCounts,
     pub(crate) counters: Box<[CachePadded<Counters>]>,
     stats_start: Mutex<Stats>,
 }
@@ -255,6 +257,7 @@ impl<P: Pmem> Cache<P> {
             health_changes: AtomicU64::new(0),
             changes_not_kept: AtomicU64::new(0),
             channel_ids: ChannelIds::default(),
+            loan_counts: LoanCounts::default(),
             counters: (0..=CHANNEL_COUNT_MAX)
                 .map(|_| CachePadded::default())
                 .collect(),
@@ -397,12 +400,7 @@ impl<P: Pmem> Cache<P> {
 
     /// Streams that a channel may be using.
     fn streams_in_use(&self) -> usize {
-        self.core_stream_count.min(self.channel_count())
-    }
-
-    /// Channels that are open.
-    pub(super) fn channel_count(&self) -> usize {
-        self.channel_ids.count()
+        self.core_stream_count.min(self.channel_ids.count())
     }
 
     /// The next number to be drawn.

@@ -106,7 +106,7 @@ pub struct Channel<P: Pmem> {
 /// The state of a channel, apart from the cache that it shares, so that methods can have both at once.
 #[derive(Debug)]
 pub(super) struct Core {
-    id: u16,
+    pub(super) id: u16,
     /// The stream that this core appends to unless another core is using it.
     pub(super) home_stream: usize,
     /// Of the poll under way.

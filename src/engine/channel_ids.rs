@@ -31,6 +31,20 @@ impl ChannelIds {
         );
     }
 
+    /// Those that are given out.
+    pub(super) fn taken(&self) -> impl Iterator<Item = u16> {
+        (0..).zip(&self.0).flat_map(|(number, word): (u16, _)| {
+            let mut bits = word.load(Ordering::Relaxed);
+            std::iter::from_fn(move || {
+                let bit = u16::try_from(bits.trailing_zeros())
+                    .ok()
+                    .filter(|bit| *bit < 64)?;
+                bits &= bits - 1;
+                Some(number * 64 + bit)
+            })
+        })
+    }
+
     /// How many are given out.
     pub(super) fn count(&self) -> usize {
         let counts = self
@@ -56,6 +70,10 @@ mod tests {
         assert_eq!(all, (0..CHANNEL_COUNT_MAX).collect::<Vec<_>>());
         [200, 70, 255].into_iter().for_each(|id| ids.put(id));
         assert_eq!(ids.count(), 253);
+        assert!(
+            ids.taken()
+                .eq((0..255).filter(|id| ![70, 200].contains(id)))
+        );
         assert_eq!(
             [(); 4].map(|()| ids.take()),
             [Some(70), Some(200), Some(255), None]

@@ -75,14 +75,20 @@ impl<P: Pmem> Cache<P> {
 }
 
 impl Core {
-    /// Writes wait for room. Lets those among them which heal go first. Returns how many have gone.
+    /// Writes wait for room, and `gone` of the channel's turn have left the queue in this poll. Lets those among them which
+    /// heal go first. Returns how many have gone.
     #[cold]
-    pub(super) fn run_healers<P: Pmem>(&mut self, cache: &Cache<P>, out: &mut Outbox) -> usize {
+    pub(super) fn run_healers<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        gone: usize,
+        out: &mut Outbox,
+    ) -> usize {
         let stands = cache.writeback_stands.load(Ordering::Relaxed);
         if !stands || canary::is(Canary::HealerWaitsForRoom) {
             return 0;
         }
-        let of_turn = self.take_healers(cache);
+        let of_turn = self.take_healers(cache, gone);
         let count = self.healers.len();
         if count == 0 {
             return 0;
@@ -105,7 +111,7 @@ impl Core {
 
     /// Takes them out of the queue, in their order: of a part of it, and of others with the next poll. Returns how many of
     /// them are of the channel's turn.
-    fn take_healers<P: Pmem>(&mut self, cache: &Cache<P>) -> usize {
+    fn take_healers<P: Pmem>(&mut self, cache: &Cache<P>, gone: usize) -> usize {
         let (mut of_turn, mut asked_left) = (0, ASKED_PER_POLL);
         let mut at = mem::take(&mut self.healers_at);
         for _ in 0..ASKED_PER_POLL {
@@ -113,14 +119,17 @@ impl Core {
                 return of_turn;
             };
             let io = self.requests.get(id).map(|request| request.io);
+            let is_first = asked_left == ASKED_PER_POLL;
             let heals = io.is_some_and(|io| cache.heals(io.lba, io.len_blocks, &mut asked_left));
             if asked_left == 0 && !heals {
+                // One that takes more than a poll has is passed over: what it overwrites is forgotten meanwhile.
+                at += usize::from(is_first);
                 break;
             }
             if heals {
                 self.writes.remove(at);
                 self.healers.push_back(id);
-                of_turn += usize::from(at + of_turn < self.turn);
+                of_turn += usize::from(gone + at + of_turn < self.turn);
             } else {
                 at += 1;
             }
@@ -134,8 +143,9 @@ impl Core {
         &self,
         cache: &'a Cache<P>,
     ) -> Option<(usize, MutexGuard<'a, Stream>)> {
+        let is_sound = |id| !cache.segments.get(id).is_suspect();
         let room_of = |stream: &Stream| match &stream.open {
-            Some(open) if cache.is_for_healers(stream) => open.room_bytes(),
+            Some(open) if cache.is_for_healers(stream) && is_sound(open.id) => open.room_bytes(),
             _ => 0,
         };
         let numbers = 0..cache.core_stream_count;

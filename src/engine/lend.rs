@@ -56,7 +56,7 @@ impl Core {
         if self.lends.is_empty() {
             return;
         }
-        let share = cache.loan_share();
+        let share = cache.segments_to_lend(self.id);
         let mut left = self.lends.len().min(REQUESTS_PER_POLL);
         let mut bytes = 0;
         while left > 0 && bytes < READ_BYTES_PER_POLL {
@@ -84,6 +84,7 @@ impl Core {
             lends.iter_mut().for_each(|lend| lend.look_at(cache));
             lends.iter().for_each(|lend| self.answer(cache, lend, out));
         }
+        cache.loan_counts.note(self.id, self.loans.used_count());
     }
 
     /// Whether a read is in a segment that other loans of the channel keep, be it those that come with it, or these keep
@@ -179,6 +180,7 @@ impl Core {
     pub(super) fn give_back<P>(&mut self, cache: &Cache<P>, id: LoanId) {
         if let Some(loan) = self.loans.remove(id.0) {
             cache.segments.get(loan.segment).unpin();
+            cache.loan_counts.note(self.id, self.loans.used_count());
         }
     }
 

@@ -4,11 +4,12 @@
 //! be written to, so that all loans together may keep a part of the segments only, however many hosts there are, and the
 //! rest is for those who write.
 
-use super::cache::Cache;
+use super::cache::{CHANNEL_COUNT_MAX, Cache};
 use super::segments::Segment;
 use crate::pmem::Pmem;
 use crate::sched;
-use std::sync::atomic::Ordering;
+use crossbeam_utils::CachePadded;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Of the segments in service: those that loans may keep.
 const PINNED_PERCENT_MAX: usize = 75;
@@ -43,11 +44,31 @@ impl Segment {
     }
 }
 
+/// How many loans each channel has. A word that all of them change would cost more than it does to copy a page: each has a line
+/// of its own, which others look at once in a poll.
+#[derive(Debug)]
+pub(super) struct LoanCounts(Box<[CachePadded<AtomicUsize>]>);
+
+impl Default for LoanCounts {
+    fn default() -> Self {
+        let counts = (0..CHANNEL_COUNT_MAX).map(|_| CachePadded::default());
+        Self(counts.collect())
+    }
+}
+
+impl LoanCounts {
+    pub(super) fn note(&self, channel: u16, count: usize) {
+        self.0[usize::from(channel)].store(count, Ordering::Relaxed);
+    }
+}
+
 impl<P: Pmem> Cache<P> {
-    /// So many segments the loans of a channel may keep. All channels together so keep no more than they may, or one each.
-    /// Nothing is counted that channels share: a word that all of them change would cost more than it does to copy a page.
-    pub(super) fn loan_share(&self) -> usize {
+    /// So many segments the loans of a channel may keep: what those of the others leave, each of which may keep one. A few
+    /// more if several channels lend at once.
+    pub(super) fn segments_to_lend(&self, channel: u16) -> usize {
         let pinned_max = self.segments_in_service() * PINNED_PERCENT_MAX / 100;
-        (pinned_max / self.channel_count().max(1)).max(1)
+        let others = self.channel_ids.taken().filter(|other| *other != channel);
+        let count_of = |other: u16| self.loan_counts.0[usize::from(other)].load(Ordering::Relaxed);
+        pinned_max.saturating_sub(others.map(count_of).sum())
     }
 }

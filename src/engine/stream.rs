@@ -120,6 +120,12 @@ impl Stream {
         true
     }
 
+    /// Whether part of the memory of the open segment is known to be lost.
+    pub(crate) fn is_suspect<P: Pmem>(&self, context: &StreamContext<'_, P>) -> bool {
+        let open = self.open.as_ref();
+        open.is_some_and(|open| context.segments.get(open.id).is_suspect())
+    }
+
     /// Whether anything is to be stored in the open segment. When memory was lost anywhere since the start it is looked at,
     /// a part of it with each call.
     #[inline]

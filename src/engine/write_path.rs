@@ -100,7 +100,12 @@ impl Core {
             self.run_batches(cache, number, &mut stream, out);
         }
         if self.turn > 0 {
-            queued -= self.run_healers(cache, out);
+            let of_turn_gone = if has_turn {
+                queued - self.writes.len()
+            } else {
+                0
+            };
+            queued -= self.run_healers(cache, of_turn_gone, out);
         }
         self.drop_fills(cache, out);
         while let Some(id) = self.gathered.conflicted.pop_back() {
@@ -302,6 +307,10 @@ impl Core {
                     // There is room, for all that is known: nothing is to be reclaimed for it.
                     self.writes.push_front(id);
                     return false;
+                }
+                Err(Refusal::NoRoom) if self.batch.room == Room::Healers => {
+                    // There may be room for a smaller one.
+                    self.gathered.conflicted.push_back(id);
                 }
                 Err(Refusal::NoRoom) => {
                     self.counters(cache).space_waits.add(1);

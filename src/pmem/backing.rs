@@ -374,7 +374,7 @@ fn allocate(opened: &Opened, path: &Path, meta: &fs::Metadata) -> Result<(), Map
             .set_len(opened.size_bytes)
             .map_err(io_error(path, "set the size of"))?;
     } else if meta.blocks().saturating_mul(512) >= meta.len() && !has_hole(opened) {
-        // Spare a walk over all of its pages. Both are asked: the number also counts what is no data of the file, and a file
+        // Spare a call that may take long. Both are asked: the number also counts what is no data of the file, and a file
         // system that knows of no holes tells of none. (One that compresses, or counts otherwise, errs on the other side
         // or has no mapping to speak of.)
         return Ok(());

@@ -174,7 +174,7 @@ unsafe extern "C" fn base_was_reset(bdev_io: *mut sys::spdk_bdev_io, _: bool, ar
 
 impl Drop for WitnessReads {
     fn drop(&mut self) {
-        if self.queue.in_flight() > 0 {
+        if self.in_flight() > 0 {
             // Behind an internal error alone. The base still reads into the places, and its answers come to the queue.
             let kept = (Rc::clone(&self.queue), mem::take(&mut self.places));
             Box::leak(Box::new(kept));

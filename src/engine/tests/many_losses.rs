@@ -235,6 +235,56 @@ fn much_damage_in_a_full_cache_heals() {
     assert_eq!(plain.cache.channels_that_wait(), 0);
 }
 
+/// What does not fit into what is left for such writes keeps no smaller one from it.
+#[test]
+fn a_large_write_that_heals_does_not_hold_up_a_small_one() {
+    const LARGE_PAGES: u64 = 64;
+    let mut plain = cached(DataCrc::On, SettingChange::default());
+    let pages = 6 * LARGE_PAGES;
+    (0..pages).for_each(|page| write_page(&mut plain, page, 1));
+    [0, LARGE_PAGES, 2 * LARGE_PAGES, 3 * LARGE_PAGES, pages - 1]
+        .into_iter()
+        .for_each(|page| flip(&plain, page));
+    assert!(!plain.drain());
+    let _waits = fill_up_behind(&mut plain, pages);
+    let buf = IovBuf::new(&vec![5; LARGE_PAGES as usize * 4096], &[]);
+    // Three fit into a segment of 1 MiB.
+    for number in 0..4 {
+        let io = HostIo {
+            token: IoToken(1 << 40),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba(number * LARGE_PAGES * PAGE_BLOCKS),
+            len_blocks: LARGE_PAGES * PAGE_BLOCKS,
+        };
+        plain.channel_mut(0).submit(io).unwrap();
+    }
+    write_page_while_others_wait(&mut plain, pages - 1, 2);
+    for _ in 0..200 {
+        plain.poll_background();
+        plain.poll_channel(0);
+    }
+    // The one from the beginning, and the large one.
+    assert_eq!(plain.channel(0).outstanding(), 2);
+    let zeroes = HostIo {
+        token: IoToken(1 << 41),
+        op: Op::WriteZeroes,
+        lba: Lba(3 * LARGE_PAGES * PAGE_BLOCKS),
+        len_blocks: PAGE_BLOCKS,
+    };
+    plain.channel_mut(0).submit(zeroes).unwrap();
+    for _ in 0..50_000 {
+        plain.poll_background();
+        plain.poll_channel(0);
+    }
+    assert_eq!(
+        plain.channel(0).outstanding(),
+        0,
+        "{:?}",
+        plain.cache.info()
+    );
+    assert!(plain.drain(), "{:?}", plain.cache.health());
+}
+
 static REWRITE: [u8; 4096] = [3; 4096];
 
 fn submit_rewrite(plain: &mut Plain<SimPmem>, page: u64) {

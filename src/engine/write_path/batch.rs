@@ -235,7 +235,7 @@ impl Batch {
         if let Some(left_free) = cache.leaves_free(self.agent, self.room) {
             let is_open = stream.advance(&context, left_free);
             stream.is_for_healers = is_open && self.room == Room::Healers;
-        } else if self.room == Room::Anybodys {
+        } else if self.room == Room::Anybodys || stream.is_suspect(&context) {
             stream.seal(&context);
         }
     }
