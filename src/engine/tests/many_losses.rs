@@ -197,10 +197,11 @@ fn much_damage_in_a_full_cache_heals() {
     let _waits = fill_up_behind(&mut plain, PAGES);
     // These are zeroes, which take little room; the first page is written again and again.
     write_page_while_others_wait(&mut plain, 0, 2);
+    let rewrite = IovBuf::new(&[3; 4096], &[]);
     for page in 1..PAGES {
         if page % 8 == 0 {
             // It waits like the others.
-            submit_rewrite(&mut plain, 0);
+            submit_rewrite(&mut plain, 0, &rewrite);
         }
         let io = HostIo {
             token: IoToken(u64::MAX - 1),
@@ -285,11 +286,8 @@ fn a_large_write_that_heals_does_not_hold_up_a_small_one() {
     assert!(plain.drain(), "{:?}", plain.cache.health());
 }
 
-static REWRITE: [u8; 4096] = [3; 4096];
-
-fn submit_rewrite(plain: &mut Plain<SimPmem>, page: u64) {
-    // Until the end of the test.
-    let buf = Box::leak(Box::new(IovBuf::new(&REWRITE, &[])));
+/// The memory is to be kept until it has ended.
+fn submit_rewrite(plain: &mut Plain<SimPmem>, page: u64, buf: &IovBuf) {
     let io = HostIo {
         token: IoToken(1 << 40),
         op: Op::Write(buf.cursor(), Fua::No),
