@@ -110,11 +110,10 @@ impl Core {
         left: usize,
     ) {
         let gone_of_turn = gone.min(of_turn);
-        let new_at_head = left - (of_turn - gone_of_turn).min(left);
-        if self.turn > 0 && self.turn + new_at_head == gone_of_turn {
-            self.leave_room_queue(cache);
-        } else {
-            self.turn = self.turn + new_at_head - gone_of_turn;
+        let new_at_head = left - (of_turn - gone_of_turn);
+        match self.turn + new_at_head - gone_of_turn {
+            0 => self.leave_room_queue(cache),
+            turn => self.turn = turn,
         }
     }
 

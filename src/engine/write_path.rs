@@ -115,7 +115,7 @@ impl Core {
             }
             self.writes.push_front(id);
         }
-        if has_turn || self.writes.is_empty() {
+        if self.turn > 0 && (has_turn || self.writes.is_empty()) {
             self.count_turn(cache, queued);
         }
     }

@@ -53,6 +53,24 @@ impl LendRig {
         self.plain.poll_background();
     }
 
+    /// Writes four pages, however many turns that takes within reason, and calls `meanwhile` with each.
+    fn write_in_turns(&mut self, lba: u64, byte: u8, mut meanwhile: impl FnMut()) {
+        let buf = IovBuf::new(&[byte; 4 * 4096], &[]);
+        let io = HostIo {
+            token: IoToken(1),
+            op: Op::Write(buf.cursor(), Fua::No),
+            lba: Lba(lba),
+            len_blocks: 4,
+        };
+        self.channel().submit(io).unwrap();
+        let mut turns = 0;
+        while self.step() != Some(Status::Success) {
+            turns += 1;
+            assert!(turns < 1000, "no room: {:?}", self.cache().info());
+            meanwhile();
+        }
+    }
+
     fn read(&mut self, lba: u64, len_blocks: u64) -> Vec<u8> {
         let (status, bytes) = self.plain.read(0, lba, len_blocks);
         assert_eq!(status, Status::Success);
@@ -318,33 +336,27 @@ fn lend_on(channel: &mut Channel<SimPmem>, lba: u64) -> Option<LoanId> {
     }
 }
 
-#[test]
-fn writes_find_room_although_every_segment_is_lent_again_and_again() {
-    let mut rig = rig();
-    let mut reader = rig.cache().channel().unwrap();
+/// Writes 200 pages, all of which are clean then.
+fn fill(rig: &mut LendRig) {
     for lba in 0..200u64 {
         rig.write(lba, &[lba as u8; 4096]);
     }
     rig.drain();
+}
+
+#[test]
+fn writes_find_room_although_every_segment_is_lent_again_and_again() {
+    let mut rig = rig();
+    let mut reader = rig.cache().channel().unwrap();
+    fill(&mut rig);
     let mut held: Vec<_> = (0..200)
         .filter_map(|lba| Some((lba, lend_on(&mut reader, lba)?)))
         .collect();
-    assert!(held.len() > 20, "{}", held.len());
+    assert!(held.len() > 50, "{}", held.len());
     for round in 0..100u64 {
-        let buf = IovBuf::new(&[round as u8; 4 * 4096], &[]);
-        let io = HostIo {
-            token: IoToken(1),
-            op: Op::Write(buf.cursor(), Fua::No),
-            lba: Lba(200 + round),
-            len_blocks: 4,
-        };
-        rig.channel().submit(io).unwrap();
-        let mut turns = 0;
-        while rig.step() != Some(Status::Success) {
-            turns += 1;
-            assert!(turns < 1000, "no room: {:?}", rig.cache().info());
+        rig.write_in_turns(200 + round, round as u8, || {
             // Nothing comes back before it is lent anew, as long as that works.
-            held = held
+            held = std::mem::take(&mut held)
                 .into_iter()
                 .filter_map(|(lba, id)| {
                     let again = lend_on(&mut reader, lba);
@@ -352,7 +364,7 @@ fn writes_find_room_although_every_segment_is_lent_again_and_again() {
                     Some((lba, again?))
                 })
                 .collect();
-        }
+        });
         held.extend(lend_on(&mut reader, 200 + round).map(|id| (200 + round, id)));
     }
 }
@@ -362,28 +374,13 @@ fn writes_find_room_although_every_segment_is_lent_again_and_again() {
 fn writes_find_room_although_loans_of_all_segments_are_wanted_and_none_comes_back() {
     let mut rig = rig();
     let mut reader = rig.cache().channel().unwrap();
-    for lba in 0..200u64 {
-        rig.write(lba, &[lba as u8; 4096]);
-    }
-    rig.drain();
+    fill(&mut rig);
     let held: Vec<_> = (0..200)
         .filter_map(|lba| lend_on(&mut reader, lba))
         .collect();
     assert!(held.len() > 20, "{}", held.len());
     for round in 0..300u64 {
-        let buf = IovBuf::new(&[round as u8; 4 * 4096], &[]);
-        let io = HostIo {
-            token: IoToken(1),
-            op: Op::Write(buf.cursor(), Fua::No),
-            lba: Lba(200 + round % 100 * 2),
-            len_blocks: 4,
-        };
-        rig.channel().submit(io).unwrap();
-        let mut turns = 0;
-        while rig.step() != Some(Status::Success) {
-            turns += 1;
-            assert!(turns < 1000, "no room: {:?}", rig.cache().info());
-        }
+        rig.write_in_turns(200 + round % 100 * 2, round as u8, || {});
     }
     for id in held {
         reader.give_back(id);

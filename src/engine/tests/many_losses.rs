@@ -166,17 +166,7 @@ fn damage_in_a_full_cache_heals_after_a_start() {
         // Behind one that waits.
         write_page_while_others_wait(&mut after, 0, 2);
         // A batch of all of it, in many parts.
-        for _ in 0..20_000 {
-            after.poll_background();
-            after.poll_channel(0);
-        }
-        assert_eq!(
-            after.channel(0).outstanding(),
-            0,
-            "{:?}",
-            after.cache.info()
-        );
-        assert!(after.drain(), "{:?}", after.cache.health());
+        check_healed(&mut after, 20_000);
         assert_eq!(after.cache.channels_that_wait(), 0);
         assert_eq!(
             after.read(0, 0, PAGE_BLOCKS),
@@ -221,19 +211,20 @@ fn much_damage_in_a_full_cache_heals() {
             plain.cache.info()
         );
     }
-    for _ in 0..50_000 {
+    check_healed(&mut plain, 50_000);
+    assert!(!plain.cache.info().requests_wait);
+    assert_eq!(plain.cache.channels_that_wait(), 0);
+}
+
+/// All that waits ends within so many turns, and everything gets to the base.
+fn check_healed(plain: &mut Plain<SimPmem>, turns: usize) {
+    for _ in 0..turns {
         plain.poll_background();
         plain.poll_channel(0);
     }
-    assert_eq!(
-        plain.channel(0).outstanding(),
-        0,
-        "{:?}",
-        plain.cache.info()
-    );
+    let info = plain.cache.info();
+    assert_eq!(plain.channel(0).outstanding(), 0, "{info:?}");
     assert!(plain.drain(), "{:?}", plain.cache.health());
-    assert!(!plain.cache.info().requests_wait);
-    assert_eq!(plain.cache.channels_that_wait(), 0);
 }
 
 /// What does not fit into what is left for such writes keeps no smaller one from it.
@@ -273,17 +264,7 @@ fn a_large_write_that_heals_does_not_hold_up_a_small_one() {
         len_blocks: PAGE_BLOCKS,
     };
     plain.channel_mut(0).submit(zeroes).unwrap();
-    for _ in 0..50_000 {
-        plain.poll_background();
-        plain.poll_channel(0);
-    }
-    assert_eq!(
-        plain.channel(0).outstanding(),
-        0,
-        "{:?}",
-        plain.cache.info()
-    );
-    assert!(plain.drain(), "{:?}", plain.cache.health());
+    check_healed(&mut plain, 50_000);
 }
 
 /// The memory is to be kept until it has ended.
