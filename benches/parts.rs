@@ -2,7 +2,8 @@
 //!
 //! - `parts copy PATH MIB SECONDS`: how fast the store instructions alone fill the file at PATH; it stays.
 //! - `parts requests PATH MIB KIND DEPTH COUNT`: runs COUNT requests of 4 KiB, `write` or `read` (hits), with checksums
-//!   `write_crc`, `read_crc`, `read_verified`, to be counted by a profiler. The difference of two counts is free of what the start costs.
+//!   `write_crc`, `read_crc`, `read_verified`, and `write_busy` in a cache of half of what is written, to be counted by a
+//!   profiler. The difference of two counts is free of what the start costs.
 //! - `parts recover PATH MIB KEYS BYTES`: how long the recovery of a cache with so many keys of 512 or 4096 bytes takes,
 //!   on one core and on two; the file stays.
 //! - `parts costs PATH MIB SECONDS`: what the parts of a 4 KiB write cost one by one.
@@ -133,38 +134,49 @@ fn set(cache: &Cache<MappedPmem>, setting: Setting, value: u32) {
         .expect("the setting is valid");
 }
 
-/// With checksums if the kind ends with `_crc`, and with reads that are compared with them if it is `read_verified`.
+/// With checksums if the kind ends with `_crc`, and with reads that are compared with them if it is `read_verified`. With
+/// write-back and reclaiming if it is `write_busy`.
 fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) -> Value {
-    let base = Base {
-        block_size_bytes: 4096,
-        block_count: size_bytes / 2 / 4096,
-    };
     let (is_write, data_crc) = match kind {
-        "write" => (true, DataCrc::Off),
+        "write" | "write_busy" => (true, DataCrc::Off),
         "write_crc" => (true, DataCrc::On),
         "read" => (false, DataCrc::Off),
         "read_crc" | "read_verified" => (false, DataCrc::On),
         _ => panic!("there are no requests of kind {kind}"),
     };
+    let is_busy = kind == "write_busy";
+    let pages = size_bytes / 4096;
+    let base = Base {
+        block_size_bytes: 4096,
+        block_count: if is_busy { pages * 2 } else { pages / 2 },
+    };
     let cache = open(map(path, size_bytes), data_crc, base);
     // A profiler makes it slow, and what is counted is not to depend on the time: nothing is done at leisure.
     set(&cache, Setting::DirtyAgeS, 0);
-    set(&cache, Setting::DirtyHighPercent, 95);
     set(&cache, Setting::ScrubMibS, 0);
     set(
         &cache,
         Setting::VerifyReads,
         u32::from(kind == "read_verified"),
     );
+    if is_busy {
+        set(&cache, Setting::GcPercent, 90);
+    } else {
+        set(&cache, Setting::DirtyHighPercent, 95);
+    }
     let mut rig = Rig::new(&cache);
     let load = Load {
         depth,
         len_blocks: 1,
-        pattern: Pattern::Sequential,
+        pattern: if is_busy {
+            Pattern::Random
+        } else {
+            Pattern::Sequential
+        },
     };
     let write = |cursor| Op::Write(cursor, Fua::No);
-    if !is_write {
-        // As many writes as the larger of two counts would read, so that both start alike.
+    if !is_write || is_busy {
+        // As many writes as the larger of two counts would read, so that both start alike; more than a busy cache holds.
         rig.run(load, write, |done| done >= base.block_count);
     }
     let start = now();

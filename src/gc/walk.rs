@@ -2,7 +2,9 @@
 
 use super::victim::{self, Plan};
 use crate::canary::{self, Canary};
-use crate::engine::{Cache, Class, Copier, CopyEnd, Depth, Flaw, KsetCursor, Special, count_flaw};
+use crate::engine::{
+    Cache, Class, Copier, CopyEnd, Depth, Flaw, KsetCursor, Segment, Special, count_flaw,
+};
 use crate::index::BlockMap;
 use crate::media::{KSET_KEYS_MAX, Key, KsetReader, Place};
 use crate::pmem::Pmem;
@@ -165,9 +167,13 @@ impl Walk {
     fn go_on<P: Pmem>(&mut self, cache: &Cache<P>, agent: Agent) -> Step {
         let mut budget = PAGES_PER_POLL;
         while budget > 0 && !self.copier.is_full() {
-            if let Some(key) = self.keys.get(self.at.key_at) {
-                let key = *key;
-                if !self.leave_key(cache, &key, agent, &mut budget) {
+            if self.at.key_at < self.keys.len() {
+                let has_left = if self.plan == Plan::Evict {
+                    self.forget_keys(cache, agent, &mut budget)
+                } else {
+                    self.leave_key(cache, agent, &mut budget)
+                };
+                if !has_left {
                     return Step::More;
                 }
                 continue;
@@ -203,32 +209,44 @@ impl Walk {
         true
     }
 
+    /// Forgets the pages of all keys that were read, as far as they still lie in the victim. `false`: somebody is at a
+    /// page, or the budget is used up; again with the next poll.
+    fn forget_keys<P: Pmem>(&mut self, cache: &Cache<P>, agent: Agent, budget: &mut u32) -> bool {
+        let in_victim = in_victim(cache, self.victim);
+        while let Some(key) = self.keys.get(self.at.key_at) {
+            let Page(first) = cache.geometry.page_of(key.lba);
+            for page in first + self.at.page_at..=last_page(cache, key) {
+                if *budget == 0 || !forget_page(cache, Page(page), agent, &in_victim) {
+                    self.at.page_at = page - first;
+                    return false;
+                }
+                *budget -= 1;
+            }
+            self.at.key_at += 1;
+            self.at.page_at = 0;
+        }
+        true
+    }
+
     /// Copies or forgets the pages of one key, as far as they still lie in the victim. `false`: somebody is at the
     /// page, or the budget is used up; again with the next poll.
-    fn leave_key<P: Pmem>(
-        &mut self,
-        cache: &Cache<P>,
-        key: &Key,
-        agent: Agent,
-        budget: &mut u32,
-    ) -> bool {
-        let first = cache.geometry.page_of(key.lba).0;
-        // A key has a block at least.
-        let last = cache.geometry.page_of(Lba(key.end().0 - 1)).0;
-        while first + self.at.page_at <= last {
+    fn leave_key<P: Pmem>(&mut self, cache: &Cache<P>, agent: Agent, budget: &mut u32) -> bool {
+        let key = self.keys[self.at.key_at];
+        let Page(first) = cache.geometry.page_of(key.lba);
+        while first + self.at.page_at <= last_page(cache, &key) {
             if *budget == 0 || self.copier.is_full() {
                 return false;
             }
             *budget -= 1;
             let page = Page(first + self.at.page_at);
-            let done = if self.plan == Plan::Evict || !key.kind.has_payload() {
-                self.forget_page(cache, page, agent)
-            } else {
-                match self.decide(cache, key, page) {
+            let done = if key.kind.has_payload() {
+                match self.decide(cache, &key, page) {
                     Fate::Gone | Fate::Copied => true,
-                    Fate::Forget => self.forget_part(cache, key, page, agent),
+                    Fate::Forget => self.forget_part(cache, &key, page, agent),
                     Fate::Unclear => false,
                 }
+            } else {
+                forget_page(cache, page, agent, &in_victim(cache, self.victim))
             };
             if !done {
                 return false;
@@ -240,19 +258,6 @@ impl Walk {
         true
     }
 
-    /// Takes what lies in the victim out of the index. `false`: somebody is at the page.
-    fn forget_page<P: Pmem>(&self, cache: &Cache<P>, page: Page, agent: Agent) -> bool {
-        let in_victim = |place| {
-            let is_inside = self.is_inside(cache, place);
-            if is_inside {
-                self.note_forgotten(cache);
-            }
-            is_inside
-        };
-        let at = cache.index.locate(page);
-        cache.index.evict(at, agent.0, in_victim)
-    }
-
     /// Takes what lies where the key has it out of the index; other parts of the page may be copied. `false`: somebody is
     /// at the page.
     fn forget_part<P: Pmem>(&self, cache: &Cache<P>, key: &Key, page: Page, agent: Agent) -> bool {
@@ -260,22 +265,10 @@ impl Walk {
         let first = cache.geometry.place(self.victim, key.payload_off).0;
         let places = first..first + u64::from(key.len_blocks);
         let evict = || {
-            self.note_forgotten(cache);
+            note_forgotten(cache.segments.get(self.victim));
             cache.index.evict_places(at, &places)
         };
         cache.index.with_claim(at, agent.0, evict) == Some(true)
-    }
-
-    /// INV-SEG-8.
-    fn note_forgotten<P: Pmem>(&self, cache: &Cache<P>) {
-        if !canary::is(Canary::ForgottenUnnoted) {
-            cache.segments.get(self.victim).note_forgotten();
-        }
-    }
-
-    /// Whether a place lies in the victim.
-    fn is_inside<P: Pmem>(&self, cache: &Cache<P>, place: Place) -> bool {
-        cache.geometry.segment_of(place) == self.victim
     }
 
     /// What becomes of what the key has; prepares the copy of it.
@@ -328,6 +321,47 @@ impl Walk {
         let (lba, len_blocks) = (Lba(key.lba.0 + start), left as u32);
         self.copier.add(lba, len_blocks, found.version, heat);
         Fate::Copied
+    }
+}
+
+/// The last page of a key.
+fn last_page<P: Pmem>(cache: &Cache<P>, key: &Key) -> u64 {
+    // It has a block at least.
+    cache.geometry.page_of(Lba(key.end().0 - 1)).0
+}
+
+/// Takes what lies in the victim out of the index. `false`: somebody is at the page.
+#[inline]
+fn forget_page<P: Pmem>(
+    cache: &Cache<P>,
+    page: Page,
+    agent: Agent,
+    in_victim: &impl Fn(Place) -> bool,
+) -> bool {
+    cache
+        .index
+        .evict(cache.index.locate(page), agent.0, in_victim)
+}
+
+/// Whether a place lies in the victim, and is about to be forgotten.
+fn in_victim<P: Pmem>(cache: &Cache<P>, victim: SegId) -> impl Fn(Place) -> bool {
+    let (segment, places) = (
+        cache.segments.get(victim),
+        cache.geometry.segment_places(victim),
+    );
+    move |place| {
+        let is_inside = places.contains(&place.0);
+        if is_inside {
+            note_forgotten(segment);
+        }
+        is_inside
+    }
+}
+
+/// INV-SEG-8.
+fn note_forgotten(victim: &Segment) {
+    if !canary::is(Canary::ForgottenUnnoted) {
+        victim.note_forgotten();
     }
 }
 

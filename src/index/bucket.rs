@@ -110,27 +110,6 @@ pub(super) struct SlotLayout {
     place_bits: u32,
 }
 
-/// Slots of a bucket, a bit for each: that of its number.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Slots {
-    held: u32,
-    empty: u32,
-}
-
-impl Slots {
-    /// The slot that the page has.
-    #[inline]
-    pub(super) fn held(self) -> Option<usize> {
-        (self.held != 0).then(|| self.held.trailing_zeros() as usize)
-    }
-
-    /// The slot that it is given if it has none.
-    #[inline]
-    pub(super) fn free(self) -> Option<usize> {
-        self.empty.checked_ilog2().map(|number| number as usize)
-    }
-}
-
 /// What slots must have room for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PayloadBits {
@@ -181,6 +160,24 @@ impl SlotKind {
         };
         code << KIND_SHIFT
     }
+}
+
+/// Slots of a bucket whose value is so, a bit for each: that of its number.
+#[inline(always)]
+fn matching_slots(words: &[AtomicU64; BUCKET_WORDS], is_so: impl Fn(u64) -> bool) -> u32 {
+    let matches = |(number, word): (u32, &AtomicU64)| {
+        u32::from(is_so(word.load(Ordering::Acquire))) << number
+    };
+    (1..)
+        .zip(&words[1..])
+        .map(matches)
+        .fold(0, |all, one| all | one)
+}
+
+#[inline(always)]
+fn first_slot(words: &[AtomicU64; BUCKET_WORDS], is_so: impl Fn(u64) -> bool) -> Option<usize> {
+    let matching = matching_slots(words, is_so);
+    (matching != 0).then(|| matching.trailing_zeros() as usize)
 }
 
 /// There is a byte for each page of a group.
@@ -235,6 +232,12 @@ impl SlotLayout {
         slot & self.payload_mask
     }
 
+    /// Whether a slot holds a page that is as a whole in one place: its kind is `Mapped` or `Zero`.
+    #[inline]
+    pub(super) fn is_whole(self, slot: u64) -> bool {
+        slot >> (KIND_SHIFT + 1) == SlotKind::Mapped.bits() >> (KIND_SHIFT + 1)
+    }
+
     /// A slot for some blocks of a page, of which one at the least is not absent.
     pub(super) fn make_run(self, key: SlotKey, run: Run) -> u64 {
         let ends = u64::from(run.first | (run.len_blocks - 1) << RUN_END_BITS);
@@ -284,17 +287,22 @@ impl SlotLayout {
         (slot >> DISTANCE_SHIFT & (PROBE_MAX as u64 - 1)) as usize
     }
 
-    /// Which slots of a bucket hold the page of this key, and which nothing. All are looked at, without a branch: in which of
-    /// seven a page lies, no CPU foresees.
+    /// The slot of a bucket that holds the page of this key. All are looked at, without a branch: in which of seven a page
+    /// lies, no CPU foresees.
     #[inline(always)]
-    pub(super) fn slots(self, words: &[AtomicU64; BUCKET_WORDS], key: SlotKey) -> Slots {
-        let (mut held, mut empty) = (0, 0);
-        for (number, word) in (1..).zip(&words[1..]) {
-            let value = word.load(Ordering::Acquire);
-            held |= u32::from(self.is(value, key)) << number;
-            empty |= u32::from(value == 0) << number;
+    pub(super) fn slot_of(self, words: &[AtomicU64; BUCKET_WORDS], key: SlotKey) -> Option<usize> {
+        if key.0 == 0 {
+            return first_slot(words, |value| self.is(value, key));
         }
-        Slots { held, empty }
+        // What is empty has no bit of the key.
+        first_slot(words, |value| value & self.key_mask == key.0)
+    }
+
+    /// A slot of a bucket in which nothing is: the last one.
+    #[inline]
+    pub(super) fn free_slot(words: &[AtomicU64; BUCKET_WORDS]) -> Option<usize> {
+        let empty = matching_slots(words, |value| value == 0);
+        empty.checked_ilog2().map(|number| number as usize)
     }
 
     /// Which slots of a bucket hold the pages of a group, of which this is the key of any: the number of each in a byte, those of

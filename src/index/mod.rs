@@ -16,7 +16,6 @@
 //!   notices.
 
 mod bucket;
-mod lines;
 mod map;
 mod newest;
 #[cfg(feature = "heap")]

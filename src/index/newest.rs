@@ -2,13 +2,13 @@
 //! (INV-OPEN-6).
 
 use super::bucket::{BUCKET_WORDS, PageSlot};
-use super::lines::Lines;
 use super::map::{BlockMap, Target};
 use super::side::LineStock;
 use super::table::{EarlierParts, Index, IndexFull, SlotRef};
 use crate::canary::{self, Canary};
 use crate::media::Place;
 use crate::memory::NoMemory;
+use crate::pmem::Lines;
 use crate::sched;
 use crate::units::Seq;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -3,10 +3,10 @@
 //! Lines are handed out one by one, those given back before those never used: only so many are ever touched as
 //! were in use at once. Those given back are a stack, linked through their first words.
 
-use super::lines::Lines;
 use super::map::{BlockMap, Blocks, PAGE_BLOCKS_MAX, Run};
 use crate::media::Place;
 use crate::memory::NoMemory;
+use crate::pmem::Lines;
 use crate::sched;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -10,12 +10,12 @@ mod sweep;
 mod visit;
 
 use super::bucket::{Change, Meta, PROBE_MAX, PageSlot, SlotKey, SlotKind, SlotLayout, Version};
-use super::lines::Lines;
 use super::map::{BlockMap, Blocks, PageMap};
 use super::side::SideTable;
 use crate::canary::{self, Canary};
 use crate::media::{Geometry, Place};
 use crate::memory::NoMemory;
+use crate::pmem::Lines;
 use crate::sched;
 use crate::units::Page;
 pub(crate) use change::EarlierParts;
@@ -231,7 +231,7 @@ impl Index {
         // Most pages lie in their home bucket.
         let words = self.buckets.line(at.bucket);
         let key = self.layout.key(0, at.tag);
-        if let Some(slot) = self.layout.slots(words, key).held() {
+        if let Some(slot) = self.layout.slot_of(words, key) {
             sched::point();
             let value = words[slot].load(Ordering::Acquire);
             // Or it has just left the slot, and may lie in another one by now.
@@ -407,15 +407,14 @@ impl Index {
     /// back by [`Index::unreserve`].
     #[inline]
     pub(crate) fn reserve(&self, at: SlotRef) -> Result<PageSlot, IndexFull> {
-        // Most pages lie in their home bucket, or have room in it: one look at it finds either.
+        // Most pages lie in their home bucket, or have room in it.
         let words = self.buckets.line(at.bucket);
         let key = self.layout.key(0, at.tag);
-        let slots = self.layout.slots(words, key);
-        if let Some(number) = slots.held() {
+        if let Some(number) = self.layout.slot_of(words, key) {
             return Ok(self.held_slot(at.bucket, number, key));
         }
         // It lies nowhere else if no entry passed by, and the claim keeps everybody else from putting it there.
-        if let Some(number) = slots.free()
+        if let Some(number) = SlotLayout::free_slot(words)
             && Meta(words[0].load(Ordering::Acquire)).passed() == 0
         {
             let reserved = self.layout.make(SlotKind::Reserved, key, 0);

@@ -1,6 +1,7 @@
 //! Where things lie on the cache device.
 
 use crate::units::{Lba, PAGE_SIZE_BYTES, Page, PmemOff, SegId};
+use std::ops::Range;
 
 /// The two copies of the superblock.
 pub(super) const SUPERBLOCK_OFFS: [PmemOff; 2] = [PmemOff(0), PmemOff(32 << 10)];
@@ -237,7 +238,20 @@ impl Geometry {
     #[must_use]
     pub fn segment_of(&self, place: Place) -> SegId {
         // Places are made by `place`, from a segment number of 32 bits.
-        SegId(u32::try_from(place.0 >> (self.segment_shift - self.block_shift)).unwrap_or(u32::MAX))
+        SegId(place.0.wrapping_shr(self.place_shift()) as u32)
+    }
+
+    /// The places of a segment.
+    #[must_use]
+    pub fn segment_places(&self, SegId(id): SegId) -> Range<u64> {
+        let start = |id: u64| id.wrapping_shl(self.place_shift());
+        start(u64::from(id))..start(u64::from(id) + 1)
+    }
+
+    /// Of the number of a segment among the places.
+    fn place_shift(&self) -> u32 {
+        // A segment has many blocks.
+        self.segment_shift.wrapping_sub(self.block_shift)
     }
 
     /// Where a place lies on the device.

@@ -18,6 +18,7 @@ mod guard;
 mod heap;
 mod hint;
 mod iov;
+mod lines;
 mod load;
 mod mapped;
 mod pads;
@@ -33,8 +34,9 @@ pub use error::MapError;
 pub(crate) use heap::simulated_fence;
 #[cfg(any(test, feature = "heap"))]
 pub use heap::{HeapRegion, IovBuf};
-pub(crate) use hint::{advise_huge_pages, prefetch_line, prefetch_line_to_write};
+pub(crate) use hint::{prefetch_line, prefetch_line_to_write};
 pub use iov::{IovCursor, MemSlice, SliceError};
+pub(crate) use lines::Lines;
 pub use mapped::{MappedPmem, PopulateProgress};
 pub use pads::{PAD_PAGE_SIZE_BYTES, PadMemory};
 pub(crate) use pads::{PadId, Pads};

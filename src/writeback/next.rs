@@ -2,7 +2,7 @@
 
 use super::log::{Gathered, Gathering, KeysLost, Limits, LogReader, Taken};
 use super::lost::Lost;
-use super::overlay::Overlay;
+use super::overlay::{Overlay, Sorter};
 use super::parts::Part;
 use super::salvage::Stage;
 use crate::engine::{Cache, Counters, Progress};
@@ -47,6 +47,7 @@ pub(super) enum Hurry {
 pub(super) struct Next {
     step: Step,
     pub(super) overlay: Overlay,
+    sorter: Sorter,
     pub(super) taken: Taken,
     pub(super) lost: Lost,
     pub(super) limits: Limits,
@@ -64,6 +65,7 @@ impl Next {
         Ok(Self {
             step: Step::Nothing,
             overlay: Overlay::new(key_count)?,
+            sorter: Sorter::new(key_count)?,
             taken: Taken::NOTHING,
             lost: Lost::default(),
             limits: Limits::NONE,
@@ -148,7 +150,7 @@ impl Next {
         hurry: Hurry,
     ) -> Result<Progress, KeysLost> {
         if let Step::Narrowing(kept_max) = self.step {
-            if self.overlay.narrow(SORTED_PER_POLL, kept_max) {
+            if (self.overlay).narrow(&mut self.sorter, SORTED_PER_POLL, kept_max) {
                 if self.part.is_some() {
                     self.lost.keep_within(|lba| self.overlay.holds(lba));
                 }
@@ -202,7 +204,7 @@ impl Next {
         if self.step != Step::Sorting {
             return Ok(Progress::Idle);
         }
-        if self.overlay.sort(SORTED_PER_POLL) {
+        if self.overlay.sort(&mut self.sorter, SORTED_PER_POLL) {
             self.step = Step::Ready;
         }
         Ok(Progress::Busy)

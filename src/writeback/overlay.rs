@@ -1,24 +1,19 @@
 //! Overlapping keys of a batch, turned into disjoint pieces of which the newest wins, in order of address.
 //!
-//! A batch may have many thousands of keys, and a poll must stay short. So they are sorted by digits: a walk
-//! over all keys for each digit, which can be interrupted anywhere, and whose length does not depend on
-//! what the keys are.
+//! A batch may have many thousands of keys, and a poll must stay short: sorting can be interrupted anywhere (`overlay/sort.rs`).
 //!
 //! What has more keys than there is room for is cut into parts by address: see `overlay/narrow.rs`.
 
 mod narrow;
+mod sort;
 
 use crate::canary::{self, Canary};
 use crate::media::{Key, KeyKind};
 use crate::memory::{self, NoMemory};
 use crate::units::{Lba, PmemOff};
+pub(super) use sort::Sorter;
 use std::collections::BinaryHeap;
 use std::mem;
-
-/// Digits have at most so many bits: their counts stay in the CPU's first cache.
-const DIGIT_BITS_MAX: u32 = 11;
-/// So few keys are sorted in one go. In simulations batches are small, and are to be sorted as large ones are.
-const SMALL_COUNT: usize = if cfg!(feature = "sim") { 4 } else { 256 };
 
 /// Neighbouring pages of one write are laid on as one key of so many bytes, at most.
 const JOINED_BYTES_MAX: u64 = 128 << 10;
@@ -74,41 +69,21 @@ impl Laid {
 enum Order {
     /// Not yet begun.
     Laid,
-    /// The keys are in order of their bits below `shift`. How often each digit above occurs is counted, up to
-    /// key `at`.
-    Counting {
-        shift: u32,
-        at: usize,
-    },
-    /// The keys up to `at` have been moved to where their digit says.
-    Moving {
-        shift: u32,
-        at: usize,
-    },
-    /// The keys are in order. Of those up to `at` the first `kept` are what is left.
-    Pruning {
-        at: usize,
-        kept: usize,
-    },
+    /// The sorter is at it.
+    Sorting,
     Sorted,
-    /// Room is being made: so many pieces have been cut from the keys, which are in order.
-    Narrowing {
-        kept: usize,
-    },
+    /// Room is being made: pieces are cut from the keys, which are in order.
+    Narrowing,
 }
 
 /// The keys of a batch, or of a part of it. Has its memory from the start (INV-WB-8).
 #[derive(Debug)]
 pub(super) struct Overlay {
     keys: Vec<Laid>,
-    /// What sorting moves the keys to: at least as long when they are counted.
-    moved: Vec<Laid>,
     /// Nothing is laid on it before this block.
     from: u64,
     /// Nor from this one on: that is left to other parts.
     until: u64,
-    /// For each digit: how often it occurs, then where the next key with it goes.
-    places: Vec<u32>,
     order: Order,
     /// Bits in which the addresses differ.
     varying: u64,
@@ -129,10 +104,8 @@ impl Overlay {
         let what = "the keys of a batch of write-back";
         Ok(Self {
             keys: memory::with_room(what, key_count)?,
-            moved: memory::with_room(what, key_count)?,
             from: 0,
             until: u64::MAX,
-            places: vec![0; 1 << DIGIT_BITS_MAX],
             order: Order::Laid,
             varying: 0,
             is_ascending: true,
@@ -199,100 +172,25 @@ impl Overlay {
         self.keys.push(laid);
     }
 
-    /// Goes on with sorting, by at most `steps` keys, none of which is pushed afterwards. `true`: they are
-    /// sorted.
-    pub(super) fn sort(&mut self, steps: usize) -> bool {
-        let mut left = steps;
-        loop {
-            self.order = match self.order {
-                Order::Sorted => return true,
-                Order::Narrowing { .. } => unreachable!("INV-WB-8: it is narrowed to its end"),
-                _ if left == 0 => return false,
-                Order::Laid if self.is_ascending => Order::Sorted,
-                Order::Laid if self.keys.len() <= SMALL_COUNT => {
-                    self.keys.sort_unstable_by_key(|key| (key.lba, key.number));
-                    Order::Pruning { at: 0, kept: 0 }
+    /// Goes on with sorting, by at most about `steps` keys, none of which is pushed afterwards. `true`: they are sorted.
+    pub(super) fn sort(&mut self, sorter: &mut Sorter, steps: usize) -> bool {
+        match self.order {
+            Order::Sorted => {}
+            Order::Narrowing => unreachable!("INV-WB-8: it is narrowed to its end"),
+            Order::Laid if self.is_ascending => self.order = Order::Sorted,
+            Order::Laid | Order::Sorting => {
+                if matches!(self.order, Order::Laid) {
+                    sorter.begin(&self.keys, self.varying);
+                    self.order = Order::Sorting;
                 }
-                Order::Laid => self.begin_digit(self.varying.trailing_zeros()),
-                Order::Counting { shift, at } => self.count(shift, at, &mut left),
-                Order::Moving { shift, at } => self.move_keys(shift, at, &mut left),
-                Order::Pruning { at, kept } => self.prune(at, kept, &mut left),
-            };
-        }
-    }
-
-    fn begin_digit(&mut self, shift: u32) -> Order {
-        if self.varying.unbounded_shr(shift) == 0 {
-            return Order::Pruning { at: 0, kept: 0 };
-        }
-        self.places.fill(0);
-        Order::Counting { shift, at: 0 }
-    }
-
-    /// Width of the digits: as many as are needed, of equal width.
-    fn digit_bits(&self) -> u32 {
-        let bits = u64::BITS - self.varying.leading_zeros() - self.varying.trailing_zeros();
-        bits.div_ceil(bits.div_ceil(DIGIT_BITS_MAX))
-    }
-
-    fn count(&mut self, shift: u32, at: usize, left: &mut usize) -> Order {
-        let mask = (1 << self.digit_bits()) - 1;
-        let end = self.keys.len().min(at + *left);
-        for key in &self.keys[at..end] {
-            self.places[((key.lba.0 >> shift) & mask) as usize] += 1;
-        }
-        if self.moved.len() < end {
-            self.moved
-                .extend_from_slice(&self.keys[self.moved.len()..end]);
-        }
-        *left -= end - at;
-        if end < self.keys.len() {
-            return Order::Counting { shift, at: end };
-        }
-        let mut place = 0;
-        for count in &mut self.places {
-            place += mem::replace(count, place);
-        }
-        Order::Moving { shift, at: 0 }
-    }
-
-    fn move_keys(&mut self, shift: u32, at: usize, left: &mut usize) -> Order {
-        let bits = self.digit_bits();
-        let mask = (1 << bits) - 1;
-        let end = self.keys.len().min(at + *left);
-        for key in &self.keys[at..end] {
-            let place = &mut self.places[((key.lba.0 >> shift) & mask) as usize];
-            self.moved[*place as usize] = *key;
-            *place += 1;
-        }
-        *left -= end - at;
-        if end < self.keys.len() {
-            return Order::Moving { shift, at: end };
-        }
-        let count = self.keys.len();
-        mem::swap(&mut self.keys, &mut self.moved);
-        self.keys.truncate(count);
-        self.begin_digit(shift + bits)
-    }
-
-    /// Leaves out what a newer key with the same start covers: a block may have been overwritten any number of times.
-    fn prune(&mut self, at: usize, mut kept: usize, left: &mut usize) -> Order {
-        let end = self.keys.len().min(at + *left);
-        for number in at..end {
-            let key = self.keys[number];
-            let covers = |older: &Laid| older.lba == key.lba && older.len_blocks <= key.len_blocks;
-            while kept > 0 && covers(&self.keys[kept - 1]) {
-                kept -= 1;
+                if !sorter.go_on(&self.keys, steps) {
+                    return false;
+                }
+                mem::swap(&mut self.keys, &mut sorter.sorted);
+                self.order = Order::Sorted;
             }
-            self.keys[kept] = key;
-            kept += 1;
         }
-        *left -= end - at;
-        if end < self.keys.len() {
-            return Order::Pruning { at: end, kept };
-        }
-        self.keys.truncate(kept);
-        Order::Sorted
+        true
     }
 
     /// Starts to give out the pieces, from the first one on. The keys are sorted.

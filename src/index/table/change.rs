@@ -250,17 +250,50 @@ impl Index {
     /// often there are none, which is found out without a claim: that would be a locked instruction, and refuse read fills
     /// of neighbours that are admitted at that moment. `false`: somebody is at the page; again later.
     #[must_use]
+    #[inline]
     pub(crate) fn evict(&self, at: SlotRef, owner: u16, dead: impl Fn(Place) -> bool) -> bool {
+        // Most pages lie in their home bucket, as a whole.
+        let words = self.buckets.line(at.bucket);
+        let key = self.layout.key(0, at.tag);
+        let Some(slot) = self.layout.slot_of(words, key) else {
+            return self.evict_any(at, owner, &dead);
+        };
+        let value = words[slot].load(Ordering::Acquire);
+        // Or it has just left the slot.
+        if !self.layout.is_whole(value) || !self.layout.is(value, key) {
+            return self.evict_any(at, owner, &dead);
+        }
+        let place = Place(self.layout.payload(value));
+        if !dead(place) {
+            return true;
+        }
+        if self.claim_bucket(at.bucket, owner) != Claim::Taken {
+            return false;
+        }
+        let now = words[slot].load(Ordering::Acquire);
+        if now != value {
+            self.evict_claimed(at.bucket, slot, (value, now), &dead);
+        } else if dead(place) {
+            // It passes by no bucket.
+            words[slot].store(0, Ordering::Release);
+        }
+        self.release(at.bucket, owner, Change::Moved);
+        true
+    }
+
+    /// As [`Index::evict`], wherever the page lies.
+    #[inline(never)]
+    fn evict_any(&self, at: SlotRef, owner: u16, dead: &impl Fn(Place) -> bool) -> bool {
         let Some((bucket, slot, value)) = self.find(at) else {
             return true;
         };
         let is_there = if self.layout.kind(value) == SlotKind::Split {
             let found = self.lookup(at);
-            found.is_none_or(|found| found.map.any(self.blocks_per_page, &dead))
+            found.is_none_or(|found| found.map.any(self.blocks_per_page, dead))
         } else {
-            self.may_name(value, &dead)
+            self.may_name(value, dead)
         };
-        !is_there || self.evict_entry(bucket, slot, value, owner, &dead)
+        !is_there || self.evict_entry(bucket, slot, value, owner, dead)
     }
 
     /// Forgets what lies where `dead` says of the entry that had this value, under the claim of its home bucket. `false`:
@@ -278,14 +311,25 @@ impl Index {
         if self.claim_bucket(home, owner) != Claim::Taken {
             return false;
         }
-        // A part of the page may have been written meanwhile, and the rest lies where it lay. Another page is newer, and
-        // lies elsewhere.
         let now = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
-        if self.layout.key_of(now) == self.layout.key_of(value) {
-            self.evict_slot(bucket, slot, now, dead);
-        }
+        self.evict_claimed(bucket, slot, (value, now), dead);
         self.release(home, owner, Change::Moved);
         true
+    }
+
+    /// As [`Index::evict_entry`], for the holder of the claim.
+    fn evict_claimed(
+        &self,
+        bucket: usize,
+        slot: usize,
+        (then, now): (u64, u64),
+        dead: &impl Fn(Place) -> bool,
+    ) {
+        // A part of the page may have been written meanwhile, and the rest lies where it lay. Another page is newer, and
+        // lies elsewhere.
+        if self.layout.key_of(now) == self.layout.key_of(then) {
+            self.evict_slot(bucket, slot, now, dead);
+        }
     }
 
     /// Forgets those blocks of a page that lie at `places`, for the holder of the claim; zeroes lie nowhere. Their

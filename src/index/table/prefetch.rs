@@ -1,7 +1,7 @@
 //! What a write of a part of a page will touch, asked for in time.
 
 use super::Index;
-use crate::index::bucket::SlotKind;
+use crate::index::bucket::{SlotKind, SlotLayout};
 use crate::index::table::SlotRef;
 use std::sync::atomic::Ordering;
 
@@ -14,14 +14,13 @@ impl Index {
         let side = self.side.as_ref()?;
         let key = self.layout.key(0, at.tag);
         let words = self.buckets.line(at.bucket);
-        let slots = self.layout.slots(words, key);
-        if let Some(slot) = slots.held() {
+        if let Some(slot) = self.layout.slot_of(words, key) {
             let value = words[slot].load(Ordering::Relaxed);
             if self.layout.kind(value) == SlotKind::Split {
                 side.prefetch(self.layout.line(value));
             }
             return Some((at.bucket, slot));
         }
-        Some((at.bucket, slots.free()?))
+        Some((at.bucket, SlotLayout::free_slot(words)?))
     }
 }

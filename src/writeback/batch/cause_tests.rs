@@ -20,7 +20,7 @@ fn begun(cache: &Cache<crate::sim::pmem::SimPmem>, count: u64) -> (Batch, Vec<Pm
         };
         batch.overlay.push(&key, source(number), 9);
     }
-    while !batch.overlay.sort(100) {}
+    batch.overlay.sort_now();
     batch.rewind();
     let (tails, load_max) = (
         Tails::empty(),

@@ -35,7 +35,7 @@ fn clearing(kind: KeyKind, key_count: u64) -> Batch {
         };
         batch.overlay.push(&key, PmemOff(0), 9);
     }
-    while !batch.overlay.sort(100) {}
+    batch.overlay.sort_now();
     batch.rewind();
     batch
 }
@@ -116,7 +116,7 @@ fn many_keys_below_a_newer_one_are_looked_at_over_several_polls() {
         batch.overlay.push(&key(lba as u64, 1), PmemOff(0), 9);
     }
     batch.overlay.push(&key(0, COUNT as u32), PmemOff(0), 9);
-    while !batch.overlay.sort(100) {}
+    batch.overlay.sort_now();
     batch.rewind();
     assert!(batch.has_ops && !batch.is_handed_out());
     let mut out = Outbox::new();
@@ -147,7 +147,7 @@ fn a_poll_puts_some_pieces_together_that_clear_neighbouring_blocks() {
         };
         batch.overlay.push(&key, PmemOff(0), 9);
     }
-    while !batch.overlay.sort(100) {}
+    batch.overlay.sort_now();
     batch.rewind();
     let (mut cleared, mut out) = (0, Outbox::new());
     while cleared < COUNT {

@@ -6,6 +6,7 @@ use crate::pmem::IovBuf;
 use crate::sim::machine::Setup;
 use crate::sim::pmem::SimPmem;
 use crate::units::Now;
+use crate::writeback::overlay::Sorter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -265,12 +266,13 @@ fn what_must_go_on_takes_no_more_room() {
     assert!(count as usize > 4 * ROOM, "{count} writes");
     let mut taking = Taking::new(&cache);
     taking.overlay = Overlay::new(ROOM + 1).unwrap();
+    let mut sorter = Sorter::new(ROOM + 1).unwrap();
     (taking.limits.reach, taking.limits.room) = (Seq(u64::MAX), ROOM);
     let (mut parts, mut from, mut pieces) = (0, Lba(0), 0);
     loop {
         loop {
             match taking.gather(&cache).expect("all can be read") {
-                Gathered::Crowded => while !taking.overlay.narrow(10, ROOM / 2) {},
+                Gathered::Crowded => while !taking.overlay.narrow(&mut sorter, 10, ROOM / 2) {},
                 Gathered::InPart => {}
                 Gathered::Dry => break,
                 Gathered::Full => panic!("it has to go on"),
@@ -279,7 +281,7 @@ fn what_must_go_on_takes_no_more_room() {
             assert!(taking.overlay.key_count() <= ROOM);
         }
         assert_eq!(taking.taken.last_seq, Some(Seq(cache.seq_next().0 - 1)));
-        while !taking.overlay.sort(10) {}
+        while !taking.overlay.sort(&mut sorter, 10) {}
         pieces += taking.overlay.key_count();
         parts += 1;
         let Some(next) = taking.overlay.next_part() else {

@@ -8,7 +8,7 @@
 //! this holds pieces for half of the room at least, or what has covered them since, so there are not many parts; one that
 //! overwrites few blocks often is not cut short at all.
 
-use super::{Ahead, Laid, Order, Overlay, end};
+use super::{Ahead, Laid, Order, Overlay, Sorter, end};
 use crate::canary::{self, Canary};
 use crate::media::Key;
 use crate::units::{Lba, PmemOff};
@@ -73,24 +73,28 @@ impl Overlay {
 
     /// Goes on with making room, by at most about `steps` keys: `kept_max` pieces are left at the most, fewer than there are
     /// keys, or one. `true`: there is room, and keys are laid on as before.
-    pub(in super::super) fn narrow(&mut self, steps: usize, kept_max: usize) -> bool {
-        let Order::Narrowing { mut kept } = self.order else {
-            if self.sort(steps) {
+    pub(in super::super) fn narrow(
+        &mut self,
+        sorter: &mut Sorter,
+        steps: usize,
+        kept_max: usize,
+    ) -> bool {
+        if !matches!(self.order, Order::Narrowing) {
+            if self.sort(sorter, steps) {
                 self.rewind();
                 self.varying = 0;
-                self.order = Order::Narrowing { kept: 0 };
+                sorter.sorted.clear();
+                self.order = Order::Narrowing;
             }
             return false;
-        };
+        }
+        let kept = &mut sorter.sorted;
         let mut left = steps;
         loop {
             match self.next(&mut left) {
-                Ahead::Unknown => {
-                    self.order = Order::Narrowing { kept };
-                    return false;
-                }
+                Ahead::Unknown => return false,
                 Ahead::End => break,
-                Ahead::Piece(piece) if kept == kept_max => {
+                Ahead::Piece(piece) if kept.len() == kept_max => {
                     self.until = piece.lba.0;
                     break;
                 }
@@ -100,33 +104,23 @@ impl Overlay {
                         payload: piece.payload,
                         // A piece is not longer than its key.
                         len_blocks: piece.len_blocks as u32,
-                        number: kept as u32,
+                        number: kept.len() as u32,
                         kind: piece.kind,
                     };
-                    self.keep(laid, kept);
-                    kept += 1;
+                    debug_assert!(
+                        kept.last().is_none_or(|last| end(last) <= laid.lba.0),
+                        "INV-WB-4: {laid:?} behind {:?}",
+                        kept.last()
+                    );
+                    kept.push(laid);
+                    self.varying |= kept[0].lba.0 ^ laid.lba.0;
                 }
             }
         }
-        mem::swap(&mut self.keys, &mut self.moved);
-        self.keys.truncate(kept);
+        mem::swap(&mut self.keys, kept);
         // They are disjoint.
         self.is_ascending = true;
         self.order = Order::Laid;
         true
-    }
-
-    fn keep(&mut self, laid: Laid, at: usize) {
-        match self.moved.get_mut(at) {
-            Some(place) => *place = laid,
-            None => self.moved.push(laid),
-        }
-        let first = self.moved[0];
-        self.varying |= first.lba.0 ^ laid.lba.0;
-        debug_assert!(
-            at == 0 || end(&self.moved[at - 1]) <= laid.lba.0,
-            "INV-WB-4: {laid:?} behind {:?}",
-            self.moved[at - 1]
-        );
     }
 }

@@ -11,6 +11,19 @@ fn key(lba: u64, len_blocks: u32, kind: KeyKind) -> Key {
     }
 }
 
+fn overlay_for(key_count: usize) -> (Overlay, Sorter) {
+    let (overlay, sorter) = (Overlay::new(key_count), Sorter::new(key_count));
+    (overlay.unwrap(), sorter.unwrap())
+}
+
+impl Overlay {
+    /// Sorts all of it.
+    pub(in super::super) fn sort_now(&mut self) {
+        let mut sorter = Sorter::new(self.keys.capacity()).unwrap();
+        while !self.sort(&mut sorter, 100) {}
+    }
+}
+
 /// All pieces, and how many steps they took.
 fn pieces_in_steps(overlay: &mut Overlay) -> (Vec<Piece>, usize) {
     overlay.rewind();
@@ -37,7 +50,7 @@ proptest! {
         keys in prop::collection::vec((0u64..40, 1u32..12, any::<bool>()), 0..24),
     ) {
         // INV-WB-4.
-        let mut overlay = Overlay::new(1024).unwrap();
+        let (mut overlay, mut sorter) = overlay_for(1024);
         let mut expected = vec![None; 64];
         let mut ends = (0, PmemOff(0));
         for (number, &(lba, len, goes_on)) in keys.iter().enumerate() {
@@ -53,7 +66,7 @@ proptest! {
                 expected[(lba + block) as usize] = Some(payload.0 + (block << 9));
             }
         }
-        while !overlay.sort(3) {}
+        while !overlay.sort(&mut sorter, 3) {}
         let mut found = vec![None; 64];
         let mut last_end = 0;
         let first = pieces(&mut overlay);
@@ -76,7 +89,7 @@ proptest! {
         later in prop::collection::vec((0u64..300, 1u32..9), 0..20),
     ) {
         // INV-WB-4, with far more keys at a block than one piece takes.
-        let mut overlay = Overlay::new(1024).unwrap();
+        let (mut overlay, mut sorter) = overlay_for(1024);
         let mut expected = vec![None; 512];
         let all = small.iter().chain(&large).chain(&later);
         for (number, &(lba, len)) in all.enumerate() {
@@ -86,7 +99,7 @@ proptest! {
                 expected[(lba + block) as usize] = Some(payload.0 + (block << 9));
             }
         }
-        while !overlay.sort(7) {}
+        while !overlay.sort(&mut sorter, 7) {}
         let mut found = vec![None; 512];
         let mut last_end = 0;
         for piece in pieces(&mut overlay) {
@@ -103,26 +116,27 @@ proptest! {
     fn many_keys_come_out_as_a_stable_sort_has_them_wherever_sorting_is_interrupted(
         seed in 0u64..1000,
         count in 257usize..1500,
-        range_bits in 1u32..40,
+        // An item has room for 32 of them.
+        range_bits in 1u32..60,
         align_bits in 0u32..4,
         steps in 1usize..700,
     ) {
         let mut state = seed;
         let mut random = move || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            state >> 20
+            state ^ state >> 20
         };
         let lbas: Vec<u64> = (0..count)
             .map(|_| (random() & ((1 << range_bits) - 1)) << align_bits)
             .collect();
-        let mut overlay = Overlay::new(count).unwrap();
+        let (mut overlay, mut sorter) = overlay_for(count);
         // Twice: what the first batch leaves behind does not show in the second.
         for _ in 0..2 {
             overlay.clear();
             for (number, &lba) in lbas.iter().enumerate() {
                 overlay.push(&key(lba, 1, KeyKind::Data), PmemOff((number as u64) << 13), 12);
             }
-            while !overlay.sort(steps) {}
+            while !overlay.sort(&mut sorter, steps) {}
             let mut expected: Vec<(u64, u64)> = (0..).zip(&lbas).map(|(n, lba)| (*lba, n << 13)).collect();
             // The newest of those with the same address.
             expected.sort();
@@ -140,19 +154,19 @@ proptest! {
 
 /// The parts of a batch for which there is room for so many keys: the pieces of all, and how many parts there are.
 fn in_parts(keys: &[(Key, PmemOff)], room: usize) -> (Vec<Piece>, usize) {
-    let mut overlay = Overlay::new(room).unwrap();
+    let (mut overlay, mut sorter) = overlay_for(room);
     let (mut all, mut count, mut from) = (vec![], 0, Lba(0));
     loop {
         overlay.clear();
         overlay.begin_at(from);
         for (key, payload) in keys {
             if overlay.key_count() == room {
-                while !overlay.narrow(3, room / 2) {}
+                while !overlay.narrow(&mut sorter, 3, room / 2) {}
                 assert!(overlay.key_count() <= room / 2);
             }
             overlay.push(key, *payload, 9);
         }
-        while !overlay.sort(3) {}
+        while !overlay.sort(&mut sorter, 3) {}
         let pieces = pieces(&mut overlay);
         let next = overlay.next_part();
         for piece in &pieces {
@@ -233,7 +247,7 @@ fn a_few_blocks_that_are_overwritten_often_make_one_part() {
 
 #[test]
 fn the_pages_of_a_write_are_one_key_as_far_as_nothing_comes_between() {
-    let mut overlay = Overlay::new(100).unwrap();
+    let (mut overlay, mut sorter) = overlay_for(100);
     // (lba, payload), in pages: three of a write; one that goes on in the cache alone, one on the base alone.
     for (lba, payload) in [(8, 100), (9, 101), (10, 102), (20, 103), (21, 200)] {
         overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(payload << 12), 12);
@@ -241,7 +255,7 @@ fn the_pages_of_a_write_are_one_key_as_far_as_nothing_comes_between() {
     // Newer, in the middle; behind it the write goes on.
     overlay.push(&key(9, 1, KeyKind::Data), PmemOff(50 << 12), 12);
     overlay.push(&key(11, 1, KeyKind::Data), PmemOff(103 << 12), 12);
-    while !overlay.sort(1) {}
+    while !overlay.sort(&mut sorter, 1) {}
     assert_eq!(overlay.key_count(), 5);
     let found: Vec<_> = pieces(&mut overlay)
         .iter()
@@ -269,12 +283,12 @@ fn the_pages_of_a_write_are_one_key_as_far_as_nothing_comes_between() {
 #[test]
 fn a_block_that_was_overwritten_often_makes_one_key_and_few_steps() {
     const COUNT: usize = 10_000;
-    let mut overlay = Overlay::new(COUNT).unwrap();
+    let (mut overlay, mut sorter) = overlay_for(COUNT);
     for number in 0..COUNT as u64 {
         overlay.push(&key(8, 1, KeyKind::Data), PmemOff(number << 12), 12);
     }
     let mut calls = 1;
-    while !overlay.sort(100) {
+    while !overlay.sort(&mut sorter, 100) {
         calls += 1;
     }
     assert!(calls >= COUNT / 100, "{calls} calls");
@@ -287,13 +301,13 @@ fn a_block_that_was_overwritten_often_makes_one_key_and_few_steps() {
 #[test]
 fn keys_below_a_newer_one_are_looked_at_once() {
     const COUNT: usize = 10_000;
-    let mut overlay = Overlay::new(COUNT + 1).unwrap();
+    let (mut overlay, mut sorter) = overlay_for(COUNT + 1);
     for lba in 0..COUNT as u64 {
         // No two of them lie side by side in the cache.
         overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(lba << 13), 12);
     }
     overlay.push(&key(0, COUNT as u32, KeyKind::Unmap), PmemOff(0), 12);
-    while !overlay.sort(100) {}
+    while !overlay.sort(&mut sorter, 100) {}
     let (pieces, steps) = pieces_in_steps(&mut overlay);
     assert_eq!((pieces.len(), pieces[0].kind), (1, KeyKind::Unmap));
     assert_eq!(pieces[0].len_blocks, COUNT as u64);
@@ -304,7 +318,7 @@ fn keys_below_a_newer_one_are_looked_at_once() {
 #[test]
 fn keys_that_come_to_their_ends_below_a_newer_one_are_looked_at_twice() {
     const COUNT: usize = 4000;
-    let mut overlay = Overlay::new(COUNT + 1).unwrap();
+    let (mut overlay, mut sorter) = overlay_for(COUNT + 1);
     for lba in (0..COUNT as u64).rev() {
         overlay.push(&key(lba, COUNT as u32, KeyKind::Unmap), PmemOff(0), 12);
     }
@@ -313,7 +327,7 @@ fn keys_that_come_to_their_ends_below_a_newer_one_are_looked_at_twice() {
         PmemOff(0),
         12,
     );
-    while !overlay.sort(100) {}
+    while !overlay.sort(&mut sorter, 100) {}
     let (pieces, steps) = pieces_in_steps(&mut overlay);
     let kinds: Vec<KeyKind> = pieces.iter().map(|piece| piece.kind).collect();
     assert_eq!(kinds, [KeyKind::Unmap, KeyKind::Data]);

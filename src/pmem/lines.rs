@@ -1,0 +1,114 @@
+//! Memory in lines of eight words.
+
+use super::hint::advise_huge_pages;
+use crate::memory::{self, NoMemory};
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+use zerocopy::FromZeros;
+
+const LINE_WORDS: usize = 8;
+
+/// Lines of eight words, each at a multiple of its own size, so that none lies in two lines of the CPU's cache.
+///
+/// Each is one comparison and a sum away. A vector of lines would be the same if an allocator gave zeroed memory with such an
+/// alignment without a touch of it; in one of words, where the first line begins takes a few more, for each look at the index.
+#[derive(Debug)]
+pub(crate) struct Lines<T> {
+    first: NonNull<[T; LINE_WORDS]>,
+    count: usize,
+    /// Of the vector that they lie in: where it begins, its length, its capacity.
+    words: (NonNull<T>, usize, usize),
+    _owned: PhantomData<T>,
+}
+
+// SAFETY: it owns its words, as a vector does.
+unsafe impl<T: Send> Send for Lines<T> {}
+// SAFETY: it gives out shared references alone.
+unsafe impl<T: Sync> Sync for Lines<T> {}
+
+impl<T: FromZeros> Lines<T> {
+    /// Zeroed memory, for `what`; the system provides it when it is first touched.
+    pub(crate) fn new(what: &'static str, line_count: usize) -> Result<Self, NoMemory> {
+        let word_count = line_count.saturating_add(1).saturating_mul(LINE_WORDS);
+        let mut words = ManuallyDrop::new(memory::zeroed::<T>(what, word_count)?);
+        let misaligned_bytes = words.as_ptr().addr() % size_of::<[T; LINE_WORDS]>();
+        let misaligned_words = misaligned_bytes / size_of::<T>();
+        let before = (LINE_WORDS - misaligned_words) % LINE_WORDS;
+        let (len, capacity) = (words.len(), words.capacity());
+        let start = NonNull::from(&mut words[..]).cast::<T>();
+        Ok(Self {
+            // SAFETY: less than a line behind the start of words for one line at least.
+            first: unsafe { start.add(before) }.cast(),
+            count: (len - before) / LINE_WORDS,
+            words: (start, len, capacity),
+            _owned: PhantomData,
+        })
+    }
+
+    /// As [`Lines::new`], for lines all of which will be touched: in huge pages, if the system has them, which are
+    /// provided far sooner than as many small ones.
+    pub(crate) fn new_dense(what: &'static str, line_count: usize) -> Result<Self, NoMemory> {
+        let lines = Self::new(what, line_count)?;
+        // SAFETY: as in `line`, all of them.
+        advise_huge_pages(unsafe {
+            NonNull::slice_from_raw_parts(lines.first, lines.count).as_ref()
+        });
+        Ok(lines)
+    }
+}
+
+impl<T> Lines<T> {
+    /// # Panics
+    /// There are no so many.
+    #[inline]
+    pub(crate) fn line(&self, line: usize) -> &[T; LINE_WORDS] {
+        assert!(line < self.count, "there is no such line");
+        // SAFETY: one of the `count` lines that were made of words of the vector, which are initialised, and which nobody but
+        // this has. They are where they are until it is dropped, and are lent to readers alone.
+        unsafe { self.first.add(line).as_ref() }
+    }
+}
+
+impl<T> Drop for Lines<T> {
+    fn drop(&mut self) {
+        let (start, len, capacity) = self.words;
+        // SAFETY: the parts of a vector that was not dropped, in `new`.
+        drop(unsafe { Vec::from_raw_parts(start.as_ptr(), len, capacity) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+    #[test]
+    fn lines_are_aligned_apart_and_zeroed() {
+        let lines = Lines::<AtomicU64>::new("a test", 1000).unwrap();
+        for number in 0..1000 {
+            let line = lines.line(number);
+            assert_eq!(line.as_ptr() as usize % 64, 0);
+            for word in line {
+                assert_eq!(word.swap(number as u64 + 1, Ordering::Relaxed), 0);
+            }
+        }
+        let narrow = Lines::<AtomicU32>::new_dense("a test", 3).unwrap();
+        assert!((0..3).all(|number| narrow.line(number).as_ptr() as usize % 32 == 0));
+        let words = |number| {
+            lines
+                .line(number)
+                .iter()
+                .map(|word| word.load(Ordering::Relaxed))
+        };
+        assert!((0..1000).all(|number| words(number).eq([number as u64 + 1; LINE_WORDS])));
+    }
+
+    /// The one that may be there besides is used up by the alignment, or not.
+    #[test]
+    #[should_panic(expected = "no such line")]
+    fn what_is_behind_the_last_line_is_none() {
+        let lines = Lines::<AtomicU64>::new("a test", 998).unwrap();
+        lines.line(1000);
+    }
+}
