@@ -151,7 +151,7 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
         block_count: if is_busy { pages * 2 } else { pages / 2 },
     };
     let cache = open(map(path, size_bytes), data_crc, base);
-    // A profiler makes it slow, and what is counted is not to depend on the time: nothing is done at leisure.
+    // Nothing is done at leisure.
     set(&cache, Setting::DirtyAgeS, 0);
     set(&cache, Setting::ScrubMibS, 0);
     set(
@@ -164,7 +164,7 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
     } else {
         set(&cache, Setting::DirtyHighPercent, 95);
     }
-    let mut rig = Rig::new(&cache);
+    let mut rig = Rig::new(&cache).with_counted_time(500);
     let load = Load {
         depth,
         len_blocks: 1,

@@ -38,6 +38,15 @@ pub(crate) struct Load {
     pub(crate) pattern: Pattern,
 }
 
+/// What time it is for the engine.
+enum Clock {
+    Real(Instant),
+    /// So many nanoseconds for each request that has ended.
+    Counted {
+        ns_per_request: u64,
+    },
+}
+
 /// Keeps requests under way on one channel.
 pub(crate) struct Rig {
     channel: Channel<MappedPmem>,
@@ -47,10 +56,12 @@ pub(crate) struct Rig {
     background_out: Outbox,
     nap_polls_left: u32,
     rng: Rng,
-    clock: Instant,
+    clock: Clock,
     block_count: u64,
     /// Of a sequential load.
     place_next: u64,
+    /// Requests that have ended.
+    done: u64,
 }
 
 /// Some machines store zeroes at twice the rate of anything else.
@@ -71,9 +82,10 @@ impl Rig {
             background_out: Outbox::new(),
             nap_polls_left: 0,
             rng: Rng::new(1),
-            clock: now(),
+            clock: Clock::Real(now()),
             block_count: cache.info().block_count,
             place_next: 0,
+            done: 0,
         }
     }
 
@@ -82,6 +94,12 @@ impl Rig {
         for buffer in &mut self.buffers {
             *buffer = IovBuf::new(&noise(&mut self.rng, IO_SIZE_BYTES_MAX), &[]);
         }
+        self
+    }
+
+    /// Time goes with the requests from now on: what a profiler counts is the same in each run.
+    pub(crate) fn with_counted_time(mut self, ns_per_request: u64) -> Self {
+        self.clock = Clock::Counted { ns_per_request };
         self
     }
 
@@ -101,12 +119,16 @@ impl Rig {
         let mut under_way = load.depth;
         while under_way > 0 {
             self.out.clear();
-            let at = Now(self.clock.elapsed().as_nanos() as u64);
+            let at = Now(match &self.clock {
+                Clock::Real(start) => start.elapsed().as_nanos() as u64,
+                Clock::Counted { ns_per_request } => self.done * ns_per_request,
+            });
             self.channel.poll(at, &mut self.out);
             self.run_background(at);
             for number in 0..self.out.completions.len() {
                 let slot = self.out.completions[number].token.0 as usize;
                 done += 1;
+                self.done += 1;
                 if stopping {
                     under_way -= 1;
                 } else {

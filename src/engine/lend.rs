@@ -261,7 +261,9 @@ fn find_piece<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64) -> Found {
     let mut at = lba.0;
     while at < end {
         let page = cache.geometry.page_of(Lba(at));
-        let Some(found) = cache.index.lookup(cache.index.locate(page)) else {
+        // Not moved: what a split page says is large.
+        let found = cache.index.lookup(cache.index.locate(page));
+        let Some(found) = &found else {
             return Found::Busy;
         };
         let page_end = ((at | in_page) + 1).min(end);
@@ -279,5 +281,9 @@ fn find_piece<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64) -> Found {
     }
     // The end of one segment and the start of the next are neighbours; what lies there is not: every
     // segment starts with its info. So the piece is in one segment.
-    first.map_or(Found::Nowhere, Found::Piece)
+    let Some(place) = first else {
+        return Found::Nowhere;
+    };
+    cache.heat.prefetch(place);
+    Found::Piece(place)
 }

@@ -51,21 +51,22 @@ pub(super) struct BaseQueue {
 /// The lists have room for all operations.
 #[derive(Debug)]
 struct Inner {
+    /// All that there are.
     ops: Vec<NonNull<Op>>,
-    free: Vec<u32>,
+    free: Vec<NonNull<Op>>,
     bounce: Vec<DmaBuf>,
     /// Made when the base first fails a WRITE_ZEROES.
     zeroes: Option<DmaBuf>,
     /// That the base fails unmaps has been told.
     unmap_failure_told: bool,
     /// Parts that SPDK has completed.
-    landed: Vec<(u32, Result<(), BaseError>)>,
+    landed: Vec<(NonNull<Op>, Result<(), BaseError>)>,
     /// Taken by `advance` in exchange for `landed`, so that both keep their memory.
-    landed_spare: Vec<(u32, Result<(), BaseError>)>,
+    landed_spare: Vec<(NonNull<Op>, Result<(), BaseError>)>,
     /// To be submitted again with the next `advance`.
-    retry: VecDeque<u32>,
+    retry: VecDeque<NonNull<Op>>,
     /// Waiting for a bounce buffer, in order.
-    bounce_queue: VecDeque<u32>,
+    bounce_queue: VecDeque<NonNull<Op>>,
 }
 
 impl BaseQueue {
@@ -120,10 +121,10 @@ impl BaseQueue {
     /// Starts an operation. `sources` is the outbox's list.
     pub(super) fn start(&self, request: &BaseRequest, sources: &[MemSlice]) {
         let free = self.inner.borrow_mut().free.pop();
-        let index = free.unwrap_or_else(|| self.new_op());
+        let op = free.unwrap_or_else(|| self.new_op());
         self.in_flight.set(self.in_flight.get() + 1);
-        self.with_op(index, |op| op.fill(request, sources));
-        self.start_part(index);
+        with_op(op, |op| op.fill(request, sources, self.copying));
+        self.start_part(op);
     }
 
     /// Has the base reset, which makes it end what is under way there, whoever asked for it. 0, or an errno value: it was
@@ -150,8 +151,8 @@ impl BaseQueue {
         let retry_count = self.inner.borrow().retry.len();
         for _ in 0..retry_count {
             let next = self.inner.borrow_mut().retry.pop_front();
-            if let Some(index) = next {
-                self.submit(index);
+            if let Some(op) = next {
+                self.submit(op);
             }
         }
         let mut landed = {
@@ -159,33 +160,45 @@ impl BaseQueue {
             mem::swap(&mut inner.landed, &mut inner.landed_spare);
             mem::take(&mut inner.landed_spare)
         };
-        for (index, result) in landed.drain(..) {
-            let has_failed = matches!(result, Err(BaseError::Io | BaseError::Unsupported));
-            if has_failed && self.falls_back_to_data(index) {
-                self.start_part(index);
-            } else if self.with_op(index, Op::end_part) || result.is_err() {
-                if result == Err(BaseError::Io) {
-                    self.tell_unmap_failure(index);
-                }
-                if result.is_ok()
-                    && let Some(went) = self.with_op(index, |op| op.zeroes_went())
-                {
-                    self.zeroes_went.set(went);
-                }
-                let id = self.with_op(index, |op| op.id);
-                self.finish(index);
-                ended(id, result);
-            } else {
-                self.start_part(index);
+        for (op, result) in landed.drain(..) {
+            if result.is_err() && self.goes_on_otherwise(op, result) {
+                self.start_part(op);
+                continue;
             }
+            let end = |op: &mut Op| (op.end_part(), op.id, op.zeroes_went());
+            let (is_at_end, id, zeroes_went) = with_op(op, end);
+            if !is_at_end && result.is_ok() {
+                self.start_part(op);
+                continue;
+            }
+            if let Some(went) = zeroes_went
+                && result.is_ok()
+            {
+                self.zeroes_went.set(went);
+            }
+            self.finish(op);
+            ended(id, result);
         }
         self.inner.borrow_mut().landed_spare = landed;
     }
 
+    /// A part has failed. Whether it is to be done in another way.
+    #[cold]
+    fn goes_on_otherwise(&self, op: NonNull<Op>, result: Result<(), BaseError>) -> bool {
+        let is_refusal = matches!(result, Err(BaseError::Io | BaseError::Unsupported));
+        if is_refusal && self.falls_back_to_data(op) {
+            return true;
+        }
+        if result == Err(BaseError::Io) {
+            self.tell_unmap_failure(op);
+        }
+        false
+    }
+
     /// A base may claim WRITE_ZEROES and then fail it always: an aio bdev does, on a file system that cannot
     /// zero a range. Repeating it would never end, so zeroes are written. `false`: that is not the case.
-    fn falls_back_to_data(&self, index: u32) -> bool {
-        if !self.with_op(index, |op| matches!(op.verb, Verb::WriteZeroes)) {
+    fn falls_back_to_data(&self, op: NonNull<Op>) -> bool {
+        if !with_op(op, |op| matches!(op.verb, Verb::WriteZeroes)) {
             return false;
         }
         let mut inner = self.inner.borrow_mut();
@@ -201,7 +214,7 @@ impl BaseQueue {
         let Some((at, len_bytes)) = zeroes else {
             return false;
         };
-        self.with_op(index, |op| {
+        with_op(op, |op| {
             op.verb = Verb::Write;
             op.payload = Payload::Zeroes(at, len_bytes);
         });
@@ -209,21 +222,20 @@ impl BaseQueue {
     }
 
     /// Write-back goes on with zeroes, so that nobody would hear of a base that fails unmaps and nothing else.
-    fn tell_unmap_failure(&self, index: u32) {
-        let is_unmap = self.with_op(index, |op| matches!(op.verb, Verb::Unmap));
+    fn tell_unmap_failure(&self, op: NonNull<Op>) {
+        let is_unmap = with_op(op, |op| matches!(op.verb, Verb::Unmap));
         if is_unmap && !mem::replace(&mut self.inner.borrow_mut().unmap_failure_told, true) {
             log::warn!("the base device fails UNMAP: zeroes are written to it instead");
         }
     }
 
-    fn finish(&self, index: u32) {
+    fn finish(&self, op: NonNull<Op>) {
         self.in_flight.set(self.in_flight.get() - 1);
-        let bounce = self.with_op(index, |op| {
-            op.sources.clear();
+        let bounce = with_op(op, |op| {
             op.payload = Payload::None;
             op.bounce.take()
         });
-        self.release(index);
+        self.release(op);
         let Some(buffer) = bounce else { return };
         let next = {
             let mut inner = self.inner.borrow_mut();
@@ -236,35 +248,34 @@ impl BaseQueue {
     }
 
     /// Prepares the next part of an operation and submits it, unless there is no bounce buffer for it.
-    fn start_part(&self, index: u32) {
-        if self.with_op(index, |op| op.needs_bounce(self.copying)) {
+    fn start_part(&self, op: NonNull<Op>) {
+        if with_op(op, |op| op.needs_bounce()) {
             let buffer = self.inner.borrow_mut().bounce.pop();
             match buffer {
-                Some(buffer) => self.with_op(index, |op| op.bounce = Some(buffer)),
+                Some(buffer) => with_op(op, |op| op.bounce = Some(buffer)),
                 None => {
-                    self.inner.borrow_mut().bounce_queue.push_back(index);
+                    self.inner.borrow_mut().bounce_queue.push_back(op);
                     return;
                 }
             }
         }
-        match self.with_op(index, |op| op.prepare(self.block_shift)) {
-            Ok(()) => self.submit(index),
+        match with_op(op, |op| op.prepare(self.block_shift)) {
+            Ok(()) => self.submit(op),
             Err(reason) => {
                 log::error!("a base write was not begun: {reason}");
-                self.land(index, Err(BaseError::Io));
+                self.land(op, Err(BaseError::Io));
             }
         }
     }
 
     /// Hands the prepared part to SPDK.
-    fn submit(&self, index: u32) {
-        let op = self.op(index);
+    fn submit(&self, op: NonNull<Op>) {
         let rc = self.call(op);
         if rc == 0 {
             return;
         }
         if rc != -libc::ENOMEM {
-            self.land(index, Err(self.base.error(-rc)));
+            self.land(op, Err(self.base.error(-rc)));
             return;
         }
         // SAFETY: the entry is inside the operation, which does not move or end before `resume` is called;
@@ -280,7 +291,7 @@ impl BaseQueue {
         };
         if rc != 0 {
             // It was not for want of SPDK's requests: something else is short. Try again soon.
-            self.inner.borrow_mut().retry.push_back(index);
+            self.inner.borrow_mut().retry.push_back(op);
             self.news.set(true);
         }
     }
@@ -321,35 +332,34 @@ impl BaseQueue {
         }
     }
 
-    fn land(&self, index: u32, result: Result<(), BaseError>) {
-        self.inner.borrow_mut().landed.push((index, result));
+    fn land(&self, op: NonNull<Op>, result: Result<(), BaseError>) {
+        self.inner.borrow_mut().landed.push((op, result));
         self.news.set(true);
     }
 
     /// Makes one more operation. In use there are enough: an owner that asks for more than it has said gets them, at the
     /// price of an allocation.
-    fn new_op(&self) -> u32 {
-        let mut inner = self.inner.borrow_mut();
-        let index = u32::try_from(inner.ops.len()).unwrap_or(u32::MAX);
-        let op = Box::new(Op::new(NonNull::from(self), index, self.room.sources));
-        inner.ops.push(NonNull::from(Box::leak(op)));
-        index
+    fn new_op(&self) -> NonNull<Op> {
+        let source_count_max = match self.copying {
+            Copying::Direct => 0,
+            Copying::Bounced => self.room.sources,
+        };
+        let op = Box::new(Op::new(NonNull::from(self), source_count_max));
+        let op = NonNull::from(Box::leak(op));
+        self.inner.borrow_mut().ops.push(op);
+        op
     }
 
-    fn release(&self, index: u32) {
-        self.inner.borrow_mut().free.push(index);
+    fn release(&self, op: NonNull<Op>) {
+        self.inner.borrow_mut().free.push(op);
     }
+}
 
-    fn op(&self, index: u32) -> NonNull<Op> {
-        self.inner.borrow().ops[index as usize]
-    }
-
-    fn with_op<R>(&self, index: u32, body: impl FnOnce(&mut Op) -> R) -> R {
-        let op = self.op(index);
-        // SAFETY: operations live as long as the queue (`drop` frees them); `body` calls neither SPDK nor
-        // the queue, so nobody else refers to the operation meanwhile.
-        body(unsafe { &mut *op.as_ptr() })
-    }
+/// With an operation of a queue, and no other pointer is one of this module.
+fn with_op<R>(op: NonNull<Op>, body: impl FnOnce(&mut Op) -> R) -> R {
+    // SAFETY: made by `new_op`, operations live as long as their queue (`drop` frees them), which calls this; `body` calls
+    // neither SPDK nor the queue, so nobody else refers to the operation meanwhile.
+    body(unsafe { &mut *op.as_ptr() })
 }
 
 impl Drop for BaseQueue {
@@ -376,19 +386,21 @@ unsafe extern "C" fn part_landed(bdev_io: *mut sys::spdk_bdev_io, success: bool,
     guard(
         (),
         || {
+            let Some(op) = NonNull::new(arg.cast::<Op>()) else {
+                return;
+            };
             // SAFETY: `arg` is the operation that `call` passed, which waits for this call; its queue is not
             // dropped before. The request is SPDK's and is given back once, here.
-            let (queue, index) = unsafe {
+            let queue = unsafe {
                 sys::spdk_bdev_free_io(bdev_io);
-                let op = arg.cast::<Op>();
-                ((*op).queue.as_ref(), (*op).index)
+                (*op.as_ptr()).queue.as_ref()
             };
             let result = if success {
                 Ok(())
             } else {
                 Err(queue.base.error(0))
             };
-            queue.land(index, result);
+            queue.land(op, result);
         },
         |_| (),
     );
@@ -399,13 +411,13 @@ unsafe extern "C" fn resume(arg: *mut c_void) {
     guard(
         (),
         || {
+            let Some(op) = NonNull::new(arg.cast::<Op>()) else {
+                return;
+            };
             // SAFETY: `arg` is the operation that `submit` queued, which waits for this call; its queue is
             // not dropped before.
-            let (queue, index) = unsafe {
-                let op = arg.cast::<Op>();
-                ((*op).queue.as_ref(), (*op).index)
-            };
-            queue.submit(index);
+            let queue = unsafe { (*op.as_ptr()).queue.as_ref() };
+            queue.submit(op);
         },
         |_| (),
     );

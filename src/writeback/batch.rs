@@ -7,7 +7,7 @@ use super::parts::Behind;
 use super::witness::WitnessUpdate;
 use crate::canary::{self, Canary};
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest, Cache, Outbox};
-use crate::media::{KeyKind, Tails};
+use crate::media::{Geometry, KeyKind, Tails};
 use crate::memory::NoMemory;
 use crate::pmem::Pmem;
 use crate::units::{Lba, Now, PAGE_SIZE_BYTES, PmemOff, Seq};
@@ -226,14 +226,16 @@ impl Batch {
         let (mut pieces, mut load, mut started) = (0, Load::NOTHING, false);
         while pieces < PIECES_PER_POLL
             && self.in_flight < count_max
-            && let Some(kind) = self.next_kind(clearing)
-            && load.has_room_for(clearing, kind, load_max)
-            && self
-                .in_flight_load
-                .has_room_for(clearing, kind, in_flight_max)
+            && let Some(kind) = self.next_kind()
         {
+            let goes = clearing.goes(kind);
+            if !load.has_room_for(goes, load_max)
+                || !self.in_flight_load.has_room_for(goes, in_flight_max)
+            {
+                break;
+            }
             let Some(number) = self.again.pop().or_else(|| {
-                let number = self.make(cache, clearing, op_max, &mut keys_left)?;
+                let number = self.make(cache, clearing, op_max.of(goes), &mut keys_left)?;
                 self.witness.note(&self.ops[number as usize], cache, tails);
                 Some(number)
             }) else {
@@ -242,8 +244,8 @@ impl Batch {
             let op = &mut self.ops[number as usize];
             op.is_in_flight = true;
             // One that comes again may have to be asked for in another way.
-            op.kind = clearing.base_kind(op.kind);
-            op.load = clearing.load(op.kind, cache.geometry.bytes(op.len_blocks));
+            op.kind = clearing.base_kind(kind);
+            op.load = Load::new(goes, cache.geometry.bytes(op.len_blocks));
             pieces += op.pieces_handed_out();
             load += op.load;
             self.in_flight += 1;
@@ -254,12 +256,12 @@ impl Batch {
         (started || self.lookahead == Ahead::Unknown).then_some(load)
     }
 
-    /// What the next operation is going to be.
-    fn next_kind(&self, clearing: Clearing) -> Option<KeyKind> {
+    /// What the next operation is of.
+    fn next_kind(&self) -> Option<KeyKind> {
         match self.again.last() {
             Some(number) => Some(self.ops[*number as usize].kind),
             None => match self.lookahead {
-                Ahead::Piece(piece) => Some(clearing.base_kind(piece.kind)),
+                Ahead::Piece(piece) => Some(piece.kind),
                 Ahead::Unknown | Ahead::End => None,
             },
         }
@@ -270,10 +272,12 @@ impl Batch {
         &mut self,
         cache: &Cache<P>,
         clearing: Clearing,
-        op_max: Load,
+        bytes_max: u64,
         keys_left: &mut usize,
     ) -> Option<u32> {
-        let Ahead::Piece(first) = self.lookahead else {
+        // Where it lies: a copy would be read in other pieces than it was stored in, and the CPU waits for that.
+        let ahead = &mut self.lookahead;
+        let Ahead::Piece(first) = ahead else {
             return None;
         };
         let number = self.free.pop()?;
@@ -283,21 +287,17 @@ impl Batch {
         op.len_blocks = 0;
         op.extents.clear();
         op.piece_count = 0;
-        let bytes_max = if clearing.is_data(first.kind) {
-            op_max.data_bytes
-        } else {
-            op_max.cleared_bytes
-        };
-        let (head, rest) = cut(cache, first, bytes_max);
-        op.append(cache, &head);
-        // In its place at once: a copy would wait for what it is a copy of.
-        let ahead = &mut self.lookahead;
-        *ahead = match rest {
-            Some(rest) => Ahead::Piece(rest),
-            None => self.overlay.next(keys_left),
-        };
+        // A page is never too much.
+        let len_max = bytes_max.max(PAGE_SIZE_BYTES.into()) >> cache.geometry.block_shift();
+        if first.len_blocks > len_max {
+            let head = first.cut(len_max, &cache.geometry);
+            op.append(cache, &head);
+            return Some(number);
+        }
+        op.append(cache, first);
+        *ahead = self.overlay.next(keys_left);
         while let Ahead::Piece(piece) = ahead
-            && op.takes(cache, piece, clearing, bytes_max)
+            && op.takes(piece, clearing, len_max)
         {
             op.append(cache, piece);
             *ahead = self.overlay.next(keys_left);
@@ -373,17 +373,11 @@ impl BaseOp {
         }
     }
 
-    fn takes<P: Pmem>(
-        &self,
-        cache: &Cache<P>,
-        piece: &Piece,
-        clearing: Clearing,
-        bytes_max: u64,
-    ) -> bool {
-        let bytes = cache.geometry.bytes(self.len_blocks + piece.len_blocks);
-        self.kind == clearing.base_kind(piece.kind)
-            && self.lba.0 + self.len_blocks == piece.lba.0
-            && bytes <= bytes_max
+    fn takes(&self, piece: &Piece, clearing: Clearing, len_max: u64) -> bool {
+        // Most are no neighbours.
+        self.lba.0 + self.len_blocks == piece.lba.0
+            && self.kind == clearing.base_kind(piece.kind)
+            && self.len_blocks + piece.len_blocks <= len_max
             && match self.kind {
                 KeyKind::Data | KeyKind::Fill => self.extents.len() < BASE_WRITE_EXTENTS_MAX,
                 KeyKind::Zeroes | KeyKind::Unmap => self.piece_count < PIECES_CLEARED_MAX,
@@ -405,33 +399,27 @@ impl BaseOp {
     }
 }
 
-/// As much of a piece as one operation takes, and the rest. A page is never too much.
-fn cut<P: Pmem>(cache: &Cache<P>, piece: Piece, bytes_max: u64) -> (Piece, Option<Piece>) {
-    let bytes_max = bytes_max.max(PAGE_SIZE_BYTES.into());
-    let len_max = bytes_max >> cache.geometry.block_shift();
-    if piece.len_blocks <= len_max {
-        return (piece, None);
+impl Piece {
+    /// Cuts so many blocks off, which come first.
+    fn cut(&mut self, len_blocks: u64, geometry: &Geometry) -> Piece {
+        let head = Piece {
+            len_blocks,
+            ..*self
+        };
+        self.lba.0 += len_blocks;
+        self.len_blocks -= len_blocks;
+        self.payload = self.payload.plus(geometry.bytes(len_blocks));
+        head
     }
-    let head = Piece {
-        len_blocks: len_max,
-        ..piece
-    };
-    let rest = Piece {
-        lba: Lba(piece.lba.0 + len_max),
-        len_blocks: piece.len_blocks - len_max,
-        payload: piece.payload.plus(cache.geometry.bytes(len_max)),
-        ..piece
-    };
-    (head, Some(rest))
 }
 
 fn hand_out<P: Pmem>(op: &BaseOp, number: u32, cache: &Cache<P>, out: &mut Outbox) {
     let kind = match op.kind {
         KeyKind::Data | KeyKind::Fill => {
             let first_source = out.sources.len() as u32;
-            let slices = op.extents.iter();
-            out.sources
-                .extend(slices.map(|&(off, len)| cache.pmem.slice(off, len)));
+            for &(off, len_bytes) in &op.extents {
+                out.sources.push(cache.pmem.slice(off, len_bytes));
+            }
             BaseKind::Write {
                 first_source,
                 source_count: op.extents.len() as u32,

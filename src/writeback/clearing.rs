@@ -22,6 +22,15 @@ const BATCH_CLEARED_MAX: u64 = 4 << 30;
 /// for thousands, and one that was sick gets them again.
 const UNMAPS_AS_ZEROES_NS: u64 = 60 * NS_PER_S;
 
+/// How something reaches the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Goes {
+    /// It is written.
+    AsData,
+    /// The base clears it itself.
+    Cleared,
+}
+
 /// What operations count for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
@@ -37,17 +46,38 @@ impl Load {
         cleared_bytes: 0,
     };
 
+    /// Of so many bytes.
+    pub(super) fn new(goes: Goes, bytes: u64) -> Self {
+        match goes {
+            Goes::AsData => Load {
+                data_bytes: bytes,
+                cleared_bytes: 0,
+            },
+            Goes::Cleared => Load {
+                data_bytes: 0,
+                cleared_bytes: bytes,
+            },
+        }
+    }
+
     /// Whether there is room for no more below `max`.
     pub(super) fn reaches(self, max: Load) -> bool {
         self.data_bytes >= max.data_bytes || self.cleared_bytes >= max.cleared_bytes
     }
 
-    /// Whether there is room below `max` for more of a kind.
-    pub(super) fn has_room_for(self, clearing: Clearing, kind: KeyKind, max: Load) -> bool {
-        if clearing.is_data(kind) {
-            self.data_bytes < max.data_bytes
-        } else {
-            self.cleared_bytes < max.cleared_bytes
+    /// Whether there is room below `max` for more that goes so.
+    pub(super) fn has_room_for(self, goes: Goes, max: Load) -> bool {
+        match goes {
+            Goes::AsData => self.data_bytes < max.data_bytes,
+            Goes::Cleared => self.cleared_bytes < max.cleared_bytes,
+        }
+    }
+
+    /// So much of what goes so.
+    pub(super) fn of(self, goes: Goes) -> u64 {
+        match goes {
+            Goes::AsData => self.data_bytes,
+            Goes::Cleared => self.cleared_bytes,
         }
     }
 
@@ -121,27 +151,18 @@ impl Clearing {
     }
 
     /// Whether that has to be written to it.
-    pub(super) fn is_data(self, kind: KeyKind) -> bool {
+    #[inline]
+    pub(super) fn goes(self, kind: KeyKind) -> Goes {
         match self.base_kind(kind) {
-            KeyKind::Data | KeyKind::Fill => true,
-            KeyKind::Zeroes => self.zeroes_are_data,
-            KeyKind::Unmap => false,
+            KeyKind::Zeroes if !self.zeroes_are_data => Goes::Cleared,
+            KeyKind::Data | KeyKind::Fill | KeyKind::Zeroes => Goes::AsData,
+            KeyKind::Unmap => Goes::Cleared,
         }
     }
 
     /// What so many bytes of a kind count for.
     pub(super) fn load(self, kind: KeyKind, bytes: u64) -> Load {
-        if self.is_data(kind) {
-            Load {
-                data_bytes: bytes,
-                cleared_bytes: 0,
-            }
-        } else {
-            Load {
-                data_bytes: 0,
-                cleared_bytes: bytes,
-            }
-        }
+        Load::new(self.goes(kind), bytes)
     }
 }
 

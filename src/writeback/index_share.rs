@@ -132,6 +132,9 @@ impl IndexShare {
         }
         sample.bucket_count = end;
         if end < all {
+            // Nobody else has touched most of them lately.
+            let next = end..(end + BUCKETS_PER_POLL).min(all);
+            cache.index.prefetch_sampled(next, all);
             return;
         }
         let share = sample.dirty_slots * cache.index.bucket_count() as u64 / all as u64;
@@ -177,13 +180,14 @@ impl Sample {
     }
 
     fn look_at<P: Pmem>(&mut self, cache: &Cache<P>, number: usize, all: usize) {
-        let is_dirty = |place| !cache.is_clean(place);
-        let is_open = |place| {
+        let asked = |place| {
             let segment = cache.segments.get(cache.geometry.segment_of(place));
-            is_dirty(place) && segment.state() == SegmentState::Open
+            let is_dirty = !cache.is_clean(place);
+            [is_dirty, is_dirty && segment.state() == SegmentState::Open]
         };
-        self.dirty_slots += cache.index.sampled_slots(number, all, is_dirty);
-        self.open_slots += cache.index.sampled_slots(number, all, is_open);
+        let [dirty, open] = cache.index.sampled_slots(number, all, asked);
+        self.dirty_slots += dirty;
+        self.open_slots += open;
     }
 }
 

@@ -4,6 +4,7 @@ use super::sizes::LOAD_PERCENT;
 use super::{BlockMap, Index, Meta};
 use crate::index::bucket::{BUCKET_SLOTS, BUCKET_WORDS, SlotKind};
 use crate::media::Place;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 /// Odd, for places that follow no pattern that pages could follow too.
@@ -49,25 +50,45 @@ impl Index {
         start + number.wrapping_mul(SCATTER) % width
     }
 
-    /// How many entries name a place that is `wanted`, in bucket `number` of such a sample. Of a page that is
-    /// split, zeroes do not count.
-    pub(crate) fn sampled_slots(
+    /// Asks for buckets of such a sample to be brought into the cache.
+    pub(crate) fn prefetch_sampled(&self, numbers: Range<usize>, count: usize) {
+        for number in numbers {
+            self.prefetch_bucket(self.sampled_bucket(number, count));
+        }
+    }
+
+    /// For each of some questions, how many entries name a place for which `asked` says yes, in bucket `number` of such a
+    /// sample. Of a page that is split, zeroes do not count.
+    pub(crate) fn sampled_slots<const QUESTIONS: usize>(
         &self,
         number: usize,
         count: usize,
-        wanted: impl Fn(Place) -> bool,
-    ) -> u64 {
+        asked: impl Fn(Place) -> [bool; QUESTIONS],
+    ) -> [u64; QUESTIONS] {
         let bucket = self.sampled_bucket(number, count);
-        let is_wanted = |slot: &usize| {
-            let value = self.buckets.line(bucket)[*slot].load(Ordering::Acquire);
-            if self.layout.kind(value) != SlotKind::Split {
-                return self.may_name(value, &wanted);
+        let mut counts = [0; QUESTIONS];
+        for slot in 1..BUCKET_WORDS {
+            let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
+            let mut answers = [false; QUESTIONS];
+            match self.layout.kind(value) {
+                SlotKind::Empty | SlotKind::Reserved => continue,
+                SlotKind::Mapped | SlotKind::Zero => {
+                    answers = asked(Place(self.layout.payload(value)));
+                }
+                SlotKind::MappedRun | SlotKind::ZeroRun => {
+                    answers = asked(self.layout.run(value).place());
+                }
+                SlotKind::Split => self.look_at_slot(bucket, slot, &mut |place, _| {
+                    for (answer, more) in answers.iter_mut().zip(asked(place)) {
+                        *answer |= more;
+                    }
+                }),
             }
-            let mut is_there = false;
-            self.look_at_slot(bucket, *slot, &mut |place, _| is_there |= wanted(place));
-            is_there
-        };
-        (1..BUCKET_WORDS).filter(is_wanted).count() as u64
+            for (count, answer) in counts.iter_mut().zip(answers) {
+                *count += u64::from(answer);
+            }
+        }
+        counts
     }
 
     /// How many pages it is made for: with more, pages may find no slot.

@@ -8,13 +8,14 @@ use libc::iovec;
 use spdk_sys as sys;
 
 use super::{BaseQueue, Copying};
-use crate::engine::{BaseKind, BaseOpId, BaseRequest, ZeroesWent};
+use crate::engine::{BASE_WRITE_SOURCES_MAX, BaseKind, BaseOpId, BaseRequest, ZeroesWent};
 use crate::pmem::{IovCursor, MemSlice, SliceError};
 use crate::spdk::memory::DmaBuf;
 
 /// Elements of one scatter list handed to the base, at most: below the kernel's limit (1024), and few enough
-/// for a device's own list. A longer one goes in several parts.
+/// for a device's own list. A read into more pieces goes in several parts.
 const IOV_COUNT_MAX: usize = 128;
+const _: () = assert!(BASE_WRITE_SOURCES_MAX <= IOV_COUNT_MAX);
 
 /// Room for SPDK's wait entry.
 const WAIT_ENTRY_WORDS: usize =
@@ -26,8 +27,10 @@ pub(super) enum Payload {
     /// UNMAP, WRITE_ZEROES, FLUSH.
     None,
     Read(IovCursor),
-    /// `Op::sources`.
-    Write,
+    /// In place: `Op::iovs` name all of it.
+    InPlace,
+    /// `Op::sources`, to be copied to bounce buffers.
+    Bounced,
     /// A WRITE_ZEROES that the base has failed, as data: address and length of zeroes.
     Zeroes(*mut u8, usize),
 }
@@ -48,7 +51,6 @@ pub(super) struct Op {
     /// SPDK's, while the operation waits for one of SPDK's requests.
     pub(super) wait_entry: [*mut c_void; WAIT_ENTRY_WORDS],
     pub(super) queue: NonNull<BaseQueue>,
-    pub(super) index: u32,
     pub(super) id: BaseOpId,
     pub(super) verb: Verb,
     pub(super) payload: Payload,
@@ -58,6 +60,7 @@ pub(super) struct Op {
     pub(super) part_blocks: u64,
     /// Has room for [`IOV_COUNT_MAX`]. A read of one block into more pieces lets it grow.
     pub(super) iovs: Vec<iovec>,
+    /// What goes through bounce buffers.
     pub(super) sources: Vec<MemSlice>,
     /// The first source that is not used up, and how much of it is.
     pub(super) source_at: (usize, usize),
@@ -65,11 +68,10 @@ pub(super) struct Op {
 }
 
 impl Op {
-    pub(super) fn new(queue: NonNull<BaseQueue>, index: u32, source_count_max: usize) -> Self {
+    pub(super) fn new(queue: NonNull<BaseQueue>, source_count_max: usize) -> Self {
         Self {
             wait_entry: [std::ptr::null_mut(); WAIT_ENTRY_WORDS],
             queue,
-            index,
             id: BaseOpId(0),
             verb: Verb::Flush,
             payload: Payload::None,
@@ -82,31 +84,36 @@ impl Op {
         }
     }
 
-    pub(super) fn fill(&mut self, request: &BaseRequest, sources: &[MemSlice]) {
+    pub(super) fn fill(&mut self, request: &BaseRequest, sources: &[MemSlice], copying: Copying) {
         self.id = request.op;
         self.left = request.lba.0..request.lba.0 + request.len_blocks;
         self.part_blocks = 0;
-        self.source_at = (0, 0);
-        self.sources.clear();
-        self.payload = Payload::None;
-        self.verb = match request.kind {
-            BaseKind::Read(cursor) => {
-                self.payload = Payload::Read(cursor);
-                Verb::Read
-            }
+        self.iovs.clear();
+        (self.verb, self.payload) = match request.kind {
+            BaseKind::Read(cursor) => (Verb::Read, Payload::Read(cursor)),
             BaseKind::Write {
                 first_source,
                 source_count,
             } => {
                 let first = first_source as usize;
-                self.sources
-                    .extend_from_slice(&sources[first..first + source_count as usize]);
-                self.payload = Payload::Write;
-                Verb::Write
+                let sources = &sources[first..first + source_count as usize];
+                let payload = match copying {
+                    Copying::Direct => {
+                        self.iovs.extend(sources.iter().map(MemSlice::as_iovec));
+                        Payload::InPlace
+                    }
+                    Copying::Bounced => {
+                        self.sources.clear();
+                        self.sources.extend_from_slice(sources);
+                        self.source_at = (0, 0);
+                        Payload::Bounced
+                    }
+                };
+                (Verb::Write, payload)
             }
-            BaseKind::Unmap => Verb::Unmap,
-            BaseKind::WriteZeroes => Verb::WriteZeroes,
-            BaseKind::Flush => Verb::Flush,
+            BaseKind::Unmap => (Verb::Unmap, Payload::None),
+            BaseKind::WriteZeroes => (Verb::WriteZeroes, Payload::None),
+            BaseKind::Flush => (Verb::Flush, Payload::None),
         };
     }
 
@@ -129,10 +136,8 @@ impl Op {
         }
     }
 
-    pub(super) fn needs_bounce(&self, copying: Copying) -> bool {
-        copying == Copying::Bounced
-            && matches!(self.payload, Payload::Write)
-            && self.bounce.is_none()
+    pub(super) fn needs_bounce(&self) -> bool {
+        matches!(self.payload, Payload::Bounced) && self.bounce.is_none()
     }
 
     /// Makes the scatter list of the next part.
@@ -140,57 +145,52 @@ impl Op {
     /// # Errors
     /// There is nothing that could be written; why.
     pub(super) fn prepare(&mut self, block_shift: u32) -> Result<(), &'static str> {
-        self.iovs.clear();
         let blocks_left = self.blocks_left();
-        match self.payload {
-            Payload::None => self.part_blocks = blocks_left,
+        let len_bytes = match self.payload {
+            Payload::None => {
+                self.part_blocks = blocks_left;
+                return Ok(());
+            }
             Payload::Read(ref mut cursor) => {
+                self.iovs.clear();
                 let (left, block) = ((blocks_left as usize) << block_shift, 1 << block_shift);
                 let len_bytes = cursor.take_iovecs(left, block, IOV_COUNT_MAX, &mut self.iovs);
                 self.part_blocks = (len_bytes >> block_shift) as u64;
+                return Ok(());
             }
             Payload::Zeroes(at, len_bytes) => {
+                self.iovs.clear();
                 self.part_blocks = blocks_left.min((len_bytes >> block_shift) as u64);
                 self.iovs.push(iovec {
                     iov_base: at.cast(),
                     iov_len: (self.part_blocks as usize) << block_shift,
                 });
+                return Ok(());
             }
-            Payload::Write => {
-                let len_bytes = match self
-                    .bounce
-                    .as_ref()
-                    .map(|buf| (buf.as_ptr(), buf.len_bytes()))
-                {
-                    None => self.gather(),
-                    Some((to, room_bytes)) => self
-                        .copy_to_bounce(to, room_bytes)
-                        .map_err(|SliceError| "the cache device's memory cannot be read")?,
-                };
-                self.part_blocks = (len_bytes >> block_shift) as u64;
-                let is_whole = len_bytes > 0
-                    && len_bytes == (self.part_blocks as usize) << block_shift
-                    && self.part_blocks <= blocks_left;
-                if !is_whole {
-                    return Err("it is not made of whole blocks");
-                }
+            Payload::InPlace => self.iovs.iter().map(|iov| iov.iov_len).sum(),
+            Payload::Bounced => {
+                self.iovs.clear();
+                self.copy_to_bounce()
+                    .map_err(|SliceError| "the cache device's memory cannot be read")?
             }
+        };
+        self.part_blocks = (len_bytes >> block_shift) as u64;
+        let is_whole = len_bytes > 0
+            && len_bytes == (self.part_blocks as usize) << block_shift
+            && self.part_blocks <= blocks_left;
+        if is_whole {
+            Ok(())
+        } else {
+            Err("it is not made of whole blocks")
         }
-        Ok(())
     }
 
-    /// The next sources as a scatter list. Returns their length in bytes.
-    fn gather(&mut self) -> usize {
-        let first = self.source_at.0;
-        let end = self.sources.len().min(first + IOV_COUNT_MAX);
-        self.iovs
-            .extend(self.sources[first..end].iter().map(MemSlice::as_iovec));
-        self.source_at = (end, 0);
-        self.iovs.iter().map(|iov| iov.iov_len).sum()
-    }
-
-    /// Copies the next sources to the bounce buffer. Returns how many bytes that was.
-    fn copy_to_bounce(&mut self, to: *mut u8, room_bytes: usize) -> Result<usize, SliceError> {
+    /// Copies the next sources to the bounce buffer, which it has. Returns how many bytes that was.
+    fn copy_to_bounce(&mut self) -> Result<usize, SliceError> {
+        let bounce = self.bounce.as_ref();
+        let Some((to, room_bytes)) = bounce.map(|buf| (buf.as_ptr(), buf.len_bytes())) else {
+            return Ok(0);
+        };
         let mut filled = 0;
         while filled < room_bytes
             && let Some(source) = self.sources.get(self.source_at.0)

@@ -1,4 +1,4 @@
-use super::ClearingBase;
+use super::{ClearingBase, Goes};
 use crate::engine::{
     Background, BaseCaps, BaseError, BaseKind, BaseOpId, BaseRequest, Budget, Cache, Channel,
     FormatPolicy, Fua, Health, HostIo, IoToken, Op, Outbox, Progress, Setting, SettingChange,
@@ -185,7 +185,7 @@ fn what_a_base_clears_is_learned_from_how_its_operations_end() {
     let mut base = ClearingBase::default();
     let now = Now(7);
     let has_no_weight =
-        |base: &ClearingBase| !base.clearing(TAKES_ALL, now).is_data(KeyKind::Zeroes);
+        |base: &ClearingBase| base.clearing(TAKES_ALL, now).goes(KeyKind::Zeroes) == Goes::Cleared;
     let unmaps = |base: &ClearingBase| base.clearing(TAKES_ALL, now).base_kind(KeyKind::Unmap);
     assert!(!has_no_weight(&base), "it has not shown it");
     assert!(!base.note_end(KeyKind::Zeroes, Ok(()), now));
