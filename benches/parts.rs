@@ -164,7 +164,8 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
     } else {
         set(&cache, Setting::DirtyHighPercent, 95);
     }
-    let mut rig = Rig::new(&cache).with_counted_time(500);
+    let mut rig = Rig::new(&cache);
+    rig.counted_ns = Some(500);
     let load = Load {
         depth,
         len_blocks: 1,

@@ -38,15 +38,6 @@ pub(crate) struct Load {
     pub(crate) pattern: Pattern,
 }
 
-/// What time it is for the engine.
-enum Clock {
-    Real(Instant),
-    /// So many nanoseconds for each request that has ended.
-    Counted {
-        ns_per_request: u64,
-    },
-}
-
 /// Keeps requests under way on one channel.
 pub(crate) struct Rig {
     channel: Channel<MappedPmem>,
@@ -56,7 +47,9 @@ pub(crate) struct Rig {
     background_out: Outbox,
     nap_polls_left: u32,
     rng: Rng,
-    clock: Clock,
+    /// Time goes with the requests, so much for each that has ended, so that what a profiler counts is the same in each run.
+    pub(crate) counted_ns: Option<u64>,
+    clock: Instant,
     block_count: u64,
     /// Of a sequential load.
     place_next: u64,
@@ -82,7 +75,8 @@ impl Rig {
             background_out: Outbox::new(),
             nap_polls_left: 0,
             rng: Rng::new(1),
-            clock: Clock::Real(now()),
+            counted_ns: None,
+            clock: now(),
             block_count: cache.info().block_count,
             place_next: 0,
             done: 0,
@@ -94,12 +88,6 @@ impl Rig {
         for buffer in &mut self.buffers {
             *buffer = IovBuf::new(&noise(&mut self.rng, IO_SIZE_BYTES_MAX), &[]);
         }
-        self
-    }
-
-    /// Time goes with the requests from now on: what a profiler counts is the same in each run.
-    pub(crate) fn with_counted_time(mut self, ns_per_request: u64) -> Self {
-        self.clock = Clock::Counted { ns_per_request };
         self
     }
 
@@ -119,9 +107,9 @@ impl Rig {
         let mut under_way = load.depth;
         while under_way > 0 {
             self.out.clear();
-            let at = Now(match &self.clock {
-                Clock::Real(start) => start.elapsed().as_nanos() as u64,
-                Clock::Counted { ns_per_request } => self.done * ns_per_request,
+            let at = Now(match self.counted_ns {
+                Some(counted_ns) => self.done * counted_ns,
+                None => self.clock.elapsed().as_nanos() as u64,
             });
             self.channel.poll(at, &mut self.out);
             self.run_background(at);

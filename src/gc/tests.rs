@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::engine::invariant_tests::{new_cache, new_cache_of};
+use crate::engine::{HostIo, IoToken, Op, Outbox, Status};
+use crate::index::BlockMap;
 use crate::sim::machine::Setup;
 use crate::sim::pmem::SimPmem;
+use crate::units::{Lba, Now, Page};
 use std::sync::Arc;
 
 #[test]
@@ -179,4 +182,59 @@ fn a_writer_waits_as_long_as_unmaps_are_dirty() {
     tails.dirty_tail = Seq(1);
     cache.persist_tails(&mut tails, Agent(1));
     assert!(!waits_after_poll(&mut tails));
+}
+
+/// A key of many pages, and another behind it: more than one poll looks up, whatever becomes of the plan meanwhile.
+#[test]
+fn all_pages_of_a_long_key_are_forgotten_and_those_of_the_next() {
+    const PAGES: u64 = 100;
+    for is_pressed_after in [None, Some(0), Some(1)] {
+        let cache = new_cache_of(&Setup {
+            block_count: 8 * 4096,
+            segment_size_bytes: 256 << 10,
+            segment_count: 32,
+            ..Setup::default()
+        });
+        let mut channel = cache.channel().expect("there is one");
+        let mut out = Outbox::new();
+        for (number, first_page) in [(0, 0), (1, 2 * PAGES)] {
+            let io = HostIo {
+                token: IoToken(number),
+                op: Op::Unmap,
+                lba: Lba(first_page * 8),
+                len_blocks: PAGES * 8,
+            };
+            channel.submit(io).expect("the table is empty");
+            out.clear();
+            channel.poll(Now(0), &mut out);
+            assert_eq!(out.completions[0].status, Status::Success);
+        }
+        let cached = || {
+            let pages = (0..3 * PAGES).filter_map(|page| {
+                let found = cache.index.lookup(cache.index.locate(Page(page)))?;
+                Some(found.map.block(0))
+            });
+            pages.filter(|map| *map != BlockMap::Absent).count() as u64
+        };
+        assert_eq!(cached(), 2 * PAGES);
+        let is_in_use = |id: &SegId| cache.segments.get(*id).state() == SegmentState::Open;
+        let victim = cache.segments.ids().find(is_in_use).expect("it is open");
+        let mut walk = Walk::default();
+        walk.begin(&cache, victim, Plan::Compact);
+        let mut polls = 0;
+        loop {
+            if is_pressed_after == Some(polls) {
+                cache.space_wanted.store(true, Ordering::Release);
+            }
+            let before = cached();
+            match walk.poll(&cache, Agent(1)) {
+                Step::More => assert!(cached() < before, "poll {polls} did nothing"),
+                Step::Finished => break,
+                Step::Unreadable => panic!("its keys can be read"),
+            }
+            polls += 1;
+        }
+        assert_eq!(cached(), 0, "pressed after {is_pressed_after:?}");
+        assert!(polls >= 3, "{polls} polls");
+    }
 }

@@ -306,7 +306,7 @@ impl SlotLayout {
     }
 
     /// Which slots of a bucket hold the pages of a group, of which this is the key of any: the number of each in a byte, those of
-    /// the first page in the lowest; 0: none. One look serves all, where [`SlotLayout::slots`] would take one for each.
+    /// the first page in the lowest; 0: none. One look serves all, where [`SlotLayout::slot_of`] would take one for each.
     #[inline(always)]
     pub(super) fn group_slots(self, words: &[AtomicU64; BUCKET_WORDS], key: SlotKey) -> u32 {
         let member_max = GROUP_PAGES - 1;

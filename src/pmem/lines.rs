@@ -36,10 +36,13 @@ impl<T: FromZeros> Lines<T> {
         let misaligned_words = misaligned_bytes / size_of::<T>();
         let before = (LINE_WORDS - misaligned_words) % LINE_WORDS;
         let (len, capacity) = (words.len(), words.capacity());
-        let start = NonNull::from(&mut words[..]).cast::<T>();
+        // SAFETY: that of a vector is never null; `before` is less than a line, and it has words for one at least.
+        let (start, first) = unsafe {
+            let start = NonNull::new_unchecked(words.as_mut_ptr());
+            (start, start.add(before).cast())
+        };
         Ok(Self {
-            // SAFETY: less than a line behind the start of words for one line at least.
-            first: unsafe { start.add(before) }.cast(),
+            first,
             count: (len - before) / LINE_WORDS,
             words: (start, len, capacity),
             _owned: PhantomData,
@@ -94,7 +97,7 @@ mod tests {
             }
         }
         let narrow = Lines::<AtomicU32>::new_dense("a test", 3).unwrap();
-        assert!((0..3).all(|number| narrow.line(number).as_ptr() as usize % 32 == 0));
+        assert!((0..3).all(|number| narrow.line(number).as_ptr().addr().is_multiple_of(32)));
         let words = |number| {
             lines
                 .line(number)
@@ -104,11 +107,14 @@ mod tests {
         assert!((0..1000).all(|number| words(number).eq([number as u64 + 1; LINE_WORDS])));
     }
 
-    /// The one that may be there besides is used up by the alignment, or not.
     #[test]
-    #[should_panic(expected = "no such line")]
     fn what_is_behind_the_last_line_is_none() {
         let lines = Lines::<AtomicU64>::new("a test", 998).unwrap();
-        lines.line(1000);
+        lines.line(lines.count - 1);
+        let line = std::panic::AssertUnwindSafe(|| lines.line(lines.count).len());
+        let panicked = std::panic::catch_unwind(line).unwrap_err();
+        let text = panicked.downcast_ref::<&str>().unwrap();
+        assert!(text.contains("no such line"), "{text}");
+        assert!((998..=999).contains(&lines.count));
     }
 }

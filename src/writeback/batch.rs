@@ -287,7 +287,7 @@ impl Batch {
         op.len_blocks = 0;
         op.extents.clear();
         op.piece_count = 0;
-        // A page is never too much.
+        // A page is never too much, however little is left of a rate.
         let len_max = bytes_max.max(PAGE_SIZE_BYTES.into()) >> cache.geometry.block_shift();
         if first.len_blocks > len_max {
             let head = first.cut(len_max, &cache.geometry);

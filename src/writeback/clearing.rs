@@ -150,7 +150,7 @@ impl Clearing {
         }
     }
 
-    /// Whether that has to be written to it.
+    /// How a key of this kind reaches it.
     #[inline]
     pub(super) fn goes(self, kind: KeyKind) -> Goes {
         match self.base_kind(kind) {

@@ -30,7 +30,8 @@ const BATCH_MIN_URGENT: Load = Load {
 };
 /// A batch takes at most this part of the cache.
 const BATCH_CACHE_PARTS: u64 = 8;
-/// Keys of a batch, at most, and of a part of one that has to take more: bounds the DRAM of both overlays, and of sorting them, to 16 MiB.
+/// Keys of a batch, at most, and of a part of one that has to take more: bounds the DRAM of both overlays, and of sorting
+/// them, to 16 MiB.
 pub(super) const BATCH_KEYS_MAX: u64 = 128 << 10;
 
 /// How much of what is dirty the next batch is to take.

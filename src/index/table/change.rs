@@ -258,6 +258,7 @@ impl Index {
         let Some(slot) = self.layout.slot_of(words, key) else {
             return self.evict_any(at, owner, &dead);
         };
+        sched::point();
         let value = words[slot].load(Ordering::Acquire);
         // Or it has just left the slot.
         if !self.layout.is_whole(value) || !self.layout.is(value, key) {

@@ -82,6 +82,38 @@ fn a_page_that_has_left_its_slot_amid_a_look_is_not_taken_for_the_next_one_there
     }
 }
 
+/// The same when it is to be forgotten: the other one stays, and is counted where it lies.
+#[test]
+fn a_page_that_takes_the_slot_of_one_that_is_forgotten_stays() {
+    for moment in 0..6 {
+        let index = Rc::new(index(512));
+        set(&index, 0, 0, 8, Target::Mapped(Place(8)));
+        let (points, writer) = (Cell::new(0), Rc::clone(&index));
+        let is_changed = Rc::new(Cell::new(false));
+        let changed = Rc::clone(&is_changed);
+        let change = move || {
+            points.set(points.get() + 1);
+            let at = writer.locate(Page(0));
+            if points.get() == moment + 1 && writer.claim(at, OTHER) == Claim::Taken {
+                writer.release(at.bucket(), OTHER, Change::Moved);
+                assert!(writer.evict(at, OTHER, |_| true));
+                set(&writer, 1, 0, 8, Target::Mapped(Place(2000)));
+                changed.set(true);
+            }
+        };
+        let hook = move || sched::with_hook(None, &change);
+        sched::with_hook(Some(Rc::new(hook)), || {
+            assert!(
+                index.evict(index.locate(Page(0)), OWNER_MAX, |_| true),
+                "idle"
+            );
+        });
+        let left = if is_changed.get() { vec![1] } else { vec![] };
+        assert_eq!(cached(&index, 4), left, "changed at point {moment}");
+        index.check_at_rest();
+    }
+}
+
 /// An index whose next page finds no room, and that page. What lies where `place` says of each page.
 fn full(place: impl Fn(u64) -> Target) -> (Index, SlotRef, u64) {
     let index = index(512);

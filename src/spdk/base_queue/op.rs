@@ -167,7 +167,14 @@ impl Op {
                 });
                 return Ok(());
             }
-            Payload::InPlace => self.iovs.iter().map(|iov| iov.iov_len).sum(),
+            Payload::InPlace => {
+                self.part_blocks = blocks_left;
+                let len_bytes: usize = self.iovs.iter().map(|iov| iov.iov_len).sum();
+                let is_all = blocks_left > 0 && len_bytes == (blocks_left as usize) << block_shift;
+                return is_all
+                    .then_some(())
+                    .ok_or("it is not as long as its sources");
+            }
             Payload::Bounced => {
                 self.iovs.clear();
                 self.copy_to_bounce()

@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 fn key(lba: u64, len_blocks: u32, kind: KeyKind) -> Key {
     Key {
@@ -144,6 +145,56 @@ proptest! {
             expected.dedup_by_key(|(lba, _)| *lba);
             expected.reverse();
             let found: Vec<_> = pieces(&mut overlay)
+                .iter()
+                .map(|piece| (piece.lba.0, piece.payload.0))
+                .collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}
+
+/// Lays on so many keys of a block; where each block is to come from.
+fn lay(overlay: &mut Overlay, seed: u64, count: u64, range: u64) -> Vec<(u64, u64)> {
+    let mut state = seed;
+    let mut newest = BTreeMap::new();
+    overlay.clear();
+    for number in 0..count {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let (lba, payload) = ((state >> 20) % range, (seed << 20) + (number << 13));
+        overlay.push(&key(lba, 1, KeyKind::Data), PmemOff(payload), 12);
+        newest.insert(lba, payload);
+    }
+    newest.into_iter().collect()
+}
+
+proptest! {
+    /// A batch may be given up at any moment; the one behind it may have more keys, or fewer. It is written while the next
+    /// one is sorted.
+    #[test]
+    fn nothing_is_left_of_a_sort_that_was_given_up(
+        batches in prop::collection::vec((2u64..700, 2u64..700, 0usize..12, any::<bool>()), 1..6),
+        steps in 1usize..300,
+        range in 1u64..100_000,
+    ) {
+        let (mut next, mut sorter) = overlay_for(700);
+        let mut batch = Overlay::new(700).unwrap();
+        for (seed, (given_up, count, polls, is_narrowed)) in (0..).zip(batches) {
+            lay(&mut next, 1000 + seed, given_up, range);
+            for _ in 0..polls {
+                if is_narrowed {
+                    next.narrow(&mut sorter, steps, given_up as usize / 2);
+                } else {
+                    next.sort(&mut sorter, steps);
+                }
+            }
+            let expected = lay(&mut next, seed, count, range);
+            while !next.sort(&mut sorter, steps) {}
+            mem::swap(&mut batch, &mut next);
+            lay(&mut next, 2000 + seed, given_up, range);
+            next.sort(&mut sorter, steps);
+            let found: Vec<_> = pieces(&mut batch)
                 .iter()
                 .map(|piece| (piece.lba.0, piece.payload.0))
                 .collect();
