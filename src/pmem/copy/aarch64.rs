@@ -1,4 +1,4 @@
-//! Stores of aarch64. Written after the manuals and compiled only: no such machine with persistent memory was at hand.
+//! Stores of aarch64. Written after the manuals and run in an emulator only: no such machine with persistent memory was at hand.
 //!
 //! Armv8 has no store that is sure to go past the cache, so lines are stored and then cleaned, to the point
 //! of persistence where the CPU knows one (FEAT_DPB), else to the point of coherency.
