@@ -99,7 +99,7 @@ impl Rig {
         make: impl Fn(IovCursor) -> Op,
         enough: impl Fn(u64) -> bool,
     ) -> u64 {
-        let mut done = 0u64;
+        let done_before = self.done;
         for slot in 0..load.depth {
             self.submit(slot, load, &make);
         }
@@ -115,7 +115,6 @@ impl Rig {
             self.run_background(at);
             for number in 0..self.out.completions.len() {
                 let slot = self.out.completions[number].token.0 as usize;
-                done += 1;
                 self.done += 1;
                 if stopping {
                     under_way -= 1;
@@ -126,9 +125,9 @@ impl Rig {
             for request in std::mem::take(&mut self.out.base) {
                 self.channel.on_base_done(request.op, Ok(()));
             }
-            stopping = enough(done);
+            stopping = enough(self.done - done_before);
         }
-        done
+        self.done - done_before
     }
 
     fn submit(&mut self, slot: usize, load: Load, make: &impl Fn(IovCursor) -> Op) {

@@ -232,10 +232,14 @@ impl SlotLayout {
         slot & self.payload_mask
     }
 
-    /// Whether a slot holds a page that is as a whole in one place: its kind is `Mapped` or `Zero`.
+    /// Where what a slot holds begins; zeroes, where the key lies that says so. `None`: it holds nothing, or its line says.
     #[inline]
-    pub(super) fn is_whole(self, slot: u64) -> bool {
-        slot >> (KIND_SHIFT + 1) == SlotKind::Mapped.bits() >> (KIND_SHIFT + 1)
+    pub(super) fn place(self, slot: u64) -> Option<Place> {
+        match self.kind(slot) {
+            SlotKind::Empty | SlotKind::Reserved | SlotKind::Split => None,
+            SlotKind::Mapped | SlotKind::Zero => Some(Place(self.payload(slot))),
+            SlotKind::MappedRun | SlotKind::ZeroRun => Some(self.run(slot).place()),
+        }
     }
 
     /// A slot for some blocks of a page, of which one at the least is not absent.

@@ -2,8 +2,6 @@
 
 use super::hint::advise_huge_pages;
 use crate::memory::{self, NoMemory};
-use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use zerocopy::FromZeros;
 
@@ -17,12 +15,11 @@ const LINE_WORDS: usize = 8;
 pub(crate) struct Lines<T> {
     first: NonNull<[T; LINE_WORDS]>,
     count: usize,
-    /// Of the vector that they lie in: where it begins, its length, its capacity.
-    words: (NonNull<T>, usize, usize),
-    _owned: PhantomData<T>,
+    /// In which they lie. Nobody touches it.
+    _words: Vec<T>,
 }
 
-// SAFETY: it owns its words, as a vector does.
+// SAFETY: it owns its words, as the vector does.
 unsafe impl<T: Send> Send for Lines<T> {}
 // SAFETY: it gives out shared references alone.
 unsafe impl<T: Sync> Sync for Lines<T> {}
@@ -31,21 +28,16 @@ impl<T: FromZeros> Lines<T> {
     /// Zeroed memory, for `what`; the system provides it when it is first touched.
     pub(crate) fn new(what: &'static str, line_count: usize) -> Result<Self, NoMemory> {
         let word_count = line_count.saturating_add(1).saturating_mul(LINE_WORDS);
-        let mut words = ManuallyDrop::new(memory::zeroed::<T>(what, word_count)?);
+        let mut words = memory::zeroed::<T>(what, word_count)?;
         let misaligned_bytes = words.as_ptr().addr() % size_of::<[T; LINE_WORDS]>();
         let misaligned_words = misaligned_bytes / size_of::<T>();
         let before = (LINE_WORDS - misaligned_words) % LINE_WORDS;
-        let (len, capacity) = (words.len(), words.capacity());
         // SAFETY: that of a vector is never null; `before` is less than a line, and it has words for one at least.
-        let (start, first) = unsafe {
-            let start = NonNull::new_unchecked(words.as_mut_ptr());
-            (start, start.add(before).cast())
-        };
+        let first = unsafe { NonNull::new_unchecked(words.as_mut_ptr()).add(before) };
         Ok(Self {
-            first,
-            count: (len - before) / LINE_WORDS,
-            words: (start, len, capacity),
-            _owned: PhantomData,
+            first: first.cast(),
+            count: (words.len() - before) / LINE_WORDS,
+            _words: words,
         })
     }
 
@@ -68,16 +60,8 @@ impl<T> Lines<T> {
     pub(crate) fn line(&self, line: usize) -> &[T; LINE_WORDS] {
         assert!(line < self.count, "there is no such line");
         // SAFETY: one of the `count` lines that were made of words of the vector, which are initialised, and which nobody but
-        // this has. They are where they are until it is dropped, and are lent to readers alone.
+        // this has. A vector that is moved leaves them where they are until it is dropped; they are lent to readers alone.
         unsafe { self.first.add(line).as_ref() }
-    }
-}
-
-impl<T> Drop for Lines<T> {
-    fn drop(&mut self) {
-        let (start, len, capacity) = self.words;
-        // SAFETY: the parts of a vector that was not dropped, in `new`.
-        drop(unsafe { Vec::from_raw_parts(start.as_ptr(), len, capacity) });
     }
 }
 

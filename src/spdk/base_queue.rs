@@ -386,14 +386,12 @@ unsafe extern "C" fn part_landed(bdev_io: *mut sys::spdk_bdev_io, success: bool,
     guard(
         (),
         || {
-            let Some(op) = NonNull::new(arg.cast::<Op>()) else {
-                return;
-            };
             // SAFETY: `arg` is the operation that `call` passed, which waits for this call; its queue is not
             // dropped before. The request is SPDK's and is given back once, here.
-            let queue = unsafe {
+            let (op, queue) = unsafe {
                 sys::spdk_bdev_free_io(bdev_io);
-                (*op.as_ptr()).queue.as_ref()
+                let op = NonNull::new_unchecked(arg.cast::<Op>());
+                (op, (*op.as_ptr()).queue.as_ref())
             };
             let result = if success {
                 Ok(())
@@ -411,12 +409,12 @@ unsafe extern "C" fn resume(arg: *mut c_void) {
     guard(
         (),
         || {
-            let Some(op) = NonNull::new(arg.cast::<Op>()) else {
-                return;
-            };
             // SAFETY: `arg` is the operation that `submit` queued, which waits for this call; its queue is
             // not dropped before.
-            let queue = unsafe { (*op.as_ptr()).queue.as_ref() };
+            let (op, queue) = unsafe {
+                let op = NonNull::new_unchecked(arg.cast::<Op>());
+                (op, (*op.as_ptr()).queue.as_ref())
+            };
             queue.submit(op);
         },
         |_| (),

@@ -150,7 +150,8 @@ impl Next {
         hurry: Hurry,
     ) -> Result<Progress, KeysLost> {
         if let Step::Narrowing(kept_max) = self.step {
-            if (self.overlay).narrow(&mut self.sorter, SORTED_PER_POLL, kept_max) {
+            let sorter = &mut self.sorter;
+            if self.overlay.narrow(sorter, SORTED_PER_POLL, kept_max) {
                 if self.part.is_some() {
                     self.lost.keep_within(|lba| self.overlay.holds(lba));
                 }

@@ -174,23 +174,24 @@ impl Overlay {
 
     /// Goes on with sorting, by at most about `steps` keys, none of which is pushed afterwards. `true`: they are sorted.
     pub(super) fn sort(&mut self, sorter: &mut Sorter, steps: usize) -> bool {
-        match self.order {
-            Order::Sorted => {}
-            Order::Narrowing => unreachable!("INV-WB-8: it is narrowed to its end"),
-            Order::Laid if self.is_ascending => self.order = Order::Sorted,
-            Order::Laid | Order::Sorting => {
-                if matches!(self.order, Order::Laid) {
-                    sorter.begin(&self.keys, self.varying);
-                    self.order = Order::Sorting;
-                }
-                if !sorter.go_on(&self.keys, steps) {
-                    return false;
-                }
-                mem::swap(&mut self.keys, &mut sorter.sorted);
+        if matches!(self.order, Order::Laid) {
+            if self.is_ascending {
                 self.order = Order::Sorted;
+            } else {
+                sorter.begin(&self.keys, self.varying);
+                self.order = Order::Sorting;
             }
         }
-        true
+        match self.order {
+            Order::Sorting if sorter.go_on(&self.keys, steps) => {
+                mem::swap(&mut self.keys, &mut sorter.sorted);
+                self.order = Order::Sorted;
+                true
+            }
+            Order::Laid | Order::Sorting => false,
+            Order::Sorted => true,
+            Order::Narrowing => unreachable!("INV-WB-8: it is narrowed to its end"),
+        }
     }
 
     /// Starts to give out the pieces, from the first one on. The keys are sorted.

@@ -70,19 +70,14 @@ impl Index {
         for slot in 1..BUCKET_WORDS {
             let value = self.buckets.line(bucket)[slot].load(Ordering::Acquire);
             let mut answers = [false; QUESTIONS];
-            match self.layout.kind(value) {
-                SlotKind::Empty | SlotKind::Reserved => continue,
-                SlotKind::Mapped | SlotKind::Zero => {
-                    answers = asked(Place(self.layout.payload(value)));
-                }
-                SlotKind::MappedRun | SlotKind::ZeroRun => {
-                    answers = asked(self.layout.run(value).place());
-                }
-                SlotKind::Split => self.look_at_slot(bucket, slot, &mut |place, _| {
+            if let Some(place) = self.layout.place(value) {
+                answers = asked(place);
+            } else {
+                self.look_at_slot(bucket, slot, &mut |place, _| {
                     for (answer, more) in answers.iter_mut().zip(asked(place)) {
                         *answer |= more;
                     }
-                }),
+                });
             }
             for (count, answer) in counts.iter_mut().zip(answers) {
                 *count += u64::from(answer);

@@ -31,11 +31,6 @@ impl Index {
     /// Whether a slot names a place that is `wanted`; of a split page, whose line is not looked at, it may. `wanted` says the
     /// same of all places of a segment.
     pub(super) fn may_name(&self, value: u64, wanted: &impl Fn(Place) -> bool) -> bool {
-        match self.layout.kind(value) {
-            SlotKind::Empty | SlotKind::Reserved => false,
-            SlotKind::Mapped | SlotKind::Zero => wanted(Place(self.layout.payload(value))),
-            SlotKind::MappedRun | SlotKind::ZeroRun => wanted(self.layout.run(value).place()),
-            SlotKind::Split => true,
-        }
+        self.layout.kind(value) == SlotKind::Split || self.layout.place(value).is_some_and(wanted)
     }
 }

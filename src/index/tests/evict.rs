@@ -49,26 +49,34 @@ fn what_is_left_of_a_page_that_is_written_meanwhile_is_forgotten_too() {
     }
 }
 
+/// Calls `change` at this point of what `act` does, if it comes so far.
+fn amid<R>(moment: usize, change: impl Fn() + 'static, act: impl FnOnce() -> R) -> R {
+    let points = Cell::new(0);
+    let change = move || {
+        points.set(points.get() + 1);
+        if points.get() == moment + 1 {
+            change();
+        }
+    };
+    let hook = move || sched::with_hook(None, &change);
+    sched::with_hook(Some(Rc::new(hook)), act)
+}
+
 /// At some moment of a look the page leaves its slot, another one takes that, and the page comes again.
 #[test]
 fn a_page_that_has_left_its_slot_amid_a_look_is_not_taken_for_the_next_one_there() {
     for moment in 0..6 {
         let index = Rc::new(index(512));
         set(&index, 0, 0, 8, Target::Mapped(Place(8)));
-        let (points, writer) = (Cell::new(0), Rc::clone(&index));
+        let writer = Rc::clone(&index);
         let change = move || {
-            points.set(points.get() + 1);
-            if points.get() != moment + 1 {
-                return;
-            }
             let at = writer.locate(Page(0));
             assert!(writer.evict(at, OTHER, |_| true));
             // Of the same group, so of the same bucket.
             set(&writer, 1, 0, 8, Target::Mapped(Place(2000)));
             set(&writer, 0, 0, 8, Target::Mapped(Place(3000)));
         };
-        let hook = move || sched::with_hook(None, &change);
-        let found = sched::with_hook(Some(Rc::new(hook)), || index.lookup(index.locate(Page(0))));
+        let found = amid(moment, change, || index.lookup(index.locate(Page(0))));
         // Not cached is what it was for a moment, and None: it changed too fast.
         if let Some(found) = found {
             let map = found.map.block(0);
@@ -88,26 +96,19 @@ fn a_page_that_takes_the_slot_of_one_that_is_forgotten_stays() {
     for moment in 0..6 {
         let index = Rc::new(index(512));
         set(&index, 0, 0, 8, Target::Mapped(Place(8)));
-        let (points, writer) = (Cell::new(0), Rc::clone(&index));
-        let is_changed = Rc::new(Cell::new(false));
+        let (writer, is_changed) = (Rc::clone(&index), Rc::new(Cell::new(false)));
         let changed = Rc::clone(&is_changed);
         let change = move || {
-            points.set(points.get() + 1);
             let at = writer.locate(Page(0));
-            if points.get() == moment + 1 && writer.claim(at, OTHER) == Claim::Taken {
+            if writer.claim(at, OTHER) == Claim::Taken {
                 writer.release(at.bucket(), OTHER, Change::Moved);
                 assert!(writer.evict(at, OTHER, |_| true));
                 set(&writer, 1, 0, 8, Target::Mapped(Place(2000)));
                 changed.set(true);
             }
         };
-        let hook = move || sched::with_hook(None, &change);
-        sched::with_hook(Some(Rc::new(hook)), || {
-            assert!(
-                index.evict(index.locate(Page(0)), OWNER_MAX, |_| true),
-                "idle"
-            );
-        });
+        let evict = || index.evict(index.locate(Page(0)), OWNER_MAX, |_| true);
+        assert!(amid(moment, change, evict), "idle");
         let left = if is_changed.get() { vec![1] } else { vec![] };
         assert_eq!(cached(&index, 4), left, "changed at point {moment}");
         index.check_at_rest();
