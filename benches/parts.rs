@@ -2,8 +2,8 @@
 //!
 //! - `parts copy PATH MIB SECONDS`: how fast the store instructions alone fill the file at PATH; it stays.
 //! - `parts requests PATH MIB KIND DEPTH COUNT`: runs COUNT requests of 4 KiB, `write` or `read` (hits), with checksums
-//!   `write_crc`, `read_crc`, `read_verified`, and `write_busy` in a cache of half of what is written, to be counted by a
-//!   profiler. The difference of two counts is free of what the start costs.
+//!   `write_crc`, `read_crc`, `read_verified`, `write_busy` in a cache of half of what is written, and `write_128k` of that
+//!   size, to be counted by a profiler. The difference of two counts is free of what the start costs.
 //! - `parts recover PATH MIB KEYS BYTES`: how long the recovery of a cache with so many keys of 512 or 4096 bytes takes,
 //!   on one core and on two; the file stays.
 //! - `parts costs PATH MIB SECONDS`: what the parts of a 4 KiB write cost one by one.
@@ -135,10 +135,10 @@ fn set(cache: &Cache<MappedPmem>, setting: Setting, value: u32) {
 }
 
 /// With checksums if the kind ends with `_crc`, and with reads that are compared with them if it is `read_verified`. With
-/// write-back and reclaiming if it is `write_busy`.
+/// write-back and reclaiming if it is `write_busy`. Of 128 KiB each if it is `write_128k`.
 fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) -> Value {
     let (is_write, data_crc) = match kind {
-        "write" | "write_busy" => (true, DataCrc::Off),
+        "write" | "write_busy" | "write_128k" => (true, DataCrc::Off),
         "write_crc" => (true, DataCrc::On),
         "read" => (false, DataCrc::Off),
         "read_crc" | "read_verified" => (false, DataCrc::On),
@@ -168,7 +168,7 @@ fn requests(path: &Path, size_bytes: u64, kind: &str, depth: usize, count: u64) 
     rig.counted_ns = Some(500);
     let load = Load {
         depth,
-        len_blocks: 1,
+        len_blocks: if kind == "write_128k" { 32 } else { 1 },
         pattern: if is_busy {
             Pattern::Random
         } else {

@@ -472,7 +472,7 @@ class Bench:
         if not native.have_valgrind():
             self._skip("instructions of the engine", "valgrind is not installed")
             return
-        for kind, depth in (("write", 1), ("write", 32), ("write_busy", 32), ("read", 1)):
+        for kind, depth in (("write", 1), ("write", 32), ("write_busy", 32), ("write_128k", 8), ("read", 1)):
             count = self.parts.instructions(self.store.small_file, kind, depth)
             self.figures.add("instructions", f"engine_{kind}_qd{depth}", instructions_per_io=count)
 

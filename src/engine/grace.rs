@@ -34,7 +34,8 @@ impl Grace {
         sched::point();
         let now = self.now.load(Ordering::Acquire);
         sched::point();
-        self.inside[who].store(now, Ordering::Relaxed);
+        // Released like the leaving before it: whoever reads this and not that is to see what was done inside then.
+        self.inside[who].store(now, Ordering::Release);
         // Whoever draws a ticket either sees this entry, or took things out before we look.
         fence(Ordering::SeqCst);
     }

@@ -7,10 +7,11 @@
 use super::cache::Cache;
 use super::channel::{Core, REQUEST_COUNT_MAX, REQUESTS_PER_POLL, RequestId};
 use super::io::{Outbox, Status};
+use super::write_path::Extent;
 use super::write_path::pages;
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, SlotRef};
-use crate::media::{Key, Place};
+use crate::media::Place;
 use crate::pmem::Pmem;
 use crate::units::{Generation, Now, SegId, Seq};
 use std::collections::VecDeque;
@@ -32,14 +33,14 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    /// Of a write of so many blocks whose keys begin with this one, in an open segment.
-    pub(super) fn new<P>(cache: &Cache<P>, segment: SegId, key: &Key, len_blocks: u64) -> Self {
+    /// Of a write, in an open segment.
+    pub(super) fn new<P>(cache: &Cache<P>, segment: SegId, extent: &Extent) -> Self {
         Self {
             segment,
             generation: cache.segments.get(segment).generation(),
-            first: cache.geometry.place(segment, key.payload_off),
-            len_blocks: if key.kind.has_payload() {
-                len_blocks
+            first: cache.geometry.place(segment, extent.payload_off),
+            len_blocks: if extent.kind.has_payload() {
+                extent.len_blocks
             } else {
                 0
             },

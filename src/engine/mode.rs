@@ -45,7 +45,8 @@ impl<P: Pmem> Cache<P> {
             state.switch.end(Seq(u64::MAX));
         } else if !before.holds_writes() {
             // The mode was stored before, and the end of the log is looked at now. A batch draws its number, fences
-            // its stores, and then looks at the mode: it is below that end, or it sees the mode.
+            // its stores, and then looks at the mode: it is below that end, or it sees the mode. What keeps its look behind
+            // its drawing is the locked instruction of that on x86-64, and the barrier of `Pmem::fence` on aarch64.
             fence(Ordering::SeqCst);
             state.switch.start(self);
         }

@@ -22,8 +22,8 @@ impl Segment {
     /// the index, then draws a ticket, and looks at the pins when the ticket has passed. Who has found a
     /// place in it either entered after the ticket was drawn, which cannot be, for then the index named no
     /// such place any more; or was inside, and the ticket does not pass before it has left. It pins before it
-    /// leaves, and `Grace::leave` releases what `Grace::passed` acquires: so the pin is seen. Nobody finds a
-    /// place in the segment from then on, and pins only go.
+    /// leaves, and `Grace::leave`, or the next `Grace::enter`, releases what `Grace::passed` acquires: so the pin is seen.
+    /// Nobody finds a place in the segment from then on, and pins only go.
     pub(crate) fn pin(&self) {
         sched::point();
         self.pins.fetch_add(1, Ordering::Relaxed);

@@ -442,7 +442,7 @@ impl Segments {
     /// what is lost in one place may be in others.
     #[inline]
     pub(crate) fn losses(&self) -> u64 {
-        self.losses.load(Ordering::Relaxed)
+        self.losses.load(Ordering::Acquire)
     }
 
     /// Whether a segment in use is to be taken out of service.
@@ -455,7 +455,8 @@ impl Segments {
         let is_new = !self.get(id).is_suspect.swap(true, Ordering::AcqRel);
         if is_new {
             self.suspects.fetch_add(1, Ordering::Relaxed);
-            self.losses.fetch_add(1, Ordering::Relaxed);
+            // Who sees the number finds the segment suspect.
+            self.losses.fetch_add(1, Ordering::Release);
             self.changes.fetch_add(1, Ordering::Release);
         }
         is_new

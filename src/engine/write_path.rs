@@ -30,8 +30,9 @@ use crate::units::SegId;
 pub(super) use batch::Batch;
 use batch::Refusal;
 pub(crate) use copies::{Copier, CopyEnd};
+pub(super) use extent::Extent;
 pub(super) use extent::pages;
-use extent::{HasPayload, has_payload, need};
+use extent::{HasPayload, has_payload};
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
 
@@ -410,13 +411,11 @@ impl Core {
         }
         let holds = cache.settings.cache_mode().holds_writes() && !canary::is(Canary::WriteNotHeld);
         let mut counts = WriteCounts::default();
-        // Of those in front of the item.
-        let mut key_count = 0;
         for at in 0..self.gathered.items.len() {
             match self.gathered.items[at] {
                 Item::Write(id) | Item::Stored(id) => {
                     let io = if holds {
-                        self.hold_write(cache, segment, id, &mut key_count)
+                        self.hold_write(cache, segment, id, at)
                     } else {
                         self.complete(cache, id, Status::Success, out)
                     };
@@ -428,8 +427,6 @@ impl Core {
                     if let Some(miss) = self.misses.get(op) {
                         let bytes = cache.geometry.bytes(miss.len_blocks);
                         self.counters(cache).fill_bytes.add(bytes);
-                        key_count +=
-                            usize::from(holds) * pages(cache, miss.lba, miss.len_blocks).count();
                     }
                     self.settle_miss(cache, op, out);
                 }
@@ -440,21 +437,20 @@ impl Core {
         self.gathered.fua = false;
     }
 
-    /// Lets a write of the batch wait for the base. `number`: of its first key; then of the key behind its last.
+    /// Lets a write of the batch wait for the base: item number `at`, of which each is an extent.
     #[inline(never)]
     fn hold_write<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
         segment: SegId,
         id: RequestId,
-        number: &mut usize,
+        at: usize,
     ) -> Option<HostIo> {
         let Some(request) = self.requests.get(id) else {
             unreachable!("INV-IO-1: a request of the batch has ended before it")
         };
         let io = request.io;
-        let logged = Logged::new(cache, segment, &self.batch.keys[*number], io.len_blocks);
-        *number += need(cache, io.lba, io.len_blocks, has_payload(&io)).key_count;
+        let logged = Logged::new(cache, segment, &self.batch.extents[at]);
         self.hold(cache, self.batch.seq, logged, id);
         Some(io)
     }

@@ -180,9 +180,6 @@ fn first_slot(words: &[AtomicU64; BUCKET_WORDS], is_so: impl Fn(u64) -> bool) ->
     (matching != 0).then(|| matching.trailing_zeros() as usize)
 }
 
-/// There is a byte for each page of a group.
-const _: () = assert!(GROUP_PAGES <= size_of::<u32>() as u64);
-
 impl SlotLayout {
     /// The payload takes what tags of `tag_bits` bits leave, which must be no more than there is.
     pub(super) fn new(bits: PayloadBits, tag_bits: u32) -> Self {
@@ -309,22 +306,28 @@ impl SlotLayout {
         empty.checked_ilog2().map(|number| number as usize)
     }
 
-    /// Which slots of a bucket hold the pages of a group, of which this is the key of any: the number of each in a byte, those of
-    /// the first page in the lowest; 0: none. One look serves all, where [`SlotLayout::slot_of`] would take one for each.
+    /// Which slots of a bucket hold the pages of a group, of the first of which this is the key: the number of each. One look
+    /// serves all, where [`SlotLayout::slot_of`] would take one for each. `None`: not all of them are there.
     #[inline(always)]
-    pub(super) fn group_slots(self, words: &[AtomicU64; BUCKET_WORDS], key: SlotKey) -> u32 {
-        let member_max = GROUP_PAGES - 1;
-        let group_mask = self.key_mask & !member_max.wrapping_shl(self.payload_bits);
-        let group = key.0 & group_mask;
-        let mut numbers = 0;
-        for (number, word) in (1..).zip(&words[1..]) {
-            let value = word.load(Ordering::Acquire);
-            let is_member = (value & group_mask == group) & (value != 0);
-            let member = value.wrapping_shr(self.payload_bits) & member_max;
-            let number = if is_member { number } else { 0u32 };
-            numbers |= number << (u8::BITS * member as u32);
+    pub(super) fn group_slots(
+        self,
+        words: &[AtomicU64; BUCKET_WORDS],
+        first: SlotKey,
+    ) -> Option<[usize; GROUP_PAGES as usize]> {
+        const OTHERS: usize = GROUP_PAGES as usize;
+        if first.0 == 0 {
+            // What is empty has no bit of the key either.
+            return None;
         }
-        numbers
+        // As wide as they are loaded, or the loads would wait for the stores.
+        let mut numbers = [0; OTHERS + 1];
+        for (number, word) in (1..).zip(&words[1..]) {
+            let differs = (word.load(Ordering::Acquire) ^ first.0) & self.key_mask;
+            let member = differs.wrapping_shr(self.payload_bits) as usize;
+            numbers[member.min(OTHERS)] = number;
+        }
+        let [members @ .., _] = numbers;
+        (!members.contains(&0)).then_some(members)
     }
 
     /// Whether a slot holds the page of this key.
@@ -356,6 +359,11 @@ impl PageSlot {
             unreachable!("word 0 is the bookkeeping of the first bucket")
         };
         Self { word, value }
+    }
+
+    /// Number of the word among those of all buckets.
+    pub(super) fn word(self) -> usize {
+        self.word.get()
     }
 
     pub(super) fn bucket(self) -> usize {

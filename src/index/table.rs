@@ -56,6 +56,11 @@ impl SlotRef {
         self.bucket
     }
 
+    #[cfg(test)]
+    pub(crate) fn tag(&self) -> u64 {
+        self.tag
+    }
+
     /// The page so many behind this one, of the same group.
     #[inline]
     pub(crate) fn later(self, page_count: u64) -> Self {
@@ -63,13 +68,6 @@ impl SlotRef {
         debug_assert_eq!(tag >> GROUP_BITS, self.tag >> GROUP_BITS);
         Self { tag, ..self }
     }
-}
-
-/// Which slots the pages of a group have in their home bucket.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct GroupSlots {
-    /// See [`SlotLayout::group_slots`].
-    numbers: u32,
 }
 
 /// How an attempt to claim a bucket ended.
@@ -379,22 +377,20 @@ impl Index {
         );
     }
 
-    /// Looks for the slots of all pages of a group, for the holder of their claim.
+    /// The slots of all pages of a group, of which this is the first, for the holder of their claim. `None`: not all have one
+    /// in their home bucket; see [`Index::reserve`].
     #[inline]
-    pub(crate) fn group_slots(&self, at: SlotRef) -> GroupSlots {
-        let key = self.layout.key(0, at.tag);
-        let numbers = self.layout.group_slots(self.buckets.line(at.bucket), key);
-        GroupSlots { numbers }
-    }
-
-    /// The slot that a page of the group has, for the holder of the claim; `None`: it has none in its home bucket, see
-    /// [`Index::reserve`].
-    #[inline]
-    pub(crate) fn slot_of(&self, group: GroupSlots, at: SlotRef) -> Option<PageSlot> {
-        let member = (at.tag & (GROUP_PAGES - 1)) as usize;
-        let number = usize::from(group.numbers.to_le_bytes()[member]);
-        let key = self.layout.key(0, at.tag);
-        (number > 0).then(|| self.held_slot(at.bucket, number, key))
+    pub(crate) fn slots_of_group(
+        &self,
+        first: SlotRef,
+    ) -> Option<[PageSlot; GROUP_PAGES as usize]> {
+        let key = self.layout.key(0, first.tag);
+        let words = self.buckets.line(first.bucket);
+        let numbers = self.layout.group_slots(words, key)?;
+        Some(std::array::from_fn(|member| {
+            let key = self.layout.key(0, first.later(member as u64).tag);
+            self.held_slot(first.bucket, numbers[member], key)
+        }))
     }
 
     /// The slot of a page that is there: only the holder of the claim removes it.

@@ -43,6 +43,29 @@ pub(crate) struct KeyOnMedia {
     rsv: [u8; 3],
 }
 
+impl KeyOnMedia {
+    /// The key, and whether its kind is known.
+    #[inline]
+    fn decode(&self, block_shift: u32) -> (Key, bool) {
+        let (kind, is_known) = match self.kind {
+            1 => (KeyKind::Data, true),
+            2 => (KeyKind::Fill, true),
+            3 => (KeyKind::Zeroes, true),
+            4 => (KeyKind::Unmap, true),
+            _ => (KeyKind::Unmap, false),
+        };
+        let key = Key {
+            lba: Lba(self.lba.get()),
+            len_blocks: self.len_blocks.get(),
+            kind,
+            // A segment has 1 GiB at the most.
+            payload_off: self.place.get() << block_shift,
+            crc: self.crc.get(),
+        };
+        (key, is_known)
+    }
+}
+
 #[cfg(any(test, feature = "sim"))]
 impl KsetHeaderOnMedia {
     pub(super) fn key_count(&self) -> u32 {
@@ -183,6 +206,38 @@ impl KsetBuilder {
         };
         self.key_count += 1;
         self.finished = None;
+    }
+
+    /// Appends what a key says of blocks whose payload lies in one piece, in a key for each page.
+    ///
+    /// # Panics
+    /// There are too many.
+    #[inline(always)]
+    pub fn push_pages(&mut self, key: &Key, geometry: &Geometry) {
+        let (in_page, shift) = (geometry.blocks_per_page() - 1, geometry.block_shift());
+        let (mut key, mut left) = (*key, key.len_blocks);
+        loop {
+            key.len_blocks = left.min(in_page + 1 - (key.lba.0 as u32 & in_page));
+            self.push(&key, shift);
+            left -= key.len_blocks;
+            if left == 0 {
+                return;
+            }
+            key.lba = key.end();
+            key.payload_off += key.len_blocks << shift;
+        }
+    }
+
+    /// How many keys there are.
+    #[must_use]
+    pub fn key_count(&self) -> usize {
+        self.key_count
+    }
+
+    /// The keys, with the shift that they were appended with.
+    pub fn keys(&self, block_shift: u32) -> impl Iterator<Item = Key> {
+        let keys = &self.media.keys[..self.key_count];
+        keys.iter().map(move |media| media.decode(block_shift).0)
     }
 
     /// The finished bytes: checksummed, padded to whole lines. There is nothing to do if they are what they were.
@@ -442,13 +497,8 @@ impl KeyBounds {
     /// A key, and whether its numbers are in range; it is not to be looked at if they are not.
     #[inline]
     fn decode(&self, media: &KeyOnMedia) -> (Key, bool) {
-        let (kind, is_known) = match media.kind {
-            1 => (KeyKind::Data, true),
-            2 => (KeyKind::Fill, true),
-            3 => (KeyKind::Zeroes, true),
-            4 => (KeyKind::Unmap, true),
-            _ => (KeyKind::Unmap, false),
-        };
+        let (key, is_known) = media.decode(self.block_shift);
+        let kind = key.kind;
         let (lba, len) = (media.lba.get(), u64::from(media.len_blocks.get()));
         // Not behind its start if it has no blocks, or too many.
         let end = lba.wrapping_add(len);
@@ -459,14 +509,6 @@ impl KeyBounds {
             is_in_one_page && place >= self.place_min && place + len <= self.place_end
         } else {
             place == 0 && len <= self.clear_len_max
-        };
-        let key = Key {
-            lba: Lba(lba),
-            len_blocks: media.len_blocks.get(),
-            kind,
-            // A segment has 1 GiB at the most.
-            payload_off: media.place.get() << self.block_shift,
-            crc: media.crc.get(),
         };
         (key, is_known && is_on_base && is_placed)
     }

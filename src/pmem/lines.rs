@@ -63,6 +63,17 @@ impl<T> Lines<T> {
         // this has. A vector that is moved leaves them where they are until it is dropped; they are lent to readers alone.
         unsafe { self.first.add(line).as_ref() }
     }
+
+    /// A word by its number among those of all lines.
+    ///
+    /// # Panics
+    /// There are no so many.
+    #[inline]
+    pub(crate) fn word(&self, word: usize) -> &T {
+        assert!(word / LINE_WORDS < self.count, "there is no such line");
+        // SAFETY: as in `line`, one of the words of such a line.
+        unsafe { self.first.cast::<T>().add(word).as_ref() }
+    }
 }
 
 #[cfg(test)]

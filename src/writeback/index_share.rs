@@ -13,7 +13,7 @@ use crate::engine::{Cache, Sealing, SealingStep, SegmentState};
 use crate::pmem::Pmem;
 use crate::units::{NS_PER_MS, NS_PER_US, Now, Seq};
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 /// Buckets of a sample: it is off by a few percent in most cases.
 const BUCKETS: usize = 256;
@@ -97,6 +97,7 @@ impl IndexShare {
     fn count<P: Pmem>(&mut self, cache: &Cache<P>, dirty_tail: Seq) {
         // The order matters: what has been counted was drawn before.
         let pages = cache.pages_written();
+        fence(Ordering::Acquire);
         let seq_next = cache.seq_next();
         while let Some((seq, _)) = self.marks.get(1)
             && seq.0 <= dirty_tail.0 + 1

@@ -1,6 +1,6 @@
 //! A batch: what is appended to the log in one kset, and published at once.
 
-use super::extent::{HasPayload, Need, need, page_pieces};
+use super::extent::{Extent, HasPayload, Need, need, page_groups, page_pieces};
 use super::{BATCH_BYTES_MAX, BATCH_PAGES_MAX};
 use crate::canary::{self, Canary};
 use crate::engine::DataCrc;
@@ -8,12 +8,12 @@ use crate::engine::cache::{BACKGROUND_AGENT, Cache};
 use crate::engine::heal::Room;
 use crate::engine::io::HostIo;
 use crate::engine::stream::{Memory, OpenSegment, Stream};
-use crate::index::{BlockMap, Change, LineStock, PageSlot, Target, Version};
+use crate::index::{BlockMap, Change, GROUP_PAGES, LineStock, PageSlot, Target, Version};
 use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
 use crate::pmem::{Durable, IovCursor, Pmem};
 use crate::sched;
 use crate::units::{Agent, Epoch, Lba, Seq};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 /// Why an extent cannot be part of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +39,13 @@ pub(in crate::engine) struct Batch {
     pub(super) dirty_bytes: u64,
     /// Buckets claimed for the batch.
     pub(super) claims: Vec<usize>,
-    /// The slot of each page, in the order of the keys and of the pages of each.
+    /// The slot of each page, in the order of the extents and of the pages of each.
     pub(super) slots: Vec<PageSlot>,
     /// For parts of pages whose other parts lie elsewhere.
     pub(super) lines: LineStock,
-    pub(super) keys: Vec<Key>,
-    kset: KsetBuilder,
+    /// What the batch says, in the order of its keys.
+    pub(super) extents: Vec<Extent>,
+    pub(super) kset: KsetBuilder,
     /// Drawn before the first payload is stored, unless the batch is one write.
     pub(super) seq: Seq,
     epoch: Epoch,
@@ -62,7 +63,7 @@ impl Batch {
             claims: Vec::with_capacity(BATCH_PAGES_MAX),
             slots: Vec::with_capacity(BATCH_PAGES_MAX),
             lines: LineStock::new(BATCH_PAGES_MAX),
-            keys: Vec::with_capacity(KSET_KEYS_MAX),
+            extents: Vec::with_capacity(KSET_KEYS_MAX),
             kset: KsetBuilder::default(),
             seq: Seq(0),
             epoch: Epoch(0),
@@ -75,7 +76,7 @@ impl Batch {
         self.dirty_bytes = 0;
         self.claims.clear();
         self.slots.clear();
-        self.keys.clear();
+        self.extents.clear();
         self.kset.clear();
     }
 
@@ -243,12 +244,13 @@ impl Batch {
     /// Draws the number of the batch, for a stream that is held. Nothing behind this can fail.
     pub(super) fn draw<P: Pmem>(&mut self, cache: &Cache<P>, number: usize, open: &OpenSegment) {
         // The floor is set before the number is drawn, so that write-back never passes this batch by
-        // (INV-LOG-7): whoever reads `seq_next` as it is behind the drawing, or later, sees the floor.
+        // (INV-LOG-7): whoever reads `seq_next` as it is behind the drawing, or later, sees the floor. Who sees this one in
+        // place of the end of the batch before is to see what that did: it is released too.
         let floor = &cache.stream_floors[number];
         if !canary::is(Canary::FloorNotSet) {
             let seq_next = cache.seq_next.load(Ordering::SeqCst);
             sched::point();
-            floor.store(seq_next, Ordering::Relaxed);
+            floor.store(seq_next, Ordering::Release);
         }
         sched::point();
         // The epoch is read before the number is drawn: whoever sees the next epoch has a higher number than
@@ -316,7 +318,7 @@ impl Batch {
         // 3. Publish: a read never returns what a power cut could take back (INV-LOG-5).
         self.publish(cache, open);
         // Beside a write fills count as one, too: that drops other fills, at worst.
-        let change = if self.keys.iter().any(|key| key.kind.is_dirty()) {
+        let change = if self.extents.iter().any(|extent| extent.kind.is_dirty()) {
             Change::Written
         } else {
             Change::Moved
@@ -337,15 +339,17 @@ impl Batch {
         floor.store(u64::MAX, Ordering::Release);
         let counters = &cache.counters[usize::from(self.agent.0 - 1)];
         if change == Change::Written {
+            // Whoever counts them finds the number that they have drawn (`writeback::index_share`).
+            fence(Ordering::Release);
             counters.pages.add(self.slots.len() as u64);
         }
         counters.batches.add(1);
-        counters.keys.add(self.keys.len() as u64);
+        counters.keys.add(self.kset.key_count() as u64);
         counters.logged_bytes.add(self.payload_bytes + kset_bytes);
         durable
     }
 
-    /// Stores the payload of one extent in one piece, and a key for each page of it.
+    /// Stores the payload of one extent in one piece, and makes a key for each page of it.
     pub(super) fn store_payload<P: Pmem>(
         &mut self,
         cache: &Cache<P>,
@@ -354,40 +358,62 @@ impl Batch {
         mut cursor: IovCursor,
     ) {
         let geometry = &cache.geometry;
-        let (agent, shift) = (self.agent, geometry.block_shift());
+        let shift = geometry.block_shift();
         // Room was made for it: the payload is smaller than the segment.
         open.data_off -= geometry.bytes(len_blocks) as u32;
-        let start = geometry.segment_off(open.id);
-        let mut payload_off = open.data_off;
-        for (page_lba, page_blocks) in page_pieces(cache, lba, len_blocks) {
-            let bytes = page_blocks << shift;
-            let off = start.plus(u64::from(payload_off));
-            // Page by page: the key of one is made while its stores are on their way.
-            let crc = match cache.data_crc {
-                DataCrc::Off => {
-                    cache
-                        .pmem
-                        .store_from(agent, off, &mut cursor, u64::from(bytes));
-                    0
-                }
-                DataCrc::On => cache.pmem.store_from_crc(
-                    agent,
-                    off,
-                    &mut cursor,
-                    u64::from(bytes),
-                    open.payload_seed.0,
-                ),
-            };
-            let key = Key {
-                lba: page_lba,
-                len_blocks: page_blocks,
-                kind,
-                payload_off,
-                crc,
-            };
-            self.add(key, shift);
-            payload_off += bytes;
+        self.extents.push(Extent {
+            lba,
+            len_blocks,
+            kind,
+            payload_off: open.data_off,
+        });
+        let mut key = Key {
+            lba,
+            // Less than a segment.
+            len_blocks: len_blocks as u32,
+            kind,
+            payload_off: open.data_off,
+            crc: 0,
+        };
+        if geometry.pages_touched(lba, len_blocks) == 1 {
+            return self.store_pages(cache, open, &key, &mut cursor);
         }
+        // A few pages at a time: their keys are made while their stores are on their way. Each has a checksum of its own.
+        let pages_at_once = match cache.data_crc {
+            DataCrc::Off => GROUP_PAGES,
+            DataCrc::On => 1,
+        };
+        for (lba, len_blocks) in page_groups(cache, lba, len_blocks, pages_at_once) {
+            (key.lba, key.len_blocks) = (lba, len_blocks as u32);
+            self.store_pages(cache, open, &key, &mut cursor);
+            key.payload_off += key.len_blocks << shift;
+        }
+    }
+
+    /// Stores the payload of some pages, and makes a key for each; with checksums those of one.
+    #[inline(always)]
+    fn store_pages<P: Pmem>(
+        &mut self,
+        cache: &Cache<P>,
+        open: &OpenSegment,
+        key: &Key,
+        cursor: &mut IovCursor,
+    ) {
+        let (geometry, agent) = (&cache.geometry, self.agent);
+        let bytes = geometry.bytes(u64::from(key.len_blocks));
+        let off = geometry.segment_off(open.id);
+        let off = off.plus(u64::from(key.payload_off));
+        let crc = match cache.data_crc {
+            DataCrc::Off => {
+                cache.pmem.store_from(agent, off, cursor, bytes);
+                0
+            }
+            DataCrc::On => {
+                let seed = open.payload_seed.0;
+                (cache.pmem).store_from_crc(agent, off, cursor, bytes, seed)
+            }
+        };
+        self.kset.push_pages(&Key { crc, ..*key }, geometry);
     }
 
     /// Stores the payload of a part of a page, and its key.
@@ -416,7 +442,7 @@ impl Batch {
             payload_off: open.data_off,
             crc,
         };
-        self.add(key, shift);
+        self.add(&key, shift);
     }
 
     pub(super) fn push_key<P: Pmem>(&mut self, cache: &Cache<P>, io: &HostIo, kind: KeyKind) {
@@ -429,52 +455,77 @@ impl Batch {
             payload_off: 0,
             crc: 0,
         };
-        self.add(key, cache.geometry.block_shift());
+        self.add(&key, cache.geometry.block_shift());
     }
 
-    fn add(&mut self, key: Key, block_shift: u32) {
-        self.kset.push(&key, block_shift);
-        self.keys.push(key);
+    /// An extent of one key.
+    fn add(&mut self, key: &Key, block_shift: u32) {
+        self.kset.push(key, block_shift);
+        self.extents.push(Extent {
+            lba: key.lba,
+            len_blocks: u64::from(key.len_blocks),
+            kind: key.kind,
+            payload_off: key.payload_off,
+        });
     }
 
     fn publish<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {
-        let index = &cache.index;
-        let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+        // Whoever finds the place finds its checksum (INV-CRC-2).
+        if !canary::is(Canary::CrcNotedLate) {
+            self.note_crcs(cache, open);
+        }
         let Batch {
-            slots, lines, keys, ..
+            slots,
+            lines,
+            extents,
+            ..
         } = self;
+        let (index, geometry) = (&cache.index, &cache.geometry);
+        let in_page = u64::from(geometry.blocks_per_page()) - 1;
         let mut slots = slots.iter();
-        let mut publish = |lba: Lba, len_blocks: u32, target| {
-            let Some(slot) = slots.next() else {
+        let mut next = || match slots.next() {
+            Some(slot) => *slot,
+            None => {
                 unreachable!("INV-INDEX-1: a page is published without a slot reserved for it")
-            };
-            let first = (lba.0 & in_page) as u32;
-            index.publish(*slot, first, len_blocks, target, lines);
-        };
-        let note = |key: &Key| {
-            if let Some(crcs) = &cache.place_crcs {
-                crcs.note(cache.geometry.place(open.id, key.payload_off), key);
             }
         };
-        for key in &*keys {
-            let place = cache.geometry.place(open.id, key.payload_off);
-            if key.kind.has_payload() {
-                // Whoever finds the place finds its checksum (INV-CRC-2).
-                if !canary::is(Canary::CrcNotedLate) {
-                    note(key);
+        for extent in &*extents {
+            let mut place = geometry.place(open.id, extent.payload_off);
+            let has_payload = extent.kind.has_payload();
+            if has_payload && (extent.lba.0 | extent.len_blocks) & in_page == 0 {
+                let end = place.0 + extent.len_blocks;
+                while place.0 < end {
+                    index.publish_page(next(), Target::Mapped(place), lines);
+                    place.0 += in_page + 1;
                 }
-                // Such a key lies within a page.
-                publish(key.lba, key.len_blocks, Target::Mapped(place));
                 continue;
             }
-            for (lba, len_blocks) in page_pieces(cache, key.lba, u64::from(key.len_blocks)) {
-                publish(lba, len_blocks, Target::Zero(place));
+            for (lba, len_blocks) in page_pieces(cache, extent.lba, extent.len_blocks) {
+                let first = (lba.0 & in_page) as u32;
+                if has_payload {
+                    index.publish(next(), first, len_blocks, Target::Mapped(place), lines);
+                    place.0 += u64::from(len_blocks);
+                } else {
+                    // Zeroes lie where their key does.
+                    index.publish(next(), first, len_blocks, Target::Zero(place), lines);
+                }
             }
         }
         if canary::is(Canary::CrcNotedLate) {
-            keys.iter()
-                .filter(|key| key.kind.has_payload())
-                .for_each(note);
+            self.note_crcs(cache, open);
+        }
+    }
+
+    /// Says of the places of all payloads which checksums they have.
+    fn note_crcs<P: Pmem>(&self, cache: &Cache<P>, open: &OpenSegment) {
+        let Some(crcs) = &cache.place_crcs else {
+            return;
+        };
+        let geometry = &cache.geometry;
+        for key in self.kset.keys(geometry.block_shift()) {
+            if key.kind.has_payload() {
+                crcs.note(geometry.place(open.id, key.payload_off), &key);
+            }
         }
     }
 }

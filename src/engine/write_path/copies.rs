@@ -186,8 +186,8 @@ impl Copier {
             copied_bytes += len_bytes;
         }
         drop(self.batch.commit(cache, number, open));
-        for (key, at) in self.batch.keys.iter().zip(&self.admitted) {
-            let place = cache.geometry.place(open.id, key.payload_off);
+        for (extent, at) in self.batch.extents.iter().zip(&self.admitted) {
+            let place = cache.geometry.place(open.id, extent.payload_off);
             cache.heat.set(open.id, place, self.copies[*at].heat);
         }
         cache

@@ -3,9 +3,20 @@
 use crate::engine::cache::Cache;
 use crate::engine::io::{HostIo, Op};
 use crate::index::GROUP_PAGES;
+use crate::media::KeyKind;
 use crate::pmem::Pmem;
 use crate::units::{Lba, Page};
 use std::ops::Range;
+
+/// What a batch says of neighbouring blocks: in one key, or, if it has a payload, in one for each page.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::engine) struct Extent {
+    pub(in crate::engine) lba: Lba,
+    pub(in crate::engine) len_blocks: u64,
+    pub(in crate::engine) kind: KeyKind,
+    /// Byte offset of the payload in the segment, in one piece; 0 without payload.
+    pub(in crate::engine) payload_off: u32,
+}
 
 /// What an extent needs of the log.
 #[derive(Clone, Copy, Debug)]
@@ -120,14 +131,25 @@ pub(super) fn page_pieces<P: Pmem>(
     lba: Lba,
     len_blocks: u64,
 ) -> impl Iterator<Item = (Lba, u32)> + use<P> {
-    let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+    // A page has 8 blocks at most.
+    page_groups(cache, lba, len_blocks, 1).map(|(lba, len_blocks)| (lba, len_blocks as u32))
+}
+
+/// As [`page_pieces`], cut at the borders of groups of so many pages, a power of two.
+#[inline]
+pub(super) fn page_groups<P: Pmem>(
+    cache: &Cache<P>,
+    lba: Lba,
+    len_blocks: u64,
+    page_count: u64,
+) -> impl Iterator<Item = (Lba, u64)> + use<P> {
+    let in_group = u64::from(cache.geometry.blocks_per_page()) * page_count - 1;
     let (mut next, end) = (lba.0, lba.0 + len_blocks);
     std::iter::from_fn(move || {
         let first = next;
         (first < end).then(|| {
-            next = ((first | in_page) + 1).min(end);
-            // A page has 8 blocks at most.
-            (Lba(first), (next - first) as u32)
+            next = ((first | in_group) + 1).min(end);
+            (Lba(first), next - first)
         })
     })
 }

@@ -4,7 +4,7 @@ use super::batch::{Batch, Refusal};
 use super::extent::{PageRange, page_pieces, pages};
 use crate::canary::{self, Canary};
 use crate::engine::cache::Cache;
-use crate::index::{Change, Claim, EarlierParts, IndexFull, SlotRef};
+use crate::index::{Change, Claim, EarlierParts, GROUP_PAGES, IndexFull, SlotRef};
 use crate::pmem::Pmem;
 use crate::units::{Lba, Page};
 
@@ -67,13 +67,18 @@ impl Batch {
         for group in pages.groups() {
             let first = cache.index.locate(Page(group.start));
             self.claim(cache, first)?;
-            let slots = cache.index.group_slots(first);
-            for number in 0..group.end - group.start {
-                let at = first.later(number);
-                match cache.index.slot_of(slots, at) {
-                    Some(slot) => self.slots.push(slot),
-                    None => self.hold_slot(cache, at)?,
-                }
+            let page_count = group.end - group.start;
+            let all = if page_count == GROUP_PAGES {
+                cache.index.slots_of_group(first)
+            } else {
+                None
+            };
+            if let Some(slots) = all {
+                self.slots.extend_from_slice(&slots);
+                continue;
+            }
+            for number in 0..page_count {
+                self.hold_slot(cache, first.later(number))?;
             }
         }
         Ok(())

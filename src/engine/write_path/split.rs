@@ -18,7 +18,8 @@ impl Batch {
         open: &mut OpenSegment,
         (seq, epoch): (Seq, Epoch),
     ) -> Seq {
-        let keys = &self.keys;
+        let shift = cache.geometry.block_shift();
+        let keys: Vec<_> = self.kset.keys(shift).collect();
         let half = keys.len() / 2;
         let needed = kset_size_bytes(half) + kset_size_bytes(keys.len());
         let room = open.room_bytes();
@@ -27,7 +28,6 @@ impl Batch {
             return seq;
         }
         let mut kset = KsetBuilder::default();
-        let shift = cache.geometry.block_shift();
         keys[..half].iter().for_each(|key| kset.push(key, shift));
         let off = cache.geometry.segment_off(open.id);
         let bytes = kset.finish(open.kset_seed, open.kset_index, seq, epoch);

@@ -91,7 +91,7 @@ impl Index {
 
     #[inline]
     fn word(&self, at: PageSlot) -> &AtomicU64 {
-        &self.buckets.line(at.bucket())[at.number()]
+        self.buckets.word(at.word())
     }
 
     /// Sets `len_blocks` blocks of a page from block `first` on, for the holder of the claim, whose stock has a
@@ -105,30 +105,43 @@ impl Index {
         target: Target,
         stock: &mut LineStock,
     ) {
-        let word = self.word(at);
-        let value = word.load(Ordering::Acquire);
-        let key = self.layout.key_of(at.value());
-        assert!(
-            self.layout.is(value, key),
-            "INV-INDEX-1: a page is published without a slot reserved for it"
-        );
-        sched::point();
-        if len_blocks != self.blocks_per_page {
-            let run = Run {
-                first,
-                len_blocks,
-                map: target.into(),
-            };
-            return self.publish_part(at, value, run, stock);
+        if len_blocks == self.blocks_per_page {
+            return self.publish_page(at, target, stock);
         }
+        let value = self.claimed(at);
+        let run = Run {
+            first,
+            len_blocks,
+            map: target.into(),
+        };
+        self.publish_part(at, value, run, stock);
+    }
+
+    /// As [`Index::publish`], of a whole page.
+    #[inline(always)]
+    pub(crate) fn publish_page(&self, at: PageSlot, target: Target, stock: &mut LineStock) {
+        let value = self.claimed(at);
+        let key = self.layout.key_of(at.value());
         let new = match target {
             Target::Mapped(place) => self.layout.make(SlotKind::Mapped, key, place.0),
             Target::Zero(place) => self.layout.make(SlotKind::Zero, key, place.0),
         };
-        word.store(new, Ordering::Release);
+        self.word(at).store(new, Ordering::Release);
         if let Some(line) = self.line_of(value) {
             stock.set_free(line);
         }
+    }
+
+    /// What the slot of a page says, for the holder of the claim.
+    #[inline(always)]
+    fn claimed(&self, at: PageSlot) -> u64 {
+        let value = self.word(at).load(Ordering::Acquire);
+        assert!(
+            self.layout.is(value, self.layout.key_of(at.value())),
+            "INV-INDEX-1: a page is published without a slot reserved for it"
+        );
+        sched::point();
+        value
     }
 
     /// Lays a run over what a slot says.
