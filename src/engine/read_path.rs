@@ -5,6 +5,7 @@ mod ahead;
 mod damaged;
 mod run;
 mod verified;
+mod walk;
 
 use super::cache::Cache;
 use super::channel::{Core, READ_BYTES_PER_POLL, REQUESTS_PER_POLL, RequestId};
@@ -14,7 +15,7 @@ use super::io::{Outbox, Status};
 use super::misses::{Miss, Source};
 use super::settings::Setting;
 use crate::canary::{self, Canary};
-use crate::index::{BlockMap, GROUP_PAGES, Lookup, PageMap, Version};
+use crate::index::BlockMap;
 use crate::media::Place;
 use crate::pmem::{Coming, IovCursor, Pmem};
 use crate::units::{Lba, Page};
@@ -206,81 +207,6 @@ impl Core {
             request.read = Some(reader.state);
         }
         result
-    }
-
-    fn walk<P: Pmem>(
-        &mut self,
-        reader: &mut Reader<'_, P>,
-        start: u64,
-        end: u64,
-        out: &mut Outbox,
-    ) -> Result<(), Blocked> {
-        let (index, geometry) = (&reader.cache.index, &reader.cache.geometry);
-        let in_page = u64::from(geometry.blocks_per_page()) - 1;
-        let last_page = geometry.page_of(Lba(end - 1));
-        let mut lba = start;
-        while lba < end {
-            let page = geometry.page_of(Lba(lba));
-            let later = Page(page.0 + PREFETCH_PAGES);
-            if later <= last_page && later.0.is_multiple_of(GROUP_PAGES) {
-                index.prefetch(index.locate(later));
-            }
-            // INV-READ-9: the read that it was meant for may have to wait.
-            let found = match reader.ahead.take() {
-                Some(ahead) if ahead.page == page => Some(Lookup {
-                    map: PageMap::Whole(ahead.source),
-                    version: ahead.version,
-                }),
-                _ => index.lookup(index.locate(page)),
-            };
-            let Some(found) = found else {
-                self.end_run(reader, out)?;
-                return Err(Blocked::Busy);
-            };
-            let page_end = ((lba | in_page) + 1).min(end);
-            while lba < page_end {
-                // A page has 8 blocks at most.
-                let source = found.map.block((lba & in_page) as u32);
-                self.extend_run(reader, source, Lba(lba), found.version, out)?;
-                lba += 1;
-            }
-        }
-        self.end_run(reader, out)
-    }
-
-    /// Adds a block to the run, or ends the run and starts another with it.
-    #[inline]
-    fn extend_run<P: Pmem>(
-        &mut self,
-        reader: &mut Reader<'_, P>,
-        source: BlockMap,
-        lba: Lba,
-        version: Version,
-        out: &mut Outbox,
-    ) -> Result<(), Blocked> {
-        match &mut reader.run {
-            Some(run) if run.continues(source) => run.len_blocks += 1,
-            _ => {
-                self.end_run(reader, out)?;
-                reader.run = Some(Run {
-                    source,
-                    lba,
-                    len_blocks: 1,
-                });
-                reader.version_count = 0;
-            }
-        }
-        if source != BlockMap::Absent {
-            return Ok(());
-        }
-        let in_page = u64::from(reader.cache.geometry.blocks_per_page()) - 1;
-        if lba.0 & in_page == 0 || reader.version_count == 0 {
-            if let Some(slot) = self.run_versions.get_mut(reader.version_count) {
-                *slot = version;
-            }
-            reader.version_count += 1;
-        }
-        Ok(())
     }
 
     /// Serves the run that was gathered.

@@ -3,6 +3,7 @@
 use super::GROUP_PAGES;
 use super::map::{BlockMap, PAGE_BLOCKS_MAX, Run};
 use crate::media::Place;
+use crate::sched;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -306,28 +307,31 @@ impl SlotLayout {
         empty.checked_ilog2().map(|number| number as usize)
     }
 
-    /// Which slots of a bucket hold the pages of a group, of the first of which this is the key: the number of each. One look
-    /// serves all, where [`SlotLayout::slot_of`] would take one for each. `None`: not all of them are there.
+    /// What `tell` says, of its number and its value, of the slot of each page of a group, of the first of which this is the
+    /// key; 0 of those that are not there. One look serves all, where [`SlotLayout::slot_of`] would take one for each.
     #[inline(always)]
-    pub(super) fn group_slots(
+    pub(super) fn of_group(
         self,
         words: &[AtomicU64; BUCKET_WORDS],
         first: SlotKey,
-    ) -> Option<[usize; GROUP_PAGES as usize]> {
+        tell: impl Fn(u64, u64) -> u64,
+    ) -> [u64; GROUP_PAGES as usize] {
         const OTHERS: usize = GROUP_PAGES as usize;
-        if first.0 == 0 {
-            // What is empty has no bit of the key either.
-            return None;
-        }
         // As wide as they are loaded, or the loads would wait for the stores.
-        let mut numbers = [0; OTHERS + 1];
+        let mut told = [0; OTHERS + 1];
         for (number, word) in (1..).zip(&words[1..]) {
-            let differs = (word.load(Ordering::Acquire) ^ first.0) & self.key_mask;
+            sched::point();
+            let value = word.load(Ordering::Acquire);
+            let differs = (value ^ first.0) & self.key_mask;
             let member = differs.wrapping_shr(self.payload_bits) as usize;
-            numbers[member.min(OTHERS)] = number;
+            told[member.min(OTHERS)] = tell(number, value);
         }
-        let [members @ .., _] = numbers;
-        (!members.contains(&0)).then_some(members)
+        // What is empty has no bit of the key either.
+        if first.0 == 0 {
+            return [0; OTHERS];
+        }
+        let [members @ .., _] = told;
+        members
     }
 
     /// Whether a slot holds the page of this key.

@@ -300,6 +300,19 @@ impl Index {
         None
     }
 
+    /// Where the pages of a group lie, of which this is the first. `None`: that one does not lie in one piece, in its home
+    /// bucket; see [`Index::lookup`].
+    #[inline]
+    pub(crate) fn lookup_group(&self, first: SlotRef) -> [Option<Place>; GROUP_PAGES as usize] {
+        let words = self.buckets.line(first.bucket);
+        let key = self.layout.key(0, first.tag);
+        let values = self.layout.of_group(words, key, |_, value| value);
+        values.map(|value| {
+            let is_whole = self.layout.kind(value) == SlotKind::Mapped;
+            is_whole.then_some(Place(self.layout.payload(value)))
+        })
+    }
+
     /// What the line of a split page says, unless the page has changed since its slot was `found`. The line may
     /// have become another page's. It may even be this one's again; not while the bucket has had one holder
     /// alone (INV-INDEX-9), of which the version tells.
@@ -386,11 +399,13 @@ impl Index {
     ) -> Option<[PageSlot; GROUP_PAGES as usize]> {
         let key = self.layout.key(0, first.tag);
         let words = self.buckets.line(first.bucket);
-        let numbers = self.layout.group_slots(words, key)?;
-        Some(std::array::from_fn(|member| {
-            let key = self.layout.key(0, first.later(member as u64).tag);
-            self.held_slot(first.bucket, numbers[member], key)
-        }))
+        let numbers = self.layout.of_group(words, key, |number, _| number);
+        (!numbers.contains(&0)).then(|| {
+            std::array::from_fn(|member| {
+                let key = self.layout.key(0, first.later(member as u64).tag);
+                self.held_slot(first.bucket, numbers[member] as usize, key)
+            })
+        })
     }
 
     /// The slot of a page that is there: only the holder of the claim removes it.

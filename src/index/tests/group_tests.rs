@@ -8,11 +8,16 @@ fn compare(block_size_bytes: u32, pages: &BTreeSet<u64>) -> (u64, u64) {
     let index = index(block_size_bytes);
     let len_blocks = index.geometry().blocks_per_page();
     for page in pages {
-        set(&index, *page, 0, len_blocks, Target::Mapped(Place(*page)));
+        match page % 7 {
+            5 => set(&index, *page, 0, len_blocks, Target::Zero(Place(*page))),
+            6 => set(&index, *page, 0, 1, Target::Mapped(Place(*page))),
+            _ => set(&index, *page, 0, len_blocks, Target::Mapped(Place(*page))),
+        }
     }
     let (mut found, mut beyond) = (0, 0);
     for first in (0..PAGES).step_by(GROUP_PAGES as usize) {
         let at_first = index.locate(Page(first));
+        let places = index.lookup_group(at_first);
         assert_eq!(index.claim(at_first, ME), Claim::Taken);
         let slots = index.slots_of_group(at_first);
         let mut expected = Some(Vec::new());
@@ -21,6 +26,12 @@ fn compare(block_size_bytes: u32, pages: &BTreeSet<u64>) -> (u64, u64) {
             assert_eq!(at, index.locate(Page(page)));
             let slot = index.reserve(at).expect("few pages");
             let is_at_home = slot.bucket() == at.bucket();
+            let place = match index.lookup(at).map(|found| found.map) {
+                Some(PageMap::Whole(BlockMap::Mapped(place))) => Some(place),
+                _ => None,
+            };
+            let place = place.filter(|_| is_at_home && at_first.tag() != 0);
+            assert_eq!(places[number as usize], place, "page {page}");
             if !is_at_home || !pages.contains(&page) {
                 expected = None;
             }
