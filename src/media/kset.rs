@@ -44,6 +44,18 @@ pub(crate) struct KeyOnMedia {
 }
 
 impl KeyOnMedia {
+    #[inline]
+    fn new(key: &Key, block_shift: u32) -> Self {
+        Self {
+            lba: key.lba.0.into(),
+            len_blocks: key.len_blocks.into(),
+            place: key.payload_off.wrapping_shr(block_shift).into(),
+            crc: key.crc.into(),
+            kind: key.kind.code(),
+            rsv: [0; 3],
+        }
+    }
+
     /// The key, and whether its kind is known.
     #[inline]
     fn decode(&self, block_shift: u32) -> (Key, bool) {
@@ -195,17 +207,7 @@ impl KsetBuilder {
     /// There are [`KSET_KEYS_MAX`] already.
     #[inline]
     pub fn push(&mut self, key: &Key, block_shift: u32) {
-        debug_assert!(self.key_count < KSET_KEYS_MAX);
-        self.media.keys[self.key_count] = KeyOnMedia {
-            lba: key.lba.0.into(),
-            len_blocks: key.len_blocks.into(),
-            place: key.payload_off.wrapping_shr(block_shift).into(),
-            crc: key.crc.into(),
-            kind: key.kind.code(),
-            rsv: [0; 3],
-        };
-        self.key_count += 1;
-        self.finished = None;
+        self.put(KeyOnMedia::new(key, block_shift));
     }
 
     /// Appends what a key says of blocks whose payload lies in one piece, in a key for each page.
@@ -214,18 +216,30 @@ impl KsetBuilder {
     /// There are too many.
     #[inline(always)]
     pub fn push_pages(&mut self, key: &Key, geometry: &Geometry) {
-        let (in_page, shift) = (geometry.blocks_per_page() - 1, geometry.block_shift());
-        let (mut key, mut left) = (*key, key.len_blocks);
+        let in_page = geometry.blocks_per_page() - 1;
+        let mut media = KeyOnMedia::new(key, geometry.block_shift());
+        let (mut lba, mut place, mut left) = (key.lba.0, media.place.get(), key.len_blocks);
         loop {
-            key.len_blocks = left.min(in_page + 1 - (key.lba.0 as u32 & in_page));
-            self.push(&key, shift);
-            left -= key.len_blocks;
+            let len_blocks = left.min(in_page + 1 - (lba as u32 & in_page));
+            media.lba = lba.into();
+            media.len_blocks = len_blocks.into();
+            media.place = place.into();
+            self.put(media);
+            left -= len_blocks;
             if left == 0 {
                 return;
             }
-            key.lba = key.end();
-            key.payload_off += key.len_blocks << shift;
+            lba += u64::from(len_blocks);
+            place += len_blocks;
         }
+    }
+
+    #[inline]
+    fn put(&mut self, media: KeyOnMedia) {
+        debug_assert!(self.key_count < KSET_KEYS_MAX);
+        self.media.keys[self.key_count] = media;
+        self.key_count += 1;
+        self.finished = None;
     }
 
     /// How many keys there are.
