@@ -7,8 +7,7 @@
 use super::cache::Cache;
 use super::channel::{Core, REQUEST_COUNT_MAX, REQUESTS_PER_POLL, RequestId};
 use super::io::{Outbox, Status};
-use super::write_path::Extent;
-use super::write_path::pages;
+use super::write_path::{Extent, pages};
 use crate::canary::{self, Canary};
 use crate::index::{BlockMap, SlotRef};
 use crate::media::Place;

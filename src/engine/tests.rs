@@ -1,5 +1,5 @@
 //! The engine against a naive model, one request at a time: the first thing that must hold. With a log far
-//! smaller than what is written, it goes through INV-LOG-1, INV-LOG-2, INV-SEG-2 and INV-INDEX-2 all the time.
+//! smaller than what is written, it goes through INV-LOG-1, INV-LOG-2, INV-LOG-10, INV-SEG-2 and INV-INDEX-2 all the time.
 
 mod asking;
 mod background;
@@ -91,18 +91,19 @@ enum Step {
     Drain,
 }
 
-fn extent() -> impl Strategy<Value = (u64, u64)> {
-    (0..BLOCKS - 1, prop_oneof![1u64..4, 1u64..32])
+/// Of so many blocks at the most.
+fn extent(len_max: u64) -> impl Strategy<Value = (u64, u64)> {
+    (0..BLOCKS - 1, prop_oneof![1u64..4, 1..=len_max])
         .prop_map(|(lba, len)| (lba, len.min(BLOCKS - lba)))
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step(len_max: u64) -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (extent(), any::<u8>(), 0usize..5000, prop_oneof![4 => Just(Fua::No), 1 => Just(Fua::Yes)])
+        8 => (extent(len_max), any::<u8>(), 0usize..5000, prop_oneof![4 => Just(Fua::No), 1 => Just(Fua::Yes)])
             .prop_map(|((lba, len), fill, cut, fua)| Step::Write { lba, len, fill, cut, fua }),
-        6 => extent().prop_map(|(lba, len)| Step::Read { lba, len }),
-        1 => extent().prop_map(|(lba, len)| Step::Zero { lba, len }),
-        1 => extent().prop_map(|(lba, len)| Step::Unmap { lba, len }),
+        6 => extent(len_max).prop_map(|(lba, len)| Step::Read { lba, len }),
+        1 => extent(len_max).prop_map(|(lba, len)| Step::Zero { lba, len }),
+        1 => extent(len_max).prop_map(|(lba, len)| Step::Unmap { lba, len }),
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
         1 => Just(Step::Drain),
@@ -129,13 +130,28 @@ fn check<P: Pmem>(
     steps: &[Step],
     block_size: u32,
     data_crc: DataCrc,
+    next_life: impl FnMut() -> P,
+) -> Played {
+    check_in(steps, options(block_size, Some(data_crc)), next_life)
+}
+
+/// As [`check`], in a cache made with these options.
+fn check_in<P: Pmem>(
+    steps: &[Step],
+    first_options: OpenOptions,
     mut next_life: impl FnMut() -> P,
 ) -> Played {
+    let block_size = first_options.base.block_size_bytes;
     // Each write is limited to a quarter of a segment.
-    let len_max = (16 << 10) / u64::from(block_size);
+    let segment_size_bytes = first_options.segment_size_bytes.unwrap();
+    let len_max = segment_size_bytes / 4 / u64::from(block_size);
     let block = block_size as usize;
     let mut model = vec![0u8; BLOCKS as usize * block];
-    let first_options = options(block_size, Some(data_crc));
+    let later_options = OpenOptions {
+        data_crc: None,
+        settings: SettingChange::default(),
+        ..first_options.clone()
+    };
     let mut rig = Rig::open(next_life(), model.clone(), first_options).unwrap();
     let mut stats = Vec::new();
     for (number, step) in steps.iter().enumerate() {
@@ -170,6 +186,8 @@ fn check<P: Pmem>(
                 } else {
                     Op::Unmap
                 };
+                let len_max = rig.cache().unmap_size_max_bytes() / u64::from(block_size);
+                let len = len.min(len_max);
                 rig.run(op, lba, len);
                 model[lba as usize * block..(lba + len) as usize * block].fill(0);
             }
@@ -177,7 +195,7 @@ fn check<P: Pmem>(
             Step::Reopen => {
                 stats.push(rig.cache().stats());
                 let base = rig.close();
-                rig = Rig::open(next_life(), base, options(block_size, None)).unwrap();
+                rig = Rig::open(next_life(), base, later_options.clone()).unwrap();
             }
             Step::Drain => {
                 rig.drain();
@@ -195,14 +213,19 @@ fn check<P: Pmem>(
     assert!(rig.base() == model);
     stats.push(rig.cache().stats());
     drop(rig);
-    let mut content = vec![0; DEVICE_SIZE_BYTES as usize];
-    next_life().read(PmemOff(0), &mut content).unwrap();
+    let device = next_life();
+    let mut content = vec![0; device.len_bytes() as usize];
+    device.read(PmemOff(0), &mut content).unwrap();
     Played { content, stats }
 }
 
 /// A device whose next life begins with what the last one has made durable.
 fn simulated() -> impl FnMut() -> SimPmem {
-    let mut last = SimPmem::new(DEVICE_SIZE_BYTES);
+    simulated_of(DEVICE_SIZE_BYTES)
+}
+
+fn simulated_of(size_bytes: u64) -> impl FnMut() -> SimPmem {
+    let mut last = SimPmem::new(size_bytes);
     move || {
         last = SimPmem::from_image(last.durable_image());
         last.clone()
@@ -247,7 +270,7 @@ fn the_engine_does_the_same_to_the_real_and_to_the_simulated_device() {
         (4096, DataCrc::Off),
         (4096, DataCrc::On),
     ] {
-        let history = prop::collection::vec(step(), 800);
+        let history = prop::collection::vec(step(31), 800);
         let steps = history.new_tree(&mut runner).unwrap().current();
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (real_trace, sim_trace) = (Trace::default(), Trace::default());
@@ -278,7 +301,7 @@ proptest! {
 
     #[test]
     fn a_cache_behaves_like_a_disk_with_512_byte_blocks(
-        steps in prop::collection::vec(step(), 1..120),
+        steps in prop::collection::vec(step(31), 1..120),
         crc in prop_oneof![Just(DataCrc::Off), Just(DataCrc::On)],
     ) {
         check(&steps, 512, crc, simulated());
@@ -286,10 +309,27 @@ proptest! {
 
     #[test]
     fn a_cache_behaves_like_a_disk_with_4096_byte_blocks(
-        steps in prop::collection::vec(step(), 1..120),
+        steps in prop::collection::vec(step(31), 1..120),
         crc in prop_oneof![Just(DataCrc::Off), Just(DataCrc::On)],
     ) {
         check(&steps, 4096, crc, simulated());
+    }
+
+    /// Requests of up to 40 pages: whole groups of the index, and parts of some.
+    #[test]
+    fn a_cache_behaves_like_a_disk_with_long_requests(
+        (block_size, steps) in prop_oneof![Just(512u32), Just(4096)].prop_flat_map(|block_size| {
+            let len_max = (40 << 12) / u64::from(block_size);
+            (Just(block_size), prop::collection::vec(step(len_max), 1..80))
+        }),
+        crc in prop_oneof![Just(DataCrc::Off), Just(DataCrc::On)],
+    ) {
+        let segment_size_bytes = 1 << 20;
+        let options = OpenOptions {
+            segment_size_bytes: Some(segment_size_bytes),
+            ..options(block_size, Some(crc))
+        };
+        check_in(&steps, options, simulated_of(6 * segment_size_bytes));
     }
 }
 

@@ -308,7 +308,8 @@ impl SlotLayout {
     }
 
     /// What `tell` says, of its number and its value, of the slot of each page of a group, of the first of which this is the
-    /// key; 0 of those that are not there. One look serves all, where [`SlotLayout::slot_of`] would take one for each.
+    /// key; 0 of those that are not there. One look serves all, where [`SlotLayout::slot_of`] would take one for each. All are
+    /// 0 where the key is, which is not told from what is empty.
     #[inline(always)]
     pub(super) fn of_group(
         self,
@@ -326,7 +327,6 @@ impl SlotLayout {
             let member = differs.wrapping_shr(self.payload_bits) as usize;
             told[member.min(OTHERS)] = tell(number, value);
         }
-        // What is empty has no bit of the key either.
         if first.0 == 0 {
             return [0; OTHERS];
         }

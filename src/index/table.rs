@@ -300,16 +300,21 @@ impl Index {
         None
     }
 
-    /// Where the pages of a group lie, of which this is the first. `None`: that one does not lie in one piece, in its home
-    /// bucket; see [`Index::lookup`].
+    /// What is known of the pages of a group, of which this is the first, where it is the same for all blocks of one. `None`:
+    /// it is not, or nothing is known, or the page has no slot in its home bucket, or its tag does not tell (see
+    /// [`SlotLayout::of_group`]); then there is [`Index::lookup`].
     #[inline]
-    pub(crate) fn lookup_group(&self, first: SlotRef) -> [Option<Place>; GROUP_PAGES as usize] {
+    pub(crate) fn lookup_group(&self, first: SlotRef) -> [Option<BlockMap>; GROUP_PAGES as usize] {
         let words = self.buckets.line(first.bucket);
         let key = self.layout.key(0, first.tag);
         let values = self.layout.of_group(words, key, |_, value| value);
         values.map(|value| {
-            let is_whole = self.layout.kind(value) == SlotKind::Mapped;
-            is_whole.then_some(Place(self.layout.payload(value)))
+            let place = Place(self.layout.payload(value));
+            match self.layout.kind(value) {
+                SlotKind::Mapped => Some(BlockMap::Mapped(place)),
+                SlotKind::Zero => Some(BlockMap::Zero(place)),
+                _ => None,
+            }
         })
     }
 
@@ -390,21 +395,20 @@ impl Index {
         );
     }
 
-    /// The slots of all pages of a group, of which this is the first, for the holder of their claim. `None`: not all have one
-    /// in their home bucket; see [`Index::reserve`].
+    /// The slots of the pages of a group, of which this is the first, for the holder of their claim. `None`: it has none in its
+    /// home bucket, or its tag does not tell (see [`SlotLayout::of_group`]); then there is [`Index::reserve`].
     #[inline]
     pub(crate) fn slots_of_group(
         &self,
         first: SlotRef,
-    ) -> Option<[PageSlot; GROUP_PAGES as usize]> {
-        let key = self.layout.key(0, first.tag);
+    ) -> [Option<PageSlot>; GROUP_PAGES as usize] {
         let words = self.buckets.line(first.bucket);
+        let key = self.layout.key(0, first.tag);
         let numbers = self.layout.of_group(words, key, |number, _| number);
-        (!numbers.contains(&0)).then(|| {
-            std::array::from_fn(|member| {
-                let key = self.layout.key(0, first.later(member as u64).tag);
-                self.held_slot(first.bucket, numbers[member] as usize, key)
-            })
+        std::array::from_fn(|member| {
+            let (number, at) = (numbers[member] as usize, first.later(member as u64));
+            let key = self.layout.key(0, at.tag);
+            (number > 0).then(|| self.held_slot(first.bucket, number, key))
         })
     }
 

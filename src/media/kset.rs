@@ -210,12 +210,17 @@ impl KsetBuilder {
         self.put(KeyOnMedia::new(key, block_shift));
     }
 
-    /// Appends what a key says of blocks whose payload lies in one piece, in a key for each page.
+    /// Appends what a key says of blocks whose payload lies in one piece, in a key for each page. A checksum is that of one
+    /// page alone.
     ///
     /// # Panics
     /// There are too many.
     #[inline(always)]
     pub fn push_pages(&mut self, key: &Key, geometry: &Geometry) {
+        debug_assert!(
+            key.crc == 0 || geometry.pages_touched(key.lba, key.len_blocks.into()) == 1,
+            "a checksum of several pages"
+        );
         let in_page = geometry.blocks_per_page() - 1;
         let mut media = KeyOnMedia::new(key, geometry.block_shift());
         let (mut lba, mut place, mut left) = (key.lba.0, media.place.get(), key.len_blocks);

@@ -108,6 +108,11 @@ mod tests {
         lines.line(lines.count - 1);
         let line = std::panic::AssertUnwindSafe(|| lines.line(lines.count).len());
         let panicked = std::panic::catch_unwind(line).unwrap_err();
+        lines.word(lines.count * LINE_WORDS - 1);
+        let word = std::panic::AssertUnwindSafe(|| {
+            lines.word(lines.count * LINE_WORDS);
+        });
+        std::panic::catch_unwind(word).unwrap_err();
         let text = panicked.downcast_ref::<&str>().unwrap();
         assert!(text.contains("no such line"), "{text}");
         assert!((998..=999).contains(&lines.count));

@@ -138,6 +138,8 @@ fn draw_one(prng: &mut Prng, setup: &Setup, weights: Weights, span: u64) -> Step
     match prng.below(100) {
         0..=27 => Step::Write(core, lba, len, cut),
         28..=31 => Step::WriteFua(core, lba, len, cut),
+        // Others are as long as a part of a segment; a read may be of anything.
+        32..=41 if cut.is_multiple_of(4) => Step::Read(core, lba, (len * 16).min(span - lba), cut),
         32..=41 => Step::Read(core, lba, len, cut),
         42..=45 => Step::Lend(core, lba, len, prng.pick(&[1, 3, 30, 300])),
         46..=48 => Step::Zero(core, lba, len),

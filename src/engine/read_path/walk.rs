@@ -34,19 +34,21 @@ impl Core {
                 lba = page_end;
                 continue;
             }
-            for place in index.lookup_group(index.locate(page)) {
+            for source in index.lookup_group(index.locate(page)) {
                 let page_end = lba + page_blocks;
-                match place {
-                    Some(place) => {
-                        let run = Run::mapped(Lba(lba), place, page_blocks);
+                match source {
+                    Some(source) => {
+                        let run = Run {
+                            source,
+                            lba: Lba(lba),
+                            len_blocks: page_blocks,
+                        };
                         self.extend_run(reader, run, out)?;
                     }
                     None => self.walk_page(reader, lba, page_end, out)?,
                 }
                 lba = page_end;
             }
-            // INV-READ-9.
-            reader.ahead = None;
         }
         self.end_run(reader, out)
     }

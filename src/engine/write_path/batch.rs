@@ -361,12 +361,6 @@ impl Batch {
         let shift = geometry.block_shift();
         // Room was made for it: the payload is smaller than the segment.
         open.data_off -= geometry.bytes(len_blocks) as u32;
-        self.extents.push(Extent {
-            lba,
-            len_blocks,
-            kind,
-            payload_off: open.data_off,
-        });
         let mut key = Key {
             lba,
             // Less than a segment.
@@ -375,6 +369,7 @@ impl Batch {
             payload_off: open.data_off,
             crc: 0,
         };
+        self.extents.push(Extent::from(&key));
         if geometry.pages_touched(lba, len_blocks) == 1 {
             return self.store_pages(cache, open, &key, &mut cursor);
         }
@@ -461,15 +456,12 @@ impl Batch {
     /// An extent of one key.
     fn add(&mut self, key: &Key, block_shift: u32) {
         self.kset.push(key, block_shift);
-        self.extents.push(Extent {
-            lba: key.lba,
-            len_blocks: u64::from(key.len_blocks),
-            kind: key.kind,
-            payload_off: key.payload_off,
-        });
+        self.extents.push(Extent::from(key));
     }
 
     fn publish<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {
+        #[cfg(any(test, feature = "sim"))]
+        self.check_keys(cache);
         // Whoever finds the place finds its checksum (INV-CRC-2).
         if !canary::is(Canary::CrcNotedLate) {
             self.note_crcs(cache, open);
@@ -514,6 +506,38 @@ impl Batch {
         if canary::is(Canary::CrcNotedLate) {
             self.note_crcs(cache, open);
         }
+    }
+
+    /// That the log says of each page what the index is going to say.
+    #[cfg(any(test, feature = "sim"))]
+    fn check_keys<P: Pmem>(&self, cache: &Cache<P>) {
+        let geometry = &cache.geometry;
+        let mut keys = self.kset.keys(geometry.block_shift());
+        for extent in &self.extents {
+            let (mut rest, mut payload_off) = (extent.len_blocks, extent.payload_off);
+            while rest > 0 {
+                let Some(key) = keys.next() else {
+                    panic!("INV-LOG-10: a page of {extent:?} has no key");
+                };
+                let is_of_one_page = geometry.pages_touched(key.lba, key.len_blocks.into()) == 1;
+                let first = extent.lba.0 + (extent.len_blocks - rest);
+                assert_eq!(
+                    (
+                        key.lba,
+                        key.kind,
+                        key.payload_off,
+                        is_of_one_page || !key.kind.has_payload()
+                    ),
+                    (Lba(first), extent.kind, payload_off, true),
+                    "INV-LOG-10: {key:?} is none of {extent:?}"
+                );
+                rest -= u64::from(key.len_blocks);
+                if key.kind.has_payload() {
+                    payload_off += key.len_blocks << geometry.block_shift();
+                }
+            }
+        }
+        assert_eq!(keys.next(), None, "INV-LOG-10: a key without an extent");
     }
 
     /// Says of the places of all payloads which checksums they have.

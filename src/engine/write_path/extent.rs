@@ -3,7 +3,7 @@
 use crate::engine::cache::Cache;
 use crate::engine::io::{HostIo, Op};
 use crate::index::GROUP_PAGES;
-use crate::media::KeyKind;
+use crate::media::{Key, KeyKind};
 use crate::pmem::Pmem;
 use crate::units::{Lba, Page};
 use std::ops::Range;
@@ -16,6 +16,17 @@ pub(in crate::engine) struct Extent {
     pub(in crate::engine) kind: KeyKind,
     /// Byte offset of the payload in the segment, in one piece; 0 without payload.
     pub(in crate::engine) payload_off: u32,
+}
+
+impl From<&Key> for Extent {
+    fn from(key: &Key) -> Self {
+        Self {
+            lba: key.lba,
+            len_blocks: u64::from(key.len_blocks),
+            kind: key.kind,
+            payload_off: key.payload_off,
+        }
+    }
 }
 
 /// What an extent needs of the log.

@@ -65,20 +65,22 @@ impl Batch {
     #[inline(never)]
     fn hold_groups<P: Pmem>(&mut self, cache: &Cache<P>, pages: PageRange) -> Result<(), Refusal> {
         for group in pages.groups() {
-            let first = cache.index.locate(Page(group.start));
+            let first = cache.index.locate(Page(group.start & !(GROUP_PAGES - 1)));
             self.claim(cache, first)?;
-            let page_count = group.end - group.start;
-            let all = if page_count == GROUP_PAGES {
-                cache.index.slots_of_group(first)
-            } else {
-                None
-            };
-            if let Some(slots) = all {
-                self.slots.extend_from_slice(&slots);
+            let slots = cache.index.slots_of_group(first);
+            if let [Some(a), Some(b), Some(c), Some(d)] = slots
+                && group.end - group.start == GROUP_PAGES
+            {
+                // Whether there is room is asked once.
+                self.slots.extend_from_slice(&[a, b, c, d]);
                 continue;
             }
-            for number in 0..page_count {
-                self.hold_slot(cache, first.later(number))?;
+            for page in group {
+                let member = page & (GROUP_PAGES - 1);
+                match slots[member as usize] {
+                    Some(slot) => self.slots.push(slot),
+                    None => self.hold_slot(cache, first.later(member))?,
+                }
             }
         }
         Ok(())

@@ -18,17 +18,17 @@ impl Batch {
         open: &mut OpenSegment,
         (seq, epoch): (Seq, Epoch),
     ) -> Seq {
-        let shift = cache.geometry.block_shift();
-        let keys: Vec<_> = self.kset.keys(shift).collect();
-        let half = keys.len() / 2;
-        let needed = kset_size_bytes(half) + kset_size_bytes(keys.len());
+        let half = self.kset.key_count() / 2;
+        let needed = kset_size_bytes(half) + kset_size_bytes(self.kset.key_count());
         let room = open.room_bytes();
         let planted = canary::is(Canary::BatchSplitOverTwoKsets);
         if !planted || half == 0 || needed > room as usize {
             return seq;
         }
         let mut kset = KsetBuilder::default();
-        keys[..half].iter().for_each(|key| kset.push(key, shift));
+        let shift = cache.geometry.block_shift();
+        let keys = self.kset.keys(shift).take(half);
+        keys.for_each(|key| kset.push(&key, shift));
         let off = cache.geometry.segment_off(open.id);
         let bytes = kset.finish(open.kset_seed, open.kset_index, seq, epoch);
         let agent = self.agent;

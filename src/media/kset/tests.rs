@@ -151,3 +151,28 @@ fn a_key_lies_on_the_base_and_has_a_kind() {
         }
     });
 }
+
+#[test]
+fn what_lies_in_one_piece_is_cut_where_pages_end() {
+    let geometry = Geometry::plan(64 << 20, 1 << 20, 512).unwrap();
+    let mut builder = KsetBuilder::default();
+    let key = Key {
+        lba: Lba(5),
+        len_blocks: 20,
+        kind: KeyKind::Fill,
+        payload_off: 1 << 16,
+        crc: 0,
+    };
+    builder.push_pages(&key, &geometry);
+    let cut: Vec<_> = builder.keys(geometry.block_shift()).collect();
+    let of = |lba, len_blocks, before: u32| Key {
+        lba: Lba(lba),
+        len_blocks,
+        payload_off: (1 << 16) + before * 512,
+        ..key
+    };
+    assert_eq!(
+        cut,
+        [of(5, 3, 0), of(8, 8, 3), of(16, 8, 11), of(24, 1, 19)]
+    );
+}
