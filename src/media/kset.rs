@@ -221,20 +221,13 @@ impl KsetBuilder {
             key.crc == 0 || geometry.pages_touched(key.lba, key.len_blocks.into()) == 1,
             "a checksum of several pages"
         );
-        let in_page = geometry.blocks_per_page() - 1;
         let mut media = KeyOnMedia::new(key, geometry.block_shift());
-        let (mut lba, mut place, mut left) = (key.lba.0, media.place.get(), key.len_blocks);
-        loop {
-            let len_blocks = left.min(in_page + 1 - (lba as u32 & in_page));
-            media.lba = lba.into();
+        let mut place = media.place.get();
+        for (lba, len_blocks) in geometry.page_pieces(key.lba, key.len_blocks.into()) {
+            media.lba = lba.0.into();
             media.len_blocks = len_blocks.into();
             media.place = place.into();
             self.put(media);
-            left -= len_blocks;
-            if left == 0 {
-                return;
-            }
-            lba += u64::from(len_blocks);
             place += len_blocks;
         }
     }

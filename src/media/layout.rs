@@ -174,6 +174,37 @@ impl Geometry {
         Page(lba.0.wrapping_shr(self.page_shift))
     }
 
+    /// An extent cut where pages end: first block and number of blocks of each piece.
+    #[inline]
+    pub fn page_pieces(
+        &self,
+        lba: Lba,
+        len_blocks: u64,
+    ) -> impl Iterator<Item = (Lba, u32)> + use<> {
+        // A page has 8 blocks at most.
+        let pieces = self.group_pieces(lba, len_blocks, 1);
+        pieces.map(|(lba, len_blocks)| (lba, len_blocks as u32))
+    }
+
+    /// As [`Geometry::page_pieces`], cut where aligned groups of so many pages end, a power of two.
+    #[inline]
+    pub fn group_pieces(
+        &self,
+        lba: Lba,
+        len_blocks: u64,
+        page_count: u64,
+    ) -> impl Iterator<Item = (Lba, u64)> + use<> {
+        let in_group = u64::from(self.blocks_per_page()) * page_count - 1;
+        let (mut next, end) = (lba.0, lba.0 + len_blocks);
+        std::iter::from_fn(move || {
+            let first = next;
+            (first < end).then(|| {
+                next = ((first | in_group) + 1).min(end);
+                (Lba(first), next - first)
+            })
+        })
+    }
+
     /// How many index pages an extent lies in, wholly or in part. It is not empty.
     #[must_use]
     pub fn pages_touched(&self, lba: Lba, len_blocks: u64) -> u64 {

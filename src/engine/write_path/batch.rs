@@ -1,6 +1,6 @@
 //! A batch: what is appended to the log in one kset, and published at once.
 
-use super::extent::{Extent, HasPayload, Need, need, page_groups, page_pieces};
+use super::extent::{Extent, HasPayload, Need, need};
 use super::{BATCH_BYTES_MAX, BATCH_PAGES_MAX};
 use crate::canary::{self, Canary};
 use crate::engine::DataCrc;
@@ -102,7 +102,8 @@ impl Batch {
     ) -> bool {
         let (index, geometry) = (&cache.index, &cache.geometry);
         let in_page = u64::from(geometry.blocks_per_page()) - 1;
-        page_pieces(cache, lba, len_blocks)
+        geometry
+            .page_pieces(lba, len_blocks)
             .zip(versions)
             .all(|((lba, len_blocks), version)| {
                 let at = index.locate(geometry.page_of(lba));
@@ -371,34 +372,36 @@ impl Batch {
         };
         self.extents.push(Extent::from(&key));
         if geometry.pages_touched(lba, len_blocks) == 1 {
-            return self.store_pages(cache, open, &key, &mut cursor);
+            key.crc = self.store_part(cache, open, &key, &mut cursor);
+            return self.kset.push(&key, shift);
         }
         // A few pages at a time: their keys are made while their stores are on their way. Each has a checksum of its own.
         let pages_at_once = match cache.data_crc {
             DataCrc::Off => GROUP_PAGES,
             DataCrc::On => 1,
         };
-        for (lba, len_blocks) in page_groups(cache, lba, len_blocks, pages_at_once) {
+        for (lba, len_blocks) in geometry.group_pieces(lba, len_blocks, pages_at_once) {
             (key.lba, key.len_blocks) = (lba, len_blocks as u32);
-            self.store_pages(cache, open, &key, &mut cursor);
+            key.crc = self.store_part(cache, open, &key, &mut cursor);
+            self.kset.push_pages(&key, geometry);
             key.payload_off += key.len_blocks << shift;
         }
     }
 
-    /// Stores the payload of some pages, and makes a key for each; with checksums those of one.
+    /// Stores the payload that a key names. Returns its checksum, 0 without checksums.
     #[inline(always)]
-    fn store_pages<P: Pmem>(
-        &mut self,
+    fn store_part<P: Pmem>(
+        &self,
         cache: &Cache<P>,
         open: &OpenSegment,
         key: &Key,
         cursor: &mut IovCursor,
-    ) {
+    ) -> u32 {
         let (geometry, agent) = (&cache.geometry, self.agent);
         let bytes = geometry.bytes(u64::from(key.len_blocks));
         let off = geometry.segment_off(open.id);
         let off = off.plus(u64::from(key.payload_off));
-        let crc = match cache.data_crc {
+        match cache.data_crc {
             DataCrc::Off => {
                 cache.pmem.store_from(agent, off, cursor, bytes);
                 0
@@ -407,8 +410,7 @@ impl Batch {
                 let seed = open.payload_seed.0;
                 (cache.pmem).store_from_crc(agent, off, cursor, bytes, seed)
             }
-        };
-        self.kset.push_pages(&Key { crc, ..*key }, geometry);
+        }
     }
 
     /// Stores the payload of a part of a page, and its key.
@@ -492,7 +494,7 @@ impl Batch {
                 }
                 continue;
             }
-            for (lba, len_blocks) in page_pieces(cache, extent.lba, extent.len_blocks) {
+            for (lba, len_blocks) in geometry.page_pieces(extent.lba, extent.len_blocks) {
                 let first = (lba.0 & in_page) as u32;
                 if has_payload {
                     index.publish(next(), first, len_blocks, Target::Mapped(place), lines);

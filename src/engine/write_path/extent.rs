@@ -134,33 +134,3 @@ pub(in crate::engine) fn pages<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: 
         last: geometry.page_of(Lba(lba.0 + len_blocks - 1)).0,
     }
 }
-
-/// An extent cut at page borders: first block and number of blocks of each piece.
-#[inline]
-pub(super) fn page_pieces<P: Pmem>(
-    cache: &Cache<P>,
-    lba: Lba,
-    len_blocks: u64,
-) -> impl Iterator<Item = (Lba, u32)> + use<P> {
-    // A page has 8 blocks at most.
-    page_groups(cache, lba, len_blocks, 1).map(|(lba, len_blocks)| (lba, len_blocks as u32))
-}
-
-/// As [`page_pieces`], cut at the borders of groups of so many pages, a power of two.
-#[inline]
-pub(super) fn page_groups<P: Pmem>(
-    cache: &Cache<P>,
-    lba: Lba,
-    len_blocks: u64,
-    page_count: u64,
-) -> impl Iterator<Item = (Lba, u64)> + use<P> {
-    let in_group = u64::from(cache.geometry.blocks_per_page()) * page_count - 1;
-    let (mut next, end) = (lba.0, lba.0 + len_blocks);
-    std::iter::from_fn(move || {
-        let first = next;
-        (first < end).then(|| {
-            next = ((first | in_group) + 1).min(end);
-            (Lba(first), next - first)
-        })
-    })
-}

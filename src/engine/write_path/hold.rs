@@ -1,7 +1,7 @@
 //! What a batch holds of the index: claims of buckets, slots of pages, and lines for pages that it may split.
 
 use super::batch::{Batch, Refusal};
-use super::extent::{PageRange, page_pieces, pages};
+use super::extent::{PageRange, pages};
 use crate::canary::{self, Canary};
 use crate::engine::cache::Cache;
 use crate::index::{Change, Claim, EarlierParts, GROUP_PAGES, IndexFull, SlotRef};
@@ -125,7 +125,7 @@ impl Batch {
     ) -> Result<(), Refusal> {
         let (index, geometry) = (&cache.index, &cache.geometry);
         let per_page = geometry.blocks_per_page();
-        let pieces = page_pieces(cache, lba, len_blocks);
+        let pieces = geometry.page_pieces(lba, len_blocks);
         for ((lba, len_blocks), slot) in pieces.zip(&self.slots[mark.slots..]) {
             if len_blocks == per_page {
                 continue;
