@@ -10,7 +10,7 @@ use super::config::CacheMode;
 use super::io::{HostIo, LoanId, Outbox, Status};
 use super::segments::Segment;
 use crate::canary::{self, Canary};
-use crate::index::BlockMap;
+use crate::index::{BlockMap, GROUP_PAGES, SlotRef};
 use crate::media::Place;
 use crate::pmem::{MemSlice, Pmem};
 use crate::units::{Lba, SegId};
@@ -255,21 +255,35 @@ impl Lend {
 
 /// Where all of the extent lies in one piece.
 fn find_piece<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64) -> Found {
-    let in_page = u64::from(cache.geometry.blocks_per_page()) - 1;
+    let (index, geometry) = (&cache.index, &cache.geometry);
+    let page_blocks = u64::from(geometry.blocks_per_page());
+    let group_blocks = page_blocks * GROUP_PAGES;
     let end = lba.0 + len_blocks;
     let mut first = None;
     let mut at = lba.0;
     while at < end {
-        let page = cache.geometry.page_of(Lba(at));
+        let slot = index.locate(geometry.page_of(Lba(at)));
+        if at & (group_blocks - 1) == 0
+            && end - at >= group_blocks
+            && let Some(place) = group_in_a_row(cache, slot)
+        {
+            let Place(start) = *first.get_or_insert(place);
+            if place.0 != start + (at - lba.0) {
+                return Found::Nowhere;
+            }
+            at += group_blocks;
+            continue;
+        }
         // Not moved: what a split page says is large.
-        let found = cache.index.lookup(cache.index.locate(page));
+        let found = index.lookup(slot);
         let Some(found) = &found else {
             return Found::Busy;
         };
-        let page_end = ((at | in_page) + 1).min(end);
+        let page_end = ((at | (page_blocks - 1)) + 1).min(end);
         for block in at..page_end {
             // A page has 8 blocks at most.
-            let BlockMap::Mapped(place) = found.map.block((block & in_page) as u32) else {
+            let BlockMap::Mapped(place) = found.map.block((block & (page_blocks - 1)) as u32)
+            else {
                 return Found::Nowhere;
             };
             let Place(start) = *first.get_or_insert(place);
@@ -286,4 +300,17 @@ fn find_piece<P: Pmem>(cache: &Cache<P>, lba: Lba, len_blocks: u64) -> Found {
     };
     cache.heat.prefetch(place);
     Found::Piece(place)
+}
+
+/// Where the pages of a group lie, of which this is the first, if they lie in one piece, as far as one look tells.
+#[inline(never)]
+fn group_in_a_row<P: Pmem>(cache: &Cache<P>, first: SlotRef) -> Option<Place> {
+    let group = cache.index.lookup_group(first);
+    let Some(BlockMap::Mapped(start)) = group[0] else {
+        return None;
+    };
+    let places = (start.0..).step_by(cache.geometry.blocks_per_page() as usize);
+    let expected = places.map(|place| Some(BlockMap::Mapped(Place(place))));
+    let is_in_a_row = group.into_iter().eq(expected.take(group.len()));
+    is_in_a_row.then_some(start)
 }

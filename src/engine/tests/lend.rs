@@ -216,6 +216,36 @@ fn only_a_hit_in_one_piece_is_lent() {
 }
 
 #[test]
+fn pages_of_groups_are_lent_if_they_lie_in_a_row() {
+    // The largest write is a group of pages, and what is written later lies before.
+    for (block_size, group) in [(512, 32), (4096, 4)] {
+        let mut rig = LendRig::new(block_size);
+        let bytes = |fill: u8, count: u64| vec![fill; (count * u64::from(block_size)) as usize];
+        for (number, fill) in [(2, 3), (1, 2), (0, 1)] {
+            rig.write(number * group, &bytes(fill, group));
+        }
+        let loan = rig.lend(0, 3 * group).unwrap();
+        let expected = [bytes(1, group), bytes(2, group), bytes(3, group)].concat();
+        assert!(bytes_of(rig.lent(loan)) == expected);
+        let part = rig.lend(1, 2 * group).unwrap();
+        assert!(
+            bytes_of(rig.lent(part))
+                == expected[block_size as usize..][..bytes(0, 2 * group).len()]
+        );
+        rig.channel().give_back(loan);
+        rig.channel().give_back(part);
+        // In a row each, and not with what was there before.
+        rig.write(group, &bytes(4, group));
+        assert!(rig.lend(group, group).is_some());
+        assert_eq!(rig.lend(0, 2 * group), None);
+        assert_eq!(rig.lend(group, 2 * group), None);
+        rig.write(3 * group - 1, &bytes(5, 1));
+        assert_eq!(rig.lend(2 * group, group), None);
+        assert!(rig.lend(2 * group, group - 1).is_some());
+    }
+}
+
+#[test]
 fn unreadable_memory_is_not_lent() {
     let mut rig = rig();
     rig.write(0, &[0x11; 2 * 4096]);
