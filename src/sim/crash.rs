@@ -375,6 +375,9 @@ pub fn history(seed: u64) -> (Setup, Vec<script::Step>) {
     setup.segment_size_bytes = 16 << 10;
     setup.segment_count = prng.between(4, 7);
     setup.block_count = setup.block_count.min(64);
+    // A base only grows.
+    setup.block_count_first =
+        (setup.block_count_first).map(|first| first.min(setup.block_count / 2));
     let weights = script::Weights {
         crash: prng.pick(&[0, 10, 30]),
         fault: prng.pick(&[0, 0, 20]),
@@ -401,4 +404,19 @@ pub fn run(
     let enumerator = enumerator.lock().unwrap_or_else(PoisonError::into_inner);
     enumerator.verdict()?;
     ran.map(|_| enumerator.tally())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bases_of_short_histories_grow_and_never_shrink() {
+        let firsts: Vec<_> = (0..10_000)
+            .map(|seed| history(seed).0)
+            .filter_map(|setup| Some((setup.block_count_first?, setup.block_count)))
+            .collect();
+        assert!(!firsts.is_empty());
+        assert!(firsts.iter().all(|(first, count)| first < count));
+    }
 }
