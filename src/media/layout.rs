@@ -66,6 +66,19 @@ pub struct Geometry {
     segments_start: u64,
 }
 
+/// A range cut at multiples of `align`, a power of two.
+#[inline]
+pub(crate) fn aligned_pieces(range: Range<u64>, align: u64) -> impl Iterator<Item = Range<u64>> {
+    let (mut next, end) = (range.start, range.end);
+    std::iter::from_fn(move || {
+        let start = next;
+        (start < end).then(|| {
+            next = ((start | (align - 1)) + 1).min(end);
+            start..next
+        })
+    })
+}
+
 impl Geometry {
     /// The geometry of a new cache on a device of `device_size_bytes`.
     ///
@@ -194,15 +207,9 @@ impl Geometry {
         len_blocks: u64,
         page_count: u64,
     ) -> impl Iterator<Item = (Lba, u64)> + use<> {
-        let in_group = u64::from(self.blocks_per_page()) * page_count - 1;
-        let (mut next, end) = (lba.0, lba.0 + len_blocks);
-        std::iter::from_fn(move || {
-            let first = next;
-            (first < end).then(|| {
-                next = ((first | in_group) + 1).min(end);
-                (Lba(first), next - first)
-            })
-        })
+        let group_blocks = u64::from(self.blocks_per_page()) * page_count;
+        let pieces = aligned_pieces(lba.0..lba.0 + len_blocks, group_blocks);
+        pieces.map(|piece| (Lba(piece.start), piece.end - piece.start))
     }
 
     /// How many index pages an extent lies in, wholly or in part. It is not empty.

@@ -21,6 +21,7 @@ pub use kset::{
     CLEAR_SIZE_MAX_BYTES, KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind,
     Kset, KsetBuilder, KsetContext, KsetError, KsetReader, kset_size_bytes,
 };
+pub(crate) use layout::aligned_pieces;
 pub use layout::{
     Geometry, GeometryError, KEYS_START_BYTES, Place, SEGMENT_SIZE_MAX_BYTES,
     SEGMENTS_START_MIN_BYTES,

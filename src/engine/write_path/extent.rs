@@ -3,7 +3,7 @@
 use crate::engine::cache::Cache;
 use crate::engine::io::{HostIo, Op};
 use crate::index::GROUP_PAGES;
-use crate::media::{Key, KeyKind};
+use crate::media::{Key, KeyKind, aligned_pieces};
 use crate::pmem::Pmem;
 use crate::units::{Lba, Page};
 use std::ops::Range;
@@ -100,14 +100,7 @@ impl PageRange {
     /// Cut where groups of the index end.
     #[inline]
     pub(in crate::engine) fn groups(self) -> impl Iterator<Item = Range<u64>> {
-        let (mut next, end) = (self.next, self.last + 1);
-        std::iter::from_fn(move || {
-            let start = next;
-            (start < end).then(|| {
-                next = ((start | (GROUP_PAGES - 1)) + 1).min(end);
-                start..next
-            })
-        })
+        aligned_pieces(self.next..self.last + 1, GROUP_PAGES)
     }
 }
 
