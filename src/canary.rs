@@ -33,6 +33,8 @@ macro_rules! canaries {
 canaries! {
     /// No fence between the payloads and the kset that names them.
     PayloadsNotFenced = "payloads_not_fenced",
+    /// A kset that was stored before the fence of its payloads counts whatever these are.
+    UnfencedKsetTrusted = "unfenced_kset_trusted",
     /// The fence behind the kset is another core's, which does nothing for this one.
     KsetFencedByAnotherCore = "kset_fenced_by_another_core",
     /// A batch is published before its kset is durable.

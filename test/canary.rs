@@ -255,7 +255,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
     const INDEX: &str = "INV-INDEX-2";
     const DEGRADED: &str = "dirty data are lost, and the cache is";
     match canary {
-        Canary::PayloadsNotFenced => &[TORN],
+        Canary::PayloadsNotFenced | Canary::UnfencedKsetTrusted => &[TORN],
         Canary::KsetFencedByAnotherCore => &["acknowledged too early"],
         Canary::PublishedBeforeDurable => &[LOST],
         Canary::AcknowledgedUnlogged => &[STALE, LOST, DRAINED, BARRIER, CUT],

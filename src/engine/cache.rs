@@ -144,6 +144,8 @@ pub struct Cache<P> {
     pub(super) block_count: AtomicU64,
     pub(crate) base_caps: BaseCaps,
     pub(crate) data_crc: DataCrc,
+    /// Payload that a batch may have without a fence before its kset.
+    pub(super) unfenced_bytes_max: u64,
     pub(crate) index: Index,
     /// With `data_crc`.
     pub(crate) place_crcs: Option<PlaceCrcs>,
@@ -220,6 +222,10 @@ impl<P: Pmem> Cache<P> {
             block_count: AtomicU64::new(parts.superblock.base.block_count),
             base_caps: parts.base_caps,
             data_crc: parts.superblock.data_crc,
+            unfenced_bytes_max: match parts.superblock.has_unfenced_payloads() {
+                true => parts.pmem.bytes_checksummed_per_fence(),
+                false => 0,
+            },
             index: parts.index,
             place_crcs: parts.place_crcs,
             segments: parts.segments,

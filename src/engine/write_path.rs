@@ -1,9 +1,8 @@
-//! Writes: a batch goes through its phases, with two fences whatever its size.
+//! Writes: a batch goes through its phases, with two fences whatever its size, or with one if it is small.
 //!
-//! 1. claim the pages, reserve index slots and log room: nothing behind this can fail. The payload of a write that is
-//!    alone is stored before its claims already;
+//! 1. claim the pages, reserve index slots and log room: nothing behind this can fail;
 //! 2. draw a sequence number;
-//! 3. copy all payloads; **fence**;
+//! 3. copy all payloads; **fence**, unless it is quicker to give them checksums ([`Proof`]);
 //! 4. one kset with all keys; **fence**;
 //! 5. publish in the index, release the claims;
 //! 6. complete.
@@ -24,7 +23,7 @@ use super::segments::Special;
 use super::stats::Counters;
 use super::stream::{OpenSegment, Stream};
 use crate::canary::{self, Canary};
-use crate::media::{Geometry, KSET_KEYS_MAX, KeyKind};
+use crate::media::{Geometry, KSET_KEYS_MAX, KeyKind, Proof};
 use crate::pmem::{Durable, Pmem};
 use crate::units::SegId;
 pub(super) use batch::Batch;
@@ -46,8 +45,6 @@ const FILL_FREE_SEGMENTS_MIN: usize = 2;
 #[derive(Clone, Copy, Debug)]
 enum Item {
     Write(RequestId),
-    /// A write whose payload is stored already.
-    Stored(RequestId),
     Fill(u32),
 }
 
@@ -56,9 +53,6 @@ enum Item {
 pub(super) struct Gathered {
     items: Vec<Item>,
     fua: bool,
-    /// The last write that was alone had its payload stored in vain. Until one is admitted, the next are not stored before
-    /// that.
-    stored_in_vain: bool,
     /// Writes that met another core at one of their pages.
     conflicted: VecDeque<RequestId>,
 }
@@ -68,7 +62,6 @@ impl Gathered {
         Self {
             items: Vec::with_capacity(KSET_KEYS_MAX),
             fua: false,
-            stored_in_vain: false,
             conflicted: VecDeque::with_capacity(REQUEST_COUNT_MAX),
         }
     }
@@ -251,6 +244,10 @@ impl Core {
             unreachable!("INV-LOG-1: a batch with items has an open segment")
         };
         self.batch.draw(cache, number, open);
+        let is_write = |item: &Item| matches!(item, Item::Write(_));
+        if self.batch.can_do_with_checksums(cache) && self.gathered.items.iter().all(is_write) {
+            self.batch.proof = Proof::Checksums;
+        }
         self.store_payloads(cache, open);
         let (segment, durable) = (open.id, self.batch.commit(cache, number, open));
         let histograms = &self.counters(cache).histograms;
@@ -267,28 +264,9 @@ impl Core {
             };
             let io = request.io;
             let batch = &mut self.batch;
-            let is_alone = self.writes.is_empty()
-                && self.gathered.items.is_empty()
-                && !self.gathered.stored_in_vain;
-            let (item, admitted) = match io.op {
-                Op::Write(cursor, _) if is_alone => {
-                    let extent = (io.lba, io.len_blocks);
-                    (
-                        Item::Stored(id),
-                        batch.admit_alone(cache, stream, extent, cursor),
-                    )
-                }
-                _ => (
-                    Item::Write(id),
-                    batch.admit(cache, stream, io.lba, io.len_blocks, has_payload(&io)),
-                ),
-            };
-            let was_stored = matches!(item, Item::Stored(_));
-            self.gathered.stored_in_vain =
-                admitted.is_err() && (was_stored || self.gathered.stored_in_vain);
-            match admitted {
+            match batch.admit(cache, stream, io.lba, io.len_blocks, has_payload(&io)) {
                 Ok(()) => {
-                    self.gathered.items.push(item);
+                    self.gathered.items.push(Item::Write(id));
                     self.gathered.fua |= matches!(io.op, Op::Write(_, Fua::Yes));
                 }
                 Err(Refusal::BatchFull) => {
@@ -366,7 +344,6 @@ impl Core {
     fn store_payloads<P: Pmem>(&mut self, cache: &Cache<P>, open: &mut OpenSegment) {
         for at in 0..self.gathered.items.len() {
             match self.gathered.items[at] {
-                Item::Stored(_) => self.batch.dirty_bytes += self.batch.payload_bytes,
                 Item::Write(id) => {
                     let Some(request) = self.requests.get(id) else {
                         unreachable!("INV-IO-1: a request of the batch has ended before it")
@@ -412,7 +389,7 @@ impl Core {
         let mut counts = WriteCounts::default();
         for at in 0..self.gathered.items.len() {
             match self.gathered.items[at] {
-                Item::Write(id) | Item::Stored(id) => {
+                Item::Write(id) => {
                     let io = if holds {
                         self.hold_write(cache, segment, id, at)
                     } else {

@@ -3,7 +3,7 @@
 use super::header::{self, Header};
 use super::notes::{note_damage, note_refusal};
 use super::{Findings, InspectError, OutputFormat, ProgressLine};
-use crate::media::{Key, KeyKind, Kset, SegmentInfo, Superblock, Tails};
+use crate::media::{Key, KeyKind, Kset, Proof, SegmentInfo, Superblock, Tails};
 use crate::pmem::PmemRead;
 use crate::recovery::walk::{SegmentWalk, WalkBuf, load_info};
 use crate::units::{Lba, SegId, Seq};
@@ -80,6 +80,7 @@ enum Line {
         seq: u64,
         epoch: u64,
         key_count: u32,
+        payloads_unfenced: bool,
         state: KsetState,
     },
     Key {
@@ -112,6 +113,7 @@ impl Line {
             seq: kset.seq.0,
             epoch: kset.epoch.0,
             key_count: kset.key_count,
+            payloads_unfenced: kset.proof == Proof::Checksums,
             state: KsetState::of(kset.seq, tails),
         }
     }
@@ -169,13 +171,17 @@ impl Line {
                 seq,
                 epoch,
                 key_count,
+                payloads_unfenced,
                 state,
                 ..
-            } => writeln!(
-                out,
-                "  kset {kset_index} at {off:#x} seq {seq} epoch {epoch} keys {key_count} {}",
-                state.name()
-            ),
+            } => {
+                let unfenced = if *payloads_unfenced { " unfenced" } else { "" };
+                let state = state.name();
+                writeln!(
+                    out,
+                    "  kset {kset_index} at {off:#x} seq {seq} epoch {epoch} keys {key_count} {state}{unfenced}"
+                )
+            }
             Line::Key {
                 kind,
                 lba,
@@ -230,7 +236,7 @@ pub fn dump<P: PmemRead>(
         if selection.blocks.is_none() {
             write_segment(out)?;
         }
-        let mut walk = SegmentWalk::new(&superblock, id, info);
+        let mut walk = SegmentWalk::new(&superblock, tails.dirty_tail, id, info);
         while let Some(kset) = walk.next(pmem, &mut buf) {
             let mut keys = buf
                 .keys

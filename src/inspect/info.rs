@@ -159,7 +159,7 @@ pub fn info<P: PmemRead>(
                 continue;
             }
         };
-        let mut walk = SegmentWalk::new(&superblock, id, info);
+        let mut walk = SegmentWalk::new(&superblock, tails.dirty_tail, id, info);
         while let Some(kset) = walk.next(pmem, &mut buf) {
             log.note(&superblock, &tails, &kset, &buf.keys);
         }

@@ -2,7 +2,7 @@
 
 use super::{Finding, Findings, InspectError, Severity};
 use crate::engine::DataCrc;
-use crate::media::{ChecksumSeed, Checksums, Key, KeyKind, Kset, SegmentInfo, Superblock};
+use crate::media::{ChecksumSeed, Checksums, Key, KeyKind, Kset, Proof, SegmentInfo, Superblock};
 use crate::pmem::PmemRead;
 use crate::units::{Lba, PAGE_SIZE_BYTES, SegId, Seq};
 
@@ -42,7 +42,7 @@ impl<'a> Payloads<'a> {
         }
     }
 
-    /// The checksum of every payload that has one. Without checksums, whether what is dirty can be read.
+    /// The checksum of every payload that has one. Without, whether what is dirty can be read.
     pub(super) fn check<P: PmemRead>(
         &mut self,
         pmem: &P,
@@ -53,7 +53,8 @@ impl<'a> Payloads<'a> {
         let geometry = &self.superblock.geometry;
         for key in keys.iter().filter(|key| key.kind.has_payload()) {
             let dirty = key.kind == KeyKind::Data && kset.seq > self.dirty_tail;
-            let has_crc = self.superblock.data_crc == DataCrc::On;
+            let data_crc = self.superblock.data_crc == DataCrc::On;
+            let has_crc = data_crc || kset.proof == Proof::Checksums;
             // Within a page, as the key was decoded.
             let len_bytes = geometry.bytes(u64::from(key.len_blocks)) as u32;
             self.extents.push(Extent {
@@ -78,7 +79,8 @@ impl<'a> Payloads<'a> {
             let (lba, segment) = (key.lba.0, self.segment.0);
             let end = lba + u64::from(key.len_blocks);
             let outcome = match dirty {
-                true => "the base does not hold it, and a drain stops here",
+                true if data_crc => "the base does not hold it, and a drain stops here",
+                true => "the base does not hold it, and gets it as it is",
                 false => "the base holds it, but a read from the cache returns it as it is",
             };
             let text = format!(

@@ -90,8 +90,8 @@ impl<P: PmemRead> Verifier<'_, P> {
                 return note_refusal(findings, "segment info", &error, Some(id.0));
             }
         };
-        let mut walk = SegmentWalk::new(self.superblock, id, info);
         let dirty_tail = self.tails.dirty_tail;
+        let mut walk = SegmentWalk::new(self.superblock, dirty_tail, id, info);
         let mut payloads = Payloads::new(self.superblock, id, &info, dirty_tail);
         while let Some(kset) = walk.next(self.pmem, &mut self.buf) {
             // What counts for nothing may be as it likes.
@@ -122,11 +122,11 @@ impl<P: PmemRead> Verifier<'_, P> {
     /// No two ksets that count have the same seq. The segments are merged, each of them being in order, so
     /// that memory is needed for segments, not for ksets.
     fn check_order(&mut self, findings: &mut Findings<'_>) -> Result<(), InspectError> {
-        let superblock = self.superblock;
+        let (superblock, dirty_tail) = (self.superblock, self.tails.dirty_tail);
         let used = std::mem::take(&mut self.used);
         let walks = used
             .iter()
-            .map(|(id, info)| SegmentWalk::new(superblock, *id, *info));
+            .map(|(id, info)| SegmentWalk::new(superblock, dirty_tail, *id, *info));
         let mut walks: Vec<SegmentWalk> = walks.collect();
         let mut heads = BinaryHeap::with_capacity(walks.len());
         let mut advance = |walk: &mut SegmentWalk| {

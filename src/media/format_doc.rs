@@ -328,6 +328,7 @@ fn superblock() -> Superblock {
             block_count: 1 << 20,
         },
         features_compat: 0,
+        features_incompat: 0,
         update: 0,
     }
 }
@@ -464,7 +465,7 @@ fn states_of_a_segment_are_those_of_the_code() {
 }
 
 /// The bytes of a kset with one key.
-fn kset_bytes(kind: KeyKind) -> Vec<u8> {
+fn kset_bytes(kind: KeyKind, proof: Proof) -> Vec<u8> {
     let mut builder = KsetBuilder::default();
     let key = Key {
         lba: Lba(5),
@@ -475,8 +476,16 @@ fn kset_bytes(kind: KeyKind) -> Vec<u8> {
     };
     builder.push(&key, 9);
     builder
-        .finish(ChecksumSeed(0), 0, Seq(1), Epoch(1))
+        .finish(ChecksumSeed(0), 0, Seq(1), Epoch(1), proof)
         .to_vec()
+}
+
+#[test]
+fn flags_of_a_kset_are_those_of_the_code() {
+    let flags = |proof| u64::from(le32(&kset_bytes(KeyKind::Data, proof), 12));
+    assert_eq!(flags(Proof::Fence), 0);
+    let flags = [(flags(Proof::Checksums), "payloads_unfenced")];
+    assert_eq!(values("Kset flags:"), named(flags));
 }
 
 #[test]
@@ -484,7 +493,7 @@ fn kinds_of_keys_are_those_of_the_code() {
     use KeyKind::{Data, Fill, Unmap, Zeroes};
     let kind_at = KSET_HEADER_SIZE_BYTES + 20;
     let found = [Data, Fill, Zeroes, Unmap].map(|kind| {
-        let code = u64::from(kset_bytes(kind)[kind_at]);
+        let code = u64::from(kset_bytes(kind, Proof::Fence)[kind_at]);
         (code, format!("{kind:?}"))
     });
     assert_eq!(values("Kinds of keys:"), found);
@@ -547,7 +556,7 @@ fn checksums_cover_what_is_documented() {
         let bytes = bytes_at(&pmem, TAILS_OFFS[copy].0, 192);
         assert_eq!(le32(&bytes, 0), checksums.tails().checksum(&bytes[4..192]));
     }
-    let kset = kset_bytes(KeyKind::Data);
+    let kset = kset_bytes(KeyKind::Data, Proof::Fence);
     assert_eq!(kset.len(), 64);
     let end = KSET_HEADER_SIZE_BYTES + KEY_SIZE_BYTES;
     assert_eq!(le32(&kset, 0), ChecksumSeed(0).checksum(&kset[4..end]));

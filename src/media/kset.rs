@@ -17,6 +17,36 @@ pub const KSET_KEYS_MAX: usize = 512;
 /// The most bytes of the base that a key without payload covers. Recovery goes through all of their pages.
 pub const CLEAR_SIZE_MAX_BYTES: u64 = 4 << 20;
 
+/// Flag of a kset: [`Proof::Checksums`].
+const FLAG_PAYLOADS_UNFENCED: u32 = 1;
+
+/// What says that the payloads of a kset are whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// They were durable before it was stored.
+    Fence,
+    /// The checksums in its keys: it was stored before the fence that made them durable. Every later kset of its segment was
+    /// stored behind that fence.
+    Checksums,
+}
+
+impl Proof {
+    fn flags(self) -> u32 {
+        match self {
+            Proof::Fence => 0,
+            Proof::Checksums => FLAG_PAYLOADS_UNFENCED,
+        }
+    }
+
+    fn of(flags: u32) -> Self {
+        if flags & FLAG_PAYLOADS_UNFENCED == 0 {
+            Proof::Fence
+        } else {
+            Proof::Checksums
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct KsetHeaderOnMedia {
@@ -25,7 +55,7 @@ pub(crate) struct KsetHeaderOnMedia {
     key_count: U32,
     /// Number of the kset in its segment, from 0.
     kset_index: U32,
-    rsv: [u8; 4],
+    flags: U32,
     seq: U64,
     epoch: U64,
 }
@@ -178,8 +208,6 @@ struct KsetBytes {
 pub struct KsetBuilder {
     media: Box<KsetBytes>,
     key_count: usize,
-    /// With what it was finished since the last key.
-    finished: Option<(ChecksumSeed, u32, Seq, Epoch)>,
 }
 
 impl Default for KsetBuilder {
@@ -189,7 +217,6 @@ impl Default for KsetBuilder {
         Self {
             media: media.unwrap_or_else(|_| Box::new(KsetBytes::new_zeroed())),
             key_count: 0,
-            finished: None,
         }
     }
 }
@@ -198,7 +225,6 @@ impl KsetBuilder {
     /// Forgets all keys.
     pub fn clear(&mut self) {
         self.key_count = 0;
-        self.finished = None;
     }
 
     /// Appends a key.
@@ -237,7 +263,6 @@ impl KsetBuilder {
         debug_assert!(self.key_count < KSET_KEYS_MAX);
         self.media.keys[self.key_count] = media;
         self.key_count += 1;
-        self.finished = None;
     }
 
     /// How many keys there are.
@@ -252,14 +277,16 @@ impl KsetBuilder {
         keys.iter().map(move |media| media.decode(block_shift).0)
     }
 
-    /// The finished bytes: checksummed, padded to whole lines. There is nothing to do if they are what they were.
+    /// The finished bytes: checksummed, padded to whole lines.
     #[inline]
-    pub fn finish(&mut self, seed: ChecksumSeed, kset_index: u32, seq: Seq, epoch: Epoch) -> &[u8] {
-        let with = Some((seed, kset_index, seq, epoch));
-        if self.finished == with {
-            return self.bytes();
-        }
-        self.finished = with;
+    pub fn finish(
+        &mut self,
+        seed: ChecksumSeed,
+        kset_index: u32,
+        seq: Seq,
+        epoch: Epoch,
+        proof: Proof,
+    ) -> &[u8] {
         let count = self.key_count;
         let media = &mut *self.media;
         // What an earlier kset has left there. A length that is known beats one that fits.
@@ -271,7 +298,7 @@ impl KsetBuilder {
             // KSET_KEYS_MAX at the most.
             key_count: (count as u32).into(),
             kset_index: kset_index.into(),
-            rsv: [0; 4],
+            flags: proof.flags().into(),
             seq: seq.0.into(),
             epoch: epoch.0.into(),
         };
@@ -303,6 +330,8 @@ pub struct Kset {
     pub size_bytes: u32,
     /// Number of keys.
     pub key_count: u32,
+    /// Of its payloads.
+    pub proof: Proof,
 }
 
 /// Why there is no valid kset at a place.
@@ -404,6 +433,18 @@ impl KsetReader {
         Ok(kset)
     }
 
+    /// Whether the kset number `kset_index` is at byte `off`, as far as its header and its checksum say.
+    pub fn is_at<P: PmemRead>(
+        &mut self,
+        pmem: &P,
+        context: &KsetContext,
+        off: u32,
+        kset_index: u32,
+    ) -> bool {
+        self.load(pmem, context, off, |index| index == kset_index)
+            .is_ok()
+    }
+
     /// Looks for a valid kset with a number above `kset_index` within `window_bytes` behind byte `off`: there is none where the
     /// log ends, so one that is found says that what comes before it is damaged.
     ///
@@ -473,6 +514,7 @@ impl KsetReader {
             off,
             size_bytes: u32::try_from(padded).map_err(|_| KsetError::Invalid)?,
             key_count: count,
+            proof: Proof::of(header.flags.get()),
         })
     }
 }

@@ -19,7 +19,7 @@ mod witness_pages;
 pub use checksum::{ChecksumSeed, Checksums};
 pub use kset::{
     CLEAR_SIZE_MAX_BYTES, KEY_SIZE_BYTES, KSET_HEADER_SIZE_BYTES, KSET_KEYS_MAX, Key, KeyKind,
-    Kset, KsetBuilder, KsetContext, KsetError, KsetReader, kset_size_bytes,
+    Kset, KsetBuilder, KsetContext, KsetError, KsetReader, Proof, kset_size_bytes,
 };
 pub(crate) use layout::aligned_pieces;
 pub use layout::{
@@ -31,8 +31,8 @@ pub use pair::{COUNTER_MAX, COUNTER_START_MAX, Copies, CopyState, PairError};
 pub use seal::Spot;
 pub use segment_info::{Sealed, SegmentInfo};
 pub use superblock::{
-    FEATURES_COMPAT, HeaderState, Superblock, SuperblockError, load_header, persist_superblock,
-    persist_unfinished_mark, superblock_copies,
+    FEATURES_COMPAT, FEATURES_INCOMPAT, HeaderState, Superblock, SuperblockError, load_header,
+    persist_superblock, persist_unfinished_mark, superblock_copies,
 };
 pub use tails::{Tails, WITNESS_COUNT, Witness};
 pub(crate) use witness_pages::WitnessPages;

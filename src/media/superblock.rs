@@ -26,7 +26,10 @@ pub const FEATURES_COMPAT: u64 = FEATURE_COMPAT_BATCH_END | FEATURE_COMPAT_SETTI
 const FEATURE_COMPAT_BATCH_END: u64 = 1;
 /// The superblock has a table of settings. Where it has not, the table is zero: defaults.
 const FEATURE_COMPAT_SETTINGS: u64 = 2;
-const FEATURES_INCOMPAT_KNOWN: u64 = 0;
+/// Incompatible features of this version, set in every superblock that it can change.
+pub const FEATURES_INCOMPAT: u64 = FEATURE_INCOMPAT_UNFENCED_PAYLOADS;
+/// Ksets may have the flag of [`super::Proof::Checksums`], which a reader must not pass over.
+const FEATURE_INCOMPAT_UNFENCED_PAYLOADS: u64 = 1;
 const FEATURES_RO_COMPAT_KNOWN: u64 = 0;
 const BASE_NAME_MAX_BYTES: usize = 255;
 
@@ -95,11 +98,19 @@ pub struct Superblock {
     pub base: BaseIdentity,
     /// Features that code may ignore if it does not know them; kept as they are.
     pub features_compat: u64,
+    /// Features that code refuses if it does not know them.
+    pub features_incompat: u64,
     /// Number of the last update.
     pub update: u64,
 }
 
 impl Superblock {
+    /// Whether ksets may be stored before the fence of their payloads.
+    #[must_use]
+    pub fn has_unfenced_payloads(&self) -> bool {
+        self.features_incompat & FEATURE_INCOMPAT_UNFENCED_PAYLOADS != 0
+    }
+
     /// The settings, with what is to be changed.
     ///
     /// # Errors
@@ -307,6 +318,7 @@ fn encode(superblock: &Superblock) -> SuperblockOnMedia {
     media.header.word.set(FORMAT_VERSION);
     media.magic = MAGIC;
     media.features_compat.set(superblock.features_compat);
+    media.features_incompat.set(superblock.features_incompat);
     media.uuid = superblock.uuid;
     media.device_size.set(superblock.device_size_bytes);
     media.segments_start.set(geometry.segments_start_bytes());
@@ -360,7 +372,7 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
             known: FORMAT_VERSION,
         });
     }
-    let unknown = (media.features_incompat.get() & !FEATURES_INCOMPAT_KNOWN)
+    let unknown = (media.features_incompat.get() & !FEATURES_INCOMPAT)
         | (media.features_ro_compat.get() & !FEATURES_RO_COMPAT_KNOWN);
     if unknown != 0 {
         return Err(SuperblockError::Features { unknown });
@@ -411,6 +423,7 @@ fn decode(media: &SuperblockOnMedia, device: u64) -> Result<Superblock, Superblo
             block_count: media.base_block_count.get(),
         },
         features_compat: media.features_compat.get(),
+        features_incompat: media.features_incompat.get(),
         update: media.header.update.get(),
     })
 }

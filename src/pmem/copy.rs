@@ -28,12 +28,22 @@ pub(super) struct Kernel {
     name: &'static str,
     /// `(dst, src, len_bytes)`: as [`Kernel::store`].
     stream: unsafe fn(*mut u8, *const u8, usize),
-    /// `(dst, src, crc)`: stores [`BOUNCE_SIZE_BYTES`] bytes and returns their checksum, in one pass.
-    store_block: Option<unsafe fn(*mut u8, *const u8, u32) -> u32>,
+    checksummed: Option<Checksummed>,
     load: Load,
     load_and_ask: LoadAndAsk,
     /// `None`: as everything else.
     records: Option<Records>,
+}
+
+/// Store and checksum in one pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Checksummed {
+    /// `(dst, src, len_bytes, crc)`: stores as [`Kernel::store`], and returns `crc32c(crc, the bytes)`.
+    pub(super) store: unsafe fn(*mut u8, *const u8, usize, u32) -> u32,
+    /// A power of two: multiples of this length are done so, up to [`BOUNCE_SIZE_BYTES`].
+    pub(super) unit_bytes: usize,
+    /// So much takes less time than a fence. Measured: docs/adr/0022-one-fence-for-small-batches.md.
+    pub(super) bytes_per_fence: u64,
 }
 
 /// How short records are stored.
@@ -112,6 +122,12 @@ impl Kernel {
         // SAFETY: `stream` has the contract of this function, and `available` lists only kernels whose
         // instructions this CPU has.
         unsafe { (self.stream)(dst, src, len_bytes) }
+    }
+
+    /// As [`super::Pmem::bytes_checksummed_per_fence`].
+    pub(super) fn bytes_checksummed_per_fence(&self) -> u64 {
+        let checksummed = self.checksummed.as_ref();
+        checksummed.map_or(0, |checksummed| checksummed.bytes_per_fence)
     }
 
     /// As [`Kernel::store`], what is followed by a fence and not part of a payload.
@@ -309,13 +325,13 @@ impl Kernel {
         let mut done = 0;
         while done < len_bytes {
             let step = (len_bytes - done).min(BOUNCE_SIZE_BYTES);
-            if let Some(store_block) = self.store_block
-                && step == BOUNCE_SIZE_BYTES
-                && let Some(block) = src.contiguous(step)
+            if let Some(checksummed) = &self.checksummed
+                && step & (checksummed.unit_bytes - 1) == 0
+                && let Some(piece) = src.contiguous(step)
             {
-                // SAFETY: a block is left of the target, and `block` is one of readable memory; `available`
+                // SAFETY: `step` bytes are left of the target, and `piece` is as much readable memory; `available`
                 // lists only what this CPU can run.
-                crc = unsafe { store_block(dst.wrapping_add(done), block, crc) };
+                crc = unsafe { (checksummed.store)(dst.wrapping_add(done), piece, step, crc) };
                 done += step;
                 continue;
             }

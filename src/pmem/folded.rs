@@ -1,12 +1,12 @@
-//! Store and checksum of a 4 KiB block in one pass, for x86-64 with AVX-512 and VPCLMULQDQ.
+//! Store and checksum in one pass, of multiples of 256 bytes, for x86-64 with AVX-512 and VPCLMULQDQ.
 //!
 //! As in [`super::fused`], each line is loaded once, streamed, and checksummed while the next ones are on their way;
 //! but by carry-less multiplication, a line at a time: folding as in Gopal et al., Fast CRC Computation for Generic
 //! Polynomials Using PCLMULQDQ Instruction (Intel, 2009), with registers of 64 bytes. The last 16 bytes are left to
 //! the `crc32` instruction.
 //!
-//! Bits are reversed: bit i of a register of n bits stands for x^(n - 1 - i), so that the first bit of the block is
-//! that of the highest power.
+//! Bits are reversed: bit i of a register of n bits stands for x^(n - 1 - i), so that the first bit is that of the
+//! highest power.
 
 use std::arch::asm;
 use std::arch::x86_64::{
@@ -17,22 +17,27 @@ use std::arch::x86_64::{
 };
 
 use super::LINE_SIZE_BYTES;
-use super::fused::{BLOCK_SIZE_BYTES, StoreBlock, power};
+use super::copy::Checksummed;
+use super::fused::power;
 use super::guard::guard;
+use crate::units::PAGE_SIZE_BYTES;
 
 const LINE: usize = LINE_SIZE_BYTES as usize;
 const LINE_BITS: u32 = 8 * LINE as u32;
 /// Registers that are folded side by side, since a multiplication takes some eight cycles, and two are begun in two.
 const SUM_COUNT: usize = 4;
-const STRIDE: usize = SUM_COUNT * LINE;
-const _: () = assert!(BLOCK_SIZE_BYTES.is_multiple_of(STRIDE));
+pub(super) const STRIDE: usize = SUM_COUNT * LINE;
 
-/// [`store_block`], where the CPU has what it takes.
-pub(super) fn available() -> Option<StoreBlock> {
+/// [`store_strides`], where the CPU has what it takes.
+pub(super) fn available() -> Option<Checksummed> {
     let has_all = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("vpclmulqdq")
         && is_x86_feature_detected!("sse4.2");
-    has_all.then_some(store_block as StoreBlock)
+    has_all.then_some(Checksummed {
+        store: store_strides,
+        unit_bytes: STRIDE,
+        bytes_per_fence: 4 * u64::from(PAGE_SIZE_BYTES),
+    })
 }
 
 /// What moves 16 bytes ahead by so many bits: a factor for their first 8 and one for their last, each short of a
@@ -76,16 +81,16 @@ fn fold(sum: __m512i, factors: __m512i, line: __m512i) -> __m512i {
     _mm512_ternarylogic_epi64::<XOR>(first, last, line)
 }
 
-/// Stores [`BLOCK_SIZE_BYTES`] bytes from `src` to `dst` past the cache, and returns `crc32c(crc, bytes)`.
-/// Each source byte is read once.
+/// Stores `len_bytes` bytes, a multiple of [`STRIDE`] that is not 0, from `src` to `dst` past the cache, and returns
+/// `crc32c(crc, bytes)`. Each source byte is read once.
 ///
 /// # Safety
-/// `dst` is aligned to a line and valid for writes, `src` valid for reads of the block, they do not overlap;
+/// `dst` is aligned to a line and valid for writes, `src` valid for reads of that many bytes, they do not overlap;
 /// and the CPU has AVX-512F, VPCLMULQDQ and SSE 4.2.
 #[target_feature(enable = "avx512f,vpclmulqdq,sse4.2")]
-unsafe fn store_block(dst: *mut u8, src: *const u8, crc: u32) -> u32 {
+unsafe fn store_strides(dst: *mut u8, src: *const u8, len_bytes: usize, crc: u32) -> u32 {
     let line = |at: usize| {
-        // SAFETY: `at` is that of a line of the block, and the target's lines are aligned as its start is.
+        // SAFETY: `at` is that of one of the lines, and the target's lines are aligned as its start is.
         unsafe { store_line(dst.wrapping_add(at), src.wrapping_add(at)) }
     };
     let start = _mm512_zextsi128_si512(_mm_cvtsi32_si128(!crc as i32));
@@ -96,7 +101,7 @@ unsafe fn store_block(dst: *mut u8, src: *const u8, crc: u32) -> u32 {
         line(3 * LINE),
     ];
     let stride = factors(TO_NEXT_STRIDE);
-    for at in (STRIDE..BLOCK_SIZE_BYTES).step_by(STRIDE) {
+    for at in (STRIDE..len_bytes).step_by(STRIDE) {
         for (number, sum) in sums.iter_mut().enumerate() {
             *sum = fold(*sum, stride, line(at + number * LINE));
         }

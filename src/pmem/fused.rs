@@ -14,6 +14,7 @@ use std::arch::x86_64::{
 use std::mem::MaybeUninit;
 
 use super::LINE_SIZE_BYTES;
+use super::copy::Checksummed;
 use super::guard::guard;
 
 const LINE: usize = LINE_SIZE_BYTES as usize;
@@ -25,15 +26,16 @@ pub(super) const BLOCK_SIZE_BYTES: usize = 4096;
 const LANE_SIZE_BYTES: usize = 21 * LINE;
 const _: () = assert!(3 * LANE_SIZE_BYTES + LINE == BLOCK_SIZE_BYTES);
 
-/// `(dst, src, crc)`: as [`store_block`].
-pub(super) type StoreBlock = unsafe fn(*mut u8, *const u8, u32) -> u32;
-
 /// [`store_block`], where the CPU has what it takes.
-pub(super) fn available() -> Option<StoreBlock> {
+pub(super) fn available() -> Option<Checksummed> {
     let has_all = is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("sse4.2")
         && is_x86_feature_detected!("pclmulqdq");
-    has_all.then_some(store_block as StoreBlock)
+    has_all.then_some(Checksummed {
+        store: store_block,
+        unit_bytes: BLOCK_SIZE_BYTES,
+        bytes_per_fence: BLOCK_SIZE_BYTES as u64,
+    })
 }
 
 /// The CRC-32C polynomial, bits reversed: bit 31 is x^0.
@@ -79,14 +81,15 @@ impl Line {
     }
 }
 
-/// Stores [`BLOCK_SIZE_BYTES`] bytes from `src` to `dst` past the cache, and returns `crc32c(crc, bytes)`.
+/// Stores `len_bytes` bytes, [`BLOCK_SIZE_BYTES`], from `src` to `dst` past the cache, and returns `crc32c(crc, bytes)`.
 /// Each source byte is read once.
 ///
 /// # Safety
 /// `dst` is aligned to a line and valid for writes, `src` valid for reads of the block, they do not overlap;
 /// and the CPU has AVX2, SSE 4.2 and PCLMULQDQ.
 #[target_feature(enable = "avx2,sse4.2,pclmulqdq")]
-unsafe fn store_block(dst: *mut u8, src: *const u8, crc: u32) -> u32 {
+unsafe fn store_block(dst: *mut u8, src: *const u8, len_bytes: usize, crc: u32) -> u32 {
+    debug_assert_eq!(len_bytes, BLOCK_SIZE_BYTES);
     let mut lanes = [u64::from(!crc), 0, 0];
     for at in (0..LANE_SIZE_BYTES).step_by(LINE) {
         let mut lines = [const { Line::EMPTY }; 3];

@@ -240,12 +240,20 @@ impl Pmem for MappedPmem {
         }
     }
 
-    fn fence(&self, _agent: Agent) -> Durable {
-        copy::fence();
+    fn bytes_checksummed_per_fence(&self) -> u64 {
+        self.kernel.bytes_checksummed_per_fence()
+    }
+
+    fn assert_stores_taken(&self) {
         if let Some(at) = self.map.guard.lost_at() {
             let at = self.map.off_of(at).0;
             panic!("INV-PMEM-4: the cache device has not taken a store at offset {at:#x}");
         }
+    }
+
+    fn fence(&self, _agent: Agent) -> Durable {
+        copy::fence();
+        self.assert_stores_taken();
         Durable { _only_by_fence: () }
     }
 

@@ -167,6 +167,12 @@ pub trait Pmem: PmemRead {
         seed: u32,
     ) -> u32;
 
+    /// How many bytes [`Pmem::store_from_crc`] checksums in less time than a [`Pmem::fence`] takes that has to wait for stores.
+    fn bytes_checksummed_per_fence(&self) -> u64;
+
+    /// Panics if the device has not taken a store (INV-PMEM-4), of those that the calling core has made so far.
+    fn assert_stores_taken(&self);
+
     /// Waits until everything that `agent` stored is in the persistence domain.
     fn fence(&self, agent: Agent) -> Durable;
 

@@ -161,7 +161,7 @@ const V1_512: Image = Image {
     segments_free: 1,
 };
 
-pub(super) const IMAGES: [Image; 4] = [
+pub(super) const IMAGES: [Image; 5] = [
     V1_512,
     // With the compatible feature `batch_end`.
     Image {
@@ -172,6 +172,25 @@ pub(super) const IMAGES: [Image; 4] = [
     Image {
         file: "v1-512-settings.img",
         settings: &[(Setting::DirtyHighPercent, 80), (Setting::ScrubMibS, 0)],
+        ..V1_512
+    },
+    // With the incompatible feature `unfenced_payloads`.
+    Image {
+        file: "v1-512-unfenced.img",
+        data_crc: DataCrc::Off,
+        uncached: &[
+            8..20,
+            42..46,
+            56..64,
+            69..90,
+            104..117,
+            132..135,
+            149..150,
+            157..200,
+            208..211,
+            218..255,
+        ],
+        segments_free: 2,
         ..V1_512
     },
     Image {

@@ -19,6 +19,8 @@ mod recovered;
 mod room_tests;
 mod seqs;
 pub(crate) mod tails;
+#[cfg(test)]
+mod torn_tests;
 mod waiting;
 pub(crate) mod walk;
 pub(crate) mod witness;

@@ -15,8 +15,8 @@ use crate::engine::{
 };
 use crate::index::Index;
 use crate::media::{
-    Checksums, Copies, FEATURES_COMPAT, Geometry, HeaderState, Superblock, SuperblockError, Tails,
-    load_header, persist_superblock,
+    Checksums, Copies, FEATURES_COMPAT, FEATURES_INCOMPAT, Geometry, HeaderState, Superblock,
+    SuperblockError, Tails, load_header, persist_superblock,
 };
 use crate::pmem::{Pmem, PmemRead};
 use crate::units::Lba;
@@ -276,11 +276,16 @@ impl<P: Pmem> Opening<P> {
         }
     }
 
-    /// Options and the base's identity, as far as they may change, go into the superblock.
+    /// Options and the base's identity, as far as they may change, go into the superblock. Features that a cache can do without
+    /// are no reason to refuse one whose superblock cannot be changed, as part of it cannot be read.
     fn adopt_options(&mut self) -> Result<(), OpenError> {
         let before = self.superblock.clone();
         let superblock = &mut self.superblock;
         superblock.features_compat |= FEATURES_COMPAT;
+        let copies = self.superblock_copies.as_ref();
+        if copies.is_none_or(|copies| copies.unreadable().is_none()) {
+            superblock.features_incompat |= FEATURES_INCOMPAT;
+        }
         superblock.base = self.options.base.clone();
         superblock.settings = superblock.settings_with(&self.options.settings)?;
         self.superblock_changed |= *superblock != before;
@@ -447,6 +452,7 @@ fn new_superblock(device: u64, options: &OpenOptions) -> Result<Superblock, Open
         settings,
         base: options.base.clone(),
         features_compat: FEATURES_COMPAT,
+        features_incompat: FEATURES_INCOMPAT,
         update: 0,
     })
 }

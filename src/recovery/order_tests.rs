@@ -5,7 +5,7 @@ use super::{OpenError, Opening, Work};
 use crate::engine::{Cache, FormatPolicy};
 use crate::index::BlockMap;
 use crate::media::{
-    Checksums, Geometry, KEYS_START_BYTES, Key, KeyKind, KsetBuilder, Sealed, SegmentInfo,
+    Checksums, Geometry, KEYS_START_BYTES, Key, KeyKind, KsetBuilder, Proof, Sealed, SegmentInfo,
     Superblock, Tails, kset_size_bytes,
 };
 use crate::pmem::Pmem;
@@ -68,7 +68,7 @@ impl Log {
                 builder.push(key, self.geometry.block_shift());
             }
             last = start.plus(u64::from(off));
-            let bytes = builder.finish(seed, number, *seq, Epoch(seq.0 / 4));
+            let bytes = builder.finish(seed, number, *seq, Epoch(seq.0 / 4), Proof::Fence);
             self.pmem.store(AGENT, last, bytes);
             off += kset_size_bytes(keys.len()) as u32;
             self.ksets.push(Written {

@@ -9,7 +9,7 @@ use super::error::OpenError;
 use super::pass_memory::PassMemory;
 use super::recovered::Recovered;
 use super::waiting::WaitingParts;
-use super::walk::load_info;
+use super::walk::{WalkBuf, load_info};
 use crate::media::{Copies, SegmentInfo, Superblock, Tails, WitnessPages};
 use crate::memory::NoMemory;
 use crate::pmem::Pmem;
@@ -37,6 +37,9 @@ pub(super) struct FoundSegment {
     pub(super) info: SegmentInfo,
     pub(super) copies: Copies,
     pub(super) key_end: u32,
+    pub(super) last_kset_off: u32,
+    /// A kset behind the last one, of which the payloads are torn.
+    pub(super) torn_kset_off: Option<u32>,
     pub(super) kset_count: u32,
     pub(super) last_seq: Seq,
     /// Its keys are damaged, but the base holds all that was in it.
@@ -325,6 +328,7 @@ impl<P: Pmem> Pass<P> {
             seq_max: Seq(self.seq_max.into_inner()),
             epoch_max: Epoch(self.epoch_max.into_inner()),
             next_repair: 0,
+            buf: WalkBuf::default(),
             probed_bytes: 0,
         }
     }

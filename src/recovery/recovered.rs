@@ -3,6 +3,7 @@
 use super::error::OpenError;
 use super::opening::OpenStep;
 use super::pass::{FoundSegment, Known};
+use super::walk::{SegmentWalk, WalkBuf};
 use crate::canary::{self, Canary};
 use crate::engine::{
     BACKGROUND_AGENT, BackgroundMemory, CacheMemory, Damage, Heat, PlaceCrcs, SegmentStart,
@@ -49,6 +50,7 @@ pub(super) struct Recovered {
     pub(super) seq_max: Seq,
     pub(super) epoch_max: Epoch,
     pub(super) next_repair: usize,
+    pub(super) buf: WalkBuf,
     /// So much of that segment was looked at.
     pub(super) probed_bytes: u64,
 }
@@ -95,7 +97,7 @@ impl Recovered {
             // 2. Segments, in any order.
             let repair = self.repair_segment(
                 pmem,
-                &superblock.geometry,
+                superblock,
                 &checksums,
                 SegId(self.next_repair as u32),
                 &mut probe_left_bytes,
@@ -137,18 +139,24 @@ impl Recovered {
     fn repair_segment<P: Pmem>(
         &mut self,
         pmem: &P,
-        geometry: &Geometry,
+        superblock: &Superblock,
         checksums: &Checksums,
         id: SegId,
         probe_left_bytes: &mut u64,
     ) -> Result<Repair, OpenError> {
-        let key_tail = self.known.tails.key_tail;
+        let geometry = &superblock.geometry;
+        let Tails {
+            key_tail,
+            dirty_tail,
+            ..
+        } = self.known.tails;
         let found = self.segments[id.index()];
         let used = found.kset_count > 0 || found.info.sealed.is_some();
         let dead = used && (found.given_up || found.last_seq <= key_tail || found.kset_count == 0);
         let is_lost = found.copies.unreadable().is_some();
         if is_lost && !canary::is(Canary::UnreadableCopyStored) {
             // INV-PAIR-3, INV-SEG-7. It stays as it is, so that the next recovery finds the same.
+            end_torn_kset(pmem, geometry, id, &found);
             let found = &mut self.segments[id.index()];
             (found.quarantined, found.suspect) = (dead || !used, used && !dead);
             return Ok(Repair::Done);
@@ -159,6 +167,7 @@ impl Recovered {
                 Probe::Begun => return Ok(Repair::Begun),
                 Probe::Unreadable => {
                     // INV-SEG-7. As above.
+                    end_torn_kset(pmem, geometry, id, &found);
                     self.segments[id.index()].quarantined = true;
                     return Ok(Repair::Done);
                 }
@@ -177,7 +186,11 @@ impl Recovered {
             found.last_seq = Seq(0);
             found.given_up = false;
         } else if used && found.info.sealed.is_none() {
+            // INV-LOG-12.
             let (kset_count, last_seq) = (found.kset_count, found.last_seq);
+            let last = (found.last_kset_off, kset_count - 1);
+            let walk = SegmentWalk::new(superblock, dirty_tail, id, found.info);
+            walk.store_last_again(pmem, last, &mut self.buf)?;
             found.info.sealed = Some(Sealed {
                 kset_count,
                 last_seq,
@@ -237,6 +250,17 @@ impl Recovered {
             dirty_bytes: self.dirty_bytes,
         }
     }
+}
+
+/// Makes no kset of one whose payloads are torn, in a segment that can be neither sealed nor freed (INV-LOG-11). Its number will be
+/// that of another, and be passed by the dirty tail: as it is, it would count then.
+fn end_torn_kset<P: Pmem>(pmem: &P, geometry: &Geometry, id: SegId, found: &FoundSegment) {
+    let Some(off) = found.torn_kset_off else {
+        return;
+    };
+    let off = geometry.segment_off(id).plus(off.into());
+    pmem.store(BACKGROUND_AGENT, off, &[0; LINE_SIZE_BYTES as usize]);
+    drop(pmem.fence(BACKGROUND_AGENT));
 }
 
 /// Whether there is nothing in a segment where the first line of its first kset comes. A rest of one can become a kset

@@ -3,7 +3,7 @@
 use super::{OpenError, OpenStep, Opening};
 use crate::engine::{FormatPolicy, Fua, Op, Status};
 use crate::media::{
-    CLEAR_SIZE_MAX_BYTES, Checksums, KEYS_START_BYTES, Key, KeyKind, KsetBuilder, Tails,
+    CLEAR_SIZE_MAX_BYTES, Checksums, KEYS_START_BYTES, Key, KeyKind, KsetBuilder, Proof, Tails,
 };
 use crate::pmem::{IovBuf, Pmem};
 use crate::sim::image::ImagePmem;
@@ -111,7 +111,7 @@ fn open_with(keys: &[Key]) -> (Result<u64, OpenError>, usize) {
     keys.iter()
         .for_each(|key| builder.push(key, geometry.block_shift()));
     let start = geometry.segment_off(SegId(0));
-    let kset = builder.finish(seed, 0, Seq(1), Epoch(1));
+    let kset = builder.finish(seed, 0, Seq(1), Epoch(1), Proof::Fence);
     pmem.store(AGENT, start.plus(u64::from(KEYS_START_BYTES)), kset);
     let mut opening = Opening::begin(pmem, options()).unwrap();
     for polls in 1..100_000 {

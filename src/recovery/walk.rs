@@ -2,12 +2,13 @@
 
 use super::error::OpenError;
 use crate::canary::{self, Canary};
+use crate::engine::BACKGROUND_AGENT;
 use crate::media::{
-    COUNTER_START_MAX, Checksums, Copies, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset, KsetContext,
-    KsetError, KsetReader, SegmentInfo, Superblock, kset_size_bytes,
+    COUNTER_START_MAX, ChecksumSeed, Checksums, Copies, Geometry, KEYS_START_BYTES, KSET_KEYS_MAX,
+    Key, Kset, KsetContext, KsetError, KsetReader, Proof, SegmentInfo, Superblock, kset_size_bytes,
 };
-use crate::pmem::PmemRead;
-use crate::units::{SegId, Seq};
+use crate::pmem::{LINE_SIZE_BYTES, Pmem, PmemRead};
+use crate::units::{PAGE_SIZE_BYTES, SegId, Seq};
 
 /// Loads the info of a segment.
 pub(crate) fn load_info<P: PmemRead>(
@@ -40,6 +41,8 @@ pub(crate) fn check_counter(value: u64, name: impl FnOnce() -> String) -> Result
 #[derive(Debug)]
 pub(crate) struct WalkBuf {
     reader: KsetReader,
+    /// A payload, which lies within a page.
+    payload: Box<[u8; PAGE_SIZE_BYTES as usize]>,
     /// Of the kset that was read last.
     pub(crate) keys: Vec<Key>,
 }
@@ -48,6 +51,7 @@ impl Default for WalkBuf {
     fn default() -> Self {
         Self {
             reader: KsetReader::default(),
+            payload: Box::new([0; PAGE_SIZE_BYTES as usize]),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
         }
     }
@@ -57,28 +61,45 @@ impl Default for WalkBuf {
 #[derive(Debug)]
 pub(crate) struct SegmentWalk {
     context: KsetContext,
+    geometry: Geometry,
+    payload_seed: ChecksumSeed,
+    /// What was written back had been durable.
+    dirty_tail: Seq,
     info: SegmentInfo,
     key_end: u32,
+    last_kset_off: u32,
     kset_count: u32,
     last_seq: Seq,
+    torn_kset_off: Option<u32>,
     stop: Option<KsetError>,
 }
 
 impl SegmentWalk {
-    pub(crate) fn new(superblock: &Superblock, id: SegId, info: SegmentInfo) -> Self {
+    pub(crate) fn new(
+        superblock: &Superblock,
+        dirty_tail: Seq,
+        id: SegId,
+        info: SegmentInfo,
+    ) -> Self {
+        let checksums = Checksums::new(superblock.uuid);
         let context = KsetContext::new(
             &superblock.geometry,
             superblock.base.block_count,
-            &Checksums::new(superblock.uuid),
+            &checksums,
             id,
             info.generation,
         );
         Self {
             context,
+            geometry: superblock.geometry,
+            payload_seed: checksums.payload(id.0, info.generation.0),
+            dirty_tail,
             info,
             key_end: KEYS_START_BYTES,
+            last_kset_off: KEYS_START_BYTES,
             kset_count: 0,
             last_seq: Seq(0),
+            torn_kset_off: None,
             stop: None,
         }
     }
@@ -90,6 +111,16 @@ impl SegmentWalk {
     /// Byte offset behind the last kset that was read.
     pub(crate) fn key_end(&self) -> u32 {
         self.key_end
+    }
+
+    /// Byte offset of the last kset that was read.
+    pub(crate) fn last_kset_off(&self) -> u32 {
+        self.last_kset_off
+    }
+
+    /// Byte offset of a kset that ends the walk because its payloads are torn.
+    pub(crate) fn torn_kset_off(&self) -> Option<u32> {
+        self.torn_kset_off
     }
 
     /// How many were read.
@@ -113,13 +144,18 @@ impl SegmentWalk {
             .reader
             .read(pmem, &self.context, off, kset_index, &mut buf.keys);
         match read {
-            Ok(kset) if self.is_plausible(&kset) => {
+            Ok(kset) if !self.is_plausible(&kset) => self.end(KsetError::KeyRange),
+            Ok(kset) if self.is_torn(pmem, buf, &kset) => {
+                self.torn_kset_off = Some(kset.off);
+                self.end(KsetError::Invalid)
+            }
+            Ok(kset) => {
+                self.last_kset_off = kset.off;
                 self.key_end += kset.size_bytes;
                 self.kset_count += 1;
                 self.last_seq = kset.seq;
                 Some(kset)
             }
-            Ok(_) => self.end(KsetError::KeyRange),
             Err(error) => self.end(error),
         }
     }
@@ -127,6 +163,30 @@ impl SegmentWalk {
     fn end(&mut self, error: KsetError) -> Option<Kset> {
         self.stop = Some(error);
         None
+    }
+
+    /// Whether a kset is there and its payloads are not (INV-LOG-11): a cut may have left such a one if they were stored
+    /// before the same fence. What cannot be read is no sign of a cut: the kset may have been acknowledged, and whoever reads its
+    /// blocks gets an error.
+    fn is_torn<P: PmemRead>(&self, pmem: &P, buf: &mut WalkBuf, kset: &Kset) -> bool {
+        let is_proven = kset.proof == Proof::Fence
+            || kset.seq <= self.dirty_tail
+            || self.info.sealed.is_some()
+            || canary::is(Canary::UnfencedKsetTrusted);
+        if is_proven {
+            return false;
+        }
+        let (next_off, next_index) = (kset.off + kset.size_bytes, kset.kset_index + 1);
+        if (buf.reader).is_at(pmem, &self.context, next_off, next_index) {
+            return false;
+        }
+        let start = self.geometry.segment_off(self.segment());
+        let WalkBuf { payload, keys, .. } = buf;
+        keys.iter().filter(|key| key.kind.has_payload()).any(|key| {
+            let bytes = &mut payload[..self.geometry.bytes(key.len_blocks.into()) as usize];
+            let off = start.plus(key.payload_off.into());
+            pmem.read(off, bytes).is_ok() && self.payload_seed.checksum(bytes) != key.crc
+        })
     }
 
     fn has_all(&self) -> bool {
@@ -141,6 +201,42 @@ impl SegmentWalk {
             || canary::is(Canary::StaleLapAccepted);
         let in_range = kset.seq.0 <= COUNTER_START_MAX && kset.epoch.0 <= COUNTER_START_MAX;
         seq_is_next && kset.seq.0 > 0 && in_range
+    }
+
+    /// Stores once more what was read of the last kset of an open segment, the kset at byte `off`, and its payloads if it was stored
+    /// before their fence (INV-LOG-12). Whoever stored it may have died before that fence: then it may be in the CPU's caches alone, and
+    /// a cut may still take it back, from a segment that was sealed with it. What lies before it was fenced before it was stored.
+    ///
+    /// # Errors
+    /// It is not what was read a moment ago.
+    pub(crate) fn store_last_again<P: Pmem>(
+        &self,
+        pmem: &P,
+        (off, kset_index): (u32, u32),
+        buf: &mut WalkBuf,
+    ) -> Result<(), OpenError> {
+        buf.keys.clear();
+        let read = (buf.reader).read(pmem, &self.context, off, kset_index, &mut buf.keys);
+        let kset =
+            read.map_err(|_| self.refusal("its last kset is not what it was a moment ago"))?;
+        let start = self.geometry.segment_off(self.segment());
+        let unfenced = (buf.keys.iter())
+            .filter(|key| kset.proof == Proof::Checksums && key.kind.has_payload());
+        for key in unfenced {
+            let off = start.plus(key.payload_off.into());
+            let bytes = &mut buf.payload[..self.geometry.bytes(key.len_blocks.into()) as usize];
+            if pmem.read(off, bytes).is_ok() {
+                pmem.store(BACKGROUND_AGENT, off, bytes);
+            }
+        }
+        let mut line = [0; LINE_SIZE_BYTES as usize];
+        for at in (kset.off..kset.off + kset.size_bytes).step_by(line.len()) {
+            let off = start.plus(at.into());
+            pmem.read(off, &mut line)?;
+            pmem.store(BACKGROUND_AGENT, off, &line);
+        }
+        drop(pmem.fence(BACKGROUND_AGENT));
+        Ok(())
     }
 
     /// After the last kset: whether they end where they should not. Each kset is durable before the next is

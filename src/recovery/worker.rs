@@ -204,7 +204,12 @@ impl<P: Pmem> Worker<P> {
         match pass.info_of(id) {
             Ok(Some((info, copies))) => {
                 self.scanning = Some(Scanning {
-                    walk: SegmentWalk::new(&pass.known.superblock, id, info),
+                    walk: SegmentWalk::new(
+                        &pass.known.superblock,
+                        pass.known.tails.dirty_tail,
+                        id,
+                        info,
+                    ),
                     pass,
                     id,
                     info,
@@ -473,6 +478,8 @@ impl<P: Pmem> Scanning<P> {
             info: self.info,
             copies: self.copies,
             key_end: walk.key_end(),
+            last_kset_off: walk.last_kset_off(),
+            torn_kset_off: walk.torn_kset_off(),
             kset_count: walk.kset_count(),
             last_seq: walk.last_seq(),
             given_up: false,

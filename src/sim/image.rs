@@ -4,7 +4,7 @@
 use crate::pmem::{
     Durable, IovCursor, MemSlice, Pmem, PmemRead, Poisoned, bounds, simulated_fence,
 };
-use crate::units::{Agent, PmemOff};
+use crate::units::{Agent, PAGE_SIZE_BYTES, PmemOff};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// See the module. A clone is another handle to the same bytes.
@@ -149,6 +149,12 @@ impl Pmem for ImagePmem {
         let at = off.0 as usize;
         crc32c::crc32c_append(seed, &self.content().bytes[at..at + len_bytes as usize])
     }
+
+    fn bytes_checksummed_per_fence(&self) -> u64 {
+        PAGE_SIZE_BYTES.into()
+    }
+
+    fn assert_stores_taken(&self) {}
 
     fn fence(&self, _agent: Agent) -> Durable {
         simulated_fence()

@@ -160,6 +160,14 @@ impl Pmem for LazyPmem {
         self.image.store_from_crc(agent, off, src, len_bytes, seed)
     }
 
+    fn bytes_checksummed_per_fence(&self) -> u64 {
+        self.image.bytes_checksummed_per_fence()
+    }
+
+    fn assert_stores_taken(&self) {
+        self.image.assert_stores_taken();
+    }
+
     fn fence(&self, agent: Agent) -> Durable {
         self.image.fence(agent)
     }

@@ -219,6 +219,7 @@ impl Machine {
         if let Some(observer) = &observer {
             pmem.on_crash_point(Some(fence_hook(observer, &outside)));
         }
+        pmem.set_bytes_checksummed_per_fence(setup.bytes_checksummed_per_fence);
         let image = lock(&outside).base.current_image();
         let mut options = setup.options(FormatPolicy::Auto);
         options.base.block_count = block_count;

@@ -121,6 +121,11 @@ impl SimPmem {
         self.state().poisoned_store = what;
     }
 
+    /// Sets how fast checksums are. Before it is opened.
+    pub fn set_bytes_checksummed_per_fence(&self, bytes: u64) {
+        self.state().bytes_checksummed_per_fence = bytes;
+    }
+
     /// A copy of [`SimState::durable`].
     #[must_use]
     pub fn durable_image(&self) -> Vec<u8> {
@@ -294,6 +299,14 @@ impl Pmem for SimPmem {
         src.read_into(&mut bytes);
         self.store(agent, off, &bytes);
         crc32c::crc32c_append(seed, &bytes)
+    }
+
+    fn bytes_checksummed_per_fence(&self) -> u64 {
+        self.state().bytes_checksummed_per_fence
+    }
+
+    fn assert_stores_taken(&self) {
+        self.state().assert_stores_taken();
     }
 
     fn fence(&self, agent: Agent) -> Durable {

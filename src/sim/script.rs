@@ -419,6 +419,8 @@ pub fn setup_of(prng: &mut Prng) -> Setup {
         setup.readers = Readers::Scribbling;
     }
     setup.base_fails_unmaps = setup.recovered_by.seed & 0x18 == 0x18;
+    setup.bytes_checksummed_per_fence =
+        [4096, 16 << 10, 0, 4096][setup.recovered_by.seed as usize >> 6 & 3];
     setup.base_caps.write_zeroes = setup.recovered_by.seed & 0x20 != 0;
     if setup.data_crc == DataCrc::On && setup.recovered_by.seed & 4 != 0 {
         setup.settings = setup.settings.and(Setting::VerifyReads, 1);

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::pmem::{Durable, IovCursor, MemSlice, Pmem, PmemRead, Poisoned};
-use crate::units::{Agent, PmemOff};
+use crate::units::{Agent, PAGE_SIZE_BYTES, PmemOff};
 
 /// A store or a fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +122,15 @@ impl<P: Pmem> Pmem for TracingPmem<P> {
         let crc = self.inner.store_from_crc(agent, off, src, len_bytes, seed);
         self.record_store(agent, off, len_bytes);
         crc
+    }
+
+    /// As the simulated device, whichever this one is: so that the same is asked of both.
+    fn bytes_checksummed_per_fence(&self) -> u64 {
+        PAGE_SIZE_BYTES.into()
+    }
+
+    fn assert_stores_taken(&self) {
+        self.inner.assert_stores_taken();
     }
 
     fn fence(&self, agent: Agent) -> Durable {

@@ -292,7 +292,7 @@ fn rewrite(files: &Files, seq: u64, new_seq: u64, change: impl FnOnce(&mut Vec<K
     keys.iter()
         .for_each(|key| builder.push(key, geometry.block_shift()));
     let seed = checksums.kset(id.0, generation);
-    let bytes = builder.finish(seed, index, Seq(new_seq), read.epoch);
+    let bytes = builder.finish(seed, index, Seq(new_seq), read.epoch, read.proof);
     pmem.store(
         Agent(1),
         geometry.segment_off(id).plus(u64::from(off)),

@@ -225,6 +225,15 @@ impl Pmem for Watched {
         watch(|| self.0.store_from_crc(agent, off, src, len_bytes, seed))
     }
 
+    /// As the simulated one, whatever this machine would choose.
+    fn bytes_checksummed_per_fence(&self) -> u64 {
+        4096
+    }
+
+    fn assert_stores_taken(&self) {
+        self.0.assert_stores_taken();
+    }
+
     fn fence(&self, agent: Agent) -> Durable {
         watch(|| self.0.fence(agent))
     }

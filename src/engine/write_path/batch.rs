@@ -9,7 +9,7 @@ use crate::engine::heal::Room;
 use crate::engine::io::HostIo;
 use crate::engine::stream::{Memory, OpenSegment, Stream};
 use crate::index::{BlockMap, Change, GROUP_PAGES, LineStock, PageSlot, Target, Version};
-use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder};
+use crate::media::{KSET_KEYS_MAX, Key, KeyKind, KsetBuilder, Proof};
 use crate::pmem::{Durable, IovCursor, Pmem};
 use crate::sched;
 use crate::units::{Agent, Epoch, Lba, Seq};
@@ -46,9 +46,12 @@ pub(in crate::engine) struct Batch {
     /// What the batch says, in the order of its keys.
     pub(super) extents: Vec<Extent>,
     pub(super) kset: KsetBuilder,
-    /// Drawn before the first payload is stored, unless the batch is one write.
+    /// Drawn before the first payload is stored.
     pub(super) seq: Seq,
     epoch: Epoch,
+    /// What recovery knows the payloads by. Those of writes may have checksums. Not what reclaiming has copied: it speaks
+    /// against older keys of its blocks for as long as these are there, and must not be taken for torn when its payload rots.
+    pub(super) proof: Proof,
 }
 
 impl Batch {
@@ -67,6 +70,7 @@ impl Batch {
             kset: KsetBuilder::default(),
             seq: Seq(0),
             epoch: Epoch(0),
+            proof: Proof::Fence,
         }
     }
 
@@ -78,6 +82,7 @@ impl Batch {
         self.slots.clear();
         self.extents.clear();
         self.kset.clear();
+        self.proof = Proof::Fence;
     }
 
     /// Nothing was admitted yet.
@@ -134,45 +139,6 @@ impl Batch {
         self.key_count += need.key_count;
         self.payload_bytes += need.payload_bytes;
         Ok(())
-    }
-
-    /// As [`Batch::admit`], for a write that is all of its batch: its payload is stored before the index is looked at,
-    /// whose memory is on its way meanwhile. Nothing names the payload until the kset does.
-    #[inline(never)]
-    pub(super) fn admit_alone<P: Pmem>(
-        &mut self,
-        cache: &Cache<P>,
-        stream: &mut Stream,
-        (lba, len_blocks): (Lba, u64),
-        cursor: IovCursor,
-    ) -> Result<(), Refusal> {
-        let need = need(cache, lba, len_blocks, HasPayload::Yes);
-        self.make_log_room(cache, stream, &need)?;
-        let Some(open) = &mut stream.open else {
-            unreachable!("INV-LOG-1: there is room, and no open segment")
-        };
-        let data_off = open.data_off;
-        self.store_payload(cache, open, (lba, len_blocks, KeyKind::Data), cursor);
-        self.foresee(cache, open);
-        if let Err(refusal) = self.hold_pages(cache, lba, len_blocks) {
-            // The place is the next one's, which may be another core (INV-PMEM-3).
-            drop(cache.pmem.fence(self.agent));
-            open.data_off = data_off;
-            self.clear();
-            return Err(refusal);
-        }
-        self.key_count = need.key_count;
-        self.payload_bytes = need.payload_bytes;
-        Ok(())
-    }
-
-    /// Finishes the kset for the number that comes next. While the payload is on its way this takes no time: the claim, which
-    /// comes first, waits for that. Another core may draw the number; then the commit does it again.
-    fn foresee<P: Pmem>(&mut self, cache: &Cache<P>, open: &OpenSegment) {
-        let seq = Seq(cache.seq_next.load(Ordering::Relaxed));
-        let epoch = Epoch(cache.epoch.load(Ordering::Relaxed));
-        self.kset
-            .finish(open.kset_seed, open.kset_index, seq, epoch);
     }
 
     /// Whether so much more goes into the open segment.
@@ -265,6 +231,19 @@ impl Batch {
         (self.seq, self.epoch) = (seq, epoch);
     }
 
+    /// Whether the checksums of its payloads take less time than a fence.
+    pub(super) fn can_do_with_checksums<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        self.payload_bytes <= cache.unfenced_bytes_max
+    }
+
+    /// Whether keys get the checksums of their payloads.
+    fn data_crc<P: Pmem>(&self, cache: &Cache<P>) -> DataCrc {
+        match self.proof {
+            Proof::Checksums => DataCrc::On,
+            Proof::Fence => cache.data_crc,
+        }
+    }
+
     /// Makes the batch durable and publishes it: its payloads are stored.
     pub(super) fn commit<P: Pmem>(
         &mut self,
@@ -276,11 +255,16 @@ impl Batch {
         let segment = cache.segments.get(open.id);
         let floor = &cache.stream_floors[number];
         // While the payloads are on their way.
+        let proof = self.proof;
         self.kset
-            .finish(open.kset_seed, open.kset_index, seq, epoch);
-        // 1. Payloads are durable before the kset that names them is stored (INV-LOG-4).
-        if !canary::is(Canary::PayloadsNotFenced) {
-            drop(cache.pmem.fence(agent));
+            .finish(open.kset_seed, open.kset_index, seq, epoch, proof);
+        // 1. Payloads are durable before the kset that names them is stored, or recovery knows them by their checksums
+        //    (INV-LOG-4).
+        match proof {
+            // If the memory has not taken a payload, nothing is to name it: a fence looks, too.
+            Proof::Checksums => cache.pmem.assert_stores_taken(),
+            Proof::Fence if canary::is(Canary::PayloadsNotFenced) => {}
+            Proof::Fence => drop(cache.pmem.fence(agent)),
         }
         if canary::is(Canary::PublishedBeforeDurable) {
             self.publish(cache, open);
@@ -289,7 +273,7 @@ impl Batch {
         {
             let seq = self.commit_half(cache, open, (seq, epoch));
             self.kset
-                .finish(open.kset_seed, open.kset_index, seq, epoch);
+                .finish(open.kset_seed, open.kset_index, seq, epoch, proof);
         }
 
         // 2. The kset. From the fence on, recovery finds the whole batch; before it, nothing of it.
@@ -376,7 +360,7 @@ impl Batch {
             return self.kset.push(&key, shift);
         }
         // A few pages at a time: their keys are made while their stores are on their way. Each has a checksum of its own.
-        let pages_at_once = match cache.data_crc {
+        let pages_at_once = match self.data_crc(cache) {
             DataCrc::Off => GROUP_PAGES,
             DataCrc::On => 1,
         };
@@ -401,7 +385,7 @@ impl Batch {
         let bytes = geometry.bytes(u64::from(key.len_blocks));
         let off = geometry.segment_off(open.id);
         let off = off.plus(u64::from(key.payload_off));
-        match cache.data_crc {
+        match self.data_crc(cache) {
             DataCrc::Off => {
                 cache.pmem.store_from(agent, off, cursor, bytes);
                 0
@@ -428,7 +412,7 @@ impl Batch {
         let off = cache.geometry.segment_off(open.id);
         let off = off.plus(u64::from(open.data_off));
         cache.pmem.store(self.agent, off, payload);
-        let crc = match cache.data_crc {
+        let crc = match self.data_crc(cache) {
             DataCrc::Off => 0,
             DataCrc::On => open.payload_seed.checksum(payload),
         };

@@ -30,7 +30,7 @@ impl Batch {
         let keys = self.kset.keys(shift).take(half);
         keys.for_each(|key| kset.push(&key, shift));
         let off = cache.geometry.segment_off(open.id);
-        let bytes = kset.finish(open.kset_seed, open.kset_index, seq, epoch);
+        let bytes = kset.finish(open.kset_seed, open.kset_index, seq, epoch, self.proof);
         let agent = self.agent;
         cache
             .pmem

@@ -42,6 +42,7 @@ fn for_all_bounds(check: impl Fn(&Geometry, &Kset, &KeyBounds)) {
                 off,
                 size_bytes,
                 key_count: 1,
+                proof: Proof::Fence,
             };
             check(&geometry, &kset, &KeyBounds::of(&context, &kset));
         }

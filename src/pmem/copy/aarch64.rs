@@ -20,7 +20,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
         kernels.push(Kernel {
             name: "dc cvap",
             stream: store_cvap,
-            store_block: None,
+            checksummed: None,
             load,
             load_and_ask,
             records: None,
@@ -29,7 +29,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
     kernels.push(Kernel {
         name: "dc cvac",
         stream: store_cvac,
-        store_block: None,
+        checksummed: None,
         load,
         load_and_ask,
         records: None,

@@ -15,6 +15,8 @@ use super::records::Sooner;
 use super::{Kernel, LINE, Records, records};
 
 const _: () = assert!(fused::BLOCK_SIZE_BYTES == super::BOUNCE_SIZE_BYTES);
+const _: () = assert!(super::BOUNCE_SIZE_BYTES.is_multiple_of(folded::STRIDE));
+const _: () = assert!(folded::STRIDE.is_power_of_two());
 
 /// All ways to stream with the best way to store records, and the best one with the others.
 pub(super) fn kernels() -> Vec<Kernel> {
@@ -47,7 +49,7 @@ fn streams(records: Option<Records>) -> Vec<Kernel> {
         kernels.push(Kernel {
             name: "avx512",
             stream,
-            store_block: folded::available().or_else(fused::available),
+            checksummed: folded::available().or_else(fused::available),
             load: load_avx512,
             load_and_ask: load_avx512_and_ask,
             records,
@@ -58,7 +60,7 @@ fn streams(records: Option<Records>) -> Vec<Kernel> {
         kernels.push(Kernel {
             name: "avx2",
             stream,
-            store_block: fused::available(),
+            checksummed: fused::available(),
             load: load_avx2,
             load_and_ask: load_avx2_and_ask,
             records,
@@ -67,7 +69,7 @@ fn streams(records: Option<Records>) -> Vec<Kernel> {
     kernels.push(Kernel {
         name: "sse2",
         stream: stream_sse2,
-        store_block: None,
+        checksummed: None,
         load: load_sse2,
         load_and_ask: load_sse2_and_ask,
         records,

@@ -42,6 +42,8 @@ pub struct Setup {
     pub stream_count_max: u32,
     /// How often somebody else gets a turn in the middle of something, in percent of the accesses.
     pub yield_percent: u8,
+    /// See [`crate::pmem::Pmem`].
+    pub bytes_checksummed_per_fence: u64,
     /// Of the cache, made at format.
     pub uuid: [u8; 16],
     /// Who opens it.
@@ -82,6 +84,7 @@ impl Default for Setup {
             readers: Readers::Patient,
             stream_count_max: 2,
             yield_percent: 5,
+            bytes_checksummed_per_fence: 4096,
             uuid: *b"simulated cache.",
             recovered_by: Crew {
                 worker_count: 2,

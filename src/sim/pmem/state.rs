@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::pmem::{HeapRegion, LINE_SIZE_BYTES};
 use crate::sim::tracing::PmemOp;
-use crate::units::{Agent, PmemOff};
+use crate::units::{Agent, PAGE_SIZE_BYTES, PmemOff};
 
 const LINE: usize = LINE_SIZE_BYTES as usize;
 /// Size of a word: what the hardware stores or loses as a whole.
@@ -128,6 +128,7 @@ pub struct SimState {
     unfenced: BTreeMap<Agent, Vec<u64>>,
     poisoned: BTreeSet<u64>,
     pub(super) poisoned_store: PoisonedStore,
+    pub(super) bytes_checksummed_per_fence: u64,
     /// Where a store has faulted.
     lost_at: Option<PmemOff>,
     store_order: u64,
@@ -148,6 +149,7 @@ impl SimState {
             unfenced: BTreeMap::new(),
             poisoned: BTreeSet::new(),
             poisoned_store: PoisonedStore::default(),
+            bytes_checksummed_per_fence: PAGE_SIZE_BYTES.into(),
             lost_at: None,
             store_order: 0,
             model: PersistenceModel::default(),
@@ -372,14 +374,20 @@ impl SimState {
         }
     }
 
+    /// # Panics
+    /// A store has faulted.
+    pub(super) fn assert_stores_taken(&self) {
+        if let Some(at) = self.lost_at {
+            panic!("INV-PMEM-4: the cache device has not taken a store at {at}");
+        }
+    }
+
     /// Makes durable what `agent` has stored, and of each line what it overwrote.
     ///
     /// # Panics
     /// A store has faulted.
     pub(super) fn fence(&mut self, agent: Agent) {
-        if let Some(at) = self.lost_at {
-            panic!("INV-PMEM-4: the cache device has not taken a store at {at}");
-        }
+        self.assert_stores_taken();
         self.counters.fences += 1;
         if let Some(log) = &mut self.log {
             log.push(PmemOp::Fence { agent });

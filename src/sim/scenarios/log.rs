@@ -4,7 +4,7 @@ use super::{Context, apply, check, in_order};
 use crate::engine::{FormatPolicy, Fua, Op, SegmentState};
 use crate::media::{
     ChecksumSeed, Checksums, KEYS_START_BYTES, Key, KeyKind, Kset, KsetBuilder, KsetContext,
-    KsetReader, SegmentInfo, Superblock,
+    KsetReader, Proof, SegmentInfo, Superblock, kset_size_bytes,
 };
 use crate::pmem::{IovBuf, LINE_SIZE_BYTES};
 use crate::sim::image::ImagePmem;
@@ -111,7 +111,7 @@ fn set_traps(machine: Machine, forge: Forge) -> Result<Machine, Violation> {
                 cache.geometry.block_shift(),
             );
             let seq = Seq(1_000_000 + number);
-            let bytes = builder.finish(seed, number as u32, seq, Epoch(0));
+            let bytes = builder.finish(seed, number as u32, seq, Epoch(0), Proof::Fence);
             let off = (start + at) as usize;
             image[off..off + bytes.len()].copy_from_slice(bytes);
             traps += 1;
@@ -306,8 +306,9 @@ fn flip_and_open(
 /// What is written is told by its bytes.
 const PAGE: usize = 4096;
 
-/// A life of a cache: a page is written, and the power goes when its kset, the first one of a segment, was stored and
-/// is not fenced. Of that line these words get there. Returns the image, and the line that was stored.
+/// A life of a cache: two pages are written, and the power goes when their kset, the first one of a segment, was stored and
+/// is not fenced, as their payloads are: there is too much of it for checksums in place of that fence. Of the kset these
+/// words get there. Returns the image, and the kset that was stored.
 fn life_of_one_write(
     setup: &Setup,
     image: Vec<u8>,
@@ -320,43 +321,44 @@ fn life_of_one_write(
     let plain = Plain::new(pmem.clone(), base, options, BackgroundRuns::InDrains);
     let mut plain = plain.map_err(|error| Violation(format!("it does not open: {error}")))?;
     let start = plain.cache.geometry.segment_off(SegId(0)).0 + u64::from(KEYS_START_BYTES);
-    let line = start..start + LINE_SIZE_BYTES;
+    let kset = start..start + kset_size_bytes(2) as u64;
     let seen = Arc::new(Mutex::new(None));
     let cut = Arc::clone(&seen);
     let hook = move |state: &SimState, _| {
         let pending = state.pending_words();
-        let is_first_kset = pending.iter().all(|word| line.contains(&word.off.0));
+        let is_first_kset = pending.iter().all(|word| kset.contains(&word.off.0));
         if is_first_kset && !pending.is_empty() {
-            let is_kept = |at: usize| words.contains(&((pending[at].off.0 - line.start) / 8));
+            let is_kept = |at: usize| words.contains(&((pending[at].off.0 - kset.start) / 8));
             let image = state.crash_image(|at, _| usize::from(is_kept(at)));
-            let stored = state.live_image()[line.start as usize..line.end as usize].to_vec();
+            let stored = state.live_image()[kset.start as usize..kset.end as usize].to_vec();
             *cut.lock().unwrap_or_else(PoisonError::into_inner) = Some((image, stored));
         }
     };
     pmem.on_crash_point(Some(Box::new(hook)));
-    let buf = IovBuf::new(&[lba as u8; PAGE], &[]);
-    plain.run(0, Op::Write(buf.cursor(), Fua::No), lba, 1);
+    let buf = IovBuf::new(&[lba as u8; 2 * PAGE], &[]);
+    plain.run(0, Op::Write(buf.cursor(), Fua::No), lba, 2);
     pmem.on_crash_point(None);
     let cut = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
     cut.ok_or_else(|| Violation("the write does not begin segment 0".to_owned()))
 }
 
-/// Two power cuts. Of the first kset of a segment the first one leaves checksum and address, the second one all the rest
-/// of the next kset there, which says the same but for these two: the line is then that of the first, whole, and names
-/// what was written for the second (INV-LOG-9).
+/// Two power cuts. Of the first kset of a segment the first one leaves checksum and addresses, the second one all the rest
+/// of the next kset there, which says the same but for these: it is then the first, whole, and names what was written for
+/// the second (INV-LOG-9).
 pub(super) fn what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes(
     _context: &mut Context,
 ) -> Result<(), Violation> {
     let setup = Setup {
         block_size_bytes: PAGE as u32,
         block_count: 16,
+        segment_size_bytes: 32 << 10,
         core_count: 1,
         ..in_order()
     };
     let (first, second) = (3, 9);
     let blank = vec![0; setup.device_size_bytes() as usize];
-    let (image, stored) = life_of_one_write(&setup, blank, first, &[0, 4])?;
-    let (image, _) = life_of_one_write(&setup, image, second, &[2, 3, 5, 6])?;
+    let (image, stored) = life_of_one_write(&setup, blank, first, &[0, 4, 7])?;
+    let (image, _) = life_of_one_write(&setup, image, second, &[2, 3, 5, 6, 8, 9])?;
     let geometry = superblock_of(&ImagePmem::new(image.clone())).geometry;
     let start = geometry.segment_off(SegId(0)).0 as usize + KEYS_START_BYTES as usize;
     check(image[start..][..stored.len()] == stored, || {
@@ -365,7 +367,7 @@ pub(super) fn what_a_cut_has_left_of_a_kset_is_dead_before_the_next_one_comes(
     let options = setup.options(FormatPolicy::Auto);
     let cache = recover::open(ImagePmem::new(image), options, |_, _| &[0; PAGE])
         .map_err(|error| Violation(format!("it does not open: {error}")))?;
-    for lba in [first, second] {
+    for lba in [first, first + 1, second, second + 1] {
         let mut found = vec![0; PAGE];
         let read = cache.peek(Lba(lba), &mut found);
         check(read.is_ok() && found == [0; PAGE], || {
