@@ -1,4 +1,4 @@
-//! Writes: a batch goes through its phases, with two fences whatever its size, or with one if it is small.
+//! Writes: a batch goes through its phases, with two fences, or with one if it is small.
 //!
 //! 1. claim the pages, reserve index slots and log room: nothing behind this can fail;
 //! 2. draw a sequence number;
@@ -245,7 +245,7 @@ impl Core {
         };
         self.batch.draw(cache, number, open);
         let is_write = |item: &Item| matches!(item, Item::Write(_));
-        if self.batch.can_do_with_checksums(cache) && self.gathered.items.iter().all(is_write) {
+        if self.batch.is_quickly_checksummed(cache) && self.gathered.items.iter().all(is_write) {
             self.batch.proof = Proof::Checksums;
         }
         self.store_payloads(cache, open);

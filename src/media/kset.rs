@@ -433,6 +433,12 @@ impl KsetReader {
         Ok(kset)
     }
 
+    /// The bytes of the kset that was read last, its padding included.
+    #[must_use]
+    pub fn bytes(&self, kset: &Kset) -> &[u8] {
+        &self.buf[..kset.size_bytes as usize]
+    }
+
     /// Whether the kset number `kset_index` is at byte `off`, as far as its header and its checksum say.
     pub fn is_at<P: PmemRead>(
         &mut self,

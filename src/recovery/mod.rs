@@ -19,6 +19,7 @@ mod recovered;
 mod room_tests;
 mod seqs;
 pub(crate) mod tails;
+mod torn;
 #[cfg(test)]
 mod torn_tests;
 mod waiting;

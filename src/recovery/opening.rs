@@ -276,8 +276,8 @@ impl<P: Pmem> Opening<P> {
         }
     }
 
-    /// Options and the base's identity, as far as they may change, go into the superblock. Features that a cache can do without
-    /// are no reason to refuse one whose superblock cannot be changed, as part of it cannot be read.
+    /// Options and the base's identity, as far as they may change, go into the superblock. A cache whose superblock cannot be
+    /// changed, as part of it cannot be read, does without incompatible features.
     fn adopt_options(&mut self) -> Result<(), OpenError> {
         let before = self.superblock.clone();
         let superblock = &mut self.superblock;

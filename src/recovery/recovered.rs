@@ -3,7 +3,8 @@
 use super::error::OpenError;
 use super::opening::OpenStep;
 use super::pass::{FoundSegment, Known};
-use super::walk::{SegmentWalk, WalkBuf};
+use super::torn::{end_torn_kset, store_last_again};
+use super::walk::WalkBuf;
 use crate::canary::{self, Canary};
 use crate::engine::{
     BACKGROUND_AGENT, BackgroundMemory, CacheMemory, Damage, Heat, PlaceCrcs, SegmentStart,
@@ -61,6 +62,15 @@ enum Repair {
     Done,
     /// There is more of it to look at.
     Begun,
+}
+
+/// What a segment holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    None,
+    Used,
+    /// Nothing that counts any more.
+    Dead,
 }
 
 /// What the look at a segment that is to be used again has come to.
@@ -145,52 +155,34 @@ impl Recovered {
         probe_left_bytes: &mut u64,
     ) -> Result<Repair, OpenError> {
         let geometry = &superblock.geometry;
-        let Tails {
-            key_tail,
-            dirty_tail,
-            ..
-        } = self.known.tails;
-        let found = self.segments[id.index()];
-        let used = found.kset_count > 0 || found.info.sealed.is_some();
-        let dead = used && (found.given_up || found.last_seq <= key_tail || found.kset_count == 0);
-        let is_lost = found.copies.unreadable().is_some();
+        let content = self.content_of(id);
+        let is_lost = self.segments[id.index()].copies.unreadable().is_some();
         if is_lost && !canary::is(Canary::UnreadableCopyStored) {
-            // INV-PAIR-3, INV-SEG-7. It stays as it is, so that the next recovery finds the same.
-            end_torn_kset(pmem, geometry, id, &found);
-            let found = &mut self.segments[id.index()];
-            (found.quarantined, found.suspect) = (dead || !used, used && !dead);
-            return Ok(Repair::Done);
+            return self.leave_segment(pmem, superblock, id, content);
         }
-        if dead {
+        if content == Content::Dead {
             match self.probe(pmem, geometry, probe_left_bytes) {
                 Probe::Readable => {}
                 Probe::Begun => return Ok(Repair::Begun),
-                Probe::Unreadable => {
-                    // INV-SEG-7. As above.
-                    end_torn_kset(pmem, geometry, id, &found);
-                    self.segments[id.index()].quarantined = true;
-                    return Ok(Repair::Done);
-                }
+                Probe::Unreadable => return self.leave_segment(pmem, superblock, id, content),
             }
         }
         let found = &mut self.segments[id.index()];
         found.copies.repair(pmem, BACKGROUND_AGENT)?;
         // INV-LOG-9.
-        let torn =
-            !used && !is_blank(pmem, geometry, id)? && !canary::is(Canary::TornKsetCompleted);
-        if dead || torn {
+        let torn = content == Content::None
+            && !is_blank(pmem, geometry, id)?
+            && !canary::is(Canary::TornKsetCompleted);
+        if content == Content::Dead || torn {
             found.info.generation = Generation(found.info.generation.0 + 1);
             found.info.sealed = None;
             found.kset_count = 0;
             found.key_end = KEYS_START_BYTES;
             found.last_seq = Seq(0);
             found.given_up = false;
-        } else if used && found.info.sealed.is_none() {
-            // INV-LOG-12.
+        } else if content == Content::Used && found.info.sealed.is_none() {
+            store_last_again(pmem, superblock, id, found, &mut self.buf)?;
             let (kset_count, last_seq) = (found.kset_count, found.last_seq);
-            let last = (found.last_kset_off, kset_count - 1);
-            let walk = SegmentWalk::new(superblock, dirty_tail, id, found.info);
-            walk.store_last_again(pmem, last, &mut self.buf)?;
             found.info.sealed = Some(Sealed {
                 kset_count,
                 last_seq,
@@ -200,6 +192,39 @@ impl Recovered {
         }
         let info: &mut SegmentInfo = &mut found.info;
         drop(info.persist(pmem, BACKGROUND_AGENT, geometry, checksums, id));
+        Ok(Repair::Done)
+    }
+
+    fn content_of(&self, id: SegId) -> Content {
+        let found = &self.segments[id.index()];
+        if found.kset_count == 0 && found.info.sealed.is_none() {
+            Content::None
+        } else if found.given_up
+            || found.last_seq <= self.known.tails.key_tail
+            || found.kset_count == 0
+        {
+            Content::Dead
+        } else {
+            Content::Used
+        }
+    }
+
+    /// A segment of which part of the memory cannot be read is neither sealed nor freed: it stays as it is, so that the next
+    /// recovery finds the same (INV-PAIR-3, INV-SEG-7), but for what a crash has left of its last batch.
+    fn leave_segment<P: Pmem>(
+        &mut self,
+        pmem: &P,
+        superblock: &Superblock,
+        id: SegId,
+        content: Content,
+    ) -> Result<Repair, OpenError> {
+        let found = &mut self.segments[id.index()];
+        end_torn_kset(pmem, &superblock.geometry, id, found);
+        found.suspect = content == Content::Used;
+        found.quarantined = !found.suspect;
+        if found.suspect && found.info.sealed.is_none() {
+            store_last_again(pmem, superblock, id, found, &mut self.buf)?;
+        }
         Ok(Repair::Done)
     }
 
@@ -250,17 +275,6 @@ impl Recovered {
             dirty_bytes: self.dirty_bytes,
         }
     }
-}
-
-/// Makes no kset of one whose payloads are torn, in a segment that can be neither sealed nor freed (INV-LOG-11). Its number will be
-/// that of another, and be passed by the dirty tail: as it is, it would count then.
-fn end_torn_kset<P: Pmem>(pmem: &P, geometry: &Geometry, id: SegId, found: &FoundSegment) {
-    let Some(off) = found.torn_kset_off else {
-        return;
-    };
-    let off = geometry.segment_off(id).plus(off.into());
-    pmem.store(BACKGROUND_AGENT, off, &[0; LINE_SIZE_BYTES as usize]);
-    drop(pmem.fence(BACKGROUND_AGENT));
 }
 
 /// Whether there is nothing in a segment where the first line of its first kset comes. A rest of one can become a kset

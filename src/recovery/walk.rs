@@ -2,12 +2,11 @@
 
 use super::error::OpenError;
 use crate::canary::{self, Canary};
-use crate::engine::BACKGROUND_AGENT;
 use crate::media::{
     COUNTER_START_MAX, ChecksumSeed, Checksums, Copies, Geometry, KEYS_START_BYTES, KSET_KEYS_MAX,
     Key, Kset, KsetContext, KsetError, KsetReader, Proof, SegmentInfo, Superblock, kset_size_bytes,
 };
-use crate::pmem::{LINE_SIZE_BYTES, Pmem, PmemRead};
+use crate::pmem::PmemRead;
 use crate::units::{PAGE_SIZE_BYTES, SegId, Seq};
 
 /// Loads the info of a segment.
@@ -54,6 +53,25 @@ impl Default for WalkBuf {
             payload: Box::new([0; PAGE_SIZE_BYTES as usize]),
             keys: Vec::with_capacity(KSET_KEYS_MAX),
         }
+    }
+}
+
+impl WalkBuf {
+    /// The kset number `kset_index` at byte `off` of the segment; its keys are in `keys`.
+    pub(crate) fn read_kset<P: PmemRead>(
+        &mut self,
+        pmem: &P,
+        context: &KsetContext,
+        off: u32,
+        kset_index: u32,
+    ) -> Result<Kset, KsetError> {
+        self.keys.clear();
+        (self.reader).read(pmem, context, off, kset_index, &mut self.keys)
+    }
+
+    /// The bytes of the kset that was read last.
+    pub(crate) fn kset_bytes(&self, kset: &Kset) -> &[u8] {
+        self.reader.bytes(kset)
     }
 }
 
@@ -138,12 +156,7 @@ impl SegmentWalk {
         if self.stop.is_some() || self.has_all() {
             return None;
         }
-        buf.keys.clear();
-        let (off, kset_index) = (self.key_end, self.kset_count);
-        let read = buf
-            .reader
-            .read(pmem, &self.context, off, kset_index, &mut buf.keys);
-        match read {
+        match buf.read_kset(pmem, &self.context, self.key_end, self.kset_count) {
             Ok(kset) if !self.is_plausible(&kset) => self.end(KsetError::KeyRange),
             Ok(kset) if self.is_torn(pmem, buf, &kset) => {
                 self.torn_kset_off = Some(kset.off);
@@ -166,8 +179,8 @@ impl SegmentWalk {
     }
 
     /// Whether a kset is there and its payloads are not (INV-LOG-11): a cut may have left such a one if they were stored
-    /// before the same fence. What cannot be read is no sign of a cut: the kset may have been acknowledged, and whoever reads its
-    /// blocks gets an error.
+    /// before the same fence. A payload of which part cannot be read is no sign of a cut: the kset may have been acknowledged, and
+    /// whoever reads that part gets an error.
     fn is_torn<P: PmemRead>(&self, pmem: &P, buf: &mut WalkBuf, kset: &Kset) -> bool {
         let is_proven = kset.proof == Proof::Fence
             || kset.seq <= self.dirty_tail
@@ -201,42 +214,6 @@ impl SegmentWalk {
             || canary::is(Canary::StaleLapAccepted);
         let in_range = kset.seq.0 <= COUNTER_START_MAX && kset.epoch.0 <= COUNTER_START_MAX;
         seq_is_next && kset.seq.0 > 0 && in_range
-    }
-
-    /// Stores once more what was read of the last kset of an open segment, the kset at byte `off`, and its payloads if it was stored
-    /// before their fence (INV-LOG-12). Whoever stored it may have died before that fence: then it may be in the CPU's caches alone, and
-    /// a cut may still take it back, from a segment that was sealed with it. What lies before it was fenced before it was stored.
-    ///
-    /// # Errors
-    /// It is not what was read a moment ago.
-    pub(crate) fn store_last_again<P: Pmem>(
-        &self,
-        pmem: &P,
-        (off, kset_index): (u32, u32),
-        buf: &mut WalkBuf,
-    ) -> Result<(), OpenError> {
-        buf.keys.clear();
-        let read = (buf.reader).read(pmem, &self.context, off, kset_index, &mut buf.keys);
-        let kset =
-            read.map_err(|_| self.refusal("its last kset is not what it was a moment ago"))?;
-        let start = self.geometry.segment_off(self.segment());
-        let unfenced = (buf.keys.iter())
-            .filter(|key| kset.proof == Proof::Checksums && key.kind.has_payload());
-        for key in unfenced {
-            let off = start.plus(key.payload_off.into());
-            let bytes = &mut buf.payload[..self.geometry.bytes(key.len_blocks.into()) as usize];
-            if pmem.read(off, bytes).is_ok() {
-                pmem.store(BACKGROUND_AGENT, off, bytes);
-            }
-        }
-        let mut line = [0; LINE_SIZE_BYTES as usize];
-        for at in (kset.off..kset.off + kset.size_bytes).step_by(line.len()) {
-            let off = start.plus(at.into());
-            pmem.read(off, &mut line)?;
-            pmem.store(BACKGROUND_AGENT, off, &line);
-        }
-        drop(pmem.fence(BACKGROUND_AGENT));
-        Ok(())
     }
 
     /// After the last kset: whether they end where they should not. Each kset is durable before the next is

@@ -41,7 +41,11 @@ fn info_tells_what_the_engine_knows() {
 #[test]
 fn released_images_are_understood() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("test/compat");
-    for (file, dirty_tail, dirty_bytes) in [("v1-512.img", 26, 16384), ("v1-4096.img", 12, 12288)] {
+    for (file, dirty_tail, dirty_bytes) in [
+        ("v1-512.img", 26, 16384),
+        ("v1-512-unfenced.img", 26, 16384),
+        ("v1-4096.img", 12, 12288),
+    ] {
         let ran = run("info", &root.join(file), &["--json"]);
         let told: Value = serde_json::from_str(&ran.out).unwrap();
         assert_eq!(ran.status, 0, "{ran:?}");
@@ -51,6 +55,22 @@ fn released_images_are_understood() {
         assert_eq!(told["log"]["dirty_bytes"], dirty_bytes);
         let ran = run("verify", &root.join(file), &[]);
         assert_eq!((ran.status, &*ran.out), (0, "no findings\n"));
+    }
+}
+
+#[test]
+fn dump_says_which_ksets_were_stored_before_the_fence_of_their_payloads() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("test/compat");
+    for (file, has_such) in [("v1-512-unfenced.img", true), ("v1-512.img", false)] {
+        let ran = run("dump", &root.join(file), &["--json"]);
+        let lines = ran.lines();
+        let ksets = lines.iter().filter(|line| line["type"] == "kset");
+        assert_eq!(
+            ksets.clone().any(|kset| kset["payloads_unfenced"] == true),
+            has_such
+        );
+        let text = run("dump", &root.join(file), &[]).out;
+        assert_eq!(text.contains(" unfenced\n"), has_such);
     }
 }
 

@@ -232,8 +232,8 @@ impl Batch {
     }
 
     /// Whether the checksums of its payloads take less time than a fence.
-    pub(super) fn can_do_with_checksums<P: Pmem>(&self, cache: &Cache<P>) -> bool {
-        self.payload_bytes <= cache.unfenced_bytes_max
+    pub(super) fn is_quickly_checksummed<P: Pmem>(&self, cache: &Cache<P>) -> bool {
+        (1..=cache.unfenced_bytes_max).contains(&self.payload_bytes)
     }
 
     /// Whether keys get the checksums of their payloads.
