@@ -5,14 +5,14 @@ use super::compat_tests::IMAGES;
 use super::walk::{SegmentWalk, WalkBuf};
 use crate::engine::{FormatPolicy, Fua, Op, Status};
 use crate::media::{
-    COUNTER_MAX, COUNTER_START_MAX, Checksums, FEATURES_COMPAT, FEATURES_INCOMPAT, Kset, Proof,
-    SegmentInfo, Spot, Superblock, Tails, Witness, persist_superblock,
+    COUNTER_MAX, COUNTER_START_MAX, Checksums, FEATURES_COMPAT, SegmentInfo, Spot, Superblock,
+    Tails, Witness, persist_superblock,
 };
 use crate::pmem::IovBuf;
 use crate::sim::plain::{BackgroundRuns, Plain, open};
 use crate::sim::pmem::SimPmem;
 use crate::sim::recover::superblock_of;
-use crate::units::{Agent, Generation, Lba, PmemOff, SegId, Seq};
+use crate::units::{Agent, Generation, Lba, SegId, Seq};
 
 const AGENT: Agent = Agent(9);
 
@@ -240,49 +240,6 @@ fn a_base_name_of_impossible_length_is_refused() {
             }
         });
         assert!(error.contains("base_name_len"), "{error}");
-    }
-}
-
-/// Of the whole log.
-fn last_kset(pmem: &SimPmem) -> Kset {
-    let superblock = superblock_of(pmem);
-    let checksums = Checksums::new(superblock.uuid);
-    let segments = (0..superblock.geometry.segment_count()).map(SegId);
-    let ksets = segments.flat_map(|id| {
-        let (info, _) = SegmentInfo::load(pmem, &superblock.geometry, &checksums, id).unwrap();
-        let mut walk = SegmentWalk::new(&superblock, Seq(0), id, info);
-        let mut buf = WalkBuf::default();
-        std::iter::from_fn(|| walk.next(pmem, &mut buf)).collect::<Vec<_>>()
-    });
-    ksets.max_by_key(|kset| kset.seq).unwrap()
-}
-
-/// The flag is durable before the first kset that needs it, which is the first store to a segment.
-#[test]
-fn an_older_cache_gets_the_new_features_unless_its_superblock_cannot_be_changed() {
-    // It has all features but this one.
-    let image = &IMAGES[2];
-    for lost in [None, Some(PmemOff(0)), Some(PmemOff(32 << 10))] {
-        let pmem = SimPmem::from_image(image.load());
-        assert_eq!(superblock_of(&pmem).features_incompat, 0);
-        lost.inspect(|off| pmem.poison(*off));
-        let runs = BackgroundRuns::InDrains;
-        let mut plain =
-            Plain::new(pmem.clone(), image.base_content(), image.options(), runs).unwrap();
-        let features = lost.map_or(FEATURES_INCOMPAT, |_| 0);
-        let stored = SimPmem::from_image(pmem.durable_image());
-        assert_eq!(superblock_of(&stored).features_incompat, features);
-        assert!(plain.drain());
-        // Reclaiming.
-        (0..1000).for_each(|_| plain.poll_background());
-        // What has no payload needs no fence for it, and no flag.
-        assert_eq!(plain.run(0, Op::Unmap, 9, 1), Status::Success);
-        assert_eq!(last_kset(&pmem).proof, Proof::Fence);
-        let buf = IovBuf::new(&[7; 512], &[]);
-        let status = plain.run(0, Op::Write(buf.cursor(), Fua::No), 3, 1);
-        assert_eq!(status, Status::Success);
-        let proof = last_kset(&pmem).proof;
-        assert_eq!(proof == Proof::Checksums, lost.is_none());
     }
 }
 

@@ -1,9 +1,10 @@
 //! What is made of a kset that was stored before the fence of its payloads (INV-LOG-11), and of what a kill has left unfenced
 //! (INV-LOG-12).
 
+use super::compat_tests::IMAGES;
 use super::walk::{SegmentWalk, WalkBuf, load_info};
 use crate::engine::{DataCrc, Fua, Op, Status};
-use crate::media::{Checksums, Kset, Proof, Sealed, SegmentInfo};
+use crate::media::{Checksums, FEATURES_INCOMPAT, Kset, Proof, Sealed, SegmentInfo};
 use crate::pmem::{IovBuf, LINE_SIZE_BYTES, Pmem};
 use crate::sim::machine::Setup;
 use crate::sim::plain::{BackgroundRuns, Plain};
@@ -261,6 +262,35 @@ fn what_takes_longer_to_checksum_than_to_fence_is_fenced() {
     // Without checksums nobody can tell.
     let torn = tear(&SimPmem::from_image(pmem.durable_image()), &end);
     assert_eq!(walk(&torn, &end, Seq(0)), (1, false));
+}
+
+/// The flag is durable before the first kset that needs it, which is the first store to a segment.
+#[test]
+fn an_older_cache_gets_the_new_features_unless_its_superblock_cannot_be_changed() {
+    // It has all features but this one.
+    let image = &IMAGES[2];
+    for lost in [None, Some(PmemOff(0)), Some(PmemOff(32 << 10))] {
+        let pmem = SimPmem::from_image(image.load());
+        assert_eq!(superblock_of(&pmem).features_incompat, 0);
+        lost.inspect(|off| pmem.poison(*off));
+        let runs = BackgroundRuns::InDrains;
+        let mut plain =
+            Plain::new(pmem.clone(), image.base_content(), image.options(), runs).unwrap();
+        let features = lost.map_or(FEATURES_INCOMPAT, |_| 0);
+        let stored = SimPmem::from_image(pmem.durable_image());
+        assert_eq!(superblock_of(&stored).features_incompat, features);
+        assert!(plain.drain());
+        // Reclaiming.
+        (0..1000).for_each(|_| plain.poll_background());
+        // What has no payload needs no fence for it, and no flag.
+        assert_eq!(plain.run(0, Op::Unmap, 9, 1), Status::Success);
+        assert_eq!(end_of_log(&pmem).ksets.last().unwrap().proof, Proof::Fence);
+        let buf = IovBuf::new(&[7; 512], &[]);
+        let status = plain.run(0, Op::Write(buf.cursor(), Fua::No), 3, 1);
+        assert_eq!(status, Status::Success);
+        let proof = end_of_log(&pmem).ksets.last().unwrap().proof;
+        assert_eq!(proof == Proof::Checksums, lost.is_none());
+    }
 }
 
 /// What a kill leaves at a fence that has not taken effect: what was stored is there to be read, but not all of it is durable.
