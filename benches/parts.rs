@@ -246,44 +246,44 @@ fn write_ns(path: &Path, size_bytes: u64, base: Base, span: Duration) -> f64 {
     start.elapsed().as_nanos() as f64 / done as f64
 }
 
+/// Does numbered work for so long; nanoseconds for each.
+fn ns_each(span: Duration, mut work: impl FnMut(u64)) -> f64 {
+    let (start, mut done) = (now(), 0);
+    while start.elapsed() < span {
+        (done..done + 64).for_each(&mut work);
+        done += 64;
+    }
+    start.elapsed().as_nanos() as f64 / done as f64
+}
+
 /// A payload of 4 KiB and the line of its kset, stored as a batch does it that has no other: with a checksum in place of the
 /// fence between them if that is quicker.
 fn lone_write_ns(pmem: &impl Pmem, size_bytes: u64, span: Duration) -> f64 {
     let is_checksummed = pmem.bytes_checksummed_per_fence() >= 4096;
     let source = IovBuf::new(&noise(&mut Rng::new(9), 4096), &[]);
     let (line, places) = (noise(&mut Rng::new(7), 64), size_bytes / 2 / 4096);
-    let (start, mut done) = (now(), 0u64);
-    while start.elapsed() < span {
-        for _ in 0..64 {
-            let payload = PmemOff(size_bytes - (1 + done % places) * 4096);
-            let mut cursor = source.cursor();
-            if is_checksummed {
-                std::hint::black_box(pmem.store_from_crc(AGENT, payload, &mut cursor, 4096, 5));
-            } else {
-                pmem.store_from(AGENT, payload, &mut cursor, 4096);
-                drop(pmem.fence(AGENT));
-            }
-            pmem.store(AGENT, PmemOff(START_BYTES + done % (1 << 20) * 64), &line);
+    ns_each(span, |number| {
+        let payload = PmemOff(size_bytes - (1 + number % places) * 4096);
+        let mut cursor = source.cursor();
+        if is_checksummed {
+            std::hint::black_box(pmem.store_from_crc(AGENT, payload, &mut cursor, 4096, 5));
+        } else {
+            pmem.store_from(AGENT, payload, &mut cursor, 4096);
             drop(pmem.fence(AGENT));
-            done += 1;
         }
-    }
-    start.elapsed().as_nanos() as f64 / done as f64
+        pmem.store(AGENT, PmemOff(START_BYTES + number % (1 << 20) * 64), &line);
+        drop(pmem.fence(AGENT));
+    })
 }
 
 /// A kset of 32 keys, which is 13 lines, and its fence.
 fn long_kset_ns(pmem: &impl Pmem, span: Duration) -> f64 {
-    let (kset, mut done) = (noise(&mut Rng::new(7), 13 * 64), 0u64);
-    let start = now();
-    while start.elapsed() < span {
-        for number in 0..64 {
-            let off = START_BYTES + (done + number) * kset.len() as u64 % (64 << 20);
-            pmem.store(AGENT, PmemOff(off), &kset);
-            drop(pmem.fence(AGENT));
-        }
-        done += 64;
-    }
-    start.elapsed().as_nanos() as f64 / done as f64
+    let kset = noise(&mut Rng::new(7), 13 * 64);
+    ns_each(span, |number| {
+        let off = START_BYTES + number * kset.len() as u64 % (64 << 20);
+        pmem.store(AGENT, PmemOff(off), &kset);
+        drop(pmem.fence(AGENT));
+    })
 }
 
 /// What the parts of a 4 KiB write cost, in nanoseconds for each write: at depth 1, and in batches of 32.

@@ -237,9 +237,7 @@ pub(crate) fn ranges_of(lbas: impl IntoIterator<Item = Lba>) -> Vec<DamagedRange
 impl<P: Pmem> Cache<P> {
     /// Where the payload of a key of this segment lies.
     pub(crate) fn payload_off(&self, id: SegId, key: &Key) -> PmemOff {
-        self.geometry
-            .segment_off(id)
-            .plus(u64::from(key.payload_off))
+        self.geometry.payload_off(id, key)
     }
 
     /// Looks at the payload of a key of this segment. `buf` has room for a page.

@@ -67,8 +67,7 @@ impl<'a> Payloads<'a> {
                 continue;
             }
             let bytes = &mut self.page[..len_bytes as usize];
-            let start = geometry.segment_off(self.segment);
-            let off = start.plus(u64::from(key.payload_off));
+            let off = geometry.payload_off(self.segment, key);
             let trouble = match pmem.read(off, bytes).map(|()| self.seed.checksum(bytes)) {
                 Ok(found) if has_crc && found != key.crc => {
                     format!("its checksum is {found:#010x}, not {:#010x}", key.crc)

@@ -390,6 +390,12 @@ impl KsetContext {
         }
     }
 
+    /// Of the device.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
     /// The segment.
     #[must_use]
     pub fn segment(&self) -> SegId {

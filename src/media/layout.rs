@@ -1,5 +1,6 @@
 //! Where things lie on the cache device.
 
+use super::Key;
 use crate::units::{Lba, PAGE_SIZE_BYTES, Page, PmemOff, SegId};
 use std::ops::Range;
 
@@ -248,6 +249,13 @@ impl Geometry {
     pub fn segment_off(&self, segment: SegId) -> PmemOff {
         debug_assert!(segment.0 < self.segment_count);
         PmemOff(self.segments_start + u64::from(segment.0).wrapping_shl(self.segment_shift))
+    }
+
+    /// Where the payload of a key of this segment lies.
+    #[inline]
+    #[must_use]
+    pub fn payload_off(&self, segment: SegId, key: &Key) -> PmemOff {
+        self.segment_off(segment).plus(key.payload_off.into())
     }
 
     /// The two copies of a segment's info.

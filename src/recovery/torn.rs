@@ -48,7 +48,7 @@ pub(super) fn store_last_again<P: Pmem>(
 
 /// Line by line: what cannot be read may take no store either, and is an error for who reads it.
 fn store_payload_again<P: Pmem>(pmem: &P, geometry: &Geometry, id: SegId, key: &Key) {
-    let start = geometry.segment_off(id).plus(u64::from(key.payload_off));
+    let start = geometry.payload_off(id, key);
     let mut line = [0; LINE_SIZE_BYTES as usize];
     for at in (0..geometry.bytes(key.len_blocks.into())).step_by(line.len()) {
         if pmem.read(start.plus(at), &mut line).is_ok() {

@@ -3,7 +3,7 @@
 
 use super::compat_tests::IMAGES;
 use super::walk::{SegmentWalk, WalkBuf, load_info};
-use crate::engine::{DataCrc, Fua, Op, Status};
+use crate::engine::{DataCrc, FormatPolicy, Fua, Op, Status};
 use crate::media::{Checksums, FEATURES_INCOMPAT, Kset, Proof, Sealed, SegmentInfo};
 use crate::pmem::{IovBuf, LINE_SIZE_BYTES, Pmem};
 use crate::sim::machine::Setup;
@@ -33,7 +33,7 @@ fn start(pmem: SimPmem) -> Plain<SimPmem> {
 
 fn start_over(pmem: SimPmem, base: Vec<u8>) -> Plain<SimPmem> {
     let setup = setup();
-    let options = setup.options(crate::engine::FormatPolicy::Auto);
+    let options = setup.options(FormatPolicy::Auto);
     Plain::new(pmem, base, options, BackgroundRuns::InDrains).unwrap()
 }
 
@@ -54,7 +54,6 @@ fn page(plain: &mut Plain<SimPmem>, page: u64) -> u8 {
 
 /// The segment with the last kset of all, its info and its ksets, whatever their payloads are, and where the payload of
 /// the last key lies.
-#[derive(Clone)]
 struct End {
     segment: SegId,
     info: SegmentInfo,
@@ -94,11 +93,18 @@ fn walk(pmem: &SimPmem, end: &End, dirty_tail: Seq) -> (usize, bool) {
     (count, damage.is_some())
 }
 
-/// After two writes of a page each to page 3, both by themselves.
-fn written_twice() -> (SimPmem, End) {
+/// After a write of page 3.
+fn written_once() -> (SimPmem, Plain<SimPmem>, End) {
     let pmem = SimPmem::new(setup().device_size_bytes());
     let mut plain = start(pmem.clone());
     write(&mut plain, 3, 1, PAGE);
+    let end = end_of_log(&pmem);
+    (pmem, plain, end)
+}
+
+/// After two of them, each by itself.
+fn written_twice() -> (SimPmem, End) {
+    let (pmem, mut plain, _) = written_once();
     write(&mut plain, 3, 2, PAGE);
     let end = end_of_log(&pmem);
     assert_eq!(end.ksets.len(), 2);
@@ -106,10 +112,10 @@ fn written_twice() -> (SimPmem, End) {
     (SimPmem::from_image(pmem.durable_image()), end)
 }
 
-/// One word of the payload of the last kset is not what was stored.
-fn tear(pmem: &SimPmem, end: &End) -> SimPmem {
+/// A copy of the device, with a word of this payload that is not what was stored.
+fn tear(pmem: &SimPmem, payload: PmemOff) -> SimPmem {
     let mut bytes = pmem.durable_image();
-    bytes[end.payload.0 as usize + 64] ^= 0x10;
+    bytes[payload.0 as usize + 64] ^= 0x10;
     SimPmem::from_image(bytes)
 }
 
@@ -117,7 +123,7 @@ fn tear(pmem: &SimPmem, end: &End) -> SimPmem {
 fn a_write_whose_payload_is_torn_was_never_made() {
     let (pmem, end) = written_twice();
     assert_eq!(walk(&pmem, &end, Seq(0)), (2, false));
-    let torn = tear(&pmem, &end);
+    let torn = tear(&pmem, end.payload);
     assert_eq!(page(&mut start(pmem), 3), 2);
 
     assert_eq!(walk(&torn, &end, Seq(0)), (1, false));
@@ -142,14 +148,7 @@ fn a_write_of_which_one_of_two_payloads_is_torn_was_never_made() {
     let end = end_of_log(&pmem);
     assert_eq!((end.ksets.len(), end.ksets[0].key_count), (1, 2));
     for payload in [end.payload, PmemOff(end.payload.0 - 512)] {
-        let whole = SimPmem::from_image(pmem.durable_image());
-        let torn = tear(
-            &whole,
-            &End {
-                payload,
-                ..end.clone()
-            },
-        );
+        let torn = tear(&pmem, payload);
         assert_eq!(walk(&torn, &end, Seq(0)), (0, false));
     }
 }
@@ -159,7 +158,7 @@ fn a_write_of_which_one_of_two_payloads_is_torn_was_never_made() {
 #[test]
 fn a_torn_write_does_not_come_back_from_a_segment_that_stays_as_it_is() {
     let (pmem, end) = written_twice();
-    let torn = tear(&pmem, &end);
+    let torn = tear(&pmem, end.payload);
     torn.poison(superblock_of(&torn).geometry.segment_off(end.segment));
     let mut plain = start(torn.clone());
     assert_eq!(page(&mut plain, 3), 1);
@@ -179,10 +178,7 @@ fn a_torn_write_does_not_come_back_from_a_segment_that_stays_as_it_is() {
 /// Nobody was told of the write, so what it was to overwrite is still there.
 #[test]
 fn a_write_that_the_memory_does_not_take_is_not_in_the_log() {
-    let pmem = SimPmem::new(setup().device_size_bytes());
-    let mut plain = start(pmem.clone());
-    write(&mut plain, 3, 1, PAGE);
-    let end = end_of_log(&pmem);
+    let (pmem, mut plain, end) = written_once();
     pmem.set_poisoned_store(PoisonedStore::Faults);
     let lost = PmemOff(end.payload.0 - PAGE as u64);
     pmem.poison(lost);
@@ -195,11 +191,8 @@ fn a_write_that_the_memory_does_not_take_is_not_in_the_log() {
 
 #[test]
 fn a_torn_write_that_is_alone_in_its_segment_leaves_it_free() {
-    let pmem = SimPmem::new(setup().device_size_bytes());
-    let mut plain = start(pmem.clone());
-    write(&mut plain, 3, 1, PAGE);
-    let end = end_of_log(&pmem);
-    let torn = tear(&SimPmem::from_image(pmem.durable_image()), &end);
+    let (pmem, _, end) = written_once();
+    let torn = tear(&pmem, end.payload);
     let mut plain = start(torn);
     let info = plain.cache.info();
     assert_eq!(
@@ -212,15 +205,15 @@ fn a_torn_write_that_is_alone_in_its_segment_leaves_it_free() {
 #[test]
 fn what_was_fenced_for_sure_counts_whatever_its_payload_is() {
     let (pmem, end) = written_twice();
-    let torn = tear(&pmem, &end);
+    let torn = tear(&pmem, end.payload);
     let last = end.ksets[1].seq;
     assert_eq!(walk(&torn, &end, Seq(last.0 - 1)), (1, false));
     // It was written back.
     assert_eq!(walk(&torn, &end, last), (2, false));
 
     // Its segment was sealed behind it.
-    let (superblock, checksums) = (superblock_of(&torn), superblock_of(&torn).uuid);
-    let checksums = Checksums::new(checksums);
+    let superblock = superblock_of(&torn);
+    let checksums = Checksums::new(superblock.uuid);
     let mut info = end.info;
     info.sealed = Some(Sealed {
         kset_count: 2,
@@ -233,12 +226,10 @@ fn what_was_fenced_for_sure_counts_whatever_its_payload_is() {
     assert_eq!(walk(&sealed, &sealed_end, Seq(0)), (2, false));
 
     // Another kset was stored behind it.
-    let mut plain = start(SimPmem::new(setup().device_size_bytes()));
-    write(&mut plain, 3, 1, PAGE);
-    let first = end_of_log(plain.pmem());
+    let (pmem, mut plain, first) = written_once();
     write(&mut plain, 4, 2, PAGE);
-    let end = end_of_log(plain.pmem());
-    let torn = tear(&SimPmem::from_image(plain.pmem().durable_image()), &first);
+    let end = end_of_log(&pmem);
+    let torn = tear(&pmem, first.payload);
     assert_eq!(walk(&torn, &end, Seq(0)), (2, false));
 }
 
@@ -260,7 +251,7 @@ fn what_takes_longer_to_checksum_than_to_fence_is_fenced() {
     let end = end_of_log(&pmem);
     assert_eq!(end.ksets[0].proof, Proof::Fence);
     // Without checksums nobody can tell.
-    let torn = tear(&SimPmem::from_image(pmem.durable_image()), &end);
+    let torn = tear(&pmem, end.payload);
     assert_eq!(walk(&torn, &end, Seq(0)), (1, false));
 }
 
@@ -307,20 +298,32 @@ fn killed(state: &SimState) -> SimPmem {
     pmem
 }
 
+/// What `run` comes to, and what is seen at each of its fences.
+fn at_fences<R, T: Send + 'static>(
+    pmem: &SimPmem,
+    look: impl Fn(&SimState) -> T + Send + 'static,
+    run: impl FnOnce() -> R,
+) -> (R, Vec<T>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    pmem.on_crash_point(Some(Box::new(move |state, _| {
+        sink.lock().unwrap().push(look(state));
+    })));
+    let result = run();
+    pmem.on_crash_point(None);
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    (result, seen)
+}
+
 /// The device at each fence of some writes, as a kill there leaves it.
 fn kills() -> Vec<SimPmem> {
     let pmem = SimPmem::new(setup().device_size_bytes());
     let mut plain = start(pmem.clone());
-    let kills = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&kills);
-    pmem.on_crash_point(Some(Box::new(move |state, _| {
-        seen.lock().unwrap().push(killed(state));
-    })));
-    for (number, len_bytes) in (1..).zip([PAGE, PAGE + 512, 512, 3 * PAGE, PAGE]) {
-        write(&mut plain, number, number as u8, len_bytes);
-    }
-    pmem.on_crash_point(None);
-    let kills = std::mem::take(&mut *kills.lock().unwrap());
+    let ((), kills) = at_fences(&pmem, killed, || {
+        for (number, len_bytes) in (1..).zip([PAGE, PAGE + 512, 512, 3 * PAGE, PAGE]) {
+            write(&mut plain, number, number as u8, len_bytes);
+        }
+    });
     // Those of payloads that are more than one page are fenced before.
     assert_eq!(kills.len(), 7);
     kills
@@ -336,14 +339,8 @@ fn content(plain: &mut Plain<SimPmem>) -> Vec<(Status, Vec<u8>)> {
 fn what_a_start_has_found_after_a_kill_is_there_after_a_cut() {
     let mut most = 0;
     for pmem in kills() {
-        // A start that is cut short.
-        let cuts = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&cuts);
-        pmem.on_crash_point(Some(Box::new(move |state, _| {
-            seen.lock().unwrap().push(state.durable().to_vec());
-        })));
-        let mut plain = start(pmem.clone());
-        pmem.on_crash_point(None);
+        let durable = |state: &SimState| state.durable().to_vec();
+        let (mut plain, cuts) = at_fences(&pmem, durable, || start(pmem.clone()));
         let dirty_bytes = plain.cache.info().dirty_bytes;
         let before = content(&mut plain);
         let cut = SimPmem::from_image(pmem.durable_image());
@@ -351,7 +348,7 @@ fn what_a_start_has_found_after_a_kill_is_there_after_a_cut() {
         assert_eq!(plain.cache.info().dirty_bytes, dirty_bytes);
         assert_eq!(content(&mut plain), before);
         most = dirty_bytes.max(most);
-        let cuts = std::mem::take(&mut *cuts.lock().unwrap());
+        // The start may be cut short.
         assert!(cuts.len() > 2);
         for image in cuts {
             let found = start(SimPmem::from_image(image)).cache.info().dirty_bytes;

@@ -3,8 +3,8 @@
 use super::error::OpenError;
 use crate::canary::{self, Canary};
 use crate::media::{
-    COUNTER_START_MAX, ChecksumSeed, Checksums, Copies, Geometry, KEYS_START_BYTES, KSET_KEYS_MAX,
-    Key, Kset, KsetContext, KsetError, KsetReader, Proof, SegmentInfo, Superblock, kset_size_bytes,
+    COUNTER_START_MAX, ChecksumSeed, Checksums, Copies, KEYS_START_BYTES, KSET_KEYS_MAX, Key, Kset,
+    KsetContext, KsetError, KsetReader, Proof, SegmentInfo, Superblock, kset_size_bytes,
 };
 use crate::pmem::PmemRead;
 use crate::units::{PAGE_SIZE_BYTES, SegId, Seq};
@@ -79,7 +79,6 @@ impl WalkBuf {
 #[derive(Debug)]
 pub(crate) struct SegmentWalk {
     context: KsetContext,
-    geometry: Geometry,
     payload_seed: ChecksumSeed,
     /// What was written back had been durable.
     dirty_tail: Seq,
@@ -109,7 +108,6 @@ impl SegmentWalk {
         );
         Self {
             context,
-            geometry: superblock.geometry,
             payload_seed: checksums.payload(id.0, info.generation.0),
             dirty_tail,
             info,
@@ -193,11 +191,11 @@ impl SegmentWalk {
         if (buf.reader).is_at(pmem, &self.context, next_off, next_index) {
             return false;
         }
-        let start = self.geometry.segment_off(self.segment());
+        let geometry = self.context.geometry();
         let WalkBuf { payload, keys, .. } = buf;
         keys.iter().filter(|key| key.kind.has_payload()).any(|key| {
-            let bytes = &mut payload[..self.geometry.bytes(key.len_blocks.into()) as usize];
-            let off = start.plus(key.payload_off.into());
+            let bytes = &mut payload[..geometry.bytes(key.len_blocks.into()) as usize];
+            let off = geometry.payload_off(self.segment(), key);
             pmem.read(off, bytes).is_ok() && self.payload_seed.checksum(bytes) != key.crc
         })
     }

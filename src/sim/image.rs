@@ -4,7 +4,8 @@
 use crate::pmem::{
     Durable, IovCursor, MemSlice, Pmem, PmemRead, Poisoned, bounds, simulated_fence,
 };
-use crate::units::{Agent, PAGE_SIZE_BYTES, PmemOff};
+use crate::sim::pmem::BYTES_CHECKSUMMED_PER_FENCE;
+use crate::units::{Agent, PmemOff};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// See the module. A clone is another handle to the same bytes.
@@ -151,7 +152,7 @@ impl Pmem for ImagePmem {
     }
 
     fn bytes_checksummed_per_fence(&self) -> u64 {
-        PAGE_SIZE_BYTES.into()
+        BYTES_CHECKSUMMED_PER_FENCE
     }
 
     fn assert_stores_taken(&self) {}

@@ -34,6 +34,10 @@ pub use state::{
     PoisonedStore, SimState, WORD_SIZE_BYTES, WordVersion,
 };
 
+/// [`Pmem::bytes_checksummed_per_fence`] of whatever is simulated, or compared with that, unless it is set: of what the simulator does
+/// some is less, and some more.
+pub const BYTES_CHECKSUMMED_PER_FENCE: u64 = 4096;
+
 /// What is about to happen when an enumerator should look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CrashPoint {

@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::pmem::{Durable, IovCursor, MemSlice, Pmem, PmemRead, Poisoned};
-use crate::units::{Agent, PAGE_SIZE_BYTES, PmemOff};
+use crate::sim::pmem::BYTES_CHECKSUMMED_PER_FENCE;
+use crate::units::{Agent, PmemOff};
 
 /// A store or a fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +127,7 @@ impl<P: Pmem> Pmem for TracingPmem<P> {
 
     /// As the simulated device, whichever this one is: so that the same is asked of both.
     fn bytes_checksummed_per_fence(&self) -> u64 {
-        PAGE_SIZE_BYTES.into()
+        BYTES_CHECKSUMMED_PER_FENCE
     }
 
     fn assert_stores_taken(&self) {

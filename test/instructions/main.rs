@@ -19,7 +19,7 @@ use pcache::pmem::{
     Durable, Extent, IovBuf, IovCursor, LINE_SIZE_BYTES, MapRequest, MappedPmem, MemSlice, Pmem,
     PmemRead, Poisoned,
 };
-use pcache::sim::pmem::SimPmem;
+use pcache::sim::pmem::{BYTES_CHECKSUMMED_PER_FENCE, SimPmem};
 use pcache::sim::rig::Rig;
 use pcache::sim::tracing::{PmemOp, TracingPmem};
 use pcache::units::{Agent, PmemOff};
@@ -227,7 +227,7 @@ impl Pmem for Watched {
 
     /// As the simulated one, whatever this machine would choose.
     fn bytes_checksummed_per_fence(&self) -> u64 {
-        4096
+        BYTES_CHECKSUMMED_PER_FENCE
     }
 
     fn assert_stores_taken(&self) {

@@ -383,8 +383,7 @@ impl Batch {
     ) -> u32 {
         let (geometry, agent) = (&cache.geometry, self.agent);
         let bytes = geometry.bytes(u64::from(key.len_blocks));
-        let off = geometry.segment_off(open.id);
-        let off = off.plus(u64::from(key.payload_off));
+        let off = geometry.payload_off(open.id, key);
         match self.data_crc(cache) {
             DataCrc::Off => {
                 cache.pmem.store_from(agent, off, cursor, bytes);

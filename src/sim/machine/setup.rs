@@ -5,6 +5,7 @@ use crate::engine::{
     WritebackOrder,
 };
 use crate::media::SEGMENTS_START_MIN_BYTES;
+use crate::sim::pmem::BYTES_CHECKSUMMED_PER_FENCE;
 use crate::sim::recover::Crew;
 
 /// What a machine is made of.
@@ -84,7 +85,7 @@ impl Default for Setup {
             readers: Readers::Patient,
             stream_count_max: 2,
             yield_percent: 5,
-            bytes_checksummed_per_fence: 4096,
+            bytes_checksummed_per_fence: BYTES_CHECKSUMMED_PER_FENCE,
             uuid: *b"simulated cache.",
             recovered_by: Crew {
                 worker_count: 2,

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::pmem::{HeapRegion, LINE_SIZE_BYTES};
 use crate::sim::tracing::PmemOp;
-use crate::units::{Agent, PAGE_SIZE_BYTES, PmemOff};
+use crate::units::{Agent, PmemOff};
+
+use super::BYTES_CHECKSUMMED_PER_FENCE;
 
 const LINE: usize = LINE_SIZE_BYTES as usize;
 /// Size of a word: what the hardware stores or loses as a whole.
@@ -149,7 +151,7 @@ impl SimState {
             unfenced: BTreeMap::new(),
             poisoned: BTreeSet::new(),
             poisoned_store: PoisonedStore::default(),
-            bytes_checksummed_per_fence: PAGE_SIZE_BYTES.into(),
+            bytes_checksummed_per_fence: BYTES_CHECKSUMMED_PER_FENCE,
             lost_at: None,
             store_order: 0,
             model: PersistenceModel::default(),
