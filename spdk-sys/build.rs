@@ -38,6 +38,7 @@ const FUNCTIONS: &[&str] = &[
     "spdk_bdev_unmap_blocks",
     "spdk_bdev_unregister",
     "spdk_bdev_wait_for_examine",
+    "spdk_bdev_write_blocks",
     "spdk_bdev_write_zeroes_blocks",
     "spdk_bdev_writev_blocks",
     "spdk_cpuset_alloc",

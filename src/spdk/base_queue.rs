@@ -51,8 +51,8 @@ pub(super) struct BaseQueue {
 /// The lists have room for all operations.
 #[derive(Debug)]
 struct Inner {
-    /// All that there are.
-    ops: Vec<NonNull<Op>>,
+    /// All that there are, in pieces of the heap.
+    slabs: Vec<NonNull<[Op]>>,
     free: Vec<NonNull<Op>>,
     bounce: Vec<DmaBuf>,
     /// Made when the base first fails a WRITE_ZEROES.
@@ -90,7 +90,7 @@ impl BaseQueue {
             news: Cell::new(false),
             zeroes_went: Cell::default(),
             inner: RefCell::new(Inner {
-                ops: Vec::with_capacity(room.ops),
+                slabs: Vec::with_capacity(1),
                 free: Vec::with_capacity(room.ops),
                 bounce,
                 zeroes: None,
@@ -101,10 +101,7 @@ impl BaseQueue {
                 bounce_queue: VecDeque::with_capacity(room.ops),
             }),
         });
-        for _ in 0..room.ops {
-            let op = queue.new_op();
-            queue.release(op);
-        }
+        queue.add_ops(room.ops);
         Some(queue)
     }
 
@@ -120,8 +117,7 @@ impl BaseQueue {
 
     /// Starts an operation. `sources` is the outbox's list.
     pub(super) fn start(&self, request: &BaseRequest, sources: &[MemSlice]) {
-        let free = self.inner.borrow_mut().free.pop();
-        let op = free.unwrap_or_else(|| self.new_op());
+        let op = self.take_op();
         self.in_flight.set(self.in_flight.get() + 1);
         with_op(op, |op| op.fill(request, sources, self.copying));
         self.start_part(op);
@@ -232,8 +228,10 @@ impl BaseQueue {
     fn finish(&self, op: NonNull<Op>) {
         self.in_flight.set(self.in_flight.get() - 1);
         let bounce = with_op(op, |op| {
-            op.payload = Payload::None;
-            op.bounce.take()
+            match mem::replace(&mut op.payload, Payload::None) {
+                Payload::Bounced => op.bounce.take(),
+                _ => None,
+            }
         });
         self.release(op);
         let Some(buffer) = bounce else { return };
@@ -299,30 +297,44 @@ impl BaseQueue {
     fn call(&self, op: NonNull<Op>) -> c_int {
         let (desc, channel, arg) = (self.base.desc(), self.channel.as_ptr(), op.as_ptr().cast());
         let done: sys::spdk_bdev_io_completion_cb = Some(part_landed);
-        // SAFETY: the operation is ours alone until SPDK is called below; only fields are read.
-        let (verb, lba, blocks, iovs, iov_count) = unsafe {
-            let op = &mut *op.as_ptr();
+        // SAFETY: the operation is ours alone until SPDK is called below.
+        let op = unsafe { &mut *op.as_ptr() };
+        let (verb, lba, blocks) = (op.verb, op.left.start, op.part_blocks);
+        let flat = match op.payload {
+            Payload::Flat(at, _) | Payload::Zeroes(at, _) => Some(at),
+            Payload::None | Payload::Read(_) | Payload::InPlace | Payload::Bounced => None,
+        };
+        let mut iovs = || {
             let count = c_int::try_from(op.iovs.len()).unwrap_or(c_int::MAX);
-            (
-                op.verb,
-                op.left.start,
-                op.part_blocks,
-                op.iovs.as_mut_ptr(),
-                count,
-            )
+            (op.iovs.as_mut_ptr(), count)
         };
         // SAFETY: descriptor and channel are open and belong together and to this thread. The scatter list
         // lies in the operation, which stays as it is until `part_landed` is called with it; the memory it
-        // names is the caller's until the engine hears of the end (read), pinned by the engine until then,
-        // the operation's own bounce buffer, or the queue's zeroes (write).
+        // names, or that is named without one, is the caller's until the engine hears of the end (read), pinned by the engine
+        // until then, the operation's own bounce buffer, or the queue's zeroes (write).
         unsafe {
             match verb {
-                Verb::Read => sys::spdk_bdev_readv_blocks(
-                    desc, channel, iovs, iov_count, lba, blocks, done, arg,
-                ),
-                Verb::Write => sys::spdk_bdev_writev_blocks(
-                    desc, channel, iovs, iov_count, lba, blocks, done, arg,
-                ),
+                Verb::Read => {
+                    let (iovs, count) = iovs();
+                    sys::spdk_bdev_readv_blocks(desc, channel, iovs, count, lba, blocks, done, arg)
+                }
+                Verb::Write => match flat {
+                    Some(at) => sys::spdk_bdev_write_blocks(
+                        desc,
+                        channel,
+                        at.cast(),
+                        lba,
+                        blocks,
+                        done,
+                        arg,
+                    ),
+                    None => {
+                        let (iovs, count) = iovs();
+                        sys::spdk_bdev_writev_blocks(
+                            desc, channel, iovs, count, lba, blocks, done, arg,
+                        )
+                    }
+                },
                 Verb::Unmap => sys::spdk_bdev_unmap_blocks(desc, channel, lba, blocks, done, arg),
                 Verb::WriteZeroes => {
                     sys::spdk_bdev_write_zeroes_blocks(desc, channel, lba, blocks, done, arg)
@@ -337,17 +349,29 @@ impl BaseQueue {
         self.news.set(true);
     }
 
-    /// Makes one more operation. In use there are enough: an owner that asks for more than it has said gets them, at the
-    /// price of an allocation.
-    fn new_op(&self) -> NonNull<Op> {
+    /// An operation that is not under way. There are enough: an owner that asks for more than it has said gets one more, at
+    /// the price of an allocation.
+    fn take_op(&self) -> NonNull<Op> {
+        loop {
+            let free = self.inner.borrow_mut().free.pop();
+            if let Some(op) = free {
+                return op;
+            }
+            self.add_ops(1);
+        }
+    }
+
+    /// Makes more operations.
+    fn add_ops(&self, count: usize) {
         let source_count_max = match self.copying {
             Copying::Direct => 0,
             Copying::Bounced => self.room.sources,
         };
-        let op = Box::new(Op::new(NonNull::from(self), source_count_max));
-        let op = NonNull::from(Box::leak(op));
-        self.inner.borrow_mut().ops.push(op);
-        op
+        let op = |_| Op::new(NonNull::from(self), source_count_max);
+        let ops: &mut [Op] = Box::leak((0..count).map(op).collect());
+        let inner = &mut *self.inner.borrow_mut();
+        inner.slabs.push(NonNull::from(&mut *ops));
+        inner.free.extend(ops.iter_mut().map(NonNull::from));
     }
 
     fn release(&self, op: NonNull<Op>) {
@@ -357,7 +381,7 @@ impl BaseQueue {
 
 /// With an operation of a queue, and no other pointer is one of this module.
 fn with_op<R>(op: NonNull<Op>, body: impl FnOnce(&mut Op) -> R) -> R {
-    // SAFETY: made by `new_op`, operations live as long as their queue (`drop` frees them), which calls this; `body` calls
+    // SAFETY: made by `add_ops`, operations live as long as their queue (`drop` frees them), which calls this; `body` calls
     // neither SPDK nor the queue, so nobody else refers to the operation meanwhile.
     body(unsafe { &mut *op.as_ptr() })
 }
@@ -372,9 +396,9 @@ impl Drop for BaseQueue {
             );
             return;
         }
-        for op in self.inner.get_mut().ops.drain(..) {
-            // SAFETY: leaked by `new_op`, freed once, and not under way.
-            drop(unsafe { Box::from_raw(op.as_ptr()) });
+        for ops in self.inner.get_mut().slabs.drain(..) {
+            // SAFETY: leaked by `add_ops`, freed once, and none is under way.
+            drop(unsafe { Box::from_raw(ops.as_ptr()) });
         }
         // SAFETY: got in `new` on this thread, put once.
         unsafe { sys::spdk_put_io_channel(self.channel.as_ptr()) }

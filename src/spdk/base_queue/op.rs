@@ -27,6 +27,8 @@ pub(super) enum Payload {
     /// UNMAP, WRITE_ZEROES, FLUSH.
     None,
     Read(IovCursor),
+    /// In place, in one piece: its address and length. Most writes of random places are such.
+    Flat(*mut u8, usize),
     /// In place: `Op::iovs` name all of it.
     InPlace,
     /// `Op::sources`, to be copied to bounce buffers.
@@ -46,41 +48,46 @@ pub(super) enum Verb {
 }
 
 /// An operation under way. Never moves: SPDK has its address.
+///
+/// What a write in one piece needs comes first, in one line: many are under way at once, and each line of them is far from
+/// the CPU by the time it is asked for.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Op {
-    /// SPDK's, while the operation waits for one of SPDK's requests.
-    pub(super) wait_entry: [*mut c_void; WAIT_ENTRY_WORDS],
     pub(super) queue: NonNull<BaseQueue>,
-    pub(super) id: BaseOpId,
-    pub(super) verb: Verb,
-    pub(super) payload: Payload,
     /// Blocks that are still to do.
     pub(super) left: Range<u64>,
     /// So many of them, the first, are under way.
     pub(super) part_blocks: u64,
+    pub(super) id: BaseOpId,
+    pub(super) verb: Verb,
+    pub(super) payload: Payload,
     /// Has room for [`IOV_COUNT_MAX`]. A read of one block into more pieces lets it grow.
     pub(super) iovs: Vec<iovec>,
     /// What goes through bounce buffers.
     pub(super) sources: Vec<MemSlice>,
     /// The first source that is not used up, and how much of it is.
     pub(super) source_at: (usize, usize),
+    /// There is none but for a payload of kind `Bounced`.
     pub(super) bounce: Option<DmaBuf>,
+    /// SPDK's, while the operation waits for one of SPDK's requests.
+    pub(super) wait_entry: [*mut c_void; WAIT_ENTRY_WORDS],
 }
 
 impl Op {
     pub(super) fn new(queue: NonNull<BaseQueue>, source_count_max: usize) -> Self {
         Self {
-            wait_entry: [std::ptr::null_mut(); WAIT_ENTRY_WORDS],
             queue,
+            left: 0..0,
+            part_blocks: 0,
             id: BaseOpId(0),
             verb: Verb::Flush,
             payload: Payload::None,
-            left: 0..0,
-            part_blocks: 0,
             iovs: Vec::with_capacity(IOV_COUNT_MAX),
             sources: Vec::with_capacity(source_count_max),
             source_at: (0, 0),
             bounce: None,
+            wait_entry: [std::ptr::null_mut(); WAIT_ENTRY_WORDS],
         }
     }
 
@@ -88,7 +95,6 @@ impl Op {
         self.id = request.op;
         self.left = request.lba.0..request.lba.0 + request.len_blocks;
         self.part_blocks = 0;
-        self.iovs.clear();
         (self.verb, self.payload) = match request.kind {
             BaseKind::Read(cursor) => (Verb::Read, Payload::Read(cursor)),
             BaseKind::Write {
@@ -97,12 +103,17 @@ impl Op {
             } => {
                 let first = first_source as usize;
                 let sources = &sources[first..first + source_count as usize];
-                let payload = match copying {
-                    Copying::Direct => {
+                let payload = match (copying, sources) {
+                    (Copying::Direct, [source]) => {
+                        let iovec { iov_base, iov_len } = source.as_iovec();
+                        Payload::Flat(iov_base.cast(), iov_len)
+                    }
+                    (Copying::Direct, _) => {
+                        self.iovs.clear();
                         self.iovs.extend(sources.iter().map(MemSlice::as_iovec));
                         Payload::InPlace
                     }
-                    Copying::Bounced => {
+                    (Copying::Bounced, _) => {
                         self.sources.clear();
                         self.sources.extend_from_slice(sources);
                         self.source_at = (0, 0);
@@ -158,22 +169,18 @@ impl Op {
                 self.part_blocks = (len_bytes >> block_shift) as u64;
                 return Ok(());
             }
-            Payload::Zeroes(at, len_bytes) => {
-                self.iovs.clear();
+            Payload::Zeroes(_, len_bytes) => {
                 self.part_blocks = blocks_left.min((len_bytes >> block_shift) as u64);
-                self.iovs.push(iovec {
-                    iov_base: at.cast(),
-                    iov_len: (self.part_blocks as usize) << block_shift,
-                });
                 return Ok(());
+            }
+            Payload::Flat(_, len_bytes) => {
+                self.part_blocks = blocks_left;
+                return is_all(blocks_left, len_bytes, block_shift);
             }
             Payload::InPlace => {
                 self.part_blocks = blocks_left;
-                let len_bytes: usize = self.iovs.iter().map(|iov| iov.iov_len).sum();
-                let is_all = blocks_left > 0 && len_bytes == (blocks_left as usize) << block_shift;
-                return is_all
-                    .then_some(())
-                    .ok_or("it is not as long as its sources");
+                let len_bytes = self.iovs.iter().map(|iov| iov.iov_len).sum();
+                return is_all(blocks_left, len_bytes, block_shift);
             }
             Payload::Bounced => {
                 self.iovs.clear();
@@ -220,4 +227,12 @@ impl Op {
         });
         Ok(filled)
     }
+}
+
+/// Whether sources of so many bytes are all of what is left to write.
+fn is_all(blocks_left: u64, len_bytes: usize, block_shift: u32) -> Result<(), &'static str> {
+    let is_all = blocks_left > 0 && len_bytes == (blocks_left as usize) << block_shift;
+    is_all
+        .then_some(())
+        .ok_or("it is not as long as its sources")
 }
