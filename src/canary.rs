@@ -35,6 +35,10 @@ canaries! {
     PayloadsNotFenced = "payloads_not_fenced",
     /// A kset that was stored before the fence of its payloads counts whatever these are.
     UnfencedKsetTrusted = "unfenced_kset_trusted",
+    /// What a kill has left of the last kset of a segment counts as durable.
+    KilledKsetTrusted = "killed_kset_trusted",
+    /// What a kill has left of the copy of a record that counts is taken for durable when the other one is stored.
+    KilledCopyTrusted = "killed_copy_trusted",
     /// The fence behind the kset is another core's, which does nothing for this one.
     KsetFencedByAnotherCore = "kset_fenced_by_another_core",
     /// A batch is published before its kset is durable.

@@ -256,6 +256,7 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
     const DEGRADED: &str = "dirty data are lost, and the cache is";
     match canary {
         Canary::PayloadsNotFenced | Canary::UnfencedKsetTrusted => &[TORN],
+        Canary::KilledKsetTrusted => &[REFUSED, LOST, "a second recovery found block"],
         Canary::KsetFencedByAnotherCore => &["acknowledged too early"],
         Canary::PublishedBeforeDurable => &[LOST],
         Canary::AcknowledgedUnlogged => &[STALE, LOST, DRAINED, BARRIER, CUT],
@@ -285,7 +286,8 @@ fn reasons(canary: Canary) -> &'static [&'static str] {
         | Canary::StrictBatchSpansBarrier
         | Canary::SpanningBatchTakesMore
         | Canary::EpochForgotten => &[BARRIER],
-        Canary::SecondCopyNotWritten
+        Canary::KilledCopyTrusted
+        | Canary::SecondCopyNotWritten
         | Canary::BothCopiesBeforeOneFence
         | Canary::ChecksumWithoutGeneration
         | Canary::SealedOneShort => &[REFUSED],

@@ -5,14 +5,13 @@ use super::compat_tests::IMAGES;
 use super::walk::{SegmentWalk, WalkBuf, load_info};
 use crate::engine::{DataCrc, FormatPolicy, Fua, Op, Status};
 use crate::media::{Checksums, FEATURES_INCOMPAT, Kset, Proof, Sealed, SegmentInfo};
-use crate::pmem::{IovBuf, LINE_SIZE_BYTES, Pmem};
+use crate::pmem::IovBuf;
 use crate::sim::machine::Setup;
 use crate::sim::plain::{BackgroundRuns, Plain};
-use crate::sim::pmem::{OverlapLint, PoisonedStore, SimPmem, SimState};
+use crate::sim::pmem::{PoisonedStore, SimPmem, SimState};
 use crate::sim::recover::superblock_of;
 use crate::units::{Agent, PmemOff, SegId, Seq};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
 
 const AGENT: Agent = Agent(9);
 const PAGE: usize = 4096;
@@ -284,42 +283,11 @@ fn an_older_cache_gets_the_new_features_unless_its_superblock_cannot_be_changed(
     }
 }
 
-/// What a kill leaves at a fence that has not taken effect: what was stored is there to be read, but not all of it is durable.
-/// Nobody will ever fence it.
-fn killed(state: &SimState) -> SimPmem {
-    const NOBODY: Agent = Agent(99);
-    let pmem = SimPmem::from_image(state.durable().to_vec());
-    pmem.set_overlap_lint(OverlapLint::Count);
-    let live = state.live_image();
-    for line in state.pending_lines() {
-        let at = line.off.0 as usize;
-        pmem.store(NOBODY, line.off, &live[at..at + LINE_SIZE_BYTES as usize]);
-    }
-    pmem
-}
-
-/// What `run` comes to, and what is seen at each of its fences.
-fn at_fences<R, T: Send + 'static>(
-    pmem: &SimPmem,
-    look: impl Fn(&SimState) -> T + Send + 'static,
-    run: impl FnOnce() -> R,
-) -> (R, Vec<T>) {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let sink = Arc::clone(&seen);
-    pmem.on_crash_point(Some(Box::new(move |state, _| {
-        sink.lock().unwrap().push(look(state));
-    })));
-    let result = run();
-    pmem.on_crash_point(None);
-    let seen = std::mem::take(&mut *seen.lock().unwrap());
-    (result, seen)
-}
-
 /// The device at each fence of some writes, as a kill there leaves it.
 fn kills() -> Vec<SimPmem> {
     let pmem = SimPmem::new(setup().device_size_bytes());
     let mut plain = start(pmem.clone());
-    let ((), kills) = at_fences(&pmem, killed, || {
+    let ((), kills) = pmem.at_fences(SimState::killed, || {
         for (number, len_bytes) in (1..).zip([PAGE, PAGE + 512, 512, 3 * PAGE, PAGE]) {
             write(&mut plain, number, number as u8, len_bytes);
         }
@@ -340,7 +308,7 @@ fn what_a_start_has_found_after_a_kill_is_there_after_a_cut() {
     let mut most = 0;
     for pmem in kills() {
         let durable = |state: &SimState| state.durable().to_vec();
-        let (mut plain, cuts) = at_fences(&pmem, durable, || start(pmem.clone()));
+        let (mut plain, cuts) = pmem.at_fences(durable, || start(pmem.clone()));
         let dirty_bytes = plain.cache.info().dirty_bytes;
         let before = content(&mut plain);
         let cut = SimPmem::from_image(pmem.durable_image());

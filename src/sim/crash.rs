@@ -35,7 +35,8 @@ pub struct Limits {
     pub twice_every: u64,
     /// One of so many states is worked with afterwards.
     pub go_on_every: u64,
-    /// In one of so many states in which recovery writes, it is cut too.
+    /// In one of so many states in which recovery writes, it is cut too; and at one of an eighth as many moments the process is
+    /// killed first.
     pub nested_every: u64,
 }
 
@@ -175,6 +176,11 @@ impl Enumerator {
             }
             image.roll_back();
         }
+        // A moment has many states.
+        let every = self.limits.nested_every.div_ceil(8);
+        if !words.is_empty() && self.prng.below(every) == 0 {
+            self.cut_behind_kill(&cut, state)?;
+        }
         self.enumerate_lazily(&cut, &image, &words)
     }
 
@@ -261,6 +267,37 @@ impl Enumerator {
             let image = load(&mut self.nested, &bytes);
             self.recover_again(cut, image, base, stamps)
                 .map_err(|v| Violation(format!("{v} (after a cut in the middle of a recovery)")))?;
+        }
+        Ok(())
+    }
+
+    /// Kills the process, and cuts the power at each fence of the recovery behind that, and when it is at its end. Up to there
+    /// what nobody had fenced may be lost; what it has found in the end is there for good.
+    fn cut_behind_kill(&mut self, cut: &Cut<'_>, state: &SimState) -> Result<(), Violation> {
+        let base = &cut.bases[self.prng.index(cut.bases.len())];
+        let pmem = state.killed();
+        let cuts = Cuts::of(&pmem, 4, 4, self.prng.fork());
+        let stamps = self.recover(cut, pmem.clone(), base)?;
+        pmem.on_crash_point(None);
+        let told = |v: Violation| Violation(format!("{v} (after a kill, and a cut behind that)"));
+        for bytes in cuts.take() {
+            self.tally.nested_states += 1;
+            let image = load(&mut self.nested, &bytes);
+            self.recover(cut, image, base).map_err(told)?;
+        }
+        for number in 0..4 {
+            self.tally.nested_states += 1;
+            // All of it is lost the first time.
+            let choose = |_, count| {
+                if number == 0 {
+                    0
+                } else {
+                    self.prng.index(count)
+                }
+            };
+            let image = load(&mut self.nested, &pmem.crash_image(choose));
+            self.recover_again(cut, image, base, &stamps)
+                .map_err(told)?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod kill;
 mod state;
 
 use std::fmt;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::kill::DEAD;
 use crate::pmem::{HeapRegion, LINE_SIZE_BYTES};
 use crate::sim::tracing::PmemOp;
 use crate::units::{Agent, PmemOff};
@@ -358,7 +359,10 @@ impl SimState {
         let first = (at / LINE) as u64;
         for (line, chunk) in (first..).zip(bytes.as_chunks::<LINE>().0) {
             let stores = self.pending.entry(line).or_default();
-            if let Some(other) = stores.iter().find(|store| store.agent != agent) {
+            if let Some(other) = stores
+                .iter()
+                .find(|store| ![agent, DEAD].contains(&store.agent))
+            {
                 self.counters.foreign_overlaps += 1;
                 assert!(
                     self.overlap_lint == OverlapLint::Count,
