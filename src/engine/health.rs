@@ -77,6 +77,12 @@ impl<P> Cache<P> {
         self.health().reason().map(str::to_owned)
     }
 
+    /// How many reads of the base are under way for requests, and how many have ended so far.
+    pub fn base_reads(&self) -> (usize, u64) {
+        let under_way = self.base_reads.load(Ordering::Relaxed) as usize;
+        (under_way, self.base_reads_ended.load(Ordering::Relaxed))
+    }
+
     /// How often it has changed from one kind of [`Health`] to another: for whoever watches it, at the cost of a
     /// load.
     pub fn health_changes(&self) -> u64 {

@@ -168,6 +168,11 @@ impl Driver {
         }
     }
 
+    /// The queue of its base operations.
+    pub(super) fn queue(&self) -> &BaseQueue {
+        &self.queue
+    }
+
     /// Base operations whose end the engine has not heard of.
     pub(super) fn in_flight(&self) -> usize {
         let engine = match self.state.get() {

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde::Serialize;
 use spdk_sys as sys;
@@ -85,7 +85,8 @@ pub(super) struct Base {
     desc: NonNull<sys::spdk_bdev_desc>,
     pub(super) facts: BaseFacts,
     gone: AtomicBool,
-    is_resetting: AtomicBool,
+    /// Resets of it that are under way.
+    resets: AtomicU32,
 }
 
 // SAFETY: the descriptor is only closed by `drop`, which the owners leave to the app thread; everything
@@ -126,7 +127,7 @@ impl Base {
             desc,
             facts: BaseFacts::none(),
             gone: AtomicBool::new(false),
-            is_resetting: AtomicBool::new(false),
+            resets: AtomicU32::new(0),
         };
         base.facts = BaseFacts::of(&base);
         base.check().map_err(OpenBaseError::Refused)?;
@@ -253,17 +254,17 @@ impl Base {
 
     /// A reset of the device begins: whatever fails from now on was aborted by that.
     pub(super) fn begin_reset(&self) {
-        self.is_resetting.store(true, Ordering::Relaxed);
+        self.resets.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether it is under way.
+    /// Whether one is under way.
     pub(super) fn is_resetting(&self) -> bool {
-        self.is_resetting.load(Ordering::Relaxed)
+        self.resets.load(Ordering::Relaxed) > 0
     }
 
     /// The reset has ended.
     pub(super) fn end_reset(&self) {
-        self.is_resetting.store(false, Ordering::Relaxed);
+        self.resets.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The engine's word for a failed operation; `errno` is positive, 0 if the device reported the error.

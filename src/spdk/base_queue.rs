@@ -5,6 +5,7 @@
 //! the engine never hears of it. An operation that needs a bounce buffer and finds none waits its turn.
 
 mod op;
+mod reset;
 mod room;
 
 use std::cell::{Cell, RefCell};
@@ -42,6 +43,10 @@ pub(super) struct BaseQueue {
     block_shift: u32,
     room: Room,
     in_flight: Cell<usize>,
+    /// How many have ended.
+    ended: Cell<u64>,
+    /// A reset of the base by `reset` is under way.
+    is_resetting: Cell<bool>,
     /// Whether `advance` has anything to do.
     news: Cell<bool>,
     zeroes_went: Cell<ZeroesWent>,
@@ -87,6 +92,8 @@ impl BaseQueue {
             copying,
             room,
             in_flight: Cell::new(0),
+            ended: Cell::new(0),
+            is_resetting: Cell::new(false),
             news: Cell::new(false),
             zeroes_went: Cell::default(),
             inner: RefCell::new(Inner {
@@ -110,9 +117,15 @@ impl BaseQueue {
         self.zeroes_went.get()
     }
 
-    /// Operations that were started and whose end `advance` has not told yet.
+    /// Operations that were started and whose end `advance` has not told yet, and a reset. The queue is not dropped before
+    /// there are none.
     pub(super) fn in_flight(&self) -> usize {
-        self.in_flight.get()
+        self.in_flight.get() + usize::from(self.is_resetting.get())
+    }
+
+    /// Changes whenever an operation has ended.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.get()
     }
 
     /// Starts an operation. `sources` is the outbox's list.
@@ -121,22 +134,6 @@ impl BaseQueue {
         self.in_flight.set(self.in_flight.get() + 1);
         with_op(op, |op| op.fill(request, sources, self.copying));
         self.start_part(op);
-    }
-
-    /// Has the base reset, which makes it end what is under way there, whoever asked for it. 0, or an errno value: it was
-    /// not begun.
-    ///
-    /// # Safety
-    /// `ended` is called once with `arg`, later, on this thread; until then the queue is not dropped.
-    pub(super) unsafe fn reset_base(
-        &self,
-        ended: unsafe extern "C" fn(*mut sys::spdk_bdev_io, bool, *mut c_void),
-        arg: *mut c_void,
-    ) -> c_int {
-        let (desc, channel) = (self.base.desc(), self.channel.as_ptr());
-        // SAFETY: the descriptor is open while the base lives, the channel is of this thread, and put by `drop` only; for
-        // the rest see the contract of this function.
-        -unsafe { sys::spdk_bdev_reset(desc, channel, Some(ended), arg) }
     }
 
     /// Goes on with whatever SPDK has completed, and calls `ended` for each operation that is at its end.
@@ -227,6 +224,7 @@ impl BaseQueue {
 
     fn finish(&self, op: NonNull<Op>) {
         self.in_flight.set(self.in_flight.get() - 1);
+        self.ended.set(self.ended.get() + 1);
         let bounce = with_op(op, |op| {
             match mem::replace(&mut op.payload, Payload::None) {
                 Payload::Bounced => op.bounce.take(),
@@ -389,10 +387,10 @@ fn with_op<R>(op: NonNull<Op>, body: impl FnOnce(&mut Op) -> R) -> R {
 impl Drop for BaseQueue {
     fn drop(&mut self) {
         // Owners wait for this: SPDK would otherwise complete into freed memory.
-        if self.in_flight.get() != 0 {
+        if self.in_flight() != 0 {
             log::error!(
                 "{} base operations are abandoned: their memory is lost",
-                self.in_flight.get()
+                self.in_flight()
             );
             return;
         }

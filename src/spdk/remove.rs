@@ -6,6 +6,7 @@
 //! thread of its own -> tell SPDK and whoever asked.
 
 mod finish;
+mod hurry;
 
 use std::ffi::c_void;
 use std::mem;
@@ -22,6 +23,7 @@ use super::registry;
 use super::thread::now;
 use super::trampoline::guard;
 use crate::engine::Health;
+use crate::retry::Standstill;
 use crate::rpc::{Drain, RpcError};
 use crate::units::{NS_PER_MS, NS_PER_S, Now, Seq};
 
@@ -116,6 +118,8 @@ pub(super) struct Removal {
     requests: Vec<(Request, Drain)>,
     /// What became of the drain.
     outcome: Result<(), RpcError>,
+    /// Of the base.
+    standstill: Standstill,
 }
 
 impl Removal {
@@ -127,6 +131,7 @@ impl Removal {
             after: After::Forget,
             requests: Vec::new(),
             outcome: Ok(()),
+            standstill: Standstill::default(),
         }
     }
 
@@ -411,7 +416,9 @@ pub(super) fn tick(node: &Arc<Node>) {
     match stage(node) {
         Stage::Online | Stage::Closing => {}
         Stage::Leaving { until } => {
-            if !node.gives_up_waiting() && now() >= until {
+            if node.gives_up_waiting() {
+                hurry::look(node);
+            } else if now() >= until {
                 node.give_up_waiting();
             }
         }
@@ -443,6 +450,8 @@ pub(super) fn tick(node: &Arc<Node>) {
                 .map_or(0, |driver| driver.in_flight());
             if in_flight == 0 {
                 close(node);
+            } else {
+                hurry::look(node);
             }
         }
     }

@@ -18,10 +18,10 @@ use crate::retry::is_rare;
 
 /// So long a base may take for what is under way: as long as SPDK advises modules to wait before they reset a device
 /// (`SPDK_BDEV_RESET_IO_DRAIN_RECOMMENDED_VALUE`). A reset fails what write-back has under way, too.
-const BASE_RESET_AFTER_US: u64 = 5_000_000;
+pub(super) const BASE_RESET_AFTER_US: u64 = 5_000_000;
 
 /// At last every so many looks: once a minute.
-const BASE_RESETS_APART: u32 = 12;
+pub(super) const BASE_RESETS_APART: u32 = 12;
 
 /// A reset that came by this channel.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub(super) struct Resets {
     /// One that waits for this channel to run empty.
     iter: Cell<*mut sys::spdk_io_channel_iter>,
     asked: RefCell<Option<Asked>>,
+    /// The base is being reset for this channel.
+    resets_base: Cell<bool>,
 }
 
 impl Default for Resets {
@@ -48,6 +50,7 @@ impl Default for Resets {
         Self {
             iter: Cell::new(ptr::null_mut()),
             asked: RefCell::new(None),
+            resets_base: Cell::new(false),
         }
     }
 }
@@ -122,7 +125,7 @@ impl ChannelState {
 
     /// Completes the request when nobody works for it any more.
     fn end_reset_if_done(&self) {
-        if self.node.base.is_resetting() {
+        if self.resets.resets_base.get() {
             return;
         }
         let is_done = |asked: &mut Asked| asked.emptied.is_some();
@@ -146,13 +149,23 @@ impl ChannelState {
         let name = &self.node.name;
         log::warn!("{name}: reads of the base do not end: it is reset");
         let this = ptr::from_ref(self).cast_mut().cast();
-        self.node.base.begin_reset();
+        self.begin_base_reset();
         // SAFETY: the request is not completed before `base_was_reset`, so this channel stays, and its queue.
         let errno = unsafe { self.base.reset_base(base_was_reset, this) };
         if errno != 0 {
-            self.node.base.end_reset();
+            self.end_base_reset();
             log::warn!("{name}: the base cannot be reset yet: {}", os_text(errno));
         }
+    }
+
+    fn begin_base_reset(&self) {
+        self.node.base.begin_reset();
+        self.resets.resets_base.set(true);
+    }
+
+    fn end_base_reset(&self) {
+        self.node.base.end_reset();
+        self.resets.resets_base.set(false);
     }
 }
 
@@ -188,7 +201,7 @@ unsafe extern "C" fn base_was_reset(
             if !success {
                 log::warn!("{}: the base has failed its reset", state.node.name);
             }
-            state.node.base.end_reset();
+            state.end_base_reset();
             state.end_reset_if_done();
         },
         |why| state.on_panic(why),

@@ -1,19 +1,16 @@
 //! Reads of a few blocks of the base while a cache is opened.
 
-use std::cell::Cell;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use libc::iovec;
-use spdk_sys as sys;
 
 use super::base::Base;
 use super::base_queue::{BaseQueue, Room};
 use super::create::{no_channel, no_memory};
 use super::memory::DmaBuf;
-use super::trampoline::guard;
 use crate::engine::{BaseError, BaseKind, BaseOpId, BaseRequest};
 use crate::pmem::IovCursor;
 use crate::rpc::RpcError;
@@ -38,8 +35,6 @@ pub(super) struct WitnessReads {
     base: Arc<Base>,
     queue: Rc<BaseQueue>,
     places: Vec<Place>,
-    /// A reset of the base is under way.
-    is_resetting: Rc<Cell<bool>>,
 }
 
 impl WitnessReads {
@@ -73,7 +68,6 @@ impl WitnessReads {
             base,
             queue,
             places,
-            is_resetting: Rc::default(),
         })
     }
 
@@ -84,7 +78,7 @@ impl WitnessReads {
 
     /// Reads, and a reset, whose end was not told yet. Not dropped before there are none.
     pub(super) fn in_flight(&self) -> usize {
-        self.queue.in_flight() + usize::from(self.is_resetting.get())
+        self.queue.in_flight()
     }
 
     /// Has the base reset, unless that is under way, which makes it end the reads.
@@ -92,19 +86,7 @@ impl WitnessReads {
     /// # Errors
     /// It was not begun; the number of the error.
     pub(super) fn reset_base(&self) -> Result<(), c_int> {
-        if self.is_resetting.replace(true) {
-            return Ok(());
-        }
-        let arg = Rc::into_raw(Rc::clone(&self.is_resetting));
-        // SAFETY: `base_was_reset` takes the reference back, once; the queue stays until `in_flight` is 0.
-        let errno = unsafe { self.queue.reset_base(base_was_reset, arg.cast_mut().cast()) };
-        if errno == 0 {
-            return Ok(());
-        }
-        // SAFETY: from above; nobody else has got it.
-        drop(unsafe { Rc::from_raw(arg) });
-        self.is_resetting.set(false);
-        Err(errno)
+        self.queue.reset()
     }
 
     /// Starts a read of at most a page. `false`: it is larger, or there is no place.
@@ -154,22 +136,6 @@ impl WitnessReads {
             ended(slot, result.map(|()| bytes));
         });
     }
-}
-
-/// SPDK tells that the base was reset, or not: then its reads may not end, and it is reset again.
-unsafe extern "C" fn base_was_reset(bdev_io: *mut sys::spdk_bdev_io, _: bool, arg: *mut c_void) {
-    guard(
-        (),
-        || {
-            // SAFETY: the request is SPDK's and is given back once, here; `arg` is the reference that `reset_base` passed.
-            let is_resetting = unsafe {
-                sys::spdk_bdev_free_io(bdev_io);
-                Rc::from_raw(arg.cast_const().cast::<Cell<bool>>())
-            };
-            is_resetting.set(false);
-        },
-        |_| (),
-    );
 }
 
 impl Drop for WitnessReads {

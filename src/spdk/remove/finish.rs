@@ -57,9 +57,14 @@ pub(super) fn finish(node: Arc<Node>) {
         )
     };
     if poller.is_none() {
-        log::error!("no poller to wait for the unmapping of a cache device with");
+        log::warn!(
+            "no poller to wait for the unmapping of a cache device with: it is waited for here"
+        );
+        // SAFETY: made by `Box::into_raw` above, and nobody else has got it.
+        let finishing = unsafe { Box::from_raw(raw) };
+        return finishing.end();
     }
-    // SAFETY: as above; the poller has not run yet: that takes a return to SPDK.
+    // SAFETY: the poller has not run yet: that takes a return to SPDK.
     unsafe { (*raw).poller = poller };
 }
 

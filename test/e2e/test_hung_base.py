@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A base that keeps what it is asked for keeps no cache from its end, nor the application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from harness import Host, NvmfTarget, wait_until
+from harness.ackclient import EXIT_DISCONNECTED, EXIT_TARGET_ERROR
+from harness.scenario import (
+    CACHE,
+    SICK,
+    Session,
+    Storage,
+    assert_intact,
+    cache_info,
+    cache_state,
+    cache_stats,
+    drain_and_verify,
+    start_session,
+)
+
+# SPDK's error bdev keeps what it is told to until it is reset.
+KEEPS = {"name": SICK, "error_type": "pending", "num": 1000}
+RESET = "and the cache is being closed: it is reset"
+
+
+def delete(session: Session) -> None:
+    assert session.rpc.bdev_pcache_delete(name=CACHE) is True
+
+
+def delete_base(session: Session) -> None:
+    session.rpc.bdev_error_delete(name=SICK)
+    wait_until(lambda: cache_state(session.rpc) == "pending", "the cache waits for its base")
+
+
+def end_application(session: Session) -> None:
+    session.app.stop()
+
+
+@pytest.mark.parametrize("io_type", ["write", "flush"])
+@pytest.mark.parametrize("end", [delete, delete_base, end_application])
+def test_cache_ends_although_its_base_keeps_what_is_written_back(
+    host: Host, media: Path, seed: int, end: Callable[[Session], None], io_type: str
+):
+    storage = Storage(media)
+    client = storage.client(seed)
+    session = start_session(host, storage.sick_base())
+    session.rpc.bdev_error_inject_error(io_type=io_type, **KEEPS)
+    assert_intact(client.write(session.url, writes=500, io_bytes="512:16384", seconds=20))
+    session.rpc.bdev_pcache_flush_start(name=CACHE)
+    wait_until(lambda: cache_info(session.rpc)["base_operations"] > 0, "something is written back")
+    end(session)
+    assert RESET in session.app.log()
+    if end is not end_application:
+        session.app.stop()
+    session = start_session(host, storage.sick_base())
+    assert_intact(client.verify(session.url))
+    drain_and_verify(session.rpc, client, storage)
+    session.app.stop()
+
+
+def test_cache_ends_although_its_base_keeps_reads_of_its_users(host: Host, media: Path, seed: int):
+    storage = Storage(media)
+    client = storage.client(seed)
+    session = start_session(host, storage.sick_base(), target=NvmfTarget)
+    assert_intact(client.write(session.url, writes=500, seconds=20))
+    session.rpc.bdev_error_inject_error(io_type="read", **KEEPS)
+    before = cache_stats(session.rpc)["bytes.core_volume_rd"]
+    with ThreadPoolExecutor() as pool:
+        # Most blocks were never written.
+        verified = pool.submit(client.verify, session.url)
+        wait_until(lambda: cache_stats(session.rpc)["bytes.core_volume_rd"] > before, "the base is read")
+        delete(session)
+        assert verified.result().exit_code in (EXIT_TARGET_ERROR, EXIT_DISCONNECTED)
+    session.app.stop()
+    session = start_session(host, storage.sick_base())
+    assert_intact(client.verify(session.url))
+    drain_and_verify(session.rpc, client, storage)
+    session.app.stop()
