@@ -44,37 +44,6 @@ pub(crate) fn is_rare(look: u32, apart: u32) -> bool {
     look.is_power_of_two() && look < apart || look.is_multiple_of(apart)
 }
 
-/// Notices that nothing of what is waited for ends.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Standstill {
-    /// What had ended at the last look, and since when that has not changed; `None`: nothing was waited for.
-    stands: Option<(u64, Now)>,
-    /// How often it has stood for so long.
-    times: u32,
-}
-
-impl Standstill {
-    /// To be called again and again. `under_way`: how many are waited for; `ended`: changes when one has ended. Some: for
-    /// `after_ns` none has, for the first, second ... time.
-    pub(crate) fn lasts(
-        &mut self,
-        under_way: usize,
-        ended: u64,
-        now: Now,
-        after_ns: u64,
-    ) -> Option<u32> {
-        let stands = self
-            .stands
-            .filter(|(then, _)| under_way > 0 && *then == ended);
-        let since = stands.map_or(now, |(_, since)| since);
-        let lasts = now.since_ns(since) >= after_ns;
-        let since = if lasts { now } else { since };
-        self.stands = (under_way > 0).then_some((ended, since));
-        self.times += u32::from(lasts);
-        lasts.then_some(self.times)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,25 +60,6 @@ mod tests {
     fn what_is_done_again_and_again_is_done_less_and_less_often() {
         let turns: Vec<_> = (1..60).filter(|look| is_rare(*look, 12)).collect();
         assert_eq!(turns, [1, 2, 4, 8, 12, 24, 36, 48]);
-    }
-
-    #[test]
-    fn it_is_a_standstill_if_nothing_ends_although_something_is_waited_for() {
-        let mut standstill = Standstill::default();
-        let mut lasts = |under_way, ended, s: u64| {
-            standstill.lasts(under_way, ended, Now(s * NS_PER_S), 5 * NS_PER_S)
-        };
-        assert_eq!([100, 104].map(|s| lasts(2, 7, s)), [None; 2]);
-        // One has ended.
-        assert_eq!([105, 109].map(|s| lasts(1, 8, s)), [None; 2]);
-        let turns = [110, 111, 114, 115].map(|s| lasts(1, 8, s));
-        assert_eq!(turns, [Some(1), None, None, Some(2)]);
-        // Nothing is waited for; then something else.
-        assert_eq!(lasts(0, 8, 121), None);
-        assert_eq!(
-            [122, 126, 127].map(|s| lasts(1, 8, s)),
-            [None, None, Some(3)]
-        );
     }
 
     #[test]

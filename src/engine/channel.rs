@@ -19,7 +19,6 @@ use crate::pmem::{MemSlice, PadMemory, Pads, Pmem};
 use crate::units::{Agent, Now, PAGE_SIZE_BYTES, Page};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// Requests that a channel takes at once.
@@ -224,8 +223,7 @@ impl<P: Pmem> Channel<P> {
     /// A base operation has ended; the next poll goes on with it.
     pub fn on_base_done(&mut self, op: BaseOpId, result: Result<(), BaseError>) {
         if self.core.misses.set_result(op.0, result) {
-            self.cache.base_reads.fetch_sub(1, Ordering::Relaxed);
-            self.cache.base_reads_ended.fetch_add(1, Ordering::Relaxed);
+            self.cache.count_base_read_off();
             let errors = &self.core.counters(&self.cache).base_read_errors;
             errors.add(u64::from(result.is_err()));
             self.core.misses_done.push_back(op.0);

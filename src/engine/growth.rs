@@ -92,11 +92,12 @@ impl<P: Pmem> Cache<P> {
             return;
         }
         let mut superblock = lock(&self.superblock);
-        // One copy stays whole while the other is written: a damaged one is made so first.
+        // One copy stays whole while the other is written: a damaged one is made so first. If none is, both are durable.
         let is_whole = match superblock_copies(&self.pmem) {
-            Ok(mut copies) => {
+            Ok(mut copies) if copies.needs_repair() => {
                 copies.unreadable().is_none() && copies.repair(&self.pmem, BACKGROUND_AGENT).is_ok()
             }
+            Ok(_) => true,
             Err(error) => error.can_be_written(),
         };
         if !is_whole {

@@ -83,6 +83,12 @@ impl<P> Cache<P> {
         (under_way, self.base_reads_ended.load(Ordering::Relaxed))
     }
 
+    /// A read of the base has ended.
+    pub fn count_base_read_off(&self) {
+        self.base_reads.fetch_sub(1, Ordering::Relaxed);
+        self.base_reads_ended.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How often it has changed from one kind of [`Health`] to another: for whoever watches it, at the cost of a
     /// load.
     pub fn health_changes(&self) -> u64 {

@@ -293,7 +293,8 @@ impl<P: Pmem> Opening<P> {
     }
 
     fn repair_superblock(&mut self) -> Result<(), OpenError> {
-        if let Some(copies) = &mut self.superblock_copies {
+        // Once: it is asked for with each poll.
+        if let Some(mut copies) = self.superblock_copies.take() {
             copies.repair(&*self.pmem, BACKGROUND_AGENT)?;
         }
         if std::mem::take(&mut self.superblock_changed) {

@@ -93,7 +93,7 @@ impl Recovered {
         superblock: &Superblock,
     ) -> Result<Option<OpenStep>, OpenError> {
         let checksums = Checksums::new(superblock.uuid);
-        if let Some(copies) = &mut self.known.tails_copies {
+        if let Some(mut copies) = self.known.tails_copies.take() {
             copies.repair(pmem, BACKGROUND_AGENT)?;
         }
         if std::mem::take(&mut self.known.tails_changed) {

@@ -43,8 +43,8 @@ pub(super) struct BaseQueue {
     block_shift: u32,
     room: Room,
     in_flight: Cell<usize>,
-    /// How many have ended.
-    ended: Cell<u64>,
+    /// Parts of operations that have ended so far.
+    landed_count: Cell<u64>,
     /// A reset of the base by `reset` is under way.
     is_resetting: Cell<bool>,
     /// Whether `advance` has anything to do.
@@ -92,7 +92,7 @@ impl BaseQueue {
             copying,
             room,
             in_flight: Cell::new(0),
-            ended: Cell::new(0),
+            landed_count: Cell::new(0),
             is_resetting: Cell::new(false),
             news: Cell::new(false),
             zeroes_went: Cell::default(),
@@ -123,9 +123,9 @@ impl BaseQueue {
         self.in_flight.get() + usize::from(self.is_resetting.get())
     }
 
-    /// Changes whenever an operation has ended.
-    pub(super) fn ended(&self) -> u64 {
-        self.ended.get()
+    /// Changes whenever the base has ended something.
+    pub(super) fn landed_count(&self) -> u64 {
+        self.landed_count.get()
     }
 
     /// Starts an operation. `sources` is the outbox's list.
@@ -224,7 +224,6 @@ impl BaseQueue {
 
     fn finish(&self, op: NonNull<Op>) {
         self.in_flight.set(self.in_flight.get() - 1);
-        self.ended.set(self.ended.get() + 1);
         let bounce = with_op(op, |op| {
             match mem::replace(&mut op.payload, Payload::None) {
                 Payload::Bounced => op.bounce.take(),
@@ -343,6 +342,7 @@ impl BaseQueue {
     }
 
     fn land(&self, op: NonNull<Op>, result: Result<(), BaseError>) {
+        self.landed_count.set(self.landed_count.get() + 1);
         self.inner.borrow_mut().landed.push((op, result));
         self.news.set(true);
     }
@@ -366,10 +366,12 @@ impl BaseQueue {
             Copying::Bounced => self.room.sources,
         };
         let op = |_| Op::new(NonNull::from(self), source_count_max);
-        let ops: &mut [Op] = Box::leak((0..count).map(op).collect());
+        let slab = NonNull::from(Box::leak((0..count).map(op).collect::<Box<[Op]>>()));
         let inner = &mut *self.inner.borrow_mut();
-        inner.slabs.push(NonNull::from(&mut *ops));
-        inner.free.extend(ops.iter_mut().map(NonNull::from));
+        inner.slabs.push(slab);
+        // SAFETY: there are so many in the slab.
+        let ops = (0..count).map(|number| unsafe { slab.cast::<Op>().add(number) });
+        inner.free.extend(ops);
     }
 
     fn release(&self, op: NonNull<Op>) {

@@ -404,7 +404,9 @@ impl ChannelState {
 
     /// After a panic: all requests fail, as soon as no base read can write into their memory any more.
     fn fail_all(&self) -> Polled {
-        self.base.advance(|_, _| {});
+        // The engine, which hears no more of them, would.
+        self.base
+            .advance(|_, _| self.node.cache.count_base_read_off());
         if self.base.in_flight() > 0 {
             return Polled::Idle;
         }

@@ -23,9 +23,9 @@ use super::registry;
 use super::thread::now;
 use super::trampoline::guard;
 use crate::engine::Health;
-use crate::retry::Standstill;
 use crate::rpc::{Drain, RpcError};
 use crate::units::{NS_PER_MS, NS_PER_S, Now, Seq};
+use hurry::Hurry;
 
 /// How often a drain is looked at.
 const DRAIN_LOOK_NS: u64 = NS_PER_MS;
@@ -118,8 +118,7 @@ pub(super) struct Removal {
     requests: Vec<(Request, Drain)>,
     /// What became of the drain.
     outcome: Result<(), RpcError>,
-    /// Of the base.
-    standstill: Standstill,
+    hurry: Hurry,
 }
 
 impl Removal {
@@ -131,7 +130,7 @@ impl Removal {
             after: After::Forget,
             requests: Vec::new(),
             outcome: Ok(()),
-            standstill: Standstill::default(),
+            hurry: Hurry::default(),
         }
     }
 
@@ -432,6 +431,7 @@ pub(super) fn tick(node: &Arc<Node>) {
             }
         }
         Stage::FinalDrain { look, mut patience } => {
+            hurry::look(node);
             let time = now();
             if time >= look {
                 let stuck = patience.ends_with(node, time);

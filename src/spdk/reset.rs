@@ -18,10 +18,10 @@ use crate::retry::is_rare;
 
 /// So long a base may take for what is under way: as long as SPDK advises modules to wait before they reset a device
 /// (`SPDK_BDEV_RESET_IO_DRAIN_RECOMMENDED_VALUE`). A reset fails what write-back has under way, too.
-pub(super) const BASE_RESET_AFTER_US: u64 = 5_000_000;
+const BASE_RESET_AFTER_US: u64 = 5_000_000;
 
 /// At last every so many looks: once a minute.
-pub(super) const BASE_RESETS_APART: u32 = 12;
+const BASE_RESETS_APART: u32 = 12;
 
 /// A reset that came by this channel.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ from harness.scenario import (
 
 # SPDK's error bdev keeps what it is told to until it is reset.
 KEEPS = {"name": SICK, "error_type": "pending", "num": 1000}
-RESET = "and the cache is being closed: it is reset"
+RESET = "and the cache is being closed: the base is reset"
 
 
 def delete(session: Session) -> None:
@@ -41,8 +41,9 @@ def end_application(session: Session) -> None:
     session.app.stop()
 
 
-@pytest.mark.parametrize("io_type", ["write", "flush"])
-@pytest.mark.parametrize("end", [delete, delete_base, end_application])
+@pytest.mark.parametrize(
+    ("end", "io_type"), [(delete, "write"), (delete_base, "flush"), (end_application, "write")]
+)
 def test_cache_ends_although_its_base_keeps_what_is_written_back(
     host: Host, media: Path, seed: int, end: Callable[[Session], None], io_type: str
 ):

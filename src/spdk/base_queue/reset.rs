@@ -50,8 +50,8 @@ impl BaseQueue {
     }
 }
 
-/// SPDK tells that the base was reset, or not.
-unsafe extern "C" fn was_reset(bdev_io: *mut sys::spdk_bdev_io, success: bool, this: *mut c_void) {
+/// SPDK tells that the base was reset, or not: then what it has may not end, and whoever waits has it reset again.
+unsafe extern "C" fn was_reset(bdev_io: *mut sys::spdk_bdev_io, _: bool, this: *mut c_void) {
     guard(
         (),
         || {
@@ -61,10 +61,6 @@ unsafe extern "C" fn was_reset(bdev_io: *mut sys::spdk_bdev_io, success: bool, t
                 sys::spdk_bdev_free_io(bdev_io);
                 &*this.cast::<BaseQueue>()
             };
-            if !success {
-                let name = &queue.base.facts.identity.name;
-                log::warn!("the base bdev {name} has failed its reset");
-            }
             queue.end_reset();
         },
         |_| (),

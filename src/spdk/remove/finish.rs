@@ -47,7 +47,7 @@ pub(super) fn finish(node: Arc<Node>) {
     let mapping = (access, cache);
     finishing.unmapping = Job::start("pcache-unmap", move || drop(mapping));
     let raw = Box::into_raw(finishing);
-    // SAFETY: the box is only taken back by `look_at_unmapping`, when it drops the poller.
+    // SAFETY: the box is only taken back by `look_at_unmapping`, when it drops the poller, or below, where there is none.
     let poller = unsafe {
         Poller::register(
             look_at_unmapping,
