@@ -288,13 +288,7 @@ impl Enumerator {
         for number in 0..4 {
             self.tally.nested_states += 1;
             // All of it is lost the first time.
-            let choose = |_, count| {
-                if number == 0 {
-                    0
-                } else {
-                    self.prng.index(count)
-                }
-            };
+            let choose = |_, count| self.prng.index(if number == 0 { 1 } else { count });
             let image = load(&mut self.nested, &pmem.crash_image(choose));
             self.recover_again(cut, image, base, &stamps)
                 .map_err(told)?;

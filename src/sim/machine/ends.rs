@@ -2,7 +2,7 @@
 
 use super::super::base::BaseImage;
 use super::super::model::Violation;
-use super::super::pmem::{SimPmem, SimState};
+use super::super::pmem::SimPmem;
 use super::super::prng::{Prng, mix};
 use super::super::recover;
 use super::{Machine, Setup, lock};
@@ -30,7 +30,7 @@ impl Machine {
             };
             recover::offer_another_base(&setup, &image, &mut prng)?;
         }
-        self.start_again(SimPmem::from_image(image), change, dice)
+        self.start_again(image, change, dice)
     }
 
     /// An orderly stop: the background ends what it has begun. Nothing may be asked of the machine any more.
@@ -57,50 +57,34 @@ impl Machine {
         dice: u64,
         change: impl FnOnce(&mut Setup),
     ) -> Result<Self, Violation> {
+        self.verdict()?;
+        self.with_outside(|outside| outside.check_held_after_cut(base))?;
         let mut prng = Prng::new(mix(dice, 1));
         if prng.percent(25) {
             super::super::script::damage_a_copy(&self.shared.setup, &mut image, &mut prng);
         }
-        self.crash_to(SimPmem::from_image(image), base, dice, change)
-    }
-
-    fn crash_to(
-        self,
-        pmem: SimPmem,
-        base: &BaseImage,
-        dice: u64,
-        change: impl FnOnce(&mut Setup),
-    ) -> Result<Self, Violation> {
-        self.verdict()?;
-        self.with_outside(|outside| outside.check_held_after_cut(base))?;
         // What is going to be found is found out on a copy first, and is the truth from then on: a crash
         // in the middle of the recovery below must not change it.
         let stamps = self.with_outside(|outside| {
             let setup = &self.setup_after();
-            let copy = super::super::image::ImagePmem::new(pmem.live_image());
+            let copy = super::super::image::ImagePmem::new(image.clone());
             recover::judge(copy, setup, &outside.model, base).map(|(stamps, _)| stamps)
         })?;
         self.with_outside(|outside| {
             outside.model.restart(&stamps);
             outside.base.restart(base);
         });
-        self.start_again(pmem, change, dice)
+        self.start_again(image, change, dice)
     }
 
-    /// The death of the process: what it has stored is there, fenced or not. What is not fenced a power cut may still take, when
-    /// the next process is at work.
+    /// The death of the process: what it has stored is there, fenced or not.
     ///
     /// # Errors
     /// A promise was broken.
     pub fn kill(self, dice: u64, change: impl FnOnce(&mut Setup)) -> Result<Self, Violation> {
+        let image = self.shared.pmem.live_image();
         let base = self.with_outside(|outside| outside.base.kill_image(&mut Prng::new(dice)));
-        if self.shared.pmem.pending_lines().is_empty() {
-            let image = self.shared.pmem.live_image();
-            return self.crash(image, &base, dice, change);
-        }
-        // Without damage: with that, a cut before the start has repaired it would be the second loss of one record.
-        let pmem = self.shared.pmem.with_state(SimState::killed);
-        self.crash_to(pmem, &base, dice, change)
+        self.crash(image, &base, dice, change)
     }
 
     /// A power cut: of what is not fenced any part may be lost.
@@ -132,7 +116,7 @@ impl Machine {
 
     fn start_again(
         self,
-        pmem: SimPmem,
+        image: Vec<u8>,
         change: impl FnOnce(&mut Setup),
         dice: u64,
     ) -> Result<Self, Violation> {
@@ -157,6 +141,14 @@ impl Machine {
         let outside = Arc::clone(&shared.outside);
         let observer = shared.observer.clone();
         let block_count = setup.block_count;
-        Self::start(setup, block_count, pmem, outside, observer, prng, hash)
+        Self::start(
+            setup,
+            block_count,
+            SimPmem::from_image(image),
+            outside,
+            observer,
+            prng,
+            hash,
+        )
     }
 }
