@@ -16,6 +16,7 @@ from harness.scenario import (
     SICK,
     Storage,
     assert_intact,
+    base_read_bytes,
     bdev_info,
     cache_info,
     cache_state,
@@ -29,11 +30,6 @@ from harness.scenario import (
 )
 
 PASSTHRU = "Between"
-
-
-def base_read_bytes(rpc: Rpc) -> int:
-    """What the base was asked for, be it there or not."""
-    return cache_stats(rpc)["bytes.core_volume_rd"]
 
 
 def health_told(rpc: Rpc) -> list[str]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import Host, NvmfTarget, wait_until
+from harness import AckClient, Host, NvmfTarget, wait_until
 from harness.ackclient import EXIT_DISCONNECTED, EXIT_TARGET_ERROR
 from harness.scenario import (
     CACHE,
@@ -16,9 +16,9 @@ from harness.scenario import (
     Session,
     Storage,
     assert_intact,
+    base_read_bytes,
     cache_info,
     cache_state,
-    cache_stats,
     drain_and_verify,
     start_session,
 )
@@ -41,6 +41,14 @@ def end_application(session: Session) -> None:
     session.app.stop()
 
 
+def assert_all_there(host: Host, storage: Storage, client: AckClient) -> None:
+    """At the next start, over a base that is well."""
+    session = start_session(host, storage.sick_base())
+    assert_intact(client.verify(session.url))
+    drain_and_verify(session.rpc, client, storage)
+    session.app.stop()
+
+
 @pytest.mark.parametrize(
     ("end", "io_type"), [(delete, "write"), (delete_base, "flush"), (end_application, "write")]
 )
@@ -58,10 +66,7 @@ def test_cache_ends_although_its_base_keeps_what_is_written_back(
     assert RESET in session.app.log()
     if end is not end_application:
         session.app.stop()
-    session = start_session(host, storage.sick_base())
-    assert_intact(client.verify(session.url))
-    drain_and_verify(session.rpc, client, storage)
-    session.app.stop()
+    assert_all_there(host, storage, client)
 
 
 def test_cache_ends_although_its_base_keeps_reads_of_its_users(host: Host, media: Path, seed: int):
@@ -70,15 +75,12 @@ def test_cache_ends_although_its_base_keeps_reads_of_its_users(host: Host, media
     session = start_session(host, storage.sick_base(), target=NvmfTarget)
     assert_intact(client.write(session.url, writes=500, seconds=20))
     session.rpc.bdev_error_inject_error(io_type="read", **KEEPS)
-    before = cache_stats(session.rpc)["bytes.core_volume_rd"]
+    before = base_read_bytes(session.rpc)
     with ThreadPoolExecutor() as pool:
         # Most blocks were never written.
         verified = pool.submit(client.verify, session.url)
-        wait_until(lambda: cache_stats(session.rpc)["bytes.core_volume_rd"] > before, "the base is read")
+        wait_until(lambda: base_read_bytes(session.rpc) > before, "the base is read")
         delete(session)
         assert verified.result().exit_code in (EXIT_TARGET_ERROR, EXIT_DISCONNECTED)
     session.app.stop()
-    session = start_session(host, storage.sick_base())
-    assert_intact(client.verify(session.url))
-    drain_and_verify(session.rpc, client, storage)
-    session.app.stop()
+    assert_all_there(host, storage, client)

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::kill::DEAD;
 use crate::pmem::{HeapRegion, LINE_SIZE_BYTES};
 use crate::sim::tracing::PmemOp;
 use crate::units::{Agent, PmemOff};
 
 use super::BYTES_CHECKSUMMED_PER_FENCE;
+use super::kill::DEAD;
 
 const LINE: usize = LINE_SIZE_BYTES as usize;
 /// Size of a word: what the hardware stores or loses as a whole.

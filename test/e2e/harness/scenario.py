@@ -213,6 +213,11 @@ def settle(rpc: Rpc, name: str = CACHE) -> None:
         time.sleep(0.1)
 
 
+def base_read_bytes(rpc: Rpc) -> int:
+    """What the base was asked for, be it there or not."""
+    return cache_stats(rpc)["bytes.core_volume_rd"]
+
+
 def drain_and_verify(rpc: Rpc, client: AckClient, storage: Storage) -> None:
     """Once everything is written back, the base holds it without the cache."""
     drain(rpc)
@@ -225,9 +230,9 @@ def cache_everything(session: Session, client: AckClient) -> None:
     drain(session.rpc)
 
     def all_cached() -> bool:
-        before = cache_stats(session.rpc)["bytes.core_volume_rd"]
+        before = base_read_bytes(session.rpc)
         assert_intact(client.verify(session.url))
-        return cache_stats(session.rpc)["bytes.core_volume_rd"] == before
+        return base_read_bytes(session.rpc) == before
 
     wait_until(all_cached, "nothing that is read is put into the cache anew", timeout_s=20)
     # What was read lies behind the dirty tail, too.
